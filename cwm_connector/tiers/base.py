@@ -1,0 +1,64 @@
+"""The tiers' contract: where sealed chunks lie, who may touch them, and what "done" means.
+
+A **sealed chunk** is one contiguous buffer: a 4,096-byte header (key, rank, length, layout, checksum) and the payload,
+padded with zeros to a multiple of 4,096 bytes. Every tier keeps exactly these bytes, so that what is verified at a
+load is what was sealed at the freeze. Sealing and checking are `chunk.py`'s.
+
+Threads: tiers live in a worker process and are used by its transfer threads only, never by a vLLM hook, so they may
+block. All methods are thread-safe.
+"""
+
+import enum
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import NamedTuple, Protocol
+
+from cwm_connector.catalog.base import ChunkKey
+
+
+class TierName(enum.StrEnum):
+    """Fastest first."""
+
+    CPU = "cpu"
+    DISK = "disk"
+    REDIS = "redis"
+
+
+class ChunkId(NamedTuple):
+    """One rank's part of a chunk."""
+
+    key: ChunkKey
+    kv_rank: int
+
+
+class ChunkStore(Protocol):
+    """A durable tier below CPU memory: disk, Redis. It moves sealed bytes and checks none: the caller does.
+
+    Futures fail with a CWMError: CWM-4001/4002 for I/O, CWM-4003 where there is no room, CWM-2003 for a chunk that is
+    not there or has another length than the buffer. A store never blocks its caller for longer than its own time-out.
+    """
+
+    name: TierName
+
+    def write(self, chunk: ChunkId, sealed: memoryview) -> "Future[None]":
+        """Replaces whatever stands under the id. Done: the bytes survive a power cut once `sync` has returned.
+
+        The buffer must not change until the future is done.
+        """
+
+    def sync(self) -> None:
+        """Makes every finished write findable after a power cut (the folder's entry). Raises CWM-4001."""
+
+    def read(self, chunk: ChunkId, into: memoryview) -> "Future[None]":
+        """Fills `into` (the sealed length) with unverified bytes."""
+
+    def delete(self, chunk: ChunkId) -> bool:
+        """True if it was there."""
+
+    def inventory(self) -> Iterator[tuple[ChunkId, int]]:
+        """What is really there, with lengths in bytes; half-written leftovers are not in it."""
+
+    def sweep_leftovers(self) -> int:
+        """Removes what half-finished writes left; returns how many. Only before the first write of this process."""
+
+    def close(self) -> None: ...
