@@ -1,0 +1,18 @@
+"""Git for an LLM's KV cache, inside the inference process: a vLLM KV connector that freezes and thaws real blocks.
+
+vLLM finds the connector by `"kv_connector": "CWMConnector", "kv_connector_module_path": "cwm_connector"`. It is
+imported when it is asked for, so that `cwm_connector.protocol` and the catalog cost their users neither torch nor vllm.
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["CWMConnector"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "CWMConnector":
+        from cwm_connector.connector import CWMConnector
+
+        return CWMConnector
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ block. All methods are thread-safe.
 import enum
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from cwm_connector.catalog.base import ChunkKey
@@ -31,11 +32,22 @@ class ChunkId(NamedTuple):
     kv_rank: int
 
 
+@dataclass(frozen=True, slots=True)
+class TierUsage:
+    """What a tier holds now, in bytes that it really occupies, and how much it may."""
+
+    used_bytes: int
+    limit_bytes: int
+    chunks: int
+
+
 class ChunkStore(Protocol):
     """A durable tier below CPU memory: disk, Redis. It moves sealed bytes and checks none: the caller does.
 
     Futures fail with a CWMError: CWM-4001/4002 for I/O, CWM-4003 where there is no room, CWM-2003 for a chunk that is
-    not there or has another length than the buffer. A store never blocks its caller for longer than its own time-out.
+    not there, CWM-4004 for one of another length than the buffer. A store never blocks its caller for longer than its
+    own time-out; a future that fails because of it says `buffer_in_use` in the error's context: the transfer may still
+    go on, so that buffer must not be reused or freed.
     """
 
     name: TierName
@@ -54,6 +66,9 @@ class ChunkStore(Protocol):
 
     def delete(self, chunk: ChunkId) -> bool:
         """True if it was there."""
+
+    def size_of(self, chunk: ChunkId) -> int | None:
+        """The length in bytes of what lies under the id, verified or not; None if nothing does."""
 
     def inventory(self) -> Iterator[tuple[ChunkId, int]]:
         """What is really there, with lengths in bytes; half-written leftovers are not in it."""

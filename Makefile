@@ -1,0 +1,58 @@
+# Each target does its whole set-up on a fresh machine (Linux x86_64, Python 3.11, make); a second run starts at once.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+# Quiet and offline: no usage statistics, no look-ups of models.
+export VLLM_NO_USAGE_STATS := 1
+export DO_NOT_TRACK := 1
+export LMCACHE_TRACK_USAGE := false
+export LMCACHE_DISABLE_BANNER := 1
+export HF_HUB_OFFLINE := 1
+export TRANSFORMERS_OFFLINE := 1
+
+PY := .venv/bin/python
+# PLATFORM=cpu or PLATFORM=cuda overrides what is found.
+PLATFORM ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+LOCK := requirements/$(PLATFORM).txt
+# Keyed by content and place: another lock or a moved checkout is another environment (scripts in it name their folder).
+PACKAGES := .venv/.packages-$(shell { pwd; cat $(LOCK); } | sha256sum | cut -c1-16)
+PROJECT := .venv/.project-$(shell sha256sum pyproject.toml | cut -c1-16)
+
+.PHONY: help setup model demo test check bench lock clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+
+setup: $(PROJECT) ## Make .venv: the locked packages (CUDA with an NVIDIA GPU, else CPU) and this project
+
+$(PACKAGES):
+	@tools/setup.sh $(LOCK) $@
+
+$(PROJECT): $(PACKAGES)
+	@$(PY) -m pip --disable-pip-version-check --quiet install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+model: setup ## Build the small real model (SmolLM2-135M-Instruct) and print its path
+	@$(PY) tools/model.py
+
+demo: setup model ## Freeze, kill, thaw and branch a real conversation in a real vLLM
+	@$(PY) -m demo
+
+check: setup ## Style and types: ruff, mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+test: setup model check ## Style, types and every test that can run here
+	@$(PY) -m pytest
+
+bench: setup model ## Measure on this machine: time to first token and, where there, copy rates
+	@$(PY) -m benchmarks.ttft
+	@if [ -e benchmarks/paging.py ]; then $(PY) -m benchmarks.paging; fi
+
+lock: ## Resolve both locks anew (wants uv)
+	@tools/lock.sh
+
+clean: ## Remove .venv, build/ and caches
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

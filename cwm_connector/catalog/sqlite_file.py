@@ -1,0 +1,209 @@
+"""One SQLite file as the catalog uses it: opened safely, durable, with the contract's errors instead of sqlite3's.
+
+The journal is a write-ahead log with `synchronous=FULL`: a transaction is on the disk when `writing` ends, and readers
+in other processes see whole transactions only, without ever holding the writer up.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cwm_connector.catalog.sqlite_schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
+from cwm_connector.protocol import Code, CWMError
+
+BUSY_TIMEOUT_S = 5.0
+"""How long to wait for another process's lock before CWM-7003."""
+
+_CACHE_KIB = 16 << 10
+_WAL_LIMIT_BYTES = 64 << 20
+"""The log's file is cut to this size once its content has moved into the main file."""
+
+_IN_MEMORY = ":memory:"
+
+_MEANINGS: dict[int, tuple[Code, str]] = {
+    sqlite3.SQLITE_FULL: (Code.QUOTA, "the disk is full; free some space and call again"),
+    sqlite3.SQLITE_IOERR: (Code.WRITE_FAILED, "the disk reported an error; check the disk and call again"),
+    sqlite3.SQLITE_IOERR_READ: (Code.READ_FAILED, "it can't be read; check the disk and call again"),
+    sqlite3.SQLITE_CANTOPEN: (Code.READ_FAILED, "it can't be opened; check that its folder exists and may be written"),
+    sqlite3.SQLITE_READONLY: (Code.NOT_ALLOWED, "it is open for reading only; let the engine make the change"),
+    sqlite3.SQLITE_PERM: (Code.NOT_ALLOWED, "this user may not use it; check the file's owner and mode"),
+    sqlite3.SQLITE_BUSY: (Code.BUSY, "another process holds its lock; call again"),
+    sqlite3.SQLITE_LOCKED: (Code.BUSY, "another process holds its lock; call again"),
+    sqlite3.SQLITE_NOMEM: (Code.MEMORY, "there is no memory left for it; free some and call again"),
+    sqlite3.SQLITE_CORRUPT: (Code.CORRUPT, "it is damaged; restore it from a copy, or move it away and start anew"),
+    sqlite3.SQLITE_NOTADB: (
+        Code.CORRUPT,
+        "it is not a database; restore it from a copy, or move it away and start anew",
+    ),
+}
+
+
+@contextmanager
+def translated(path: str) -> Iterator[None]:
+    """The one place where sqlite3's exceptions become the contract's. `path` is what the message names."""
+    try:
+        yield
+    except sqlite3.Error as problem:
+        extended = getattr(problem, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        # An extended code keeps its primary code in the low byte.
+        known = _MEANINGS.get(extended) or _MEANINGS.get(extended & 0xFF)
+        if known is None:
+            raise CWMError(Code.INTERNAL, f"the catalog {path} failed ({problem}); report this as a bug") from problem
+        raise CWMError(known[0], f"the catalog {path} failed: {known[1]}", reason=str(problem)) from problem
+    except (UnicodeEncodeError, OverflowError) as problem:
+        # A lone surrogate or an integer over 64 bits: the value came with the call, and nothing was written.
+        raise CWMError(
+            Code.ARGUMENT, f"the catalog can't hold a value ({problem}); correct it and call again"
+        ) from None
+
+
+class SqliteFile:
+    """A connection with transactions. It may be used by the thread that opened it only; sqlite3 enforces that."""
+
+    def __init__(self, connection: sqlite3.Connection, path: str, read_only: bool) -> None:
+        self._connection = connection
+        self.path = path
+        self.read_only = read_only
+
+    @classmethod
+    def open(cls, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqliteFile":
+        """For the engine: creates the file (mode 0600) where there is none and brings its schema up to date.
+
+        Raises: CWM-4001 if it can't be created; CWM-4004 if it is no catalog, is damaged or comes from a newer version.
+        """
+        try:
+            _make_private(path)
+        except OSError as problem:
+            raise CWMError(
+                Code.WRITE_FAILED,
+                f"the catalog {path} can't be made ({problem.strerror}); set CWM_HOME to another folder",
+            ) from None
+        with translated(str(path)):
+            connection = _connect(str(path), busy_timeout_s)
+            try:
+                _version(connection, path)
+                _use_write_ahead_log(connection, path)
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA foreign_keys = ON")
+                # What was deleted is overwritten, whatever the library's default: token ids are somebody's text.
+                connection.execute("PRAGMA secure_delete = ON")
+                connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
+                file = cls(connection, str(path), read_only=False)
+                _migrate(file)
+            except BaseException:
+                connection.close()
+                raise
+        return file
+
+    @classmethod
+    def open_read_only(cls, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqliteFile":
+        """For clients, whether an engine writes at the moment, has stopped or was killed.
+
+        A file that is absent, or that the engine has not filled yet, reads as an empty catalog, and stays empty until
+        it is opened anew. The folder must be writable for this user: SQLite keeps the log's index beside the file.
+
+        Raises: CWM-4004 as `open`; CWM-4002 if it can't be read.
+        """
+        with translated(str(path)):
+            connection = _connect(f"{path.absolute().as_uri()}?mode=ro", busy_timeout_s) if path.exists() else None
+            try:
+                if connection is None or _version(connection, path) == 0:
+                    if connection is not None:
+                        connection.close()
+                    connection = _connect(_IN_MEMORY, busy_timeout_s)
+                    _migrate(cls(connection, str(path), read_only=False))
+                connection.execute("PRAGMA query_only = ON")
+            except BaseException:
+                if connection is not None:
+                    connection.close()
+                raise
+        return cls(connection, str(path), read_only=True)
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A read transaction: all statements see the same state of the catalog."""
+        with self._transaction("BEGIN") as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction: durable when the block ends, undone by any exception in it."""
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        with translated(self.path):
+            self._connection.execute(begin)
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # SQLite has rolled back by itself after some errors, a full disk among them.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _connect(database: str, busy_timeout_s: float) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        database, timeout=busy_timeout_s, isolation_level=None, uri=database.startswith("file:"), cached_statements=256
+    )
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    return connection
+
+
+def _make_private(path: Path) -> None:
+    """Makes the file if there is none, for its owner alone; SQLite gives the log's files the same mode."""
+    # Never by opening an existing file: closing any descriptor of it would drop this process's SQLite locks.
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        if path.is_file():
+            path.chmod(0o600)
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection, path: Path) -> None:
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise CWMError(
+            Code.WRITE_FAILED,
+            f"the catalog {path} lies on a file system without shared memory files; set CWM_HOME to a local disk",
+        )
+
+
+def _version(connection: sqlite3.Connection, path: Path) -> int:
+    """The file's schema version, 0 if it is empty.
+
+    Raises: CWM-4004 if it is another program's, or newer than this one knows.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (owner,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if owner != APPLICATION_ID and (owner or version or tables):
+        raise CWMError(
+            Code.CORRUPT, f"{path} is another program's database; move it away or set CWM_HOME to another folder"
+        )
+    if version > SCHEMA_VERSION:
+        raise CWMError(
+            Code.CORRUPT,
+            f"the catalog {path} has schema {version} and this version knows {SCHEMA_VERSION}; "
+            "update context-window-manager or set CWM_HOME to another folder",
+            found=version,
+            known=SCHEMA_VERSION,
+        )
+    return int(version)
+
+
+def _migrate(file: SqliteFile) -> None:
+    with file.writing() as db:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        for step in MIGRATIONS[version:]:
+            for statement in step:
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

@@ -1,0 +1,116 @@
+"""The embedded catalog's tables, as the steps that lead from an empty file to today's schema.
+
+A file's `user_version` is the number of steps it has been through; a step, once released, is never edited.
+
+What the tables promise each other, beyond their foreign keys (`sqlite_check.py` verifies all of it):
+
+- `snapshots.windows` counts the windows over the snapshot, so a clone costs one row however long the context is.
+- `chunks.refs` counts the snapshots that hold the chunk and `chunks.owners` is the sum of their ids: with one reference
+  left it *is* the id of the one owner, found without an index over millions of rows.
+- `snapshots.own_bytes` is the size of the chunks that no other snapshot holds, kept up to date by every commit and
+  deletion so that a listing need not walk the chunks of what it lists.
+"""
+
+from typing import Final
+
+APPLICATION_ID: Final = 0x43574D63
+"""'CWMc' in the file's header: tells our files from another program's."""
+
+_FIRST: Final = (
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    """
+    CREATE TABLE snapshots (
+        id INTEGER PRIMARY KEY,
+        model TEXT NOT NULL,
+        token_count INTEGER NOT NULL,
+        restorable_tokens INTEGER NOT NULL,
+        block_count INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL DEFAULT 0,
+        own_bytes INTEGER NOT NULL DEFAULT 0,
+        windows INTEGER NOT NULL DEFAULT 0,
+        passport TEXT NOT NULL
+    )
+    """,
+    "CREATE INDEX snapshots_by_model ON snapshots (model)",
+    "CREATE INDEX snapshots_by_token_count ON snapshots (token_count)",
+    "CREATE INDEX snapshots_by_size ON snapshots (size_bytes)",
+    # Apart from its snapshot, so that what is scanned for a listing stays small.
+    """
+    CREATE TABLE snapshot_tokens (
+        snapshot_id INTEGER PRIMARY KEY REFERENCES snapshots ON DELETE CASCADE,
+        token_ids BLOB NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE chunks (
+        id INTEGER PRIMARY KEY,
+        key BLOB NOT NULL UNIQUE,
+        tokens INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        refs INTEGER NOT NULL DEFAULT 0,
+        owners INTEGER NOT NULL DEFAULT 0
+    )
+    """,
+    "CREATE INDEX chunks_unreferenced ON chunks (id) WHERE refs = 0",
+    # No foreign key to chunks: each deleted chunk would then need an index over chunk_id, or a scan of this table.
+    """
+    CREATE TABLE snapshot_chunks (
+        snapshot_id INTEGER NOT NULL REFERENCES snapshots ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        chunk_id INTEGER NOT NULL,
+        PRIMARY KEY (snapshot_id, position)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE windows (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        snapshot_id INTEGER NOT NULL REFERENCES snapshots,
+        description TEXT NOT NULL,
+        session_id TEXT NOT NULL,
+        head TEXT NOT NULL,
+        parent TEXT,
+        created_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL,
+        thawed_at INTEGER
+    )
+    """,
+    "CREATE INDEX windows_by_snapshot ON windows (snapshot_id)",
+    "CREATE INDEX windows_by_session ON windows (session_id, created_at)",
+    "CREATE INDEX windows_by_parent ON windows (parent, created_at)",
+    "CREATE INDEX windows_by_created_at ON windows (created_at)",
+    """
+    CREATE TABLE window_tags (
+        window_id INTEGER NOT NULL REFERENCES windows ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        tag TEXT NOT NULL,
+        PRIMARY KEY (window_id, position)
+    ) WITHOUT ROWID
+    """,
+    "CREATE UNIQUE INDEX window_tags_by_tag ON window_tags (tag, window_id)",
+    # Its rowid is the window's id. The short prefixes are indexed because a search matches the beginnings of words.
+    "CREATE VIRTUAL TABLE window_words USING fts5 (name, description, tags, tokenize = 'unicode61', prefix = '1 2 3')",
+    """
+    CREATE TABLE bindings (
+        id INTEGER PRIMARY KEY,
+        window_id INTEGER NOT NULL REFERENCES windows ON DELETE CASCADE,
+        session_id TEXT NOT NULL,
+        salt_hash BLOB NOT NULL,
+        created_at INTEGER NOT NULL,
+        UNIQUE (window_id, session_id, salt_hash)
+    )
+    """,
+    """
+    CREATE TABLE sessions (
+        session_id TEXT PRIMARY KEY,
+        model TEXT NOT NULL,
+        token_count INTEGER NOT NULL,
+        event TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL
+    ) WITHOUT ROWID
+    """,
+)
+
+MIGRATIONS: Final = (_FIRST,)
+SCHEMA_VERSION: Final = len(MIGRATIONS)

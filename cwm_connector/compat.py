@@ -1,0 +1,228 @@
+"""Every vLLM internal that CWM relies on and that is no public connector API. Written against vLLM 0.32.
+
+tests/cwm_connector/test_compat.py holds a contract test for each function here: when vLLM changes, they fail first.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cwm_connector.protocol import Code, CWMError
+from cwm_connector.tiers.base import TierName
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
+    from vllm.v1.engine.core import EngineCoreProc
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+
+# --- the engine loop -------------------------------------------------------------------------------------------------
+
+
+def find_engine_core() -> "EngineCoreProc | None":
+    """The engine under whose construction we are being built, or None where it runs in the caller's own process.
+
+    vLLM hands its connectors no way to wake an idle engine; its constructor is on the stack while ours runs.
+    """
+    from vllm.v1.engine.core import EngineCore
+
+    frame = sys._getframe(1)
+    while frame is not None:
+        candidate = frame.f_locals.get("self")
+        if isinstance(candidate, EngineCore):
+            return candidate  # type: ignore[return-value]
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def wake(engine: "EngineCoreProc") -> None:
+    """Makes an idle engine look for work; any thread. Without an input queue (in-process engine) it does nothing."""
+    from vllm.v1.engine import EngineCoreRequestType
+
+    inbox = getattr(engine, "input_queue", None)
+    if inbox is not None:
+        inbox.put_nowait((EngineCoreRequestType.WAKEUP, None))
+
+
+def submit_prefill(engine: "EngineCoreProc", request_id: str, token_ids: Sequence[int], cache_salt: str | None) -> None:
+    """Has the engine compute `token_ids` and one token more; any thread. No client waits for its output.
+
+    Raises: CWM-3001 for an in-process engine, which has no queue to put a request into.
+    """
+    from vllm import SamplingParams
+    from vllm.v1.engine import EngineCoreRequest, EngineCoreRequestType
+
+    inbox = getattr(engine, "input_queue", None)
+    if inbox is None:
+        raise CWMError(Code.STATE, "this engine runs inside its caller and can't recompute; serve it with `cwm serve`")
+    request = EngineCoreRequest(
+        request_id=request_id,
+        prompt_token_ids=list(token_ids),
+        mm_features=None,
+        sampling_params=SamplingParams(max_tokens=1, temperature=0.0),
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=None,
+        cache_salt=cache_salt,
+        data_parallel_rank=None,
+    )
+    inbox.put_nowait((EngineCoreRequestType.ADD, engine.preprocess_add_request(request)))
+
+
+# --- blocks; engine thread only --------------------------------------------------------------------------------------
+
+
+def cached_blocks(pool: "BlockPool", hashes: "Sequence[BlockHash]") -> "list[KVCacheBlock | None]":
+    """The block that the prefix cache holds for each hash, or None."""
+    found = (pool.get_cached_block(block_hash, [0]) for block_hash in hashes)
+    return [blocks[0] if blocks else None for blocks in found]
+
+
+def hold_blocks(pool: "BlockPool", blocks: "Sequence[KVCacheBlock]") -> None:
+    """Keeps the blocks from being reused until `let_go_blocks`."""
+    pool.touch(blocks)
+
+
+def let_go_blocks(pool: "BlockPool", blocks: "Sequence[KVCacheBlock]") -> None:
+    """In reverse, so that the end of a sequence is evicted before its beginning."""
+    pool.free_blocks(reversed(blocks))
+
+
+# --- accounts --------------------------------------------------------------------------------------------------------
+
+
+def hit_sources(tokens_by_tier: Mapping[TierName, int]) -> "dict[CacheHitSource, int]":
+    """Our tiers in the words of vLLM's own hit counters."""
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+    words = {TierName.CPU: CacheHitSource.HOST, TierName.DISK: CacheHitSource.DISK}
+    return {words.get(tier, CacheHitSource.EXTERNAL_UNSPECIFIED): count for tier, count in tokens_by_tier.items()}
+
+
+# --- what the KV depends on ------------------------------------------------------------------------------------------
+
+
+def check_supported(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> None:
+    """Raises: CWM-3001 for a model or a configuration whose KV can't be frozen exactly."""
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    groups = kv_cache_config.kv_cache_groups
+    if len(groups) != 1 or not isinstance(groups[0].kv_cache_spec, FullAttentionSpec):
+        raise CWMError(
+            Code.STATE,
+            "this model mixes kinds of attention (sliding window, Mamba, …), which CWM can't freeze yet; "
+            "serve it without the connector",
+        )
+    parallel = vllm_config.parallel_config
+    if parallel.data_parallel_size > 1:
+        raise CWMError(Code.STATE, "data parallelism is not supported yet; start one engine for each rank")
+    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
+        raise CWMError(Code.STATE, "context parallelism is not supported yet; serve without it")
+    unit = kv_cache_config.hash_block_size
+    if unit is not None and unit != block_tokens(kv_cache_config):
+        raise CWMError(Code.STATE, "prefix-cache hashes finer than a block are not supported; unset --prefix-match-unit")
+    if not vllm_config.cache_config.enable_prefix_caching:
+        raise CWMError(Code.STATE, "freezing reads vLLM's prefix cache; serve with --enable-prefix-caching")
+    transfer = vllm_config.kv_transfer_config
+    if transfer is not None and transfer.kv_load_failure_policy != "recompute":
+        raise CWMError(
+            Code.ARGUMENT,
+            'a chunk that can\'t be read must be recomputed; add "kv_load_failure_policy":"recompute" to '
+            "--kv-transfer-config",
+        )
+
+
+def block_tokens(kv_cache_config: "KVCacheConfig") -> int:
+    """Tokens per block."""
+    return kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+
+
+def block_bytes(kv_cache_config: "KVCacheConfig") -> int:
+    """Bytes of one block over all layers, on one rank."""
+    group = kv_cache_config.kv_cache_groups[0]
+    return group.kv_cache_spec.page_size_bytes * len(group.layer_names)
+
+
+def layers_in_order(kv_cache_config: "KVCacheConfig", kv_caches: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Each layer's cache, `[blocks, …]` with whole scheduler blocks, in the order of the layers in memory."""
+    from vllm.v1.kv_cache_interface import group_kernel_blocks
+
+    names = kv_cache_config.kv_cache_groups[0].layer_names
+    grouped = [group_kernel_blocks(kv_caches[name], kv_cache_config.num_blocks) for name in names]
+    return sorted(grouped, key=lambda layer: layer.data_ptr())
+
+
+def passport_fields(
+    vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", weights: str, layout: str, backend: str, isa: str
+) -> dict[str, str]:
+    """The passport's fields, except the format's version.
+
+    `weights`: their digest; `layout`: a fingerprint of all ranks' pages; `backend`, `isa`: as the workers told.
+    vLLM's own minor version is among them: it may pack the same shape differently, and nothing else would show it.
+    """
+    import hashlib
+    import json
+
+    import vllm
+
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    config = json.dumps(model.hf_config.to_dict(), sort_keys=True, default=str)
+    return {
+        "weights": weights,
+        "config": hashlib.sha256(config.encode()).hexdigest(),
+        "dtype": str(model.dtype),
+        "cache_dtype": str(vllm_config.cache_config.cache_dtype),
+        "quantization": str(model.quantization),
+        "block_tokens": str(block_tokens(kv_cache_config)),
+        "layout": f"{kv_cache_config.kv_cache_layout}:{layout}",
+        "attention_backend": backend,
+        "instruction_set": isa,
+        "tensor_parallel": str(parallel.tensor_parallel_size),
+        "pipeline_parallel": str(parallel.pipeline_parallel_size),
+        "vllm": ".".join(vllm.__version__.split("+")[0].split(".")[:2]),
+    }
+
+
+def instruction_set() -> str:
+    """What decides the order of bytes inside a page: the CPU's vector unit, or the GPU's compute capability.
+
+    Worker processes only: asking CUDA opens a context on the device.
+    """
+    if torch.cuda.is_available():
+        return "sm{}{}".format(*torch.cuda.get_device_capability())
+    amx = "+amx" if torch.cpu._is_amx_tile_supported() else ""
+    return torch.backends.cpu.get_cpu_capability() + amx
+
+
+def attention_backend(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> str:
+    """The name of the backend that the model's layers really use; worker processes only."""
+    layer = vllm_config.compilation_config.static_forward_context[kv_cache_config.kv_cache_groups[0].layer_names[0]]
+    return layer.get_attn_backend().get_name()
+
+
+def weight_files(vllm_config: "VllmConfig") -> tuple[list[Path], str]:
+    """The files that the weights came from, and what else chooses them (load format, revision, seed of dummy weights).
+
+    Raises: CWM-3001 where no weight file can be found.
+    """
+    model = vllm_config.model_config
+    load_format = str(vllm_config.load_config.load_format)
+    if load_format == "dummy":
+        return [], f"dummy:{model.seed}"
+    folder = Path(model.model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(model.model, revision=model.revision, local_files_only=True))
+    for pattern in ("*.safetensors", "*.bin", "*.pt", "*.gguf"):
+        files = list(folder.glob(pattern))
+        if files:
+            return files, load_format
+    raise CWMError(Code.STATE, f"no weight files in {folder}; windows can't be bound to weights that can't be read")

@@ -1,0 +1,216 @@
+"""vLLM's face of CWM: every hook in a line or two, handed on to the scheduler side or to the worker side.
+
+Hooks run on the engine's own threads, in the middle of serving: none waits for I/O and none lets an exception out.
+Only construction may raise, because an engine that can't keep windows should not pretend to.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorWorkerMetadata,
+    SupportsHMA,
+)
+
+from cwm_connector import compat
+from cwm_connector.jobs import StepJobs, StepReports, WorkerFacts
+from cwm_connector.paging import copier_for
+from cwm_connector.service import EngineService
+from cwm_connector.settings import load_settings, private_folder
+from cwm_connector.tiers.cpu import CpuTier
+from cwm_connector.tiers.disk import DiskTier
+from cwm_connector.worker import WorkerSide
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def hook(otherwise: Callable[[], Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Makes a hook answer `otherwise()` where it would have raised: an exception here would end the engine."""
+
+    def decorate(method: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(method)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return method(*args, **kwargs)
+            except Exception:
+                logger.exception("%s failed; vLLM serves on without it", method.__name__)
+                return otherwise()  # type: ignore[no-any-return]
+
+        return guarded
+
+    return decorate
+
+
+def _nothing() -> None:
+    return None
+
+
+class CWMConnector(KVConnectorBase_V1, SupportsHMA):
+    """Loaded by `vllm serve --kv-transfer-config`; one object per role and process."""
+
+    def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
+        super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
+        self._settings = load_settings(self._kv_transfer_config.kv_connector_extra_config)
+        self._service: EngineService | None = None
+        self._worker: WorkerSide | None = None
+        self._facts: WorkerFacts | None = None
+        if role is KVConnectorRole.SCHEDULER:
+            self._service = EngineService(vllm_config, kv_cache_config, self._settings)
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """A window that isn't captured is a freeze that is tried again, never a request that must not finish."""
+        return False
+
+    # --- worker side -------------------------------------------------------------------------------------------------
+
+    def register_kv_caches(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
+        parallel = self._vllm_config.parallel_config
+        layers = compat.layers_in_order(self._kv_cache_config, kv_caches)
+        copier = copier_for(layers)
+        self._facts = WorkerFacts(
+            parallel.rank,
+            copier.layout,
+            compat.attention_backend(self._vllm_config, self._kv_cache_config),
+            compat.instruction_set(),
+        )
+        folder = private_folder(self._settings.chunks_path, "CWM_DISK_PATH")
+        self._worker = WorkerSide(
+            parallel.rank,
+            copier,
+            compat.block_tokens(self._kv_cache_config),
+            CpuTier(self._settings.cpu_cache_bytes // parallel.world_size),
+            DiskTier(folder),
+        )
+
+    def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
+        return self._facts
+
+    @hook(_nothing)
+    def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
+        """Loads are asynchronous; they are handed over with everything else, after the forward."""
+
+    @hook(_nothing)
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing to wait for: no request runs before its load is over."""
+
+    @hook(_nothing)
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
+        """Nothing is saved while it is computed; a freeze copies whole blocks afterwards."""
+
+    @hook(_nothing)
+    def wait_for_save(self) -> None:
+        metadata = self._get_connector_metadata()
+        if self._worker is not None and isinstance(metadata, StepJobs):
+            self._worker.submit(metadata.jobs)
+
+    @hook(lambda: (None, None))
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        return None, self._worker.take_loaded() if self._worker else None
+
+    @hook(set)
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return self._worker.take_bad_blocks() if self._worker else set()
+
+    @hook(_nothing)
+    def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        return self._worker.take_reports() if self._worker else None
+
+    # --- scheduler side ----------------------------------------------------------------------------------------------
+
+    def set_xfer_handshake_metadata_pp_aware(
+        self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
+    ) -> None:
+        assert self._service is not None
+        self._service.start([facts for facts in metadata.values() if isinstance(facts, WorkerFacts)])
+
+    @hook(_nothing)
+    def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:
+        assert self._service is not None
+        self._service.scheduler.bind_pool(gpu_block_pool)
+
+    @hook(_nothing)
+    def on_new_request(self, request: "Request") -> None:
+        assert self._service is not None
+        self._service.scheduler.request_added(request)
+
+    @hook(lambda: (0, False))
+    def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int | None, bool]:
+        assert self._service is not None
+        tokens = self._service.scheduler.matched_tokens(request, num_computed_tokens)
+        return tokens, tokens > 0
+
+    @hook(_nothing)
+    def update_state_after_alloc(
+        self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int
+    ) -> None:
+        assert self._service is not None
+        self._service.scheduler.blocks_allocated(request, blocks, num_external_tokens)
+
+    @hook(dict)
+    def get_external_cache_hit_sources(
+        self, request: "Request", num_external_tokens: int
+    ) -> "dict[CacheHitSource, int]":
+        assert self._service is not None
+        return compat.hit_sources(self._service.scheduler.hit_sources(request))
+
+    @hook(StepJobs)
+    def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
+        assert self._service is not None
+        return self._service.scheduler.step_jobs()
+
+    @hook(_nothing)
+    def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
+        reports = connector_output.kv_connector_worker_meta
+        if self._service is not None and isinstance(reports, StepReports):
+            self._service.scheduler.deliver(reports)
+
+    @hook(lambda: (False, None))
+    def request_finished(self, request: "Request", block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        return self.request_finished_all_groups(request, (block_ids,))
+
+    @hook(lambda: (False, None))
+    def request_finished_all_groups(
+        self, request: "Request", block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        assert self._service is not None
+        self._service.scheduler.request_finished(request)
+        return False, None
+
+    @hook(lambda: False)
+    def has_pending_push_work(self) -> bool:
+        return self._service is not None and self._service.scheduler.wants_step
+
+    @hook(lambda: True)
+    def reset_cache(self) -> bool | None:
+        assert self._service is not None
+        self._service.forget_thaws()
+        return True
+
+    @hook(_nothing)
+    def shutdown(self) -> None:
+        if self._service is not None:
+            self._service.stop()
+        if self._worker is not None:
+            self._worker.close()

@@ -1,0 +1,126 @@
+"""What the control thread's operations work with: the engine's facts, its catalog, and how to wait for its workers."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from cwm_connector.board import JobBoard
+from cwm_connector.catalog.base import Catalog
+from cwm_connector.identity import Geometry, Passport
+from cwm_connector.mailbox import Mailbox
+from cwm_connector.metrics import Metrics
+from cwm_connector.placement import CpuPlacement
+from cwm_connector.protocol import Code, CWMError
+from cwm_connector.scheduler import SchedulerSide
+from cwm_connector.settings import Settings
+from cwm_connector.tiers.chunk import sealed_bytes
+from cwm_connector.visibility import Visibility
+
+T = TypeVar("T")
+
+ENGINE_STEP_LIMIT_S: Final = 120.0
+"""An engine that takes no step for this long is reported as not answering (CWM-6001)."""
+
+
+class CatalogThread:
+    """The one thread that uses the catalog for writing."""
+
+    def __init__(self, open_catalog: Callable[[], Catalog]) -> None:
+        """Opens the catalog on its thread. Raises what `open_catalog` raises."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cwm-catalog")
+        self._catalog = self._thread.submit(open_catalog).result()
+
+    async def run(self, work: Callable[[Catalog], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._catalog)
+
+    def close(self) -> None:
+        self._thread.submit(self._catalog.close)
+        self._thread.shutdown(wait=True)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine as the control thread sees it."""
+
+    settings: Settings
+    model: str
+    passport: Passport
+    geometry: Geometry
+    block_bytes: int
+    """One block over all layers, on one rank."""
+    world_size: int
+    catalog: CatalogThread
+    scheduler: SchedulerSide
+    mailbox: Mailbox
+    board: JobBoard
+    placement: CpuPlacement
+    visibility: Visibility
+    metrics: Metrics
+    submit_prefill: Callable[[str, "memoryview[int]", str | None], None]
+    """(request id, token ids, cache salt): has the engine compute the tokens; see compat.submit_prefill."""
+
+    def stored_bytes(self, blocks: int) -> int:
+        """What a chunk of `blocks` takes on disk, all ranks together."""
+        return sealed_bytes(blocks * self.block_bytes) * self.world_size
+
+    async def ask(self, function: Callable[[SchedulerSide], T]) -> T:
+        """Runs `function` on the engine thread in its next step.
+
+        Raises: CWM-6001 if the engine takes no step in time.
+        """
+        answer = self.mailbox.call(lambda: function(self.scheduler))
+        try:
+            return await wait_for(answer, ENGINE_STEP_LIMIT_S)
+        except TimeoutError:
+            answer.cancel()
+            raise CWMError(Code.ENGINE_TIMEOUT, "the engine is busy and took no step; try again") from None
+
+    async def reported(self, future: "Future[T]", every_s: float) -> T:
+        """Waits for something that a worker's report brings, asking for an engine step every `every_s` seconds."""
+        while not future.done():
+            self.mailbox.nudge()
+            await settled(future, every_s)
+        return future.result()
+
+
+async def settled(future: "Future[T]", limit_s: float) -> bool:
+    """True once the future is done, False after `limit_s`. Being cancelled leaves the future as it is."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+    try:
+        async with asyncio.timeout(limit_s):
+            await done.wait()
+    except TimeoutError:
+        pass
+    return future.done()
+
+
+async def wait_for(future: "Future[T]", limit_s: float) -> T:
+    """Raises: TimeoutError after `limit_s`."""
+    if not await settled(future, limit_s):
+        raise TimeoutError
+    return future.result()
+
+
+def on_loop(function: Callable[[T], None]) -> Callable[[T], None]:
+    """`function`, to be called from any thread and run on this event loop."""
+    loop = asyncio.get_running_loop()
+
+    def forward(value: T) -> None:
+        loop.call_soon_threadsafe(function, value)
+
+    return forward
+
+
+async def to_the_end(work: Awaitable[T]) -> T:
+    """Awaits `work` whole, even if the caller is cancelled meanwhile: for what must not stop half-way."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise
+    return task.result()

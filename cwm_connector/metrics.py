@@ -1,0 +1,77 @@
+"""CWM's own Prometheus series. Every value is counted where the bytes moved; nothing is estimated.
+
+Counters may be raised from any thread. They are served over the control socket, in the text format or as a list.
+"""
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from cwm_connector.tiers.base import TierName
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """A registry of its own: vLLM's process-wide one belongs to vLLM."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.operations = Counter(
+            "cwm_operations", "Operations by outcome.", ["operation", "outcome"], registry=self.registry
+        )
+        self._loaded_tokens = Counter(
+            "cwm_loaded_tokens", "Tokens loaded into the engine.", ["tier"], registry=self.registry
+        )
+        self._missed_tokens = Counter(
+            "cwm_missed_tokens", "Tokens that should have been loaded and were recomputed.", registry=self.registry
+        )
+        self._hits = Counter("cwm_chunk_hits", "Chunks loaded.", registry=self.registry)
+        self._misses = Counter("cwm_chunk_misses", "Chunks that could not be loaded.", registry=self.registry)
+        self.stored_bytes = Counter("cwm_stored_bytes", "Bytes written to disk by freezes.", registry=self.registry)
+        self.recomputed_tokens = Counter(
+            "cwm_recomputed_tokens", "Tokens computed again to complete a freeze.", registry=self.registry
+        )
+        self.capture_seconds = Histogram(
+            "cwm_capture_seconds", "From a freeze's call to its last block read.", buckets=_SECONDS, registry=self.registry
+        )
+        self.freeze_seconds = Histogram(
+            "cwm_freeze_seconds", "From a freeze's call to its commit.", buckets=_SECONDS, registry=self.registry
+        )
+        self.load_seconds = Histogram(
+            "cwm_load_seconds", "Loading one request's chunks.", buckets=_SECONDS, registry=self.registry
+        )
+        self.windows = Gauge("cwm_windows", "Windows in the catalog.", registry=self.registry)
+        self.chunks = Gauge("cwm_chunks", "Chunks in the catalog.", registry=self.registry)
+        self.chunk_bytes = Gauge("cwm_chunk_bytes", "Bytes of the catalog's chunks, each once.", registry=self.registry)
+
+    def loaded(self, tier: TierName, tokens: int) -> None:
+        self._hits.inc()
+        self._loaded_tokens.labels(tier.value).inc(tokens)
+
+    def missed(self, tokens: int) -> None:
+        self._misses.inc()
+        self._missed_tokens.inc(tokens)
+
+    def hits_and_misses(self) -> tuple[int, int]:
+        """Chunks since the engine's start."""
+        return int(self._hits._value.get()), int(self._misses._value.get())
+
+    def text(self) -> str:
+        """Prometheus' text format."""
+        return generate_latest(self.registry).decode()
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Every sample as name, type, value, labels and help."""
+        return [
+            {
+                "name": sample.name,
+                "type": family.type,
+                "value": sample.value,
+                "labels": dict(sample.labels),
+                "help": family.documentation,
+            }
+            for family in self.registry.collect()
+            for sample in family.samples
+            if not sample.name.endswith("_created")
+        ]

@@ -1,0 +1,40 @@
+"""Which chunks are in CPU memory right now, as the workers last told.
+
+Written by the engine thread; read by any: a stale answer costs a disk read, never a wrong byte. Every acknowledged
+chunk is on disk as well, so what is not here is there.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from cwm_connector.catalog.base import ChunkKey
+from cwm_connector.tiers.base import ChunkId, TierName
+
+
+class CpuPlacement:
+    """A chunk counts as in CPU memory once every rank has its part there."""
+
+    def __init__(self, world_size: int) -> None:
+        self._world_size = world_size
+        self._ranks: dict[ChunkKey, frozenset[int]] = {}
+
+    def update(self, came: Iterable[ChunkId], went: Iterable[ChunkId]) -> None:
+        for chunk in went:
+            left = self._ranks.get(chunk.key, frozenset()) - {chunk.kv_rank}
+            if left:
+                self._ranks[chunk.key] = left
+            else:
+                self._ranks.pop(chunk.key, None)
+        for chunk in came:
+            self._ranks[chunk.key] = self._ranks.get(chunk.key, frozenset()) | {chunk.kv_rank}
+
+    def holds(self, key: ChunkKey) -> bool:
+        return len(self._ranks.get(key, ())) == self._world_size
+
+    def count(self) -> int:
+        return len(self._ranks)
+
+    def tiers_of(self, keys: Sequence[ChunkKey]) -> dict[str, int]:
+        """How many of `keys` have each tier as their fastest."""
+        hot = sum(self.holds(key) for key in keys)
+        split = {TierName.CPU.value: hot, TierName.DISK.value: len(keys) - hot}
+        return {tier: count for tier, count in split.items() if count}

@@ -1,0 +1,262 @@
+"""The scheduler side: what a request can load, what a freeze must save, and the accounts of both.
+
+Every method runs on the engine thread and only computes: no I/O, no waiting. Other threads come in through the mailbox.
+"""
+
+import logging
+from array import array
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+from cwm_connector import compat
+from cwm_connector.board import JobBoard, JobResult, Ticket
+from cwm_connector.identity import ChunkSpec, Geometry
+from cwm_connector.jobs import ChunkBlocks, LoadJob, SaveJob, StepJobs, StepReports
+from cwm_connector.mailbox import Mailbox
+from cwm_connector.metrics import Metrics
+from cwm_connector.placement import CpuPlacement
+from cwm_connector.protocol import Code, CWMError
+from cwm_connector.sessions import HeadSnapshot, SessionIndex, SessionView, is_text_only, salt_hash
+from cwm_connector.tiers.base import TierName
+from cwm_connector.visibility import BoundWindow, Visibility
+
+if TYPE_CHECKING:
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_utils import BlockHash
+    from vllm.v1.request import Request
+
+logger = logging.getLogger(__name__)
+
+
+class _HasBlockIds(Protocol):
+    def get_block_ids(self) -> tuple[list[int], ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SavePlan:
+    """Either a job under way, or how many blocks the prefix cache no longer has.
+
+    `computed_tokens`: what a recompute before it really computed, after local hits and loads.
+    """
+
+    ticket: Ticket | None
+    lost_blocks: int = 0
+    computed_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Match:
+    """What one waiting request will load, decided when vLLM asked and valid until blocks are allocated."""
+
+    window: BoundWindow
+    from_block: int
+    to_block: int
+
+
+@dataclass(slots=True)
+class _Recompute:
+    """A request of our own that brings evicted blocks back; `needed` are saved the moment it finishes."""
+
+    stored: BoundWindow
+    needed: tuple[ChunkSpec, ...]
+    plan: "Future[SavePlan]" = field(default_factory=Future)
+    computed_tokens: int = 0
+
+
+class SchedulerSide:
+    """One for each engine; see the module's text for threads."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        sessions: SessionIndex,
+        visibility: Visibility,
+        board: JobBoard,
+        mailbox: Mailbox,
+        placement: CpuPlacement,
+        metrics: Metrics,
+    ) -> None:
+        self._geometry = geometry
+        self._sessions = sessions
+        self._visibility = visibility
+        self._board = board
+        self._mailbox = mailbox
+        self._placement = placement
+        self._metrics = metrics
+        self._pool: BlockPool | None = None
+        self._matches: dict[str, _Match] = {}
+        self._no_more_loads: set[str] = set()
+        self._sources: dict[str, dict[TierName, int]] = {}
+        self._recomputes: dict[str, _Recompute] = {}
+
+    # --- vLLM's hooks -------------------------------------------------------------------------------------------------
+
+    def bind_pool(self, pool: "BlockPool") -> None:
+        self._pool = pool
+
+    def request_added(self, request: "Request") -> None:
+        if request.request_id not in self._recomputes:
+            self._sessions.request_added(request)
+
+    def matched_tokens(self, request: "Request", computed_tokens: int) -> int:
+        """Tokens beyond `computed_tokens` (a multiple of the block) that can be loaded; one token is left to compute."""
+        self._matches.pop(request.request_id, None)
+        size = self._geometry.block_tokens
+        match = self._match(request, computed_tokens // size)
+        loadable = 0 if match is None else (match.to_block - match.from_block) * size
+        if match is not None:
+            self._matches[request.request_id] = match
+        if (recompute := self._recomputes.get(request.request_id)) is not None:
+            recompute.computed_tokens = request.num_tokens - computed_tokens - loadable
+        return loadable
+
+    def blocks_allocated(self, request: "Request", blocks: _HasBlockIds, external_tokens: int) -> None:
+        """Sends the load of a match off; vLLM calls this a second time, without external tokens, when it is done."""
+        if external_tokens == 0:
+            return
+        match = self._matches.pop(request.request_id)
+        ids = blocks.get_block_ids()[0]
+        parts = tuple(_parts(match.window.chunks, match.from_block, match.to_block, ids))
+        self._sources[request.request_id] = self._tokens_by_tier(parts)
+        ticket = self._board.post(LoadJob(self._board.next_id(), request.request_id, parts))
+        ticket.finished.add_done_callback(lambda result: self._loaded(request.request_id, match.window, parts, result))
+
+    def hit_sources(self, request: "Request") -> dict[TierName, int]:
+        """Tokens of the load that was just sent off, by the tier where they lay; asked once."""
+        return self._sources.pop(request.request_id, {})
+
+    def step_jobs(self) -> StepJobs:
+        """What the workers shall do in this step; first, whatever other threads asked for is done."""
+        self._mailbox.drain()
+        return StepJobs(self._board.take())
+
+    def deliver(self, reports: StepReports) -> None:
+        self._placement.update(reports.now_in_cpu, reports.gone_from_cpu)
+        self._board.deliver(reports.reports)
+
+    def request_finished(self, request: "Request") -> None:
+        for table in (self._matches, self._sources):
+            table.pop(request.request_id, None)  # type: ignore[attr-defined]
+        self._no_more_loads.discard(request.request_id)
+        recompute = self._recomputes.pop(request.request_id, None)
+        if recompute is None:
+            self._sessions.request_finished(request)
+            return
+        try:
+            # Now, while the request still holds its blocks: a moment later they could be evicted again.
+            plan = self._plan(request.block_hashes, recompute.needed)
+            recompute.plan.set_result(replace(plan, computed_tokens=recompute.computed_tokens))
+        except Exception as problem:
+            recompute.plan.set_exception(problem)
+
+    @property
+    def wants_step(self) -> bool:
+        return self._mailbox.wants_step
+
+    # --- asked for through the mailbox -------------------------------------------------------------------------------
+
+    def snapshot(self, session_id: str, head: str | None) -> HeadSnapshot | None:
+        return self._sessions.snapshot(session_id, head)
+
+    def session_views(self) -> list[tuple[SessionView, int]]:
+        """The sessions, and how many tokens of each the prefix cache still has."""
+        size = self._geometry.block_tokens
+        pool = self._require_pool()
+        return [
+            (view, size * sum(block is not None for block in compat.cached_blocks(pool, view.block_hashes)))
+            for view in self._sessions.views()
+        ]
+
+    def plan_save(self, snapshot: HeadSnapshot, needed: Sequence[ChunkSpec]) -> SavePlan:
+        """Holds the blocks of `needed` and sends their save off, unless some are lost: then nothing is held."""
+        return self._plan(snapshot.block_hashes, needed)
+
+    def expect_recompute(self, request_id: str, stored: BoundWindow, needed: Sequence[ChunkSpec]) -> "Future[SavePlan]":
+        """Registers a request of our own, to be submitted next: it may load `stored`; `needed` is saved at its end."""
+        self._recomputes[request_id] = recompute = _Recompute(stored, tuple(needed))
+        return recompute.plan
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _match(self, request: "Request", from_block: int) -> _Match | None:
+        if request.request_id in self._no_more_loads or not is_text_only(request):
+            return None
+        windows = self._windows_for(request)
+        if not windows:
+            return None
+        size = self._geometry.block_tokens
+        limit = (request.num_tokens - 1) // size
+        tokens = array("i", request.all_token_ids[: limit * size])
+        found = [_Match(window, from_block, window.common_blocks(tokens, size, limit)) for window in windows]
+        best = max(found, key=lambda match: match.to_block)
+        return best if best.to_block > from_block else None
+
+    def _windows_for(self, request: "Request") -> tuple[BoundWindow, ...]:
+        recompute = self._recomputes.get(request.request_id)
+        if recompute is not None:
+            return (recompute.stored,)
+        salt = salt_hash(request.cache_salt) if request.cache_salt else None
+        return self._visibility.of(request.session_id, salt)
+
+    def _tokens_by_tier(self, parts: Sequence[ChunkBlocks]) -> dict[TierName, int]:
+        tokens: dict[TierName, int] = {}
+        for part in parts:
+            tier = TierName.CPU if self._placement.holds(part.chunk.key) else TierName.DISK
+            tokens[tier] = tokens.get(tier, 0) + len(part.block_ids) * self._geometry.block_tokens
+        return tokens
+
+    def _loaded(
+        self, request_id: str, window: BoundWindow, parts: Sequence[ChunkBlocks], result: "Future[JobResult]"
+    ) -> None:
+        """Accounts for a finished load, and keeps what could not be read from being offered again."""
+        if result.exception() is not None:
+            self._no_more_loads.add(request_id)
+            return
+        outcomes = result.result().outcomes
+        for part in parts:
+            outcome = outcomes.get(part.chunk.key)
+            tokens = len(part.block_ids) * self._geometry.block_tokens
+            if outcome is not None and outcome.failure is None and outcome.tier is not None:
+                self._metrics.loaded(outcome.tier, tokens)
+                continue
+            self._metrics.missed(tokens)
+            self._no_more_loads.add(request_id)
+            if outcome is not None and outcome.failure is not None:
+                code, reason = outcome.failure
+                logger.warning("window %s: a chunk could not be loaded (CWM-%d: %s)", window.name, code, reason)
+                if code in (Code.CORRUPT, Code.CHUNK_MISSING):
+                    window.usable_blocks = min(window.usable_blocks, part.chunk.first_block)
+        self._metrics.load_seconds.observe(result.result().seconds)
+
+    def _plan(self, hashes: "Sequence[BlockHash]", needed: Sequence[ChunkSpec]) -> SavePlan:
+        pool = self._require_pool()
+        found = [compat.cached_blocks(pool, hashes[chunk.first_block : chunk.end_block]) for chunk in needed]
+        held = [block for blocks in found for block in blocks if block is not None]
+        lost = sum(chunk.blocks for chunk in needed) - len(held)
+        if lost:
+            return SavePlan(None, lost_blocks=lost)
+        compat.hold_blocks(pool, held)
+        parts = tuple(
+            ChunkBlocks(chunk, tuple(block.block_id for block in blocks if block is not None))
+            for chunk, blocks in zip(needed, found, strict=True)
+        )
+        ticket = self._board.post(SaveJob(self._board.next_id(), parts))
+        ticket.captured.add_done_callback(lambda _: compat.let_go_blocks(pool, held))
+        return SavePlan(ticket)
+
+    def _require_pool(self) -> "BlockPool":
+        if self._pool is None:
+            raise CWMError(Code.STATE, "the engine has not bound its block pool yet; try again in a moment")
+        return self._pool
+
+
+def _parts(
+    chunks: Sequence[ChunkSpec], from_block: int, to_block: int, block_ids: Sequence[int]
+) -> Iterator[ChunkBlocks]:
+    """The pieces of `chunks` that cover blocks [from_block, to_block); `block_ids` are the request's, from block 0 on."""
+    for chunk in chunks:
+        start, end = max(chunk.first_block, from_block), min(chunk.end_block, to_block)
+        if start < end:
+            yield ChunkBlocks(chunk, tuple(block_ids[start:end]), start - chunk.first_block)

@@ -1,0 +1,149 @@
+"""Puts the scheduler side's parts together: checks at construction, the control thread once the workers are known."""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from cwm_connector import compat
+from cwm_connector.board import JobBoard
+from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.control import ControlServer, ControlThread, StoreLock
+from cwm_connector.engine import CatalogThread, Engine
+from cwm_connector.fingerprints import files_digest
+from cwm_connector.identity import FORMAT_VERSION, Geometry, Passport
+from cwm_connector.jobs import WorkerFacts
+from cwm_connector.mailbox import Mailbox
+from cwm_connector.metrics import Metrics
+from cwm_connector.operations import EngineOperations
+from cwm_connector.placement import CpuPlacement
+from cwm_connector.protocol import Code, CWMError
+from cwm_connector.recovery import pair_store, recover
+from cwm_connector.scheduler import SchedulerSide
+from cwm_connector.sessions import SessionIndex
+from cwm_connector.settings import Settings, private_folder
+from cwm_connector.tiers.disk import DiskTier
+from cwm_connector.visibility import Visibility
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+logger = logging.getLogger(__name__)
+
+START_LIMIT_S: Final = 900.0
+"""Hashing the weights of a large model, once, takes longest."""
+
+
+class EngineService:
+    """One for each engine. Construction and `start` raise CWMError and so stop an engine that could not keep a window."""
+
+    def __init__(self, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", settings: Settings) -> None:
+        compat.check_supported(vllm_config, kv_cache_config)
+        self._vllm_config = vllm_config
+        self._kv_cache_config = kv_cache_config
+        self._settings = settings
+        private_folder(settings.home, "CWM_HOME")
+        private_folder(settings.chunks_path, "CWM_DISK_PATH")
+        self._lock = StoreLock(settings.home)
+        self._lock.acquire()
+        pair_store(settings.home, settings.chunks_path)
+        self._world_size = vllm_config.parallel_config.world_size
+        self._model = vllm_config.model_config.served_model_name or vllm_config.model_config.model
+        self._core = compat.find_engine_core()
+        self._geometry = Geometry.of(compat.block_tokens(kv_cache_config), settings.chunk_tokens)
+        self._visibility = Visibility()
+        self._board = JobBoard(self._world_size)
+        self._mailbox = Mailbox(self._wake)
+        self._placement = CpuPlacement(self._world_size)
+        self._metrics = Metrics()
+        self._control: ControlThread | None = None
+        self.scheduler = SchedulerSide(
+            self._geometry,
+            SessionIndex(self._model, self._geometry.block_tokens, self._visibility.thawed_into),
+            self._visibility,
+            self._board,
+            self._mailbox,
+            self._placement,
+            self._metrics,
+        )
+
+    def start(self, facts: Sequence[WorkerFacts]) -> None:
+        """Recovers the store and opens the socket; returns when clients can call."""
+        self._control = ControlThread()
+        self._control.start()
+        try:
+            self._control.submit(self._open(facts)).result(START_LIMIT_S)
+        except BaseException:
+            self._control.stop()
+            self._lock.release()
+            raise
+
+    def forget_thaws(self) -> None:
+        """After vLLM dropped its caches on somebody's order: what is stored stays, but must be thawed anew."""
+        self._visibility.clear()
+
+    def stop(self) -> None:
+        """Best effort: durability never depends on it."""
+        self._board.fail_all(CWMError(Code.ENGINE_UNREACHABLE, "the engine shut down; call again when it is back"))
+        if self._control is not None:
+            self._control.stop()
+        self._lock.release()
+
+    def _wake(self) -> None:
+        if self._core is not None:
+            compat.wake(self._core)
+
+    async def _open(self, facts: Sequence[WorkerFacts]) -> None:
+        passport = await asyncio.to_thread(self._passport, facts)
+        catalog = CatalogThread(lambda: SqliteCatalog.open(self._settings.catalog_path))
+        recovered = await catalog.run(
+            lambda opened: recover(opened, DiskTier(self._settings.chunks_path), self._world_size)
+        )
+        logger.info(
+            "store %s: swept %d leftovers and %d orphans; %d chunks are damaged",
+            self._settings.home,
+            recovered.leftovers,
+            recovered.orphans,
+            recovered.damaged,
+        )
+        engine = Engine(
+            settings=self._settings,
+            model=self._model,
+            passport=passport,
+            geometry=self._geometry,
+            block_bytes=compat.block_bytes(self._kv_cache_config),
+            world_size=self._world_size,
+            catalog=catalog,
+            scheduler=self.scheduler,
+            mailbox=self._mailbox,
+            board=self._board,
+            placement=self._placement,
+            visibility=self._visibility,
+            metrics=self._metrics,
+            submit_prefill=self._submit_prefill,
+        )
+        operations = EngineOperations(engine)
+        await operations.restore_thaws()
+        server = ControlServer(self._settings.socket_path, operations, self._model)
+        await server.start()
+
+    def _submit_prefill(self, request_id: str, token_ids: "memoryview[int]", cache_salt: str | None) -> None:
+        if self._core is None:
+            raise CWMError(Code.STATE, "this engine can't compute evicted blocks again; serve it with `cwm serve`")
+        compat.submit_prefill(self._core, request_id, token_ids.tolist(), cache_salt)
+
+    def _passport(self, facts: Sequence[WorkerFacts]) -> Passport:
+        files, source = compat.weight_files(self._vllm_config)
+        digest = files_digest(files, self._settings.home / "weights.json") if files else source
+        layout = hashlib.sha256(b"".join(fact.layout for fact in sorted(facts, key=lambda fact: fact.rank)))
+        fields = compat.passport_fields(
+            self._vllm_config,
+            self._kv_cache_config,
+            digest,
+            layout.hexdigest(),
+            "+".join(sorted({fact.attention_backend for fact in facts})),
+            "+".join(sorted({fact.instruction_set for fact in facts})),
+        )
+        return Passport({**fields, "format": str(FORMAT_VERSION)})

@@ -1,0 +1,135 @@
+"""A sealed chunk's bytes: header, payload, zero padding, and one checksum over all of them.
+
+    0                  4,096                              4,096 + payload, rounded up to 4,096
+    | header, zeros ... | payload                | zeros ... |
+
+The storage below checks nothing: it serves flipped bits, over-long files and one chunk's bytes under another's name.
+So the header names the chunk, and the checksum covers every byte, header and padding included, with its own eight
+bytes read as zeros. A CRC finds every single flipped bit and every burst up to 64 bits; it is no defence against
+somebody who writes to the store on purpose. Multiples of 4,096 bytes are what O_DIRECT asks for.
+
+This module needs neither torch nor LMCache: a store can be verified without an engine.
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from awscrt.checksums import crc64nvme
+
+from cwm_connector.catalog.base import ChunkKey
+from cwm_connector.protocol import Code, CWMError
+
+ALIGNMENT: Final = 4096
+HEADER_BYTES: Final = 4096
+
+_MAGIC: Final = b"CWMCHUNK"
+_VERSION: Final = 1
+_FIXED: Final = struct.Struct("<8sI")
+"""Magic, version: what every version of the header begins with."""
+_FIELDS: Final = struct.Struct("<32sIIIQ32s")
+"""Key, kv_rank, tokens, blocks, payload_bytes, layout."""
+_CHECKSUM: Final = struct.Struct("<Q")
+_CHECKSUM_AT: Final = _FIXED.size + _FIELDS.size
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkHeader:
+    """What a sealed chunk says of itself. `layout` is the 32-byte fingerprint of how a page is laid out."""
+
+    key: ChunkKey
+    kv_rank: int
+    tokens: int
+    blocks: int
+    payload_bytes: int
+    layout: bytes
+
+
+def sealed_bytes(payload_bytes: int) -> int:
+    """The length of the sealed chunk: header, payload, and padding to a multiple of 4,096 bytes."""
+    return HEADER_BYTES + -(-payload_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def seal(buffer: memoryview, header: ChunkHeader) -> None:
+    """Writes header, padding and checksum around the payload, which lies at `HEADER_BYTES` already.
+
+    `buffer` is writable, of format "B", and `sealed_bytes(header.payload_bytes)` long. Raises ValueError if it is not,
+    or if key or layout are not 32 bytes: mistakes of the caller, not of a store.
+    """
+    if buffer.nbytes != sealed_bytes(header.payload_bytes):
+        raise ValueError(f"{buffer.nbytes} bytes can't seal a payload of {header.payload_bytes}")
+    if len(header.key) != 32 or len(header.layout) != 32:
+        raise ValueError(f"key and layout take 32 bytes each, not {len(header.key)} and {len(header.layout)}")
+    padding_at = HEADER_BYTES + header.payload_bytes
+    buffer[:HEADER_BYTES] = bytes(HEADER_BYTES)
+    buffer[padding_at:] = bytes(buffer.nbytes - padding_at)
+    _FIXED.pack_into(buffer, 0, _MAGIC, _VERSION)
+    _FIELDS.pack_into(
+        buffer,
+        _FIXED.size,
+        header.key,
+        header.kv_rank,
+        header.tokens,
+        header.blocks,
+        header.payload_bytes,
+        header.layout,
+    )
+    _CHECKSUM.pack_into(buffer, _CHECKSUM_AT, _checksum(buffer))
+
+
+def read_header(buffer: memoryview) -> ChunkHeader:
+    """What the buffer says it is: its checksum is not looked at, so none of it can be relied on before `check`.
+
+    Raises: CWM-4004 for what is no chunk, or one of a version that this program doesn't know.
+    """
+    if buffer.nbytes < HEADER_BYTES:
+        _refuse("length", f"{buffer.nbytes} bytes are less than a header")
+    magic, version = _FIXED.unpack_from(buffer, 0)
+    if magic != _MAGIC:
+        _refuse("magic", "it does not begin like a chunk")
+    if version != _VERSION:
+        _refuse("version", f"its version is {version}, this program knows {_VERSION}")
+    key, kv_rank, tokens, blocks, payload_bytes, layout = _FIELDS.unpack_from(buffer, _FIXED.size)
+    return ChunkHeader(ChunkKey(key), kv_rank, tokens, blocks, payload_bytes, layout)
+
+
+def check(buffer: memoryview, expected: ChunkHeader) -> None:
+    """Returns if the buffer is exactly the chunk that was sealed with `expected`: its key, its rank, every bit.
+
+    Raises: CWM-4004 whose context's `fault` says what differs: magic, version, key, rank, length, layout, tokens,
+    blocks or checksum.
+    """
+    found = read_header(buffer)
+    if found.key != expected.key:
+        _refuse("key", "it is another chunk")
+    if found.kv_rank != expected.kv_rank:
+        _refuse("rank", f"it is rank {found.kv_rank}'s part, not rank {expected.kv_rank}'s")
+    if found.payload_bytes != expected.payload_bytes:
+        _refuse("length", f"it holds {found.payload_bytes} bytes, not {expected.payload_bytes}")
+    if buffer.nbytes != sealed_bytes(expected.payload_bytes):
+        _refuse("length", f"it is {buffer.nbytes} bytes long, not {sealed_bytes(expected.payload_bytes)}")
+    if found.layout != expected.layout:
+        _refuse("layout", "its pages are laid out otherwise")
+    if found.tokens != expected.tokens:
+        _refuse("tokens", f"it holds {found.tokens} tokens, not {expected.tokens}")
+    if found.blocks != expected.blocks:
+        _refuse("blocks", f"it holds {found.blocks} blocks, not {expected.blocks}")
+    (stored,) = _CHECKSUM.unpack_from(buffer, _CHECKSUM_AT)
+    if stored != _checksum(buffer):
+        _refuse("checksum", "its bytes have changed since it was stored")
+
+
+def _checksum(buffer: memoryview) -> int:
+    """CRC-64/NVME over the buffer with the checksum's own bytes as zeros. Copies nothing; releases the GIL."""
+    before = crc64nvme(buffer[:_CHECKSUM_AT])
+    own = crc64nvme(bytes(_CHECKSUM.size), before)
+    checksum: int = crc64nvme(buffer[_CHECKSUM_AT + _CHECKSUM.size :], own)
+    return checksum
+
+
+def _refuse(fault: str, reason: str) -> NoReturn:
+    raise CWMError(
+        Code.CORRUPT,
+        f"a stored chunk fails its check ({fault}): {reason}; its tokens are computed again, freeze anew to replace it",
+        fault=fault,
+    )

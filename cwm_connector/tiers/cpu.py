@@ -1,0 +1,313 @@
+"""The fastest tier: sealed chunks in one pool of host memory, page-locked where there is a CUDA device.
+
+The memory is LMCache's pool; who may use which piece of it is decided here. A piece is **reserved** (one caller fills
+it), then **published** under a chunk's id, and from then on found by others. A **pin** keeps a published chunk in
+place while somebody reads it; without one it may be evicted, least recently pinned first, whenever a reservation needs
+the room. Nothing here is the only copy: what is evicted is on disk still.
+
+Threads: any but the engine's own. One lock guards everything; only `ready`, and the first `reserve`, can wait long.
+"""
+
+import atexit
+import itertools
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from cwm_connector.protocol import Code, CWMError
+from cwm_connector.tiers.base import ChunkId, TierUsage
+from cwm_connector.tiers.chunk import ALIGNMENT
+from cwm_connector.tiers.lmcache_parts import L1Error, L1MemoryManager, L1MemoryManagerConfig, MemoryLayoutDesc
+
+_MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostBuffer:
+    """A piece of the pool. Its address is a multiple of 4,096; `tensor` and `view` are the same `nbytes` bytes.
+
+    Both are invalid once the buffer was released or its last pin went: the pool hands the memory to the next caller.
+    """
+
+    tensor: torch.Tensor
+    """1-D, uint8."""
+    view: memoryview
+    """Writable, format "B"."""
+    nbytes: int
+    memory: Any = field(repr=False)
+    """LMCache's object; the tier's own business."""
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """A chunk id that is found (it has a buffer) or held (it has pins).
+
+    `retired` were dropped while pinned. Pins are counted per id, so these wait until the last of all pins goes.
+    """
+
+    buffer: HostBuffer | None
+    pins: int = 1
+    retired: list[HostBuffer] = field(default_factory=list)
+
+
+class CpuTier:
+    """Takes `capacity_bytes` of memory at once, in the background, and keeps them until `close`.
+
+    Raises: CWM-7001 if the machine has not that much memory available.
+    """
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self._capacity = capacity_bytes // ALIGNMENT * ALIGNMENT
+        available = _available_bytes()
+        if self._capacity > available:
+            raise CWMError(
+                Code.MEMORY,
+                f"the CPU tier's {self._capacity // _MIB} MiB are more than the {available // _MIB} MiB of memory that "
+                "are available; set CWM_CPU_CACHE_GB lower",
+            )
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[ChunkId, _Entry] = OrderedDict()
+        """Least recently pinned first."""
+        self._reserved: set[HostBuffer] = set()
+        self._evicted: dict[ChunkId, None] = {}
+        self._used = 0
+        self._closed = False
+        self._pool: Future[Any] = Future()
+        # Touching 4 GiB takes seconds; LMCache does it without the GIL.
+        device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        threading.Thread(target=self._build_pool, args=(device,), name="cwm-cpu-tier", daemon=True).start()
+        atexit.register(self._leave)
+
+    def _build_pool(self, device: int | None) -> None:
+        try:
+            if device is not None:
+                torch.cuda.set_device(device)  # per thread: page-locking would else start a context on device 0
+            config = L1MemoryManagerConfig(
+                size_in_bytes=self._capacity, use_lazy=False, align_bytes=ALIGNMENT, shm_name=""
+            )
+            self._pool.set_result(L1MemoryManager(config))
+        except Exception as problem:
+            reason = f"the CPU tier could not get {self._capacity // _MIB} MiB ({problem}); set CWM_CPU_CACHE_GB lower"
+            self._pool.set_exception(CWMError(Code.MEMORY, reason))
+
+    def ready(self) -> None:
+        """Waits until the memory is there. Raises: CWM-7001 if the system gave none."""
+        self._pool.result()
+
+    # --- one caller's buffers -----------------------------------------------------------------------------------------
+
+    def reserve(self, n_bytes: int) -> HostBuffer:
+        """A buffer with unknown content, the caller's alone until it is published or released.
+
+        Raises: CWM-7001 if pinned and reserved buffers leave no room; then nothing was evicted, unless free memory
+        lies in pieces too small.
+        """
+        if n_bytes <= 0:
+            raise ValueError(f"{n_bytes} bytes can't be reserved")
+        self.ready()
+        needed = -(-n_bytes // ALIGNMENT) * ALIGNMENT
+        with self._lock:
+            if self._closed:
+                raise CWMError(Code.MEMORY, "the CPU tier is closed; start the engine again")
+            for chunk in self._victims(needed):
+                self._evict(chunk)
+            while (buffer := self._allocate(n_bytes)) is None:  # enough is free, but in pieces
+                unpinned = next((chunk for chunk, entry in self._entries.items() if entry.pins == 0), None)
+                if unpinned is None:
+                    raise self._full(needed)
+                self._evict(unpinned)
+            self._reserved.add(buffer)
+            return buffer
+
+    def release(self, buffer: HostBuffer) -> None:
+        """Gives a reserved buffer back. Raises ValueError if it was published or given back before."""
+        with self._lock:
+            self._take_reserved(buffer)
+            self._free(buffer)
+            self._shut_when_empty()
+
+    def release_after(self, buffer: HostBuffer, transfer: "Future[None]") -> None:
+        """Releases a reserved buffer when its transfer has ended, which may be now.
+
+        Never, if the transfer failed because the device does not answer: it may still write there (`buffer_in_use`).
+        """
+
+        def ended(transfer: "Future[None]") -> None:
+            problem = transfer.exception()
+            if not (isinstance(problem, CWMError) and problem.context.get("buffer_in_use")):
+                self.release(buffer)
+
+        transfer.add_done_callback(ended)
+
+    # --- chunks -------------------------------------------------------------------------------------------------------
+
+    def publish(self, chunk: ChunkId, buffer: HostBuffer) -> HostBuffer:
+        """Makes a reserved buffer, filled and sealed, findable, pinned once; returns the buffer that now counts.
+
+        If the chunk is here already, that one is pinned and returned and `buffer` is given back: both hold the same.
+        Raises ValueError if the buffer is not a reserved one.
+        """
+        with self._lock:
+            self._take_reserved(buffer)
+            self._evicted.pop(chunk, None)
+            entry = self._entries.setdefault(chunk, _Entry(None, pins=0))
+            if entry.buffer is None:
+                entry.buffer = buffer
+            else:
+                self._free(buffer)
+            entry.pins += 1
+            self._entries.move_to_end(chunk)
+            in_force = entry.buffer
+            if self._closed:
+                self._lose(chunk, entry)
+            return in_force
+
+    def pin(self, chunk: ChunkId) -> HostBuffer | None:
+        """The chunk's buffer, in place until `unpin`; None if it is not here."""
+        with self._lock:
+            entry = self._entries.get(chunk)
+            if entry is None or entry.buffer is None:
+                return None
+            entry.pins += 1
+            self._entries.move_to_end(chunk)
+            return entry.buffer
+
+    def unpin(self, chunk: ChunkId) -> None:
+        """Ends one pin. Raises ValueError if there is none."""
+        with self._lock:
+            entry = self._entries.get(chunk)
+            if entry is None or entry.pins == 0:
+                raise ValueError(f"{chunk} is not pinned")
+            entry.pins -= 1
+            if entry.pins == 0:
+                for buffer in entry.retired:
+                    self._free(buffer)
+                entry.retired.clear()
+                self._forget_if_gone(chunk, entry)
+                self._shut_when_empty()
+
+    def drop(self, chunk: ChunkId) -> bool:
+        """The chunk is not found from now on; its memory is free when its last pin goes. False if it was not here."""
+        with self._lock:
+            entry = self._entries.get(chunk)
+            if entry is None or entry.buffer is None:
+                return False
+            self._lose(chunk, entry)
+            return True
+
+    def contains(self, chunk: ChunkId) -> bool:
+        """Whether it is here now. Does not count as a use."""
+        with self._lock:
+            entry = self._entries.get(chunk)
+            return entry is not None and entry.buffer is not None
+
+    def take_evicted(self) -> list[ChunkId]:
+        """What was evicted since the last call and is not back, oldest first."""
+        with self._lock:
+            evicted = list(self._evicted)
+            self._evicted.clear()
+            return evicted
+
+    def usage(self) -> TierUsage:
+        """Bytes taken, reserved and dropped-but-pinned buffers included; chunks that can be found."""
+        with self._lock:
+            chunks = sum(entry.buffer is not None for entry in self._entries.values())
+            return TierUsage(self._used, self._capacity, chunks)
+
+    def close(self) -> None:
+        """Forgets every chunk and gives the memory back, at once or when the last reserved or pinned buffer goes."""
+        if self._pool.exception() is not None:
+            return
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for chunk, entry in list(self._entries.items()):
+                self._lose(chunk, entry)
+            self._shut_when_empty()
+
+    def _leave(self) -> None:
+        """At the interpreter's exit. LMCache complains of objects that nobody gave back before it."""
+        self.close()
+        with self._lock:
+            for buffer in [*self._reserved, *itertools.chain(*(entry.retired for entry in self._entries.values()))]:
+                self._pool.result().free([buffer.memory])
+
+    # --- under the lock -----------------------------------------------------------------------------------------------
+
+    def _allocate(self, n_bytes: int) -> HostBuffer | None:
+        error, objects = self._pool.result().allocate(MemoryLayoutDesc([torch.Size([n_bytes])], [torch.uint8]), 1)
+        if error != L1Error.SUCCESS:
+            return None
+        memory = objects[0]
+        self._used += memory.get_physical_size()
+        return HostBuffer(memory.tensor, memoryview(memory.tensor.numpy()), n_bytes, memory)
+
+    def _free(self, buffer: HostBuffer) -> None:
+        self._used -= buffer.memory.get_physical_size()
+        self._pool.result().free([buffer.memory])
+
+    def _shut_when_empty(self) -> None:
+        if self._closed and self._used == 0:
+            self._pool.result().close()
+            atexit.unregister(self._leave)
+
+    def _take_reserved(self, buffer: HostBuffer) -> None:
+        if buffer not in self._reserved:
+            raise ValueError("the buffer is not a reserved one of this tier")
+        self._reserved.remove(buffer)
+
+    def _lose(self, chunk: ChunkId, entry: _Entry) -> None:
+        """Makes the chunk unfindable; its memory is freed now or with the last pin."""
+        if entry.buffer is not None:
+            if entry.pins:
+                entry.retired.append(entry.buffer)
+            else:
+                self._free(entry.buffer)
+            entry.buffer = None
+        self._forget_if_gone(chunk, entry)
+
+    def _forget_if_gone(self, chunk: ChunkId, entry: _Entry) -> None:
+        if entry.buffer is None and entry.pins == 0:
+            del self._entries[chunk]
+
+    def _victims(self, needed: int) -> list[ChunkId]:
+        """What has to go for `needed` bytes, least recently pinned first. Raises: CWM-7001 if that would not do."""
+        free = self._capacity - self._used
+        victims: list[ChunkId] = []
+        for chunk, entry in self._entries.items():
+            if free >= needed:
+                break
+            if entry.buffer is not None and entry.pins == 0:
+                victims.append(chunk)
+                free += entry.buffer.memory.get_physical_size()
+        if free < needed:
+            raise self._full(needed)
+        return victims
+
+    def _evict(self, chunk: ChunkId) -> None:
+        entry = self._entries.pop(chunk)
+        if entry.buffer is not None:
+            self._free(entry.buffer)
+        self._evicted[chunk] = None
+
+    def _full(self, needed: int) -> CWMError:
+        return CWMError(
+            Code.MEMORY,
+            f"the CPU tier has no room for {needed} bytes: {self._used} of {self._capacity} are in use; set "
+            "CWM_CPU_CACHE_GB higher or wait until other transfers end",
+        )
+
+
+def _available_bytes() -> int:
+    """Memory that the system can hand out without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, amount = line.partition(":")
+        if name == "MemAvailable":
+            return int(amount.split()[0]) * 1024
+    raise RuntimeError("/proc/meminfo has no MemAvailable")

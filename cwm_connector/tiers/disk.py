@@ -1,0 +1,299 @@
+"""The durable tier on a local disk: one file per sealed chunk, `cwm@0x<rank>@0@<key>.data`, in one folder.
+
+A write goes into this process's staging folder, is fsynced there, and only then moved to the chunk's name: so a file
+under a chunk's name is whole after a kill or a power cut, and writing a chunk again never loses the one that stands.
+LMCache's native client moves the bytes, past the page cache where the file system allows it (a window read once would
+else push out what the machine needs).
+
+Threads: any but the engine's own. Reads, writes and the folder's upkeep have threads of their own, so that a thaw never
+queues behind a freeze; each call is answered within the time-out even if the disk hangs.
+"""
+
+import errno
+import functools
+import itertools
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Final, TypeVar
+
+from cwm_connector.catalog.base import ChunkKey
+from cwm_connector.protocol import Code, CWMError
+from cwm_connector.tiers import staging
+from cwm_connector.tiers.base import ChunkId, TierName
+from cwm_connector.tiers.bounded import BoundedThreads
+from cwm_connector.tiers.chunk import ALIGNMENT
+from cwm_connector.tiers.native_file import NativeFile, NativeFileError, accepts_direct_io, file_name
+from cwm_connector.tiers.staging import Staging
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_NAME: Final = "cwm"
+_CHUNK_FILE: Final = re.compile(r"cwm@0x([0-9a-f]{8})@0@([0-9a-f]{64})\.data")
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskTier:
+    """A `ChunkStore` in `folder`, which must be there and belong to this program alone.
+
+    `workers` transfers run at once in each direction. `timeout_s` bounds each transfer from the moment its turn comes;
+    it then fails with CWM-4001/4002, and `buffer_in_use` in the error's context says that the kernel may still read
+    from or write to the buffer: it must not be reused or freed in this process. Buffers are of format "B", their
+    address and length multiples of 4,096 bytes.
+    """
+
+    name = TierName.DISK
+
+    def __init__(self, folder: Path, *, workers: int = 4, timeout_s: float = 60.0) -> None:
+        if not folder.is_dir():
+            raise CWMError(Code.BACKEND, f"the disk tier's folder {folder} is not there; make it or set CWM_DISK_PATH")
+        self._folder = folder
+        self._workers = workers
+        self._staging = Staging(folder)
+        self._numbers = itertools.count()
+        self._direct: bool | None = None
+        self._direct_lock = threading.Lock()
+        self._client = threading.local()
+        self._readers = BoundedThreads("cwm-disk-read", workers, timeout_s)
+        self._writers = BoundedThreads("cwm-disk-write", workers, timeout_s)
+        self._upkeep = BoundedThreads("cwm-disk-upkeep", 1, timeout_s)
+
+    # --- transfers ----------------------------------------------------------------------------------------------------
+
+    def write(self, chunk: ChunkId, sealed: memoryview) -> "Future[None]":
+        """Replaces whatever stands under the id, at once and whole. Fails with CWM-4003 (full) or CWM-4001."""
+        _check_buffer(sealed)
+        given_up = threading.Event()
+
+        def overdue(started: bool) -> CWMError:
+            given_up.set()
+            return self._silent(Code.WRITE_FAILED, started)
+
+        return self._writers.submit(functools.partial(self._write, chunk, sealed, given_up), overdue)
+
+    def read(self, chunk: ChunkId, into: memoryview) -> "Future[None]":
+        """Fails with CWM-2003 (not there), CWM-4004 (another length; `into` is untouched then) or CWM-4002."""
+        _check_buffer(into)
+        return self._readers.submit(
+            functools.partial(self._read, chunk, into), functools.partial(self._silent, Code.READ_FAILED)
+        )
+
+    def _write(self, chunk: ChunkId, sealed: memoryview, given_up: threading.Event) -> None:
+        staged: Path | None = None
+        try:
+            folder = self._staging.folder()
+            # A name of its own for every write: LMCache keeps a file that is there.
+            key = _key(chunk, f"{staging.STAGED_PREFIX}{next(self._numbers)}")
+            staged = folder / file_name(key)
+            self._native(folder, staged, os.O_CREAT | os.O_WRONLY).write(key, sealed)
+            if staged.stat().st_size != sealed.nbytes:
+                raise NativeFileError(f"{staged.stat().st_size} of {sealed.nbytes} bytes were written")
+            _fsync(staged)
+            if given_up.is_set():  # its caller was told that it failed, and may have deleted the chunk since
+                staged.unlink()
+            else:
+                staged.replace(self._path(chunk))
+        except (OSError, NativeFileError) as problem:
+            if staged is not None:
+                _discard(staged)
+            raise self._write_error(problem, sealed.nbytes) from None
+
+    def _read(self, chunk: ChunkId, into: memoryview) -> None:
+        path = self._path(chunk)
+        try:
+            self._check_length(path, into.nbytes)
+            try:
+                self._native(self._folder, path, os.O_RDONLY).read(_key(chunk), into)
+            except NativeFileError:
+                self._check_length(path, into.nbytes)  # it may have been deleted or replaced since
+                raise
+        except FileNotFoundError:
+            raise CWMError(
+                Code.CHUNK_MISSING, f"a chunk is not in {self._folder}; its tokens are computed again"
+            ) from None
+        except (OSError, NativeFileError) as problem:
+            raise self._read_error(problem) from None
+
+    def _check_length(self, path: Path, expected: int) -> None:
+        found = path.stat().st_size
+        if found != expected:
+            raise CWMError(
+                Code.CORRUPT,
+                f"a stored chunk has {found} bytes instead of {expected}; its tokens are computed again, freeze anew "
+                "to replace it",
+                fault="length",
+            )
+
+    def _native(self, folder: Path, probe: Path, flags: int) -> NativeFile:
+        """This thread's client; a thread only ever reads or only ever writes, but a staging folder can be made anew."""
+        client: tuple[Path, NativeFile] | None = getattr(self._client, "value", None)
+        if client is None or client[0] != folder:
+            client = folder, NativeFile(folder, self._goes_direct(probe, flags))
+            self._client.value = client
+        return client[1]
+
+    def _goes_direct(self, probe: Path, flags: int) -> bool:
+        with self._direct_lock:
+            if self._direct is None:
+                self._direct = accepts_direct_io(probe, flags)
+                if flags & os.O_CREAT:
+                    probe.unlink()
+                if not self._direct:
+                    logger.warning("%s does not take direct I/O: chunks go through the page cache", self._folder)
+            return self._direct
+
+    # --- upkeep -------------------------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Makes every finished write findable after a power cut. Raises CWM-4001."""
+        self._change(lambda: _fsync(self._folder))
+
+    def delete(self, chunk: ChunkId) -> bool:
+        """True if it was there. Raises CWM-4001."""
+
+        def unlink() -> bool:
+            try:
+                self._path(chunk).unlink()
+            except FileNotFoundError:
+                return False
+            return True
+
+        return self._change(unlink)
+
+    def size_of(self, chunk: ChunkId) -> int | None:
+        """The length of its file in bytes, whatever that is; None if there is none. Raises CWM-4002."""
+
+        def look() -> int | None:
+            try:
+                return self._path(chunk).stat().st_size
+            except FileNotFoundError:
+                return None
+
+        return self._look(look)
+
+    def inventory(self) -> Iterator[tuple[ChunkId, int]]:
+        """Every chunk file with its length in bytes, whatever that is. Raises CWM-4002."""
+
+        def scan() -> list[tuple[ChunkId, int]]:
+            with os.scandir(self._folder) as entries:
+                return [
+                    (_chunk_of(match), entry.stat(follow_symlinks=False).st_size)
+                    for entry in entries
+                    if (match := _CHUNK_FILE.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False)
+                ]
+
+        return iter(self._look(scan))
+
+    def sweep_leftovers(self) -> int:
+        """Removes what writers that died left behind; returns how many files. Files of other names are not touched.
+
+        Raises: CWM-4001.
+        """
+        return self._change(self._sweep)
+
+    def close(self) -> None:
+        """Fails what has not begun, waits for the rest as long as its time-out allows."""
+        for threads in (self._readers, self._writers, self._upkeep):
+            threads.close()
+        self._staging.close()
+
+    def _sweep(self) -> int:
+        removed = staging.sweep(self._folder)
+        for file in self._folder.iterdir():
+            if file.name.startswith(f"{_NAME}@") and not _CHUNK_FILE.fullmatch(file.name) and file.is_file():
+                file.unlink()
+                removed += 1
+        return removed
+
+    def _look(self, work: Callable[[], T]) -> T:
+        try:
+            return self._upkeep.submit(work, functools.partial(self._silent, Code.READ_FAILED)).result()
+        except OSError as problem:
+            raise self._read_error(problem) from None
+
+    def _change(self, work: Callable[[], T]) -> T:
+        try:
+            return self._upkeep.submit(work, functools.partial(self._silent, Code.WRITE_FAILED)).result()
+        except OSError as problem:
+            raise self._write_error(problem, 0) from None
+
+    # --- names and errors ---------------------------------------------------------------------------------------------
+
+    def _path(self, chunk: ChunkId) -> Path:
+        return self._folder / file_name(_key(chunk))
+
+    def _silent(self, code: Code, started: bool) -> CWMError:
+        return CWMError(
+            code, f"the disk under {self._folder} does not answer; check it, then try again", buffer_in_use=started
+        )
+
+    def _read_error(self, problem: OSError | NativeFileError) -> CWMError:
+        return CWMError(
+            Code.READ_FAILED,
+            f"the disk tier could not read from {self._folder} ({_reason(problem)}); check the disk and who may read "
+            "there, then try again",
+        )
+
+    def _write_error(self, problem: OSError | NativeFileError, n_bytes: int) -> CWMError:
+        if self._is_full(problem, n_bytes):
+            return CWMError(
+                Code.QUOTA, f"the disk under {self._folder} is full; free some space or delete windows, then try again"
+            )
+        return CWMError(
+            Code.WRITE_FAILED,
+            f"the disk tier could not write to {self._folder} ({_reason(problem)}); check the disk and who may write "
+            "there, then try again",
+        )
+
+    def _is_full(self, problem: OSError | NativeFileError, n_bytes: int) -> bool:
+        if isinstance(problem, OSError):
+            return problem.errno in _FULL
+        if any(os.strerror(number) in str(problem) for number in _FULL):
+            return True
+        # A direct write that the last free blocks cut short goes on unaligned, and the kernel calls that invalid.
+        if os.strerror(errno.EINVAL) not in str(problem):
+            return False
+        try:
+            space = os.statvfs(self._folder)
+        except OSError:
+            return False
+        return space.f_bavail * space.f_frsize < self._workers * n_bytes
+
+
+def _key(chunk: ChunkId, name: str = _NAME) -> str:
+    return f"{name}@{chunk.kv_rank:08x}@0@{chunk.key.hex()}"
+
+
+def _chunk_of(match: re.Match[str]) -> ChunkId:
+    return ChunkId(ChunkKey(bytes.fromhex(match[2])), int(match[1], 16))
+
+
+def _check_buffer(buffer: memoryview) -> None:
+    if buffer.itemsize != 1 or not buffer.contiguous or buffer.nbytes == 0 or buffer.nbytes % ALIGNMENT:
+        raise ValueError(f"{buffer!r} of {buffer.nbytes} bytes is no sealed chunk's buffer")
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _discard(staged: Path) -> None:
+    """Removes what a failed write left, under the name that LMCache writes to and under the one it ends with."""
+    for path in (staged, staged.with_suffix(".tmp")):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            logger.warning("%s could not be removed; it is swept at the next start", path)
+
+
+def _reason(problem: OSError | NativeFileError) -> str:
+    return (problem.strerror or str(problem)) if isinstance(problem, OSError) else str(problem)

@@ -1,0 +1,21 @@
+"""Everything that this project takes from LMCache, imported in one place.
+
+Only parts of its maintained `v1/distributed` side: the host memory pool (page-locked where there is a CUDA device) and
+the native file client. LMCache is pinned to one release; tests/cwm_connector/tiers/test_lmcache_contract.py holds what
+we rely on and fails when a release changes it.
+
+LMCache prints its log from INFO on to stderr and warns of every full pool, which is daily life for a cache. Its own
+setting LMCACHE_LOG_LEVEL, read at import, quiets that here; whoever sets it keeps his value.
+"""
+
+import os
+
+os.environ.setdefault("LMCACHE_LOG_LEVEL", "ERROR")
+
+from lmcache.lmcache_fs import LMCacheFSClient
+from lmcache.v1.distributed.api import MemoryLayoutDesc
+from lmcache.v1.distributed.config import L1MemoryManagerConfig
+from lmcache.v1.distributed.error import L1Error
+from lmcache.v1.distributed.memory_manager.l1_memory_manager import L1MemoryManager
+
+__all__ = ["L1Error", "L1MemoryManager", "L1MemoryManagerConfig", "LMCacheFSClient", "MemoryLayoutDesc"]

@@ -1,0 +1,73 @@
+"""Which windows a request may load from: those thawed into its session or under its cache salt, and no others.
+
+Written by the control thread, read by the engine thread: the two tables are replaced whole, never changed in place.
+"""
+
+from array import array
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from cwm_connector.identity import ChunkSpec
+
+MAX_BOUND: Final = 32
+"""Windows that one session can load from at once; the oldest thaw gives way."""
+
+
+@dataclass(slots=True)
+class BoundWindow:
+    """A window's tokens and chunks as far as requests may use them."""
+
+    name: str
+    token_ids: "array[int]" = field(repr=False)
+    chunks: tuple[ChunkSpec, ...] = field(repr=False)
+    usable_blocks: int
+    """Leading blocks whose chunks were not found bad; only ever lowered, by the engine thread."""
+
+    def common_blocks(self, token_ids: "array[int]", block_tokens: int, limit: int) -> int:
+        """How many leading blocks of the request, at most `limit`, this window holds."""
+        blocks = min(limit, self.usable_blocks)
+        ours = np.frombuffer(self.token_ids, dtype=np.int32, count=blocks * block_tokens)
+        theirs = np.frombuffer(token_ids, dtype=np.int32, count=blocks * block_tokens)
+        different = np.flatnonzero(ours != theirs)
+        return int(different[0]) // block_tokens if different.size else blocks
+
+
+class Visibility:
+    """The bindings in force."""
+
+    def __init__(self) -> None:
+        self._by_session: dict[str, tuple[BoundWindow, ...]] = {}
+        self._by_salt: dict[bytes, tuple[BoundWindow, ...]] = {}
+        self._session_of: dict[bytes, str] = {}
+
+    def bind(self, session_id: str, salt_hash: bytes, window: BoundWindow) -> None:
+        """Makes `window` loadable; a newer thaw of the same name replaces the older."""
+        others = tuple(each for each in self._by_session.get(session_id, ()) if each.name != window.name)
+        self._by_session = {**self._by_session, session_id: (window, *others)[:MAX_BOUND]}
+        self._by_salt = {**self._by_salt, salt_hash: (window,)}
+        self._session_of = {**self._session_of, salt_hash: session_id}
+
+    def unbind(self, window_name: str) -> None:
+        """Nobody loads from the window any more."""
+
+        def without(table: dict, name: str) -> dict:  # type: ignore[type-arg]
+            kept = {key: tuple(each for each in bound if each.name != name) for key, bound in table.items()}
+            return {key: bound for key, bound in kept.items() if bound}
+
+        self._by_session = without(self._by_session, window_name)
+        self._by_salt = without(self._by_salt, window_name)
+
+    def clear(self) -> None:
+        self._by_session, self._by_salt = {}, {}
+
+    def thawed_into(self, salt_hash: bytes) -> str | None:
+        """The session that a thaw made this salt for."""
+        return self._session_of.get(salt_hash)
+
+    def of(self, session_id: str | None, salt_hash: bytes | None) -> tuple[BoundWindow, ...]:
+        """What a request with this session id and salt may see, the newest thaw first."""
+        by_session = self._by_session.get(session_id, ()) if session_id else ()
+        by_salt = self._by_salt.get(salt_hash, ()) if salt_hash else ()
+        return (*by_salt, *by_session)

@@ -1,0 +1,282 @@
+"""The worker side: carries out the scheduler side's jobs on threads of its own, and reports.
+
+vLLM's hooks (the model's thread) only hand jobs over and collect what is done; copies, checksums and I/O run on
+transfer threads: one for saves, one for loads, one for the rest, so that a long save never delays a load.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from cwm_connector.fetch import ChunkShape, Fetcher, give_back
+from cwm_connector.identity import ChunkSpec
+from cwm_connector.jobs import (
+    ChunkBlocks,
+    ChunkOutcome,
+    DropJob,
+    Job,
+    JobId,
+    LoadJob,
+    Phase,
+    PromoteJob,
+    Report,
+    SaveJob,
+    StepReports,
+)
+from cwm_connector.paging import Fence, PagedCopier, payload_bytes
+from cwm_connector.protocol import Code, CWMError
+from cwm_connector.tiers.base import ChunkId, ChunkStore, TierName
+from cwm_connector.tiers.chunk import HEADER_BYTES, seal
+from cwm_connector.tiers.cpu import CpuTier, HostBuffer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """A chunk that was copied out of the cache and is not yet written."""
+
+    chunk: ChunkSpec
+    buffer: HostBuffer
+
+
+def _one_thread(name: str) -> ThreadPoolExecutor:
+    # More than one thread inside a copy makes it slower as soon as the model computes beside it.
+    return ThreadPoolExecutor(1, thread_name_prefix=f"cwm-{name}", initializer=torch.set_num_threads, initargs=(1,))
+
+
+class WorkerSide:
+    """One for each rank. `submit`, `take_*` belong to the model's thread and never block."""
+
+    def __init__(self, rank: int, copier: PagedCopier, block_tokens: int, cpu: CpuTier, disk: ChunkStore) -> None:
+        self._rank = rank
+        self._copier = copier
+        self._cpu = cpu
+        self._disk = disk
+        self._shape = ChunkShape(rank, copier.layout, block_tokens, payload_bytes(copier, 1))
+        self._fetcher = Fetcher(cpu, disk, self._shape)
+        self._saving, self._loading, self._keeping = _one_thread("save"), _one_thread("load"), _one_thread("keep")
+        self._lock = threading.Lock()
+        self._reports: list[Report] = []
+        self._came: list[ChunkId] = []
+        self._went: list[ChunkId] = []
+        self._loaded_requests: set[str] = set()
+        self._bad_blocks: set[int] = set()
+
+    # --- the model's thread --------------------------------------------------------------------------------------------
+
+    def submit(self, jobs: Iterable[Job]) -> None:
+        """Hands the step's jobs over. The step's forward is complete, or on the current stream."""
+        for job in jobs:
+            if isinstance(job, SaveJob):
+                self._saving.submit(self._guarded, job.id, self._save, job, self._copier.fence())
+            elif isinstance(job, LoadJob):
+                self._loading.submit(self._load, job)
+            elif isinstance(job, PromoteJob):
+                self._keeping.submit(self._guarded, job.id, self._promote, job)
+            else:
+                self._keeping.submit(self._guarded, job.id, self._drop, job)
+
+    def take_loaded(self) -> set[str]:
+        """Requests whose load is over, well or not, since the last call."""
+        with self._lock:
+            loaded, self._loaded_requests = self._loaded_requests, set()
+        return loaded
+
+    def take_bad_blocks(self) -> set[int]:
+        """Blocks that were to be loaded and could not be, since the last call."""
+        with self._lock:
+            bad, self._bad_blocks = self._bad_blocks, set()
+        return bad
+
+    def take_reports(self) -> StepReports | None:
+        """What to tell the scheduler side; None where there is nothing."""
+        evicted = self._cpu.take_evicted()
+        with self._lock:
+            reports, self._reports = self._reports, []
+            came, self._came = self._came, []
+            went, self._went = self._went, []
+        if not (reports or came or went or evicted):
+            return None
+        return StepReports(reports, came, went + evicted)
+
+    def close(self) -> None:
+        """Ends the threads after what they have begun, and gives the memory back."""
+        for executor in (self._saving, self._loading, self._keeping):
+            executor.shutdown(wait=True, cancel_futures=True)
+        self._disk.close()
+        self._cpu.close()
+
+    # --- transfer threads ----------------------------------------------------------------------------------------------
+
+    def _report(self, job: JobId, phase: Phase, **more: object) -> None:
+        with self._lock:
+            self._reports.append(Report(job, self._rank, phase, **more))  # type: ignore[arg-type]
+
+    def _guarded(self, job: JobId, work: Callable[..., None], *arguments: object) -> None:
+        """Whatever goes wrong in a job ends that job, and nothing else."""
+        try:
+            work(*arguments)
+        except CWMError as problem:
+            self._report(job, Phase.FINISHED, failure=(problem.code, problem.message))
+        except Exception as problem:
+            logger.exception("job %d failed", job)
+            self._report(job, Phase.FINISHED, failure=(Code.INTERNAL, _unexpected(problem)))
+
+    def _save(self, job: SaveJob, fence: Fence | None) -> None:
+        started = time.perf_counter()
+        captured: list[_Captured] = []
+        outcomes: list[ChunkOutcome] = []
+        try:
+            for part in job.chunks:
+                captured.append(self._capture(part, fence, captured, outcomes))
+            self._report(job.id, Phase.CAPTURED, done=len(outcomes))
+            self._persist(captured, outcomes)
+            self._disk.sync()
+        finally:
+            for each in captured:
+                self._cpu.release(each.buffer)
+        self._report(
+            job.id,
+            Phase.FINISHED,
+            done=len(outcomes),
+            outcomes=tuple(outcomes),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _capture(
+        self, part: ChunkBlocks, fence: Fence | None, captured: list[_Captured], outcomes: list[ChunkOutcome]
+    ) -> _Captured:
+        """Copies one chunk out; where CPU memory is full, what was captured before is written first to make room."""
+        size = self._shape.sealed_bytes(part.chunk)
+        try:
+            buffer = self._cpu.reserve(size)
+        except CWMError as problem:
+            if problem.code is not Code.MEMORY or not captured:
+                raise
+            self._persist(captured, outcomes)
+            buffer = self._cpu.reserve(size)
+        try:
+            payload = buffer.tensor[HEADER_BYTES : HEADER_BYTES + self._shape.payload_bytes(part.chunk)]
+            self._copier.gather(part.block_ids, payload, fence)
+        except BaseException:
+            self._cpu.release(buffer)
+            raise
+        return _Captured(part.chunk, buffer)
+
+    def _persist(self, captured: list[_Captured], outcomes: list[ChunkOutcome]) -> None:
+        """Seals and writes everything in `captured`, publishes it in CPU memory and empties the list."""
+        writes: list[tuple[_Captured, Future[None]]] = []
+        for each in captured:
+            seal(each.buffer.view, self._shape.header(each.chunk))
+            writes.append((each, self._disk.write(self._shape.id(each.chunk), each.buffer.view)))
+        captured.clear()
+        failures = [problem for _, write in writes if (problem := write.exception()) is not None]
+        if failures:
+            for each, write in writes:
+                give_back(self._cpu, each.buffer, write)
+            raise failures[0]
+        for each, _ in writes:
+            self._keep(each.chunk, each.buffer)
+            outcomes.append(ChunkOutcome(each.chunk.key, TierName.CPU, each.buffer.nbytes))
+
+    def _keep(self, chunk: ChunkSpec, buffer: HostBuffer) -> None:
+        chunk_id = self._shape.id(chunk)
+        self._cpu.publish(chunk_id, buffer)
+        self._cpu.unpin(chunk_id)
+        with self._lock:
+            self._came.append(chunk_id)
+
+    def _load(self, job: LoadJob) -> None:
+        """Fills a request's blocks. The request is always reported as over: it waits for that, and for nothing else."""
+        started = time.perf_counter()
+        outcomes: list[ChunkOutcome] = []
+        try:
+            for part, fetched in zip(job.chunks, self._fetcher.fetch(part.chunk for part in job.chunks), strict=True):
+                payload = fetched.buffer.tensor[HEADER_BYTES : HEADER_BYTES + self._shape.payload_bytes(part.chunk)]
+                self._copier.scatter(payload, part.chunk.blocks, part.first, part.block_ids)
+                outcomes.append(self._fetched(fetched.chunk, fetched.tier))
+        except CWMError as problem:
+            outcomes.append(self._lost(job.chunks[len(outcomes)].chunk, (problem.code, problem.message)))
+        except Exception as problem:
+            logger.exception("a load failed")
+            outcomes.append(self._lost(job.chunks[len(outcomes)].chunk, (Code.INTERNAL, _unexpected(problem))))
+        good = sum(outcome.failure is None for outcome in outcomes)
+        # vLLM trusts every block before the first bad one and none after it.
+        bad = {block for part in job.chunks[good:] for block in part.block_ids}
+        seconds = time.perf_counter() - started
+        self._report(job.id, Phase.FINISHED, done=good, outcomes=tuple(outcomes), seconds=seconds)
+        with self._lock:
+            self._bad_blocks |= bad
+            self._loaded_requests.add(job.request_id)
+
+    def _promote(self, job: PromoteJob) -> None:
+        started = time.perf_counter()
+        outcomes, pinned = self._promote_prefix(job)
+        for chunk_id in pinned:
+            self._cpu.unpin(chunk_id)
+        self._report(
+            job.id,
+            Phase.FINISHED,
+            done=len(outcomes),
+            outcomes=tuple(outcomes),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _promote_prefix(self, job: PromoteJob) -> tuple[list[ChunkOutcome], list[ChunkId]]:
+        """Reads as far as memory goes, keeping what was read pinned lest the end of a window evict its beginning."""
+        outcomes: list[ChunkOutcome] = []
+        pinned: list[ChunkId] = []
+        remaining = job.chunks
+        while remaining:
+            try:
+                for fetched in self._fetcher.fetch(remaining):
+                    if self._cpu.pin(self._shape.id(fetched.chunk)) is not None:
+                        pinned.append(self._shape.id(fetched.chunk))
+                    outcomes.append(self._fetched(fetched.chunk, fetched.tier))
+                    self._report(job.id, Phase.RUNNING, done=len(outcomes))
+            except CWMError as problem:
+                failed = job.chunks[len(outcomes)]
+                if problem.code is Code.MEMORY:
+                    outcomes += [self._on_disk(chunk) for chunk in job.chunks[len(outcomes) :]]
+                else:
+                    outcomes.append(self._lost(failed, (problem.code, problem.message)))
+            remaining = job.chunks[len(outcomes) :]
+        return outcomes, pinned
+
+    def _fetched(self, chunk: ChunkSpec, tier: TierName) -> ChunkOutcome:
+        if tier is not TierName.CPU:
+            with self._lock:
+                self._came.append(self._shape.id(chunk))
+        return ChunkOutcome(chunk.key, tier, self._shape.sealed_bytes(chunk))
+
+    def _on_disk(self, chunk: ChunkSpec) -> ChunkOutcome:
+        """Where a chunk that does not fit into memory stands; it will be verified when it is loaded."""
+        if self._disk.size_of(self._shape.id(chunk)) == self._shape.sealed_bytes(chunk):
+            return ChunkOutcome(chunk.key, TierName.DISK, self._shape.sealed_bytes(chunk))
+        return self._lost(chunk, (Code.CHUNK_MISSING, "its file is not there or has another length"))
+
+    @staticmethod
+    def _lost(chunk: ChunkSpec, failure: tuple[Code, str]) -> ChunkOutcome:
+        return ChunkOutcome(chunk.key, None, 0, failure)
+
+    def _drop(self, job: DropJob) -> None:
+        chunks: Sequence[ChunkId] = [ChunkId(key, self._rank) for key in job.keys]
+        dropped = [chunk for chunk in chunks if self._cpu.drop(chunk)]
+        with self._lock:
+            self._went += dropped
+        outcomes = []
+        for chunk in chunks:
+            size = self._disk.size_of(chunk) or 0
+            if self._disk.delete(chunk):
+                outcomes.append(ChunkOutcome(chunk.key, TierName.DISK, size))
+        self._report(job.id, Phase.FINISHED, done=len(chunks), outcomes=tuple(outcomes))
+
+
+def _unexpected(problem: Exception) -> str:
+    return f"unexpected {type(problem).__name__}; the engine's log has the details"

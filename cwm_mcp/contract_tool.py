@@ -1,0 +1,107 @@
+"""How a function becomes an MCP tool that keeps the contract: arguments, results and errors are made here, once.
+
+Results go out as structured content with the same in compact text. An error is text and `_meta`, and never structured
+content: clients would check that against the result's schema and lose the code.
+"""
+
+import inspect
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.resolve import build_resolver_plans, find_resolved_parameters
+from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata
+from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from pydantic import BaseModel, ConfigDict
+
+from cwm_connector.protocol import Code, CWMError
+from cwm_mcp.arguments import A, parse
+from cwm_mcp.models import as_content
+from cwm_mcp.operations import Operations
+from cwm_mcp.schema import input_schema, output_schema
+
+logger = logging.getLogger(__name__)
+
+ToolContext = Context[Operations, Any]
+R = TypeVar("R", bound=BaseModel)
+
+_META: Final = {"anthropic/alwaysLoad": True}
+"""Loading a tool in mid-conversation rewrites the prompt's head, and with it loses the prefix cache."""
+
+
+class RawArguments(ArgModelBase):
+    """Whatever the client sent, handed on as `raw`: the library's own check answers without a code."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def model_dump_one_level(self) -> dict[str, Any]:
+        return {"raw": dict(self.model_extra or {})}
+
+
+class ContractTool(Tool):
+    """A tool whose every failure carries a code of the contract."""
+
+    async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
+        try:
+            return await super().run(arguments, context, convert_result)
+        except ToolError as wrapped:
+            cause = wrapped.__cause__
+            if isinstance(cause, CWMError):
+                return failure(cause)
+            # A traceback names code, not data: the arguments stay out of the log.
+            logger.error("%s failed", self.name, exc_info=cause)
+            return failure(CWMError(Code.INTERNAL, f"{self.name} failed inside the MCP server; see its log (stderr)"))
+
+
+def contract_tool(
+    arguments: type[A], result: type[R], hints: ToolAnnotations
+) -> Callable[[Callable[..., Awaitable[R]]], ContractTool]:
+    """Makes a tool of `async def name(args, ctx, …) -> result`; the docstring is what a model reads.
+
+    Further parameters are the library's resolved ones. The function raises CWMError for what goes wrong.
+    """
+
+    def decorate(body: Callable[..., Awaitable[R]]) -> ContractTool:
+        name = body.__name__
+
+        async def call(raw: dict[str, Any], ctx: ToolContext, **resolved: Any) -> CallToolResult:
+            return success(await body(parse(arguments, raw), ctx, **resolved))
+
+        asked = find_resolved_parameters(body)
+        return ContractTool(
+            fn=call,
+            name=name,
+            description=" ".join((inspect.getdoc(body) or "").split()),
+            parameters=input_schema(arguments),
+            fn_metadata=FuncMetadata(arg_model=RawArguments, output_schema=output_schema(result)),
+            is_async=True,
+            context_kwarg="ctx",
+            resolved_params=dict(asked),
+            resolver_plans=build_resolver_plans(asked, {"raw"}),
+            annotations=hints,
+            meta=_META,
+        )
+
+    return decorate
+
+
+def success(result: BaseModel) -> CallToolResult:
+    content = as_content(result)
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=content)
+
+
+def failure(error: CWMError) -> CallToolResult:
+    about = {
+        "code": int(error.code),
+        "message": error.message,
+        "retryable": error.retryable,
+        "context": error.context,
+    }
+    return CallToolResult(
+        is_error=True, content=[TextContent(type="text", text=str(error))], _meta={"cwm/error": about}
+    )

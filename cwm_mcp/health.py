@@ -1,0 +1,84 @@
+"""The parts of the system that can be looked at without the engine, and what they add up to."""
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+
+from cwm_connector.protocol import CWMError
+from cwm_connector.settings import GIB, Settings
+from cwm_mcp.models import Component, HealthState
+
+_ESSENTIAL = frozenset({"vllm", "engine", "catalog"})
+"""Without one of these no window can be frozen or thawed; without the others it goes slower or stores less."""
+
+
+def overall(components: Sequence[Component]) -> HealthState:
+    faulty = [component for component in components if component.status != "healthy"]
+    if len(components) == 1:
+        return components[0].status
+    if any(component.status == "unhealthy" and component.name in _ESSENTIAL for component in faulty):
+        return "unhealthy"
+    return "degraded" if faulty else "healthy"
+
+
+async def without_engine(settings: Settings, unreachable: CWMError, read_catalog: Callable[[], object]) -> list[Component]:
+    """Every component but vLLM, when no engine answers. `read_catalog` raises CWMError where it can't be read."""
+    catalog, disk = await asyncio.gather(
+        asyncio.to_thread(_catalog_health, settings, read_catalog), asyncio.to_thread(_disk_health, settings)
+    )
+    cpu = "the CPU tier lives in the engine, which is not running"
+    return [
+        Component(name="engine", status="unhealthy", message=unreachable.message, latency_ms=None),
+        catalog,
+        Component(name="cpu", status="unhealthy", message=cpu, latency_ms=None),
+        disk,
+        await redis_health(settings),
+    ]
+
+
+def _catalog_health(settings: Settings, read_catalog: Callable[[], object]) -> Component:
+    if not settings.catalog_path.exists():
+        message = f"{settings.catalog_path} is not there yet; the engine makes it at its first start"
+        return Component(name="catalog", status="degraded", message=message, latency_ms=None)
+    begun = time.monotonic()
+    try:
+        read_catalog()
+    except CWMError as problem:
+        return Component(name="catalog", status="unhealthy", message=problem.message, latency_ms=None)
+    return Component(name="catalog", status="healthy", message="readable", latency_ms=_since_ms(begun))
+
+
+def _since_ms(begun: float) -> float:
+    return round((time.monotonic() - begun) * 1000, 3)
+
+
+def _disk_health(settings: Settings) -> Component:
+    folder = settings.chunks_path
+    if not folder.is_dir():
+        message = f"{folder} is not there yet; the engine makes it at its first start"
+        return Component(name="disk", status="degraded", message=message, latency_ms=None)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        message = f"{folder} can't be written; correct its permissions or set CWM_DISK_PATH"
+        return Component(name="disk", status="unhealthy", message=message, latency_ms=None)
+    free = shutil.disk_usage(folder).free
+    return Component(name="disk", status="healthy", message=f"{free / GIB:.1f} GiB free in {folder}", latency_ms=None)
+
+
+async def redis_health(settings: Settings) -> Component:
+    """A ping; a Redis that nobody configured is well."""
+    if settings.redis_url is None:
+        return Component(name="redis", status="healthy", message="not configured", latency_ms=None)
+    import redis.asyncio
+    from redis.exceptions import RedisError
+
+    begun = time.monotonic()
+    try:
+        async with redis.asyncio.from_url(settings.redis_url, socket_timeout=2, socket_connect_timeout=2) as client:
+            await client.ping()
+    except (RedisError, OSError, ValueError) as problem:
+        # The error's class only: its text may repeat the URL, and with it a password.
+        message = f"no answer ({type(problem).__name__}); check CWM_REDIS_URL and the server"
+        return Component(name="redis", status="unhealthy", message=message, latency_ms=None)
+    return Component(name="redis", status="healthy", message="answers", latency_ms=_since_ms(begun))

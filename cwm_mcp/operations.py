@@ -1,0 +1,162 @@
+"""The contract's operations, whoever asks: the MCP tools and the command line are two faces of this.
+
+Each one asks the engine. Lists, status, statistics, health and metrics also work without it, from the catalog, which
+is read and never written; the rest says CWM-5001 until an engine is back.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from cwm_connector import __version__
+from cwm_connector.protocol import ARGUMENTS, Code, CWMError, Op, Progress
+from cwm_connector.settings import Settings
+from cwm_mcp import arguments as a
+from cwm_mcp import models as m
+from cwm_mcp.client import EngineClient
+from cwm_mcp.health import overall, redis_health, without_engine
+from cwm_mcp.metrics import catalog_samples, engine_up, exposition, with_prefix
+from cwm_mcp.offline import OfflineCatalog
+from cwm_mcp.vllm_http import vllm_cache, vllm_health
+
+OnProgress = Callable[[Progress], None]
+R = TypeVar("R", bound=BaseModel)
+
+_READ_TIMEOUT_S: Final = 30.0
+"""Reads come from a snapshot off the engine's thread; one that takes this long will not come."""
+_HEALTH_TIMEOUT_S: Final = 5.0
+
+
+class _StoreAnswer(BaseModel):
+    kv_store: m.KvStore
+
+
+class Operations:
+    """One client of one engine. Belongs to one event loop; every method raises CWMError and nothing else of ours."""
+
+    def __init__(self, settings: Settings, client_name: str) -> None:
+        self._settings = settings
+        self._engine = EngineClient(settings.socket_path, client_name)
+        self._offline = OfflineCatalog(settings.catalog_path)
+        self._started = time.monotonic()
+
+    async def aclose(self) -> None:
+        await self._engine.aclose()
+
+    # --- with the engine only ---
+
+    async def freeze(self, args: a.FreezeArguments, on_progress: OnProgress | None = None) -> m.Frozen:
+        return checked(m.Frozen, await self._ask(Op.FREEZE, args, on_progress=on_progress))
+
+    async def thaw(self, args: a.ThawArguments, on_progress: OnProgress | None = None) -> m.Thawed:
+        return checked(m.Thawed, await self._ask(Op.THAW, args, on_progress=on_progress))
+
+    async def clone(self, args: a.CloneArguments) -> m.Cloned:
+        return checked(m.Cloned, await self._ask(Op.CLONE, args))
+
+    async def delete(self, args: a.DeleteArguments) -> m.Deleted:
+        return checked(m.Deleted, await self._ask(Op.DELETE, args, without={"force"}))
+
+    async def tag(self, args: a.TagArguments) -> m.Tagged:
+        return checked(m.Tagged, await self._ask(Op.TAG, args))
+
+    async def live_status(self, args: a.StatusArguments) -> m.Status:
+        """The status as the engine has it; CWM-5001 without one."""
+        return checked(m.Status, await self._ask(Op.STATUS, args, timeout_s=_READ_TIMEOUT_S))
+
+    # --- with or without the engine ---
+
+    async def list_windows(self, args: a.ListArguments) -> m.WindowList:
+        return await self._read(m.WindowList, Op.LIST, args, lambda: self._offline.windows(_wire(Op.LIST, args)))
+
+    async def status(self, args: a.StatusArguments) -> m.Status:
+        return await self._read(m.Status, Op.STATUS, args, lambda: self._offline.status(_wire(Op.STATUS, args)))
+
+    async def sessions(self, args: a.SessionsArguments) -> m.SessionList:
+        return await self._read(m.SessionList, Op.SESSIONS, args, lambda: self._offline.sessions(_wire(Op.SESSIONS, args)))
+
+    async def stats(self, args: a.NoArguments) -> m.CacheStats:
+        """The store's figures are the engine's or the catalog's; vLLM's come from its own /metrics."""
+        store, vllm = await asyncio.gather(self._store_stats(args), vllm_cache(self._settings))
+        return m.CacheStats(kv_store=store, vllm=vllm)
+
+    async def _store_stats(self, args: a.NoArguments) -> m.KvStore:
+        return (await self._read(_StoreAnswer, Op.STATS, args, self._offline.stats)).kv_store
+
+    async def metrics(self, args: a.MetricsArguments) -> m.Metrics:
+        try:
+            answer = checked(m.Metrics, await self._ask(Op.METRICS, a.NoArguments(), timeout_s=_READ_TIMEOUT_S))
+            samples = [engine_up(True), *(answer.metrics or [])]
+        except CWMError as problem:
+            if problem.code is not Code.ENGINE_UNREACHABLE:
+                raise
+            samples = [engine_up(False), *catalog_samples(await asyncio.to_thread(self._offline.totals))]
+        chosen = with_prefix(samples, args.prefix)
+        return m.Metrics(text=exposition(chosen)) if args.format == "prometheus" else m.Metrics(metrics=chosen)
+
+    async def health(self, args: a.HealthArguments) -> m.Health:
+        """`uptime_seconds` is the engine's, or without one that of this process."""
+        vllm, (uptime_s, others) = await asyncio.gather(vllm_health(self._settings), self._engine_health())
+        components = [each for each in (vllm, *others) if args.component in (None, each.name)]
+        return m.Health(
+            status=overall(components), uptime_seconds=round(uptime_s, 1), version=__version__, components=components
+        )
+
+    async def _engine_health(self) -> tuple[float, list[m.Component]]:
+        """Uptime, and every component but vLLM itself."""
+        begun = time.monotonic()
+        try:
+            answer = checked(m.Health, await self._ask(Op.HEALTH, a.HealthArguments(), timeout_s=_HEALTH_TIMEOUT_S))
+        except CWMError as problem:
+            others = await without_engine(self._settings, problem, self._offline.totals)
+            return time.monotonic() - self._started, others
+        latency_ms = round((time.monotonic() - begun) * 1000, 3)
+        reported = {each.name: each for each in answer.components if each.name != "vllm"}
+        if "engine" not in reported:
+            engine = m.Component(name="engine", status="healthy", message="answers", latency_ms=latency_ms)
+            reported = {"engine": engine, **reported}
+        if "redis" not in reported:
+            reported["redis"] = await redis_health(self._settings)
+        return answer.uptime_seconds, list(reported.values())
+
+    # --- how ---
+
+    async def _ask(
+        self,
+        op: Op,
+        args: a.Arguments,
+        *,
+        without: set[str] | None = None,
+        timeout_s: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> dict[str, Any]:
+        return await self._engine.call(op, _wire(op, args, without), timeout_s=timeout_s, on_progress=on_progress)
+
+    async def _read(self, result: type[R], op: Op, args: a.Arguments, offline: Callable[[], dict[str, Any]]) -> R:
+        try:
+            return checked(result, await self._ask(op, args, timeout_s=_READ_TIMEOUT_S))
+        except CWMError as problem:
+            if problem.code is not Code.ENGINE_UNREACHABLE:
+                raise
+        return checked(result, await asyncio.to_thread(offline))
+
+
+def _wire(op: Op, args: a.Arguments, without: set[str] | None = None) -> Any:
+    """The arguments as the protocol's struct; both have the same names."""
+    return ARGUMENTS[op](**args.model_dump(exclude=without))
+
+
+def checked(result: type[R], answer: dict[str, Any]) -> R:
+    """The answer as the contract's result. Raises: CWM-9001 if a field is missing or has another type."""
+    try:
+        return result.model_validate(answer)
+    except ValidationError as invalid:
+        fault = invalid.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise CWMError(
+            Code.INTERNAL,
+            f"the engine's answer has a wrong {where} ({fault['msg']}); install the same version on both sides",
+        ) from None

@@ -1,0 +1,162 @@
+"""The contract's tools. Each docstring is the description that a model reads: it states what the schema does not."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Final, TypeVar
+
+from mcp.server.elicitation import AcceptedElicitation, ElicitationResult
+from mcp.server.mcpserver import Elicit, Resolve
+from mcp.types import ToolAnnotations
+from pydantic import BaseModel, Field
+
+from cwm_connector.protocol import Code, CWMError, Progress
+from cwm_mcp import arguments as a
+from cwm_mcp import models as m
+from cwm_mcp.contract_tool import ContractTool, ToolContext, contract_tool
+from cwm_mcp.operations import OnProgress, Operations
+
+_READS: Final = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+_ADDS: Final = ToolAnnotations(destructive_hint=False, open_world_hint=False)
+_CHANGES: Final = ToolAnnotations(destructive_hint=False, idempotent_hint=True, open_world_hint=False)
+_DELETES: Final = ToolAnnotations(destructive_hint=True, open_world_hint=False)
+
+R = TypeVar("R")
+
+
+def _operations(ctx: ToolContext) -> Operations:
+    return ctx.request_context.lifespan_context
+
+
+async def _reporting(ctx: ToolContext, run: Callable[[OnProgress], Awaitable[R]]) -> R:
+    """Runs an operation and passes its progress on, in order, before the result."""
+    updates: asyncio.Queue[Progress | None] = asyncio.Queue()
+
+    async def pass_on() -> None:
+        while (update := await updates.get()) is not None:
+            await ctx.report_progress(update.done, update.total or None, update.text or None)
+
+    passing = asyncio.create_task(pass_on())
+    try:
+        return await run(updates.put_nowait)
+    finally:
+        updates.put_nowait(None)
+        await passing
+
+
+@contract_tool(a.FreezeArguments, m.Frozen, _ADDS)
+async def window_freeze(args: a.FreezeArguments, ctx: ToolContext) -> m.Frozen:
+    """Save a session's KV cache as a new named window. The session goes on. session_id "current": this
+    conversation."""
+    return await _reporting(ctx, lambda report: _operations(ctx).freeze(args, report))
+
+
+@contract_tool(a.ThawArguments, m.Thawed, _ADDS)
+async def window_thaw(args: a.ThawArguments, ctx: ToolContext) -> m.Thawed:
+    """Restore a window into a session. Requests with the returned session_id or cache_salt that begin with the window's
+    tokens skip their prefill."""
+    return await _reporting(ctx, lambda report: _operations(ctx).thaw(args, report))
+
+
+@contract_tool(a.CloneArguments, m.Cloned, _ADDS)
+async def window_clone(args: a.CloneArguments, ctx: ToolContext) -> m.Cloned:
+    """Branch: a second, independent window over the same stored blocks."""
+    return await _operations(ctx).clone(args)
+
+
+@contract_tool(a.ListArguments, m.WindowList, _READS)
+async def window_list(args: a.ListArguments, ctx: ToolContext) -> m.WindowList:
+    """List windows. tags: all must match; search: words in name, description, tags; times ISO 8601."""
+    return await _operations(ctx).list_windows(args)
+
+
+@contract_tool(a.StatusArguments, m.Status, _READS)
+async def window_status(args: a.StatusArguments, ctx: ToolContext) -> m.Status:
+    """Details of one window or one session."""
+    return await _operations(ctx).status(args)
+
+
+class Confirm(BaseModel):
+    """The form of a deletion's question."""
+
+    confirm: bool = Field(default=True, description="Delete the window")
+
+
+async def ask_before_deleting(raw: dict[str, Any], ctx: ToolContext) -> Confirm | Elicit[Confirm]:
+    """Asks the person where the client can and the deletion could be carried out; whatever else is wrong, the tool
+    itself says. A courtesy, not a protection: clients may answer for their user."""
+    try:
+        args = a.parse(a.DeleteArguments, raw)
+        if args.force or not _can_ask(ctx):
+            return Confirm()
+        window = await _operations(ctx).live_status(a.StatusArguments(window_name=args.window_name))
+    except CWMError:
+        return Confirm()
+    return Elicit(f"Delete window '{args.window_name}' ({window.token_count} tokens)? This can't be undone.", Confirm)
+
+
+def _can_ask(ctx: ToolContext) -> bool:
+    capabilities = ctx.client_capabilities
+    elicitation = capabilities.elicitation if capabilities else None
+    # A client that names no mode means forms; one that names only URLs can't show ours.
+    return elicitation is not None and (elicitation.form is not None or elicitation.url is None)
+
+
+@contract_tool(a.DeleteArguments, m.Deleted, _DELETES)
+async def window_delete(
+    args: a.DeleteArguments,
+    ctx: ToolContext,
+    answer: Annotated[ElicitationResult[Confirm], Resolve(ask_before_deleting)],
+) -> m.Deleted:
+    """Delete a window for good; blocks that other windows share stay. force skips the confirmation."""
+    if not (isinstance(answer, AcceptedElicitation) and answer.data.confirm):
+        raise CWMError(
+            Code.STATE,
+            f"window '{args.window_name}' was not deleted, the confirmation was refused; force=true deletes unasked",
+            window_name=args.window_name,
+        )
+    return await _operations(ctx).delete(args)
+
+
+@contract_tool(a.TagArguments, m.Tagged, _CHANGES)
+async def window_tag(args: a.TagArguments, ctx: ToolContext) -> m.Tagged:
+    """Add or remove a window's tags, or replace its description."""
+    return await _operations(ctx).tag(args)
+
+
+@contract_tool(a.SessionsArguments, m.SessionList, _READS)
+async def session_list(args: a.SessionsArguments, ctx: ToolContext) -> m.SessionList:
+    """List the sessions known to the engine, last active first."""
+    return await _operations(ctx).sessions(args)
+
+
+@contract_tool(a.NoArguments, m.CacheStats, _READS)
+async def cache_stats(args: a.NoArguments, ctx: ToolContext) -> m.CacheStats:
+    """Stored blocks and bytes by tier, hit rates here and in vLLM. null: unknown."""
+    return await _operations(ctx).stats(args)
+
+
+@contract_tool(a.HealthArguments, m.Health, _READS)
+async def health_check(args: a.HealthArguments, ctx: ToolContext) -> m.Health:
+    """Health of all components, or of one."""
+    return await _operations(ctx).health(args)
+
+
+@contract_tool(a.MetricsArguments, m.Metrics, _READS)
+async def get_metrics_data(args: a.MetricsArguments, ctx: ToolContext) -> m.Metrics:
+    """Metric samples whose name begins with prefix."""
+    return await _operations(ctx).metrics(args)
+
+
+TOOLS: Final[tuple[ContractTool, ...]] = (
+    window_freeze,
+    window_thaw,
+    window_clone,
+    window_list,
+    window_status,
+    window_delete,
+    window_tag,
+    session_list,
+    cache_stats,
+    health_check,
+    get_metrics_data,
+)

@@ -1,0 +1,183 @@
+"""compat.py's contract with vLLM: each test fails loudly when the other side changes."""
+
+import inspect
+import queue
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from vllm import SamplingParams
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.engine import EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine.core import EngineCore, EngineCoreProc
+from vllm.v1.engine.output_processor import OutputProcessor
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
+from vllm.v1.request import Request
+
+from cwm_connector import compat
+from cwm_connector.protocol import CWMError
+from cwm_connector.sessions import is_text_only
+
+BLOCK = 16
+
+
+def _hash(value: Any) -> bytes:
+    return repr(value).encode()
+
+
+init_none_hash(_hash)
+HASHER = get_request_block_hasher(BLOCK, _hash)
+
+
+def request(tokens: int, **more: Any) -> Request:
+    return Request(
+        request_id="r",
+        prompt_token_ids=list(range(tokens)),
+        sampling_params=SamplingParams(max_tokens=4),
+        pooling_params=None,
+        block_hasher=HASHER,
+        **more,
+    )
+
+
+def pool_with(cached: Request) -> tuple[BlockPool, list]:
+    pool = BlockPool(num_gpu_blocks=8, enable_caching=True, hash_block_size=BLOCK)
+    blocks = pool.get_new_blocks(len(cached.block_hashes))
+    pool.cache_full_blocks(cached, blocks, 0, len(blocks), BLOCK, 0)
+    return pool, blocks
+
+
+def test_cached_blocks_are_found_by_a_request_s_hashes_and_lost_ones_are_none() -> None:
+    known = request(3 * BLOCK)
+    pool, blocks = pool_with(known)
+    assert compat.cached_blocks(pool, known.block_hashes) == blocks
+    pool.evict_blocks({blocks[1].block_id})
+    assert compat.cached_blocks(pool, known.block_hashes) == [blocks[0], None, blocks[2]]
+
+
+def test_held_blocks_are_not_reused_and_let_go_ones_keep_their_content() -> None:
+    known = request(2 * BLOCK)
+    pool, blocks = pool_with(known)
+    pool.free_blocks(reversed(blocks))
+    compat.hold_blocks(pool, blocks)
+    free = pool.get_num_free_blocks()
+    taken = {block.block_id for block in pool.get_new_blocks(free)}
+    assert not taken & {block.block_id for block in blocks}
+    compat.let_go_blocks(pool, blocks)
+    assert pool.get_num_free_blocks() == 2
+    assert compat.cached_blocks(pool, known.block_hashes) == blocks
+
+
+def test_a_request_has_the_fields_that_a_session_reads() -> None:
+    one = request(2 * BLOCK + 3, session_id="alice", cache_salt="salt")
+    assert (one.session_id, one.cache_salt, one.num_tokens, len(one.block_hashes)) == ("alice", "salt", 35, 2)
+    assert list(one.all_token_ids[:2]) == [0, 1]
+    assert one.num_computed_tokens == 0
+    assert is_text_only(one)
+
+
+def test_the_salt_changes_vllm_s_hashes_but_is_the_same_for_the_same_salt() -> None:
+    plain, salted, again = request(BLOCK), request(BLOCK, cache_salt="a"), request(BLOCK, cache_salt="a")
+    assert plain.block_hashes != salted.block_hashes == again.block_hashes
+
+
+def test_waking_puts_a_message_that_vllm_ignores_into_its_queue() -> None:
+    inbox: queue.Queue = queue.Queue()
+    compat.wake(SimpleNamespace(input_queue=inbox))  # type: ignore[arg-type]
+    kind, payload = inbox.get_nowait()
+    assert EngineCoreProc._handle_client_request(SimpleNamespace(), kind, payload) is None  # type: ignore[arg-type]
+    assert "input_queue" in inspect.getsource(EngineCoreProc.__init__)
+
+
+def test_a_prefill_of_ours_is_an_ordinary_request_for_one_token() -> None:
+    inbox: queue.Queue = queue.Queue()
+    engine = SimpleNamespace(
+        input_queue=inbox,
+        mm_receiver_cache=None,
+        request_block_hasher=HASHER,
+        structured_output_manager=None,
+    )
+    engine.preprocess_add_request = lambda each: EngineCore.preprocess_add_request(engine, each)  # type: ignore[arg-type]
+    compat.submit_prefill(engine, "cwm-1", range(2 * BLOCK), "salt")  # type: ignore[arg-type]
+    kind, (added, wave) = inbox.get_nowait()
+    assert kind is EngineCoreRequestType.ADD and wave == 0
+    assert (added.request_id, added.max_tokens, added.cache_salt, added.num_tokens) == ("cwm-1", 1, "salt", 2 * BLOCK)
+    assert added.block_hashes == request(2 * BLOCK, cache_salt="salt").block_hashes
+
+
+def test_vllm_ignores_the_output_of_a_request_that_no_client_sent() -> None:
+    source = inspect.getsource(OutputProcessor.process_outputs)
+    assert "if req_state is None" in source and source.index("if req_state is None") < source.index("_update_stats_from")
+
+
+def test_an_engine_without_a_queue_is_refused_for_recomputing() -> None:
+    with pytest.raises(CWMError, match="CWM-3001"):
+        compat.submit_prefill(SimpleNamespace(), "r", [1], None)  # type: ignore[arg-type]
+
+
+def test_the_engine_is_found_on_the_stack_of_its_constructor() -> None:
+    class Core(EngineCore):
+        def __init__(self) -> None:
+            self.found = compat.find_engine_core()
+
+    core = Core()
+    assert core.found is core
+    assert compat.find_engine_core() is None
+
+
+def config(*specs: Any) -> Any:
+    groups = [KVCacheGroupSpec([f"layer{index}"], spec) for index, spec in enumerate(specs)]
+    return KVCacheConfig(num_blocks=4, kv_cache_tensors=[], kv_cache_groups=groups)
+
+
+def full() -> FullAttentionSpec:
+    return FullAttentionSpec(block_size=BLOCK, num_kv_heads=2, head_size=8, dtype=torch.bfloat16)
+
+
+def engine_config(**parallel: int) -> Any:
+    sizes = {"data_parallel_size": 1, "decode_context_parallel_size": 1, "prefill_context_parallel_size": 1}
+    return SimpleNamespace(
+        parallel_config=SimpleNamespace(**{**sizes, **parallel}),
+        cache_config=SimpleNamespace(enable_prefix_caching=True),
+        kv_transfer_config=SimpleNamespace(kv_load_failure_policy="recompute"),
+    )
+
+
+def test_a_model_with_full_attention_is_supported() -> None:
+    compat.check_supported(engine_config(), config(full()))
+    assert compat.block_tokens(config(full())) == BLOCK
+    assert compat.block_bytes(config(full())) == 2 * 2 * 8 * BLOCK * 2
+
+
+@pytest.mark.parametrize("size", ["data_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"])
+def test_parallelism_that_would_mix_windows_up_is_refused(size: str) -> None:
+    with pytest.raises(CWMError, match="CWM-3001.*parallel"):
+        compat.check_supported(engine_config(**{size: 2}), config(full()))
+
+
+def test_a_model_with_sliding_windows_is_refused() -> None:
+    window = SlidingWindowSpec(block_size=BLOCK, num_kv_heads=2, head_size=8, dtype=torch.bfloat16, sliding_window=64)
+    with pytest.raises(CWMError, match="CWM-3001.*kinds of attention"):
+        compat.check_supported(engine_config(), config(full(), window))
+
+
+def test_an_engine_that_would_fail_requests_with_bad_chunks_is_refused() -> None:
+    strict = engine_config()
+    strict.kv_transfer_config.kv_load_failure_policy = "fail"
+    with pytest.raises(CWMError, match="kv_load_failure_policy"):
+        compat.check_supported(strict, config(full()))
+
+
+def test_dummy_weights_are_known_by_their_seed() -> None:
+    dummy = SimpleNamespace(
+        model_config=SimpleNamespace(model="m", seed=3, revision=None), load_config=SimpleNamespace(load_format="dummy")
+    )
+    assert compat.weight_files(dummy) == ([], "dummy:3")  # type: ignore[arg-type]
+
+
+def test_the_request_message_has_the_fields_that_a_prefill_fills() -> None:
+    assert {"request_id", "prompt_token_ids", "sampling_params", "cache_salt", "arrival_time"} <= set(
+        EngineCoreRequest.__struct_fields__
+    )

@@ -1,0 +1,216 @@
+"""worker.py: blocks -> chunk -> tiers -> other blocks, with the real copies, the real memory pool and real files."""
+
+import os
+import threading
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from cwm_connector.board import JobBoard, Ticket
+from cwm_connector.identity import ChunkSpec, Geometry, Passport, chunk_specs
+from cwm_connector.jobs import ChunkBlocks, DropJob, Job, LoadJob, PromoteJob, SaveJob
+from cwm_connector.paging import copier_for
+from cwm_connector.protocol import Code, CWMError
+from cwm_connector.tiers.base import ChunkId, TierName
+from cwm_connector.tiers.cpu import CpuTier
+from cwm_connector.tiers.disk import DiskTier
+from cwm_connector.worker import WorkerSide
+
+LAYERS, BLOCKS, BLOCK_TOKENS = 2, 24, 16
+GEOMETRY = Geometry.of(BLOCK_TOKENS, 32)
+CHUNK_BYTES = 4096 + 2 * LAYERS * 2 * BLOCK_TOKENS * 64 * 2
+
+
+class Rank:
+    """A worker side over caches of its own, and the scheduler side's board."""
+
+    def __init__(self, folder: Path, cpu_chunks: int = 64) -> None:
+        torch.manual_seed(1)
+        shape = (LAYERS, BLOCKS, 2, BLOCK_TOKENS, 64)
+        self.caches = list(torch.randint(-(2**15), 2**15, shape, dtype=torch.int16).view(torch.bfloat16))
+        self.folder = folder
+        self.cpu = CpuTier(cpu_chunks * CHUNK_BYTES)
+        self.side = WorkerSide(0, copier_for(self.caches), BLOCK_TOKENS, self.cpu, DiskTier(folder))
+        self.board = JobBoard(1)
+
+    def run(self, job: Job) -> Ticket:
+        """Posts the job and plays vLLM's steps until it is done."""
+        ticket = self.board.post(job)
+        self.side.submit(self.board.take())
+        pause = threading.Event()
+        while not ticket.finished.done():
+            if (reports := self.side.take_reports()) is not None:
+                self.board.deliver(reports.reports)
+            pause.wait(0.001)
+        return ticket
+
+    def save(self, specs: tuple[ChunkSpec, ...], first_block: int = 0) -> Ticket:
+        return self.run(SaveJob(self.board.next_id(), parts(specs, first_block)))
+
+    def load(self, specs: tuple[ChunkSpec, ...], first_block: int, request: str = "r") -> Ticket:
+        return self.run(LoadJob(self.board.next_id(), request, parts(specs, first_block)))
+
+    def file_of(self, spec: ChunkSpec) -> Path:
+        return next(path for path in self.folder.iterdir() if spec.key.hex() in path.name)
+
+    def pages(self, blocks: range) -> torch.Tensor:
+        return torch.stack([cache[blocks.start : blocks.stop] for cache in self.caches]).view(torch.int16).clone()
+
+
+def parts(specs: tuple[ChunkSpec, ...], first_block: int) -> tuple[ChunkBlocks, ...]:
+    return tuple(
+        ChunkBlocks(spec, tuple(range(first_block + spec.first_block, first_block + spec.end_block))) for spec in specs
+    )
+
+
+def specs(blocks: int, seed: int = 0) -> tuple[ChunkSpec, ...]:
+    ids = array("i", range(seed, seed + blocks * BLOCK_TOKENS))
+    return chunk_specs(Passport({"weights": "w"}), GEOMETRY, ids)
+
+
+@pytest.fixture
+def rank(tmp_path: Path) -> Iterator[Rank]:
+    one = Rank(tmp_path)
+    yield one
+    one.side.close()
+
+
+def test_saved_blocks_come_back_bit_exact_in_other_blocks_from_memory(rank: Rank) -> None:
+    chunks = specs(5)
+    saved = rank.save(chunks)
+    assert saved.captured.done()
+    outcomes = saved.finished.result().outcomes
+    assert [outcomes[chunk.key].size_bytes for chunk in chunks] == [rank.file_of(c).stat().st_size for c in chunks]
+    before = rank.pages(range(5))
+    loaded = rank.load(chunks, 10).finished.result().outcomes
+    assert {outcome.tier for outcome in loaded.values()} == {TierName.CPU}
+    assert torch.equal(rank.pages(range(10, 15)), before)
+    assert rank.side.take_loaded() == {"r"} and rank.side.take_bad_blocks() == set()
+
+
+def test_saved_blocks_come_back_bit_exact_in_a_new_process_s_memory_from_disk(rank: Rank) -> None:
+    chunks = specs(5)
+    rank.save(chunks).finished.result()
+    later = Rank(rank.folder)
+    for cache in later.caches:
+        cache.zero_()
+    loaded = later.load(chunks, 3).finished.result().outcomes
+    assert {outcome.tier for outcome in loaded.values()} == {TierName.DISK}
+    assert torch.equal(later.pages(range(3, 8)), rank.pages(range(5)))
+    later.side.close()
+
+
+def test_a_part_of_a_chunk_is_loaded_into_its_blocks_only(rank: Rank) -> None:
+    chunks = specs(4)
+    rank.save(chunks).finished.result()
+    untouched = rank.pages(range(11, 24))
+    rank.run(LoadJob(rank.board.next_id(), "r", (ChunkBlocks(chunks[1], (10,), first=1),))).finished.result()
+    assert torch.equal(rank.pages(range(10, 11)), rank.pages(range(3, 4)))
+    assert torch.equal(rank.pages(range(11, 24)), untouched)
+
+
+def test_a_flipped_bit_fails_its_block_and_all_after_it_and_none_before(rank: Rank) -> None:
+    chunks = specs(6)
+    rank.save(chunks).finished.result()
+    path = rank.file_of(chunks[1])
+    damaged = bytearray(path.read_bytes())
+    damaged[5000] ^= 1
+    path.write_bytes(damaged)
+    later = Rank(rank.folder)
+    outcomes = later.load(chunks, 10).finished.result().outcomes
+    assert outcomes[chunks[0].key].failure is None
+    failure = outcomes[chunks[1].key].failure
+    assert failure is not None and failure[0] is Code.CORRUPT
+    assert later.side.take_bad_blocks() == {12, 13, 14, 15}
+    assert later.side.take_loaded() == {"r"}
+    later.side.close()
+
+
+def test_a_bit_that_flips_in_memory_is_read_again_from_disk(rank: Rank) -> None:
+    chunks = specs(2)
+    rank.save(chunks).finished.result()
+    resident = rank.cpu.pin(ChunkId(chunks[0].key, 0))
+    assert resident is not None
+    resident.view[6000] ^= 4
+    rank.cpu.unpin(ChunkId(chunks[0].key, 0))
+    outcomes = rank.load(chunks, 8).finished.result().outcomes
+    assert outcomes[chunks[0].key].tier is TierName.DISK
+    assert torch.equal(rank.pages(range(8, 10)), rank.pages(range(2)))
+
+
+def test_a_missing_file_fails_the_load_and_names_the_chunk(rank: Rank) -> None:
+    chunks = specs(4)
+    rank.save(chunks).finished.result()
+    rank.file_of(chunks[1]).unlink()
+    later = Rank(rank.folder)
+    outcome = later.load(chunks, 10).finished.result().outcomes[chunks[1].key]
+    assert outcome.failure is not None and outcome.failure[0] is Code.CHUNK_MISSING
+    assert later.side.take_bad_blocks() == {12, 13}
+    later.side.close()
+
+
+def test_a_save_larger_than_cpu_memory_goes_through_it_in_pieces(tmp_path: Path) -> None:
+    small = Rank(tmp_path, cpu_chunks=2)
+    chunks = specs(12)
+    outcomes = small.save(chunks).finished.result().outcomes
+    assert len(outcomes) == 6 and all(small.file_of(chunk).exists() for chunk in chunks)
+    before = small.pages(range(12))
+    small.load(chunks, 12).finished.result()
+    assert torch.equal(small.pages(range(12, 24)), before)
+    small.side.close()
+
+
+def test_promoting_reads_what_fits_and_says_where_the_rest_is(rank: Rank) -> None:
+    chunks = specs(12)
+    rank.save(chunks).finished.result()
+    small = Rank(rank.folder, cpu_chunks=3)
+    first = small.run(PromoteJob(small.board.next_id(), chunks)).finished.result().outcomes
+    assert {outcome.tier for outcome in first.values()} == {TierName.DISK}
+    assert all(outcome.failure is None for outcome in first.values())
+    again = small.run(PromoteJob(small.board.next_id(), chunks)).finished.result().outcomes
+    assert [again[chunk.key].tier for chunk in chunks[:3]] == [TierName.CPU] * 3
+    assert {again[chunk.key].tier for chunk in chunks[3:]} == {TierName.DISK}
+    small.side.close()
+
+
+def test_promoting_tells_which_chunks_are_bad_and_goes_on_behind_them(rank: Rank) -> None:
+    chunks = specs(6)
+    rank.save(chunks).finished.result()
+    os.truncate(rank.file_of(chunks[1]), 4096)
+    later = Rank(rank.folder)
+    outcomes = later.run(PromoteJob(later.board.next_id(), chunks)).finished.result().outcomes
+    assert [outcomes[chunk.key].failure is None for chunk in chunks] == [True, False, True]
+    later.side.close()
+
+
+def test_dropped_chunks_leave_every_tier_and_give_back_their_bytes(rank: Rank) -> None:
+    chunks = specs(4)
+    rank.save(chunks).finished.result()
+    sizes = [rank.file_of(chunk).stat().st_size for chunk in chunks]
+    dropped = rank.run(DropJob(rank.board.next_id(), tuple(chunk.key for chunk in chunks))).finished.result()
+    assert sorted(outcome.size_bytes for outcome in dropped.outcomes.values()) == sorted(sizes)
+    assert rank.cpu.usage().chunks == 0
+    assert not [path for path in rank.folder.iterdir() if path.is_file()]
+
+
+def test_a_save_that_can_t_be_written_fails_with_its_code_and_keeps_nothing(rank: Rank) -> None:
+    rank.folder.rename(rank.folder.with_name("gone"))
+    saved = rank.save(specs(4))
+    assert saved.captured.done()  # the blocks are let go in any case
+    with pytest.raises(CWMError, match="CWM-4001"):
+        saved.finished.result()
+    assert rank.cpu.usage().used_bytes == 0
+
+
+def test_jobs_of_one_kind_never_wait_for_another(rank: Rank) -> None:
+    chunks = specs(4)
+    rank.save(chunks).finished.result()
+    blocked = threading.Event()
+    rank.side._saving.submit(blocked.wait, 60)
+    try:
+        assert rank.load(chunks, 10).finished.result().outcomes
+    finally:
+        blocked.set()
