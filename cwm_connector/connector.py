@@ -19,7 +19,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from cwm_connector import compat
+from cwm_connector import compat, logs
 from cwm_connector.jobs import StepJobs, StepReports, WorkerFacts
 from cwm_connector.paging import copier_for
 from cwm_connector.service import EngineService
@@ -72,6 +72,7 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         self._settings = load_settings(self._kv_transfer_config.kv_connector_extra_config)
+        logs.configure(self._settings.log_level)
         self._service: EngineService | None = None
         self._worker: WorkerSide | None = None
         self._facts: WorkerFacts | None = None

@@ -1,7 +1,8 @@
 """The tools' arguments: their JSON schemas for a model, and their check, which answers with the contract's codes.
 
 The MCP library is handed a tool's arguments unchecked (its own complaints carry no code), so that every wrong one ends
-here: CWM-1001 for a session id, CWM-1002 for a window name, CWM-1003 for anything else.
+here: CWM-1001 for what is no session id, CWM-1002 for what is no window name, CWM-1003 for anything else, wrong types
+and missing or unknown arguments included.
 """
 
 import json
@@ -22,8 +23,6 @@ from cwm_connector.protocol import (
 
 CURRENT: Final = "current"
 _CURRENT_VARIABLE: Final = "CLAUDE_CODE_SESSION_ID"
-_SESSION_FIELDS: Final = frozenset({"session_id", "new_session_id"})
-_WINDOW_FIELDS: Final = frozenset({"window_name", "source_window", "target_window"})
 _SHOWN: Final = 80
 """Characters of a wrong value that an error repeats."""
 
@@ -158,13 +157,7 @@ def parse(arguments: type[A], raw: dict[str, Any]) -> A:
     except ValidationError as invalid:
         fault = invalid.errors(include_url=False)[0]
         name = str(fault["loc"][0])
-        raise CWMError(_code(name), _sentence(arguments, name, fault), argument=name) from None
-
-
-def _code(name: str) -> Code:
-    if name in _SESSION_FIELDS:
-        return Code.SESSION_ID
-    return Code.WINDOW_NAME if name in _WINDOW_FIELDS else Code.ARGUMENT
+        raise CWMError(Code.ARGUMENT, _sentence(arguments, name, fault), argument=name) from None
 
 
 def _sentence(arguments: type[Arguments], name: str, fault: ErrorDetails) -> str:

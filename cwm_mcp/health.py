@@ -23,7 +23,9 @@ def overall(components: Sequence[Component]) -> HealthState:
     return "degraded" if faulty else "healthy"
 
 
-async def without_engine(settings: Settings, unreachable: CWMError, read_catalog: Callable[[], object]) -> list[Component]:
+async def without_engine(
+    settings: Settings, unreachable: CWMError, read_catalog: Callable[[], object]
+) -> list[Component]:
     """Every component but vLLM, when no engine answers. `read_catalog` raises CWMError where it can't be read."""
     catalog, disk = await asyncio.gather(
         asyncio.to_thread(_catalog_health, settings, read_catalog), asyncio.to_thread(_disk_health, settings)

@@ -76,7 +76,9 @@ class Operations:
         return await self._read(m.Status, Op.STATUS, args, lambda: self._offline.status(_wire(Op.STATUS, args)))
 
     async def sessions(self, args: a.SessionsArguments) -> m.SessionList:
-        return await self._read(m.SessionList, Op.SESSIONS, args, lambda: self._offline.sessions(_wire(Op.SESSIONS, args)))
+        return await self._read(
+            m.SessionList, Op.SESSIONS, args, lambda: self._offline.sessions(_wire(Op.SESSIONS, args))
+        )
 
     async def stats(self, args: a.NoArguments) -> m.CacheStats:
         """The store's figures are the engine's or the catalog's; vLLM's come from its own /metrics."""

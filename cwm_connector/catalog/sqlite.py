@@ -9,6 +9,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from cwm_connector.catalog.base import (
     Binding,
@@ -31,25 +32,35 @@ from cwm_connector.catalog.sqlite_snapshots import add_snapshot, chunks_of_snaps
 from cwm_connector.protocol import Code, CWMError, check_tags
 
 _WINDOW = """
-    SELECT w.name, w.description, s.model, s.passport, w.session_id, w.head, w.parent, s.token_count,
-        s.restorable_tokens, s.block_count, s.size_bytes, iif(s.windows = 1, s.own_bytes, 0),
+    SELECT w.name, w.description, w.model, s.passport, w.session_id, w.head, w.parent, w.token_count,
+        s.restorable_tokens, s.block_count, w.size_bytes, iif(s.windows = 1, s.own_bytes, 0),
         w.created_at, w.updated_at, w.thawed_at
     FROM windows w JOIN snapshots s ON s.id = w.snapshot_id WHERE w.id = ?
 """
-_ADD_WINDOW = """
-    INSERT INTO windows (snapshot_id, name, description, session_id, head, parent, created_at, updated_at)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7)
+_FREEZE = """
+    INSERT INTO windows (
+        name, snapshot_id, description, session_id, head, parent, cloned, model, token_count, size_bytes,
+        created_at, updated_at
+    )
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?10)
+"""
+_CLONE = """
+    INSERT INTO windows (
+        name, snapshot_id, description, session_id, head, parent, cloned, model, token_count, size_bytes,
+        created_at, updated_at
+    )
+    SELECT ?2, snapshot_id, ifnull(?3, description), session_id, head, name, 1, model, token_count, size_bytes, ?4, ?4
+    FROM windows WHERE id = ?1
 """
 _REMEMBER_SESSION = """
     INSERT INTO sessions (session_id, model, token_count, event, created_at, updated_at)
-    SELECT ?1, s.model, s.token_count, ?2, ?3, ?3
-    FROM windows w JOIN snapshots s ON s.id = w.snapshot_id WHERE w.id = ?4
+    SELECT ?1, model, token_count, ?2, ?3, ?3 FROM windows WHERE id = ?4
     ON CONFLICT (session_id) DO UPDATE SET
         model = excluded.model, token_count = excluded.token_count, event = excluded.event,
         updated_at = excluded.updated_at
 """
 _SESSION = "SELECT session_id, model, token_count, event, created_at, updated_at FROM sessions"
-_NEWEST_FIRST = "ORDER BY created_at DESC, id DESC"
+_FROZEN_NEWEST_FIRST = "cloned = 0 ORDER BY created_at DESC, id DESC"
 
 
 class SqliteCatalog:
@@ -72,8 +83,11 @@ class SqliteCatalog:
         with self._file.writing() as db:
             _refuse_taken_name(db, new.name)
             snapshot = add_snapshot(db, new)
-            origin = (new.session_id, new.head, new.parent)
-            window = _add_window(db, snapshot, new.name, new.description, new.tags, origin, new.created_at)
+            whence = (new.session_id, new.head, new.parent)
+            sizes = (new.model, snapshot.token_count, snapshot.size_bytes)
+            values = (new.name, snapshot.id, new.description, *whence, *sizes, new.created_at)
+            window = _row_id(db.execute(_FREEZE, values))
+            _complete(db, window, snapshot.id, new.tags)
             db.execute(_REMEMBER_SESSION, (new.session_id, SessionEvent.FROZEN.value, new.created_at, window))
             return _load(db, window)
 
@@ -81,13 +95,11 @@ class SqliteCatalog:
         self, source: str, target: str, description: str | None, tags: Sequence[str] | None, now: Micros
     ) -> WindowRow:
         with self._file.writing() as db:
-            stem_id, snapshot = _find(db, source)
+            stem, snapshot = _find(db, source)
             _refuse_taken_name(db, target)
-            stem = _load(db, stem_id)
-            description = stem.description if description is None else description
-            tags = stem.tags if tags is None else tags
-            origin = (stem.session_id, stem.head, source)
-            return _load(db, _add_window(db, snapshot, target, description, tags, origin, now))
+            window = _row_id(db.execute(_CLONE, (stem, target, description, now)))
+            _complete(db, window, snapshot, _tags(db, stem) if tags is None else tags)
+            return _load(db, window)
 
     def delete_window(self, name: str, keep: Iterable[ChunkKey] = ()) -> DeletedWindow:
         with self._file.writing() as db:
@@ -135,7 +147,7 @@ class SqliteCatalog:
     def token_ids_of(self, name: str) -> bytes:
         with self._file.reading() as db:
             snapshot = _find(db, name)[1]
-            (ids,) = db.execute("SELECT token_ids FROM snapshot_tokens WHERE snapshot_id = ?", (snapshot,)).fetchone()
+            (ids,) = db.execute("SELECT token_ids FROM snapshots WHERE id = ?", (snapshot,)).fetchone()
             return bytes(ids)
 
     def stored(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, ChunkRow]:
@@ -184,23 +196,24 @@ class SqliteCatalog:
             row = db.execute(f"{_SESSION} WHERE session_id = ?", (session_id,)).fetchone()
             if row is None:
                 return None
-            names = db.execute(f"SELECT name FROM windows WHERE session_id = ? {_NEWEST_FIRST}", (session_id,))
+            names = db.execute(
+                f"SELECT name FROM windows WHERE session_id = ? AND {_FROZEN_NEWEST_FIRST}", (session_id,)
+            )
             return _session_row(row, [name for (name,) in names])
 
     def sessions(self) -> tuple[SessionRow, ...]:
         with self._file.reading() as db:
             names = defaultdict(list)
-            for session_id, name in db.execute(f"SELECT session_id, name FROM windows {_NEWEST_FIRST}"):
+            for session_id, name in db.execute(f"SELECT session_id, name FROM windows WHERE {_FROZEN_NEWEST_FIRST}"):
                 names[session_id].append(name)
             rows = db.execute(f"{_SESSION} ORDER BY updated_at DESC, session_id").fetchall()
             return tuple(_session_row(row, names[row[0]]) for row in rows)
 
     def totals(self) -> CatalogTotals:
         with self._file.reading() as db:
-            windows = db.execute("SELECT count(*) FROM windows").fetchone()
-            chunks = db.execute("SELECT count(*), ifnull(sum(size_bytes), 0) FROM chunks").fetchone()
-            referenced = db.execute("SELECT ifnull(sum(windows * size_bytes), 0) FROM snapshots").fetchone()
-            return CatalogTotals(*windows, *chunks, *referenced)
+            windows, referenced = db.execute("SELECT count(*), ifnull(sum(size_bytes), 0) FROM windows").fetchone()
+            chunks, stored = db.execute("SELECT chunks, size_bytes FROM chunk_totals").fetchone()
+            return CatalogTotals(windows, chunks, stored, referenced)
 
     def check_integrity(self) -> None:
         with self._file.reading() as db:
@@ -236,22 +249,16 @@ def _refuse_taken_name(db: sqlite3.Connection, name: str) -> None:
         )
 
 
-def _add_window(
-    db: sqlite3.Connection,
-    snapshot: int,
-    name: str,
-    description: str,
-    tags: Sequence[str],
-    origin: tuple[str, str, str | None],
-    now: Micros,
-) -> int:
-    """`origin` is session id, head and parent. Returns the window's id."""
-    window = db.execute(_ADD_WINDOW, (snapshot, name, description, *origin, now)).lastrowid
-    assert window is not None  # an INSERT always has one
+def _row_id(inserted: sqlite3.Cursor) -> int:
+    assert inserted.lastrowid is not None  # an INSERT of one row always has one
+    return inserted.lastrowid
+
+
+def _complete(db: sqlite3.Connection, window: int, snapshot: int, tags: Sequence[str]) -> None:
+    """What belongs to a new window's row beside it."""
     db.execute("UPDATE snapshots SET windows = windows + 1 WHERE id = ?", (snapshot,))
     _set_tags(db, window, tags)
     _set_words(db, window)
-    return window
 
 
 def _set_tags(db: sqlite3.Connection, window: int, tags: Sequence[str]) -> None:
@@ -264,7 +271,10 @@ def _set_words(db: sqlite3.Connection, window: int) -> None:
     """Brings what `search` looks in up to date with the window's row and tags."""
     db.execute("DELETE FROM window_words WHERE rowid = ?", (window,))
     db.execute(
-        "INSERT INTO window_words (rowid, name, description, tags) SELECT id, name, description, ? FROM windows WHERE id = ?",
+        """
+        INSERT INTO window_words (rowid, name, description, tags)
+        SELECT id, name, description, ? FROM windows WHERE id = ?
+        """,
         (" ".join(_tags(db, window)), window),
     )
 
@@ -279,7 +289,7 @@ def _load(db: sqlite3.Connection, window: int) -> WindowRow:
     return WindowRow(name, description, _tags(db, window), model, json.loads(passport), *rest)
 
 
-def _session_row(row: Sequence[object], windows: Sequence[str]) -> SessionRow:
+def _session_row(row: Sequence[Any], windows: Sequence[str]) -> SessionRow:
     session_id, model, tokens, event, created_at, updated_at = row
     return SessionRow(session_id, model, tokens, SessionEvent(event), created_at, updated_at, tuple(windows))
 

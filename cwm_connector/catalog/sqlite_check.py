@@ -1,4 +1,4 @@
-"""Whether an embedded catalog keeps its promises: the file's structure, and everything that is counted or kept twice."""
+"""Whether an embedded catalog keeps its promises: the file's structure, and all that is counted or kept twice."""
 
 import sqlite3
 
@@ -12,6 +12,11 @@ _COUNTED: dict[str, str] = {
         ) h ON h.chunk_id = c.id
         WHERE c.refs != ifnull(h.refs, 0) OR c.owners != ifnull(h.owners, 0)
     """,
+    "the chunks' totals are miscounted": """
+        SELECT count(*) FROM chunk_totals
+        WHERE chunks != (SELECT count(*) FROM chunks)
+            OR size_bytes != (SELECT ifnull(sum(size_bytes), 0) FROM chunks)
+    """,
     "a snapshot's windows are miscounted, or it has none": """
         SELECT count(*) FROM snapshots s
         WHERE s.windows = 0 OR s.windows != (SELECT count(*) FROM windows w WHERE w.snapshot_id = s.id)
@@ -21,13 +26,13 @@ _COUNTED: dict[str, str] = {
             SELECT h.snapshot_id AS id, count(*) AS blocks, max(h.position) + 1 AS positions, sum(c.size_bytes) AS size,
                 sum(iif(c.refs = 1, c.size_bytes, 0)) AS own
             FROM snapshot_chunks h JOIN chunks c ON c.id = h.chunk_id GROUP BY h.snapshot_id
-        ) found ON found.id = s.id
+        ) found ON found.id = s.id JOIN windows w ON w.snapshot_id = s.id
         WHERE s.block_count != ifnull(found.blocks, 0) OR s.block_count != ifnull(found.positions, 0)
-            OR s.size_bytes != ifnull(found.size, 0) OR s.own_bytes != ifnull(found.own, 0)
+            OR w.size_bytes != ifnull(found.size, 0) OR s.own_bytes != ifnull(found.own, 0)
     """,
-    "a snapshot's token ids are missing or cut short": """
-        SELECT count(*) FROM snapshots s LEFT JOIN snapshot_tokens t ON t.snapshot_id = s.id
-        WHERE length(t.token_ids) IS NOT 4 * s.token_count
+    "a window's token ids are cut short": """
+        SELECT count(*) FROM windows w JOIN snapshots s ON s.id = w.snapshot_id
+        WHERE length(s.token_ids) != 4 * w.token_count
     """,
     "a window can't be found by its words": """
         SELECT count(*) FROM windows w LEFT JOIN window_words f ON f.rowid = w.id

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from cwm_connector.catalog.base import SortBy, WindowQuery
 
 _ORDER: dict[SortBy, str] = {
-    SortBy.NAME: "w.name",
-    SortBy.CREATED_AT: "w.created_at",
-    SortBy.TOKEN_COUNT: "s.token_count",
-    SortBy.SIZE: "s.size_bytes",
+    SortBy.NAME: "name",
+    SortBy.CREATED_AT: "created_at",
+    SortBy.TOKEN_COUNT: "token_count",
+    SortBy.SIZE: "size_bytes",
 }
-_FROM = "FROM windows w JOIN snapshots s ON s.id = w.snapshot_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,30 +25,28 @@ class Statement:
 def count_of(query: WindowQuery) -> Statement:
     """How many windows the conditions leave, whatever the page."""
     where = _conditions(query)
-    # Without a model there is nothing to ask the snapshots for, and counting is twice as fast.
-    source = _FROM if query.model is not None else "FROM windows w"
-    return Statement(f"SELECT count(*) {source} {where.sql}", where.values)
+    return Statement(f"SELECT count(*) FROM windows {where.sql}", where.values)
 
 
 def page_of(query: WindowQuery) -> Statement:
     """The ids of the page's windows, in order; equal values are ordered by the time of their commit."""
     where = _conditions(query)
     direction = "DESC" if query.descending else "ASC"
+    order = f"ORDER BY {_ORDER[query.sort_by]} {direction}, id {direction}"
     return Statement(
-        f"SELECT w.id {_FROM} {where.sql} ORDER BY {_ORDER[query.sort_by]} {direction}, w.id {direction} LIMIT ? OFFSET ?",
-        (*where.values, query.limit, query.offset),
+        f"SELECT id FROM windows {where.sql} {order} LIMIT ? OFFSET ?", (*where.values, query.limit, query.offset)
     )
 
 
 def _conditions(query: WindowQuery) -> Statement:
     match = match_expression(query.search or "")
     given = [
-        ("s.model = ?", query.model),
-        ("w.session_id = ?", query.session_id),
-        ("w.created_at > ?", query.created_after),
-        ("w.created_at < ?", query.created_before),
-        ("w.id IN (SELECT rowid FROM window_words WHERE window_words MATCH ?)", match),
-        *(("w.id IN (SELECT window_id FROM window_tags WHERE tag = ?)", tag) for tag in query.tags),
+        ("model = ?", query.model),
+        ("session_id = ?", query.session_id),
+        ("created_at > ?", query.created_after),
+        ("created_at < ?", query.created_before),
+        ("id IN (SELECT rowid FROM window_words WHERE window_words MATCH ?)", match),
+        *(("id IN (SELECT window_id FROM window_tags WHERE tag = ?)", tag) for tag in query.tags),
     ]
     held = [(condition, value) for condition, value in given if value is not None]
     if not held:

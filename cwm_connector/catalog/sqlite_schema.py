@@ -9,6 +9,7 @@ What the tables promise each other, beyond their foreign keys (`sqlite_check.py`
   left it *is* the id of the one owner, found without an index over millions of rows.
 - `snapshots.own_bytes` is the size of the chunks that no other snapshot holds, kept up to date by every commit and
   deletion so that a listing need not walk the chunks of what it lists.
+- `chunk_totals` is one row, kept by triggers: every freeze asks whether the disk's limit leaves it room.
 """
 
 from typing import Final
@@ -21,23 +22,11 @@ _FIRST: Final = (
     """
     CREATE TABLE snapshots (
         id INTEGER PRIMARY KEY,
-        model TEXT NOT NULL,
-        token_count INTEGER NOT NULL,
         restorable_tokens INTEGER NOT NULL,
         block_count INTEGER NOT NULL,
-        size_bytes INTEGER NOT NULL DEFAULT 0,
         own_bytes INTEGER NOT NULL DEFAULT 0,
         windows INTEGER NOT NULL DEFAULT 0,
-        passport TEXT NOT NULL
-    )
-    """,
-    "CREATE INDEX snapshots_by_model ON snapshots (model)",
-    "CREATE INDEX snapshots_by_token_count ON snapshots (token_count)",
-    "CREATE INDEX snapshots_by_size ON snapshots (size_bytes)",
-    # Apart from its snapshot, so that what is scanned for a listing stays small.
-    """
-    CREATE TABLE snapshot_tokens (
-        snapshot_id INTEGER PRIMARY KEY REFERENCES snapshots ON DELETE CASCADE,
+        passport TEXT NOT NULL,
         token_ids BLOB NOT NULL
     )
     """,
@@ -52,6 +41,18 @@ _FIRST: Final = (
     )
     """,
     "CREATE INDEX chunks_unreferenced ON chunks (id) WHERE refs = 0",
+    "CREATE TABLE chunk_totals (chunks INTEGER NOT NULL, size_bytes INTEGER NOT NULL)",
+    "INSERT INTO chunk_totals VALUES (0, 0)",
+    """
+    CREATE TRIGGER chunk_added AFTER INSERT ON chunks BEGIN
+        UPDATE chunk_totals SET chunks = chunks + 1, size_bytes = size_bytes + new.size_bytes;
+    END
+    """,
+    """
+    CREATE TRIGGER chunk_gone AFTER DELETE ON chunks BEGIN
+        UPDATE chunk_totals SET chunks = chunks - 1, size_bytes = size_bytes - old.size_bytes;
+    END
+    """,
     # No foreign key to chunks: each deleted chunk would then need an index over chunk_id, or a scan of this table.
     """
     CREATE TABLE snapshot_chunks (
@@ -61,6 +62,7 @@ _FIRST: Final = (
         PRIMARY KEY (snapshot_id, position)
     ) WITHOUT ROWID
     """,
+    # Whatever a listing filters or sorts by is here, a clone's too: over a join SQLite can choose a quadratic plan.
     """
     CREATE TABLE windows (
         id INTEGER PRIMARY KEY,
@@ -70,6 +72,10 @@ _FIRST: Final = (
         session_id TEXT NOT NULL,
         head TEXT NOT NULL,
         parent TEXT,
+        cloned INTEGER NOT NULL,
+        model TEXT NOT NULL,
+        token_count INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL,
         created_at INTEGER NOT NULL,
         updated_at INTEGER NOT NULL,
         thawed_at INTEGER
@@ -79,6 +85,9 @@ _FIRST: Final = (
     "CREATE INDEX windows_by_session ON windows (session_id, created_at)",
     "CREATE INDEX windows_by_parent ON windows (parent, created_at)",
     "CREATE INDEX windows_by_created_at ON windows (created_at)",
+    "CREATE INDEX windows_by_model ON windows (model)",
+    "CREATE INDEX windows_by_token_count ON windows (token_count)",
+    "CREATE INDEX windows_by_size ON windows (size_bytes)",
     """
     CREATE TABLE window_tags (
         window_id INTEGER NOT NULL REFERENCES windows ON DELETE CASCADE,

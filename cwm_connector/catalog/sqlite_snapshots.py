@@ -6,6 +6,7 @@ Every function runs inside its caller's write transaction; `sqlite_schema.py` sa
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from cwm_connector.catalog.base import ChunkKey, ChunkRow, DeletedWindow, NewWindow
 from cwm_connector.protocol import Code, CWMError
@@ -19,8 +20,15 @@ _OWNERS_OF_LAST_REFERENCES = f"""
 """
 
 
-def add_snapshot(db: sqlite3.Connection, new: NewWindow) -> int:
-    """Writes the rows of `new.stored` and a snapshot that refers to `new.chunks`; returns its id.
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    id: int
+    token_count: int
+    size_bytes: int
+
+
+def add_snapshot(db: sqlite3.Connection, new: NewWindow) -> Snapshot:
+    """Writes the rows of `new.stored` and a snapshot that refers to `new.chunks`.
 
     Raises: CWM-2003 if a chunk is neither stored nor in `new.stored`; CWM-9001 for what no freeze can mean: a chunk
     twice in one chain, or a piece of a token id.
@@ -35,22 +43,15 @@ def add_snapshot(db: sqlite3.Connection, new: NewWindow) -> int:
         ((row.key, row.tokens, row.size_bytes) for row in new.stored),
     )
     snapshot = db.execute(
-        "INSERT INTO snapshots (model, token_count, restorable_tokens, block_count, passport) VALUES (?, ?, ?, ?, ?)",
-        (
-            new.model,
-            len(new.token_ids) // TOKEN_BYTES,
-            new.restorable_tokens,
-            len(new.chunks),
-            json.dumps(dict(new.passport), sort_keys=True),
-        ),
+        "INSERT INTO snapshots (restorable_tokens, block_count, passport, token_ids) VALUES (?, ?, ?, ?)",
+        (new.restorable_tokens, len(new.chunks), json.dumps(dict(new.passport), sort_keys=True), new.token_ids),
     ).lastrowid
     assert snapshot is not None  # an INSERT always has one
-    db.execute("INSERT INTO snapshot_tokens (snapshot_id, token_ids) VALUES (?, ?)", (snapshot, new.token_ids))
-    _hold(db, snapshot, new.chunks)
-    return snapshot
+    return Snapshot(snapshot, len(new.token_ids) // TOKEN_BYTES, _hold(db, snapshot, new.chunks))
 
 
-def _hold(db: sqlite3.Connection, snapshot: int, keys: Sequence[ChunkKey]) -> None:
+def _hold(db: sqlite3.Connection, snapshot: int, keys: Sequence[ChunkKey]) -> int:
+    """Refers to the chunks; returns the size in bytes of all of them."""
     db.executemany(
         "INSERT INTO snapshot_chunks (snapshot_id, position, chunk_id) SELECT ?, ?, id FROM chunks WHERE key = ?",
         ((snapshot, position, key) for position, key in enumerate(keys)),
@@ -66,15 +67,15 @@ def _hold(db: sqlite3.Connection, snapshot: int, keys: Sequence[ChunkKey]) -> No
     losses = db.execute(_OWNERS_OF_LAST_REFERENCES, this).fetchall()
     db.executemany("UPDATE snapshots SET own_bytes = own_bytes - ?2 WHERE id = ?1", losses)
     db.execute(f"UPDATE chunks SET refs = refs + 1, owners = owners + :snapshot WHERE id IN ({_HELD})", this)
-    db.execute(
+    size, own = db.execute(
         f"""
-        UPDATE snapshots SET (size_bytes, own_bytes) = (
-            SELECT ifnull(sum(size_bytes), 0), ifnull(sum(iif(refs = 1, size_bytes, 0)), 0)
-            FROM chunks WHERE id IN ({_HELD})
-        ) WHERE id = :snapshot
+        SELECT ifnull(sum(size_bytes), 0), ifnull(sum(iif(refs = 1, size_bytes, 0)), 0)
+        FROM chunks WHERE id IN ({_HELD})
         """,
         this,
-    )
+    ).fetchone()
+    db.execute("UPDATE snapshots SET own_bytes = ? WHERE id = ?", (own, snapshot))
+    return int(size)
 
 
 def drop_snapshot(db: sqlite3.Connection, snapshot: int, keep: Iterable[ChunkKey]) -> DeletedWindow:

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from vllm import SamplingParams
 from vllm.v1.core.block_pool import BlockPool
-from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.engine import EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine.core import EngineCore, EngineCoreProc
 from vllm.v1.engine.output_processor import OutputProcessor
@@ -19,38 +17,16 @@ from vllm.v1.request import Request
 from cwm_connector import compat
 from cwm_connector.protocol import CWMError
 from cwm_connector.sessions import is_text_only
-
-BLOCK = 16
-
-
-def _hash(value: Any) -> bytes:
-    return repr(value).encode()
-
-
-init_none_hash(_hash)
-HASHER = get_request_block_hasher(BLOCK, _hash)
-
-
-def request(tokens: int, **more: Any) -> Request:
-    return Request(
-        request_id="r",
-        prompt_token_ids=list(range(tokens)),
-        sampling_params=SamplingParams(max_tokens=4),
-        pooling_params=None,
-        block_hasher=HASHER,
-        **more,
-    )
-
+from tests.support.vllm_parts import BLOCK_TOKENS as BLOCK
+from tests.support.vllm_parts import HASHER, compute, new_pool, request
 
 def pool_with(cached: Request) -> tuple[BlockPool, list]:
-    pool = BlockPool(num_gpu_blocks=8, enable_caching=True, hash_block_size=BLOCK)
-    blocks = pool.get_new_blocks(len(cached.block_hashes))
-    pool.cache_full_blocks(cached, blocks, 0, len(blocks), BLOCK, 0)
-    return pool, blocks
+    pool = new_pool(8)
+    return pool, compute(pool, cached)
 
 
 def test_cached_blocks_are_found_by_a_request_s_hashes_and_lost_ones_are_none() -> None:
-    known = request(3 * BLOCK)
+    known = request(range(3 * BLOCK))
     pool, blocks = pool_with(known)
     assert compat.cached_blocks(pool, known.block_hashes) == blocks
     pool.evict_blocks({blocks[1].block_id})
@@ -58,7 +34,7 @@ def test_cached_blocks_are_found_by_a_request_s_hashes_and_lost_ones_are_none() 
 
 
 def test_held_blocks_are_not_reused_and_let_go_ones_keep_their_content() -> None:
-    known = request(2 * BLOCK)
+    known = request(range(2 * BLOCK))
     pool, blocks = pool_with(known)
     pool.free_blocks(reversed(blocks))
     compat.hold_blocks(pool, blocks)
@@ -71,7 +47,7 @@ def test_held_blocks_are_not_reused_and_let_go_ones_keep_their_content() -> None
 
 
 def test_a_request_has_the_fields_that_a_session_reads() -> None:
-    one = request(2 * BLOCK + 3, session_id="alice", cache_salt="salt")
+    one = request(range(2 * BLOCK + 3), session_id="alice", cache_salt="salt")
     assert (one.session_id, one.cache_salt, one.num_tokens, len(one.block_hashes)) == ("alice", "salt", 35, 2)
     assert list(one.all_token_ids[:2]) == [0, 1]
     assert one.num_computed_tokens == 0
@@ -79,7 +55,7 @@ def test_a_request_has_the_fields_that_a_session_reads() -> None:
 
 
 def test_the_salt_changes_vllm_s_hashes_but_is_the_same_for_the_same_salt() -> None:
-    plain, salted, again = request(BLOCK), request(BLOCK, cache_salt="a"), request(BLOCK, cache_salt="a")
+    plain, salted, again = request(range(BLOCK)), request(range(BLOCK), cache_salt="a"), request(range(BLOCK), cache_salt="a")
     assert plain.block_hashes != salted.block_hashes == again.block_hashes
 
 
@@ -104,7 +80,7 @@ def test_a_prefill_of_ours_is_an_ordinary_request_for_one_token() -> None:
     kind, (added, wave) = inbox.get_nowait()
     assert kind is EngineCoreRequestType.ADD and wave == 0
     assert (added.request_id, added.max_tokens, added.cache_salt, added.num_tokens) == ("cwm-1", 1, "salt", 2 * BLOCK)
-    assert added.block_hashes == request(2 * BLOCK, cache_salt="salt").block_hashes
+    assert added.block_hashes == request(range(2 * BLOCK), cache_salt="salt").block_hashes
 
 
 def test_vllm_ignores_the_output_of_a_request_that_no_client_sent() -> None:

@@ -1,4 +1,4 @@
-"""Real file systems of their own for the disk tests: small ones that fill up, one without direct I/O, one that hangs."""
+"""Real file systems for the disk tests: small ones that fill up, one without direct I/O, one that hangs."""
 
 import shutil
 import subprocess

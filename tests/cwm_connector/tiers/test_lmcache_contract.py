@@ -104,9 +104,7 @@ def test_a_length_is_counted_in_items_so_buffers_must_be_of_bytes(client: Any, t
 def test_the_pools_options_and_its_answers_are_as_before() -> None:
     options = inspect.signature(L1MemoryManagerConfig).parameters
     assert {"size_in_bytes", "use_lazy", "align_bytes", "shm_name"} <= set(options)
-    pool = L1MemoryManager(
-        L1MemoryManagerConfig(size_in_bytes=1 << 20, use_lazy=False, align_bytes=4096, shm_name="")
-    )
+    pool = L1MemoryManager(L1MemoryManagerConfig(size_in_bytes=1 << 20, use_lazy=False, align_bytes=4096, shm_name=""))
     error, objects = pool.allocate(MemoryLayoutDesc([torch.Size([5000])], [torch.uint8]), 1)
     assert error == L1Error.SUCCESS
     (memory,) = objects

@@ -1,0 +1,192 @@
+"""How fast the embedded catalog is with many windows: `python -m benchmarks.catalog [--windows 10000] [--folder DIR]`.
+
+Ten windows of growing length from each session, one session in a hundred with contexts of 100,000 tokens, so that
+pages of the largest windows are measured too. Every figure is wall time of the call on this machine, disk included;
+the fsync row says what the disk itself asks for one small durable write.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cwm_connector.catalog.base import Binding, ChunkKey, ChunkRow, Micros, NewWindow, SortBy, WindowQuery
+from cwm_connector.catalog.sqlite import SqliteCatalog
+
+CHUNK_TOKENS = 256
+CHUNK_BYTES = 5 << 20
+PER_SESSION = 10
+LONG = 400
+"""Chunks of a context of about 100,000 tokens."""
+LONG_EVERY = 100
+TAGS = ("debug", "auth", "experiment", "wip", "production", "january")
+WORDS = ("token", "refresh", "cache", "planner", "widget", "login", "failure", "approach", "draft", "final")
+FIELDS = ("weights", "config", "dtype", "cache_dtype", "layout", "attention_backend", "instruction_set", "parallel")
+PASSPORT = {name: hashlib.sha256(name.encode()).hexdigest() for name in FIELDS}
+START = Micros(1_767_225_600_000_000)
+MINUTE = 60_000_000
+
+
+def chain(session: str, length: int) -> list[ChunkRow]:
+    return [
+        ChunkRow(ChunkKey(hashlib.sha256(f"{session}/{n}".encode()).digest()), CHUNK_TOKENS, CHUNK_BYTES)
+        for n in range(length)
+    ]
+
+
+def new_window(name: str, session: str, chunks: list[ChunkRow], new: int, minute: int) -> NewWindow:
+    """The last `new` of `chunks` are this freeze's own."""
+    choose = random.Random(name)
+    tokens = len(chunks) * CHUNK_TOKENS
+    return NewWindow(
+        name=name,
+        description=" ".join(choose.choices(WORDS, k=12)),
+        tags=[*choose.sample(TAGS, 2), f"project-{choose.randrange(100)}"],
+        model=choose.choice(("small", "large")),
+        passport=PASSPORT,
+        session_id=session,
+        head="h1",
+        parent=None,
+        token_ids=choose.randbytes(4 * tokens),
+        restorable_tokens=tokens,
+        chunks=[chunk.key for chunk in chunks],
+        stored=chunks[len(chunks) - new :],
+        created_at=Micros(START + minute * MINUTE),
+    )
+
+
+def fill(catalog: SqliteCatalog, windows: int) -> None:
+    for number in range(windows):
+        session, turn = divmod(number, PER_SESSION)
+        long = session % LONG_EVERY == 0
+        stem, step = (LONG, 8) if long else (4, 4)
+        chunks = chain(f"session-{session}", stem + turn * step)
+        new = len(chunks) if turn == 0 else step
+        catalog.commit_window(new_window(f"window-{session}-{turn}", f"session-{session}", chunks, new, number))
+
+
+def reads(catalog: SqliteCatalog, windows: int, choose: random.Random) -> Iterator[tuple[str, Callable[[], object]]]:
+    def listing(**conditions: Any) -> Callable[[], object]:
+        return lambda: catalog.list_windows(WindowQuery(**conditions))
+
+    def project() -> str:
+        return f"project-{choose.randrange(100)}"
+
+    def moment() -> Micros:
+        return Micros(START + choose.randrange(windows) * MINUTE)
+
+    yield "list, newest 20", listing()
+    for sort in SortBy:
+        yield f"list, by {sort}, 100 of all", listing(sort_by=sort, limit=100)
+    yield "list, by size, last 20 of all", listing(sort_by=SortBy.SIZE, offset=windows - 20)
+    yield "list, tag (1 %)", lambda: listing(tags=[project()])()
+    yield "list, 2 tags (7 %), by size", listing(tags=["debug", "auth"], sort_by=SortBy.SIZE)
+    yield "list, model (50 %), by token count", listing(model="small", sort_by=SortBy.TOKEN_COUNT)
+    yield "list, session", lambda: listing(session_id=f"session-{choose.randrange(windows // PER_SESSION)}")()
+    yield "list, created after, by name", lambda: listing(created_after=moment(), sort_by=SortBy.NAME)()
+    yield "list, tag + model + created before", lambda: listing(tags=["wip"], model="large", created_before=moment())()
+    yield "search, 1 word (72 %)", lambda: listing(search=choose.choice(WORDS))()
+    yield "search, 1 letter (all), by size, 100", listing(search="w", sort_by=SortBy.SIZE, limit=100)
+    yield "search, 3 words + tag", lambda: listing(search=" ".join(choose.sample(WORDS, 3)), tags=["debug"])()
+    yield "search, a name", lambda: listing(search=f"window-{choose.randrange(windows // PER_SESSION)}-3")()
+    yield "window, by name", lambda: catalog.window(f"window-{choose.randrange(windows // PER_SESSION)}-1")
+    yield f"chunks of a window of {LONG}", lambda: catalog.chunks_of("window-0-0")
+    yield f"which of {LONG} are stored", lambda: catalog.stored([chunk.key for chunk in chain("session-0", LONG)])
+    yield "totals", catalog.totals
+
+
+def writes(catalog: SqliteCatalog, rounds: int, minute: int) -> dict[str, list[float]]:
+    """Milliseconds of each operation, over windows of `LONG` chunks."""
+    times: dict[str, list[float]] = {}
+
+    def timed(what: str, call: Callable[[], object]) -> None:
+        begun = time.perf_counter()
+        call()
+        times.setdefault(what, []).append((time.perf_counter() - begun) * 1000)
+
+    for n in range(rounds):
+        session = f"extra-{n}"
+        now = Micros(START + (minute + n) * MINUTE)
+        first = new_window(f"{session}-a", session, chain(session, LONG), LONG, minute + n)
+        second = new_window(f"{session}-b", session, chain(session, LONG + 8), 8, minute + n)
+        timed(f"commit, {LONG} new chunks", lambda: catalog.commit_window(first))  # noqa: B023 - called at once
+        timed(f"commit, 8 new after {LONG} stored", lambda: catalog.commit_window(second))  # noqa: B023
+        timed(f"clone, {LONG} chunks", lambda: catalog.clone_window(first.name, f"{session}-c", None, None, now))  # noqa: B023
+        timed("tag", lambda: catalog.tag_window(first.name, ["new"], ["wip"], "another text", now))  # noqa: B023
+        binding = Binding(first.name, session, os.urandom(32), now)
+        timed("bind (a thaw)", lambda: catalog.bind(binding))  # noqa: B023
+        timed("delete a clone", lambda: catalog.delete_window(f"{session}-c"))  # noqa: B023
+        timed("delete, all chunks shared", lambda: catalog.delete_window(first.name))  # noqa: B023
+        timed(f"delete, {LONG + 8} orphans", lambda: catalog.delete_window(second.name))  # noqa: B023
+    return times
+
+
+def fsync_times(folder: Path, rounds: int) -> list[float]:
+    times = []
+    with (folder / "fsync").open("wb", buffering=0) as file:
+        for _ in range(rounds):
+            file.write(bytes(8192))
+            begun = time.perf_counter()
+            os.fdatasync(file.fileno())
+            times.append((time.perf_counter() - begun) * 1000)
+    return times
+
+
+def show(console: Console, title: str, times: dict[str, list[float]]) -> None:
+    table = Table(title=title, title_justify="left")
+    table.add_column("operation")
+    for column in ("n", "median ms", "p25–p75", "p99", "max"):
+        table.add_column(column, justify="right")
+    for what, values in times.items():
+        cuts = statistics.quantiles(values, n=100, method="inclusive")
+        spread = f"{cuts[24]:.2f}–{cuts[74]:.2f}"
+        row = (f"{statistics.median(values):.2f}", spread, f"{cuts[98]:.2f}", f"{max(values):.2f}")
+        table.add_row(what, str(len(values)), *row)
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--windows", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=200, help="calls of each operation")
+    parser.add_argument("--folder", type=Path, help="where the catalog is made; it is removed afterwards")
+    options = parser.parse_args()
+    console = Console()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        path = Path(folder) / "catalog.sqlite"
+        with closing(SqliteCatalog.open(path)) as catalog:
+            begun = time.perf_counter()
+            fill(catalog, options.windows)
+            totals = catalog.totals()
+            console.print(
+                f"SQLite {sqlite3.sqlite_version}, {os.cpu_count()} CPUs; {totals.windows} windows, "
+                f"{totals.chunks} chunks, {path.stat().st_size >> 20} MiB, filled in {time.perf_counter() - begun:.0f} s"
+            )
+            measured: dict[str, list[float]] = {}
+            for what, call in reads(catalog, options.windows, random.Random(2)):
+                call()
+                for _ in range(options.rounds):
+                    begun = time.perf_counter()
+                    call()
+                    measured.setdefault(what, []).append((time.perf_counter() - begun) * 1000)
+            show(console, "reading", measured)
+            show(console, "writing, each durable when it returns", writes(catalog, options.rounds, options.windows))
+            show(console, "the disk", {"fsync of 8 KiB": fsync_times(Path(folder), options.rounds)})
+            begun = time.perf_counter()
+            catalog.check_integrity()
+            console.print(f"check_integrity: {time.perf_counter() - begun:.1f} s, nothing wrong")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The catalog's rows as the contract's result fields: plain dictionaries, for the engine and for clients alike.
+
+Pure functions; nothing here opens a catalog or asks an engine. What only a running engine knows (where chunks lie, what
+a session is doing) is handed in, and without it is None, but for the tier: every acknowledged chunk is on disk.
+
+In these fields a "block" is a stored chunk. Times are ISO 8601 in UTC to the millisecond, as in `2026-01-23T09:30:00.250Z`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Protocol
+
+from cwm_connector.catalog.base import (
+    ChunkKey,
+    ChunkRow,
+    Micros,
+    SessionRow,
+    SortBy,
+    WindowPage,
+    WindowQuery,
+    WindowRow,
+)
+from cwm_connector.protocol import Code, CWMError, ListArgs, check_session_id, check_tags
+from cwm_connector.tiers.base import TierName
+
+MAX_LIMIT: Final = 100
+MAX_SEARCH: Final = 200
+_MAX_OFFSET: Final = 2**63 - 1
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Placement(Protocol):
+    """Where chunks lie right now."""
+
+    def tiers_of(self, keys: Sequence[ChunkKey]) -> dict[str, int]:
+        """How many of `keys` have each tier as the fastest that holds them; tiers with none are left out."""
+
+
+class OnDisk:
+    """The placement of acknowledged chunks as a client without an engine knows it."""
+
+    def tiers_of(self, keys: Sequence[ChunkKey]) -> dict[str, int]:
+        return {TierName.DISK.value: len(keys)} if keys else {}
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSession:
+    """What only a running engine knows of a session. `state` is the contract's: active, frozen, thawed or expired."""
+
+    state: str
+    model: str
+    token_count: int
+    heads: int
+    cached_tokens: int | None
+    """Tokens that the prefix cache still has; None if the engine was too busy to say."""
+    created_at: Micros
+    last_active_at: Micros
+    title: str | None = None
+
+
+def iso(time: Micros) -> str:
+    """The time in the contract's form; what is under a millisecond is cut off."""
+    return (_EPOCH + timedelta(microseconds=time)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def parse_time(text: str) -> Micros:
+    """Any ISO 8601 time or date; one without an offset is UTC. Raises: CWM-1003."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise CWMError(
+            Code.ARGUMENT, f"{text[:80]!r} is no ISO 8601 time; write it as in 2026-01-23T09:30:00Z", time=text[:80]
+        ) from None
+    aware = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    return Micros((aware - _EPOCH) // timedelta(microseconds=1))
+
+
+def parse_list_args(args: ListArgs) -> WindowQuery:
+    """The checked query. Raises: CWM-1001 for the session id, CWM-1003 for anything else."""
+    if not 1 <= args.limit <= MAX_LIMIT:
+        raise CWMError(Code.ARGUMENT, f"limit is {args.limit}; give 1 to {MAX_LIMIT}")
+    if not 0 <= args.offset <= _MAX_OFFSET:
+        raise CWMError(Code.ARGUMENT, f"offset is {args.offset}; give 0 or more")
+    if args.sort_by not in list(SortBy):
+        raise CWMError(Code.ARGUMENT, f"sort_by is {args.sort_by!r}; use one of {', '.join(SortBy)}")
+    if args.sort_order not in ("asc", "desc"):
+        raise CWMError(Code.ARGUMENT, f"sort_order is {args.sort_order!r}; use asc or desc")
+    if args.search is not None and len(args.search) > MAX_SEARCH:
+        raise CWMError(Code.ARGUMENT, f"search has {len(args.search)} characters; shorten it to {MAX_SEARCH}")
+    return WindowQuery(
+        tags=tuple(check_tags(args.tags)),
+        model=args.model,
+        search=args.search,
+        session_id=None if args.session_id is None else check_session_id(args.session_id),
+        created_after=None if args.created_after is None else parse_time(args.created_after),
+        created_before=None if args.created_before is None else parse_time(args.created_before),
+        sort_by=SortBy(args.sort_by),
+        descending=args.sort_order == "desc",
+        limit=args.limit,
+        offset=args.offset,
+    )
+
+
+def storage_tier(tiers: Mapping[str, int]) -> str:
+    """The slowest tier that a thaw has to read from, given the chunks per tier."""
+    return next((tier.value for tier in reversed(TierName) if tiers.get(tier.value)), TierName.DISK.value)
+
+
+def window_state(row: WindowRow) -> str:
+    """Thawed once it has a binding, and a binding ends only with its window."""
+    return "frozen" if row.thawed_at is None else "thawed"
+
+
+def window_item(row: WindowRow, tier: str | None) -> dict[str, Any]:
+    """One entry of window_list."""
+    return {
+        "name": row.name,
+        "description": row.description,
+        "tags": list(row.tags),
+        "model": row.model,
+        "token_count": row.token_count,
+        "size_bytes": row.size_bytes,
+        "unique_bytes": row.unique_bytes,
+        "storage_tier": tier,
+        "state": window_state(row),
+        "created_at": iso(row.created_at),
+        "parent_window": row.parent,
+        "session_id": row.session_id,
+    }
+
+
+def window_page(page: WindowPage, query: WindowQuery, tier_of: Callable[[WindowRow], str | None]) -> dict[str, Any]:
+    """window_list's result."""
+    return {
+        "windows": [window_item(row, tier_of(row)) for row in page.windows],
+        "total": page.total,
+        "has_more": query.offset + len(page.windows) < page.total,
+    }
+
+
+def window_status(
+    row: WindowRow,
+    chunks: Sequence[ChunkRow],
+    children: Sequence[str],
+    placement: Placement,
+    *,
+    include_blocks: bool = False,
+    hit_rate: float | None = None,
+) -> dict[str, Any]:
+    """window_status's result for a window. A clone counts as frozen when it was made: its content has no other time."""
+    tiers = placement.tiers_of([chunk.key for chunk in chunks])
+    status: dict[str, Any] = {
+        "type": "window",
+        "id": row.name,
+        "state": window_state(row),
+        "model": row.model,
+        "token_count": row.token_count,
+        "kv_cache": {
+            "block_count": row.block_count,
+            "total_size_bytes": row.size_bytes,
+            "storage_tier": storage_tier(tiers),
+            "hit_rate": hit_rate,
+            "tiers": tiers,
+        },
+        "timestamps": {
+            "created_at": iso(row.created_at),
+            "updated_at": iso(row.updated_at),
+            "frozen_at": iso(row.created_at),
+            "thawed_at": None if row.thawed_at is None else iso(row.thawed_at),
+        },
+        "lineage": {"parent": row.parent, "children": list(children)},
+    }
+    if include_blocks:
+        status["blocks"] = [_block(chunk, placement) for chunk in chunks]
+    return status
+
+
+def _block(chunk: ChunkRow, placement: Placement) -> dict[str, Any]:
+    return {
+        "hash": chunk.key.hex(),
+        "tokens": chunk.tokens,
+        "size_bytes": chunk.size_bytes,
+        "storage_tier": storage_tier(placement.tiers_of([chunk.key])),
+    }

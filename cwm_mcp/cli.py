@@ -1,0 +1,278 @@
+"""`cwm`: the contract's operations for a shell. It has the same arguments, answers and errors as the MCP tools.
+
+Exit codes: 0 done; 1 an error, on stderr with its code; 2 a wrong command line or a setting that can't work.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from cwm_connector import protocol
+from cwm_connector.protocol import CWMError
+from cwm_connector.settings import Settings, load_settings, private_folder
+from cwm_mcp import arguments as a
+from cwm_mcp import render
+from cwm_mcp import serve as serving
+from cwm_mcp.models import as_content
+from cwm_mcp.operations import OnProgress, Operations
+
+app = typer.Typer(
+    help="Named, durable snapshots of an LLM session's KV cache in vLLM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+R = TypeVar("R", bound=BaseModel)
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", "-t", help="Repeat for several.")]
+Description = Annotated[str | None, typer.Option("--description", "-d")]
+Limit = Annotated[int | None, typer.Option(help="1 to 100.")]
+Offset = Annotated[int | None, typer.Option(help="How many to skip.")]
+
+
+@app.command()
+def freeze(
+    session_id: str,
+    window_name: str,
+    description: Description = None,
+    tag: Tags = None,
+    head: Annotated[str | None, typer.Option(help="Another head of the session than the one last active.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Save a session's KV cache as a new window."""
+    args = _parsed(
+        a.FreezeArguments,
+        session_id=session_id,
+        window_name=window_name,
+        description=description,
+        tags=tag,
+        head=head,
+    )
+    _show(_run(lambda cwm: _with_bar(f"freezing {window_name}", as_json, lambda on: cwm.freeze(args, on))), as_json)
+
+
+@app.command()
+def thaw(
+    window_name: str,
+    session: Annotated[str | None, typer.Option(help="Session id to thaw into; a new one by default.")] = None,
+    prewarm: Annotated[bool, typer.Option(help="Read and verify the blocks now.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Restore a window into a session; prints its session id and cache salt."""
+    args = _parsed(a.ThawArguments, window_name=window_name, new_session_id=session, prewarm=prewarm)
+    _show(_run(lambda cwm: _with_bar(f"thawing {window_name}", as_json, lambda on: cwm.thaw(args, on))), as_json)
+
+
+@app.command()
+def clone(
+    source_window: str, target_window: str, description: Description = None, tag: Tags = None, as_json: Json = False
+) -> None:
+    """Branch: a second, independent window over the same blocks."""
+    args = _parsed(
+        a.CloneArguments, source_window=source_window, target_window=target_window, description=description, tags=tag
+    )
+    _show(_run(lambda cwm: cwm.clone(args)), as_json)
+
+
+@app.command("ls")
+def list_windows(
+    tag: Tags = None,
+    model: str | None = None,
+    search: Annotated[str | None, typer.Option(help="Words in name, description and tags.")] = None,
+    session: Annotated[str | None, typer.Option(help="Windows frozen from this session id.")] = None,
+    after: Annotated[str | None, typer.Option(help="Created after, ISO 8601.")] = None,
+    before: Annotated[str | None, typer.Option(help="Created before, ISO 8601.")] = None,
+    sort: Annotated[str | None, typer.Option(help="name, created_at, token_count or size.")] = None,
+    order: Annotated[str | None, typer.Option(help="asc or desc.")] = None,
+    limit: Limit = None,
+    offset: Offset = None,
+    as_json: Json = False,
+) -> None:
+    """List windows; works without the engine."""
+    args = _parsed(
+        a.ListArguments,
+        tags=tag,
+        model=model,
+        search=search,
+        session_id=session,
+        created_after=after,
+        created_before=before,
+        sort_by=sort,
+        sort_order=order,
+        limit=limit,
+        offset=offset,
+    )
+    _show(_run(lambda cwm: cwm.list_windows(args)), as_json)
+
+
+@app.command()
+def show(
+    window_name: Annotated[str | None, typer.Argument()] = None,
+    session: Annotated[str | None, typer.Option(help="Show a session instead of a window.")] = None,
+    blocks: Annotated[bool, typer.Option("--blocks", help="List the stored blocks.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Details of one window or session."""
+    args = _parsed(a.StatusArguments, window_name=window_name, session_id=session, include_blocks=blocks)
+    _show(_run(lambda cwm: cwm.status(args)), as_json)
+
+
+@app.command()
+def rm(
+    window_name: str,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Don't ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete a window for good. Asks first where somebody can answer."""
+    args = _parsed(a.DeleteArguments, window_name=window_name, force=force)
+    if not force and sys.stdin.isatty() and not typer.confirm(f"Delete window '{window_name}'?", err=True):
+        raise typer.Exit(1)
+    _show(_run(lambda cwm: cwm.delete(args)), as_json)
+
+
+@app.command()
+def tag(
+    window_name: str,
+    add: Annotated[list[str] | None, typer.Option("--add", "-a", help="Repeat for several.")] = None,
+    remove: Annotated[list[str] | None, typer.Option("--remove", "-r", help="Repeat for several.")] = None,
+    description: Description = None,
+    as_json: Json = False,
+) -> None:
+    """Change a window's tags and description."""
+    args = _parsed(a.TagArguments, window_name=window_name, add=add, remove=remove, description=description)
+    _show(_run(lambda cwm: cwm.tag(args)), as_json)
+
+
+@app.command()
+def sessions(
+    state: Annotated[str | None, typer.Option(help="active, frozen, thawed or expired.")] = None,
+    model: str | None = None,
+    limit: Limit = None,
+    offset: Offset = None,
+    as_json: Json = False,
+) -> None:
+    """List sessions."""
+    args = _parsed(a.SessionsArguments, state_filter=state, model=model, limit=limit, offset=offset)
+    _show(_run(lambda cwm: cwm.sessions(args)), as_json)
+
+
+@app.command()
+def stats(as_json: Json = False) -> None:
+    """What is stored where, and the hit rates."""
+    _show(_run(lambda cwm: cwm.stats(a.NoArguments())), as_json)
+
+
+@app.command()
+def health(component: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
+    """Health of all components or of one; exit code 1 if it is unhealthy."""
+    args = _parsed(a.HealthArguments, component=component)
+    report = _run(lambda cwm: cwm.health(args))
+    _show(report, as_json)
+    if report.status == "unhealthy":
+        raise typer.Exit(1)
+
+
+@app.command()
+def metrics(
+    prefix: Annotated[str | None, typer.Argument(help="Only names that begin with it.")] = None,
+    prometheus: Annotated[bool, typer.Option("--prometheus", help="In Prometheus' text format.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Metric samples."""
+    args = _parsed(a.MetricsArguments, prefix=prefix, format="prometheus" if prometheus else None)
+    _show(_run(lambda cwm: cwm.metrics(args)), as_json)
+
+
+@app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})
+def serve(
+    context: typer.Context,
+    model: str,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop.")] = False,
+) -> None:
+    """Run vLLM with the connector. Everything behind MODEL goes to vLLM, and wins over our defaults."""
+    options = [option for option in context.args if option != "--dry-run"]
+    settings = _settings()
+    try:
+        command = serving.compose(serving.installed_build(), model, options, os.environ)
+        print(command, flush=True)
+        if dry_run or len(options) < len(context.args):
+            return
+        private_folder(settings.chunks_path, "CWM_DISK_PATH")
+        serving.run(command)
+    except CWMError as problem:
+        raise _failed(problem) from None
+
+
+def main() -> None:
+    """The `cwm` command."""
+    app(prog_name="cwm")
+
+
+def _settings() -> Settings:
+    try:
+        settings = load_settings()
+        private_folder(settings.home, "CWM_HOME")
+    except CWMError as problem:
+        raise _failed(problem, exit_code=2) from None
+    return settings
+
+
+def _failed(problem: CWMError, exit_code: int = 1) -> typer.Exit:
+    print(problem, file=sys.stderr)
+    return typer.Exit(exit_code)
+
+
+def _parsed(arguments: type[a.A], **values: Any) -> a.A:
+    try:
+        return a.parse(arguments, values)
+    except CWMError as problem:
+        raise _failed(problem) from None
+
+
+def _run(work: Callable[[Operations], Awaitable[R]]) -> R:
+    settings = _settings()
+
+    async def whole() -> R:
+        operations = Operations(settings, client_name="cwm")
+        try:
+            return await work(operations)
+        finally:
+            await operations.aclose()
+
+    try:
+        return asyncio.run(whole())
+    except CWMError as problem:
+        raise _failed(problem) from None
+
+
+async def _with_bar(label: str, hidden: bool, run: Callable[[OnProgress | None], Awaitable[R]]) -> R:
+    """Runs an operation under a progress bar on stderr, which keeps stdout to the result."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
+        task = bar.add_task(label, total=None)
+
+        def on_progress(update: protocol.Progress) -> None:
+            text = f"{label}: {update.text}" if update.text else label
+            bar.update(task, completed=update.done, total=update.total or None, description=text)
+
+        return await run(on_progress)
+
+
+def _show(result: BaseModel, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(as_content(result), ensure_ascii=False, indent=2))
+    else:
+        Console().print(render.of(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""A chat as exact token ids. A server that renders the chat anew from its text could tokenize an answer differently."""
+
+from dataclasses import dataclass
+
+from tests.support.api import Api, Measured
+
+SYSTEM = "You are a careful assistant. You answer from the working log, in a few words."
+MAX_ANSWER = 48
+_END = "<|im_end|>"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question and its answer. `prompt` is everything before the answer, so that it can be asked again."""
+
+    question: str
+    prompt: tuple[int, ...]
+    heard: Measured
+
+    @property
+    def answer(self) -> str:
+        return self.heard.completion.text.strip()
+
+
+class Conversation:
+    """`ids` is all that was said. Turns are in ChatML, the model's own template."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self.ids: tuple[int, ...] = ()
+
+    async def begin(self, text: str) -> None:
+        """The system prompt and a text to talk about."""
+        self.ids = await self._tokens(
+            f"<|im_start|>system\n{SYSTEM}{_END}\n<|im_start|>user\nHere is the log.\n\n{text}{_END}\n"
+        )
+
+    async def ask(self, question: str, *, session_id: str | None, cache_salt: str | None = None) -> Turn:
+        """Asks and takes question and answer into `ids`. Greedy, so that the same question gets the same answer."""
+        turn = await ask_after(self._api, self.ids, question, session_id=session_id, cache_salt=cache_salt)
+        said = turn.heard.completion.token_ids
+        # The model ends its answer with <|im_end|> itself, unless it was cut off.
+        (end,) = await self._tokens(_END)
+        newline = await self._tokens("\n")
+        self.ids = (*turn.prompt, *said, *(() if said[-1] == end else (end,)), *newline)
+        return turn
+
+    async def _tokens(self, text: str) -> tuple[int, ...]:
+        return tuple(await self._api.tokenize(text))
+
+
+async def ask_after(
+    api: Api, ids: tuple[int, ...], question: str, *, session_id: str | None, cache_salt: str | None = None
+) -> Turn:
+    """One question after what `ids` hold, which stay as they are: a branch."""
+    asked = await api.tokenize(f"<|im_start|>user\n{question}{_END}\n<|im_start|>assistant\n")
+    prompt = (*ids, *asked)
+    heard = await api.measure(prompt, MAX_ANSWER, session_id=session_id, cache_salt=cache_salt, ignore_eos=False)
+    return Turn(question, prompt, heard)

@@ -1,0 +1,169 @@
+"""What the demo does, told as it happens: talk, freeze, kill -9, restart, thaw, go on, branch, and back to the stem."""
+
+import asyncio
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from demo.conversation import Conversation, Turn, ask_after
+from demo.report import Branch, Report, Way
+from tests.support.engine import Engine, EngineOptions
+from tests.support.machine import describe
+from tests.support.mcp_client import ToolError, Tools, mcp_client
+from tests.support.texts import project_log
+
+SESSION = "lock-repair"
+STEM = "lock-repair-evening"
+LOG_ENTRIES = 76
+QUESTIONS = (
+    "What is this log about?",
+    "Which parts of the lock were worked on?",
+    "Name two people who worked there.",
+)
+NEXT = "What did they find at the pump house?"
+BRANCHES = {
+    "plan-a": "Write one sentence to the boat owners about the wait.",
+    "plan-b": "List three tools that should be ordered.",
+}
+
+
+async def tell(console: Console) -> Report:
+    """The whole story on an engine of its own, which is gone afterwards."""
+    began = time.monotonic()
+    engine = Engine(EngineOptions())
+    try:
+        await _start(console, engine, "Starting vLLM with CWM in it")
+        async with mcp_client(engine) as cwm:
+            console.print("  an MCP client is connected to `python -m cwm_mcp` over stdio")
+            return await _Story(console, engine, cwm, began).told()
+    finally:
+        engine.close()
+
+
+async def _start(console: Console, engine: Engine, title: str) -> None:
+    console.rule(f"[bold]{title}")
+    with console.status("waiting for /health"):
+        seconds = await asyncio.to_thread(engine.start)
+    # The first request of a process pays for lazy initialisation; it is nobody's time to first token.
+    await engine.api.complete("Good morning.", 2)
+    console.print(f"  up after {seconds:.0f} s: processes {', '.join(map(str, engine.processes()))}")
+
+
+class _Story:
+    """The chapters, and what they hand to one another."""
+
+    def __init__(self, console: Console, engine: Engine, cwm: Tools, began: float) -> None:
+        self._console = console
+        self._engine = engine
+        self._cwm = cwm
+        self._began = began
+        self._chat = Conversation(engine.api)
+
+    async def told(self) -> Report:
+        turns = [await self._first_turn(), *[await self._turn(question) for question in QUESTIONS[1:]]]
+        stem = self._chat.ids
+        frozen = await self._freeze()
+        reference = await self._ask("uninterrupted", NEXT, stem, SESSION)
+        branch_references = {name: await self._ask(name, asked, stem, SESSION) for name, asked in BRANCHES.items()}
+        cold = await self._ask("the same, cold", NEXT, stem, None, cache_salt="nobody-was-here-before")
+        await self._kill()
+        await _start(self._console, self._engine, "Starting vLLM again")
+        self._console.rule("[bold]Thaw, and go on")
+        thawed, thaw = await self._thaw_and_ask(STEM, NEXT, stem, SESSION)
+        self._console.rule("[bold]Branch: two clones, two different next turns")
+        branches = [await self._branch(name, asked, stem, branch_references[name]) for name, asked in BRANCHES.items()]
+        self._console.rule("[bold]Back to the stem")
+        back, _ = await self._thaw_and_ask(STEM, NEXT, stem, f"{SESSION}-again")
+        return Report(
+            machine=describe(),
+            block_tokens=await self._engine.api.block_tokens(),
+            stem_tokens=len(stem),
+            seconds=time.monotonic() - self._began,
+            turns=turns,
+            frozen=frozen,
+            thaw=thaw,
+            cold=Way("cold", cold, None),
+            prefix_hit=Way("prefix hit", reference, None),
+            thawed=Way("thawed after kill -9", thawed, reference),
+            branches=branches,
+            back=Way("back to the stem", back, reference),
+        )
+
+    async def _first_turn(self) -> Turn:
+        self._console.rule(f"[bold]A conversation, X-Session-ID: {SESSION}")
+        text = project_log(seed=7, entries=LOG_ENTRIES)
+        await self._chat.begin(text)
+        self._console.print(f"  about a working log of {len(self._chat.ids):,} tokens")
+        return await self._turn(QUESTIONS[0])
+
+    async def _turn(self, question: str) -> Turn:
+        turn = await self._chat.ask(question, session_id=SESSION)
+        self._say(SESSION, turn)
+        return turn
+
+    async def _ask(
+        self, who: str, question: str, stem: tuple[int, ...], session_id: str | None, cache_salt: str | None = None
+    ) -> Turn:
+        turn = await ask_after(self._engine.api, stem, question, session_id=session_id, cache_salt=cache_salt)
+        self._say(who, turn)
+        return turn
+
+    def _say(self, who: str, turn: Turn) -> None:
+        heard, done = turn.heard, turn.heard.completion
+        self._console.print(f"  [cyan]{who}[/] ▸ {escape(turn.question)}")
+        self._console.print(f"    [italic]{escape(' '.join(turn.answer.split()))}[/]")
+        self._console.print(
+            f"    [dim]{done.ttft_s:.2f} s to the first token; of {done.prompt_tokens:,} tokens {heard.local_hits:,} "
+            f"cached, {heard.restored:,} restored, {done.prompt_tokens - done.cached_tokens:,} computed[/]"
+        )
+
+    async def _freeze(self) -> dict[str, Any]:
+        self._console.rule("[bold]Freeze")
+        frozen = await self._cwm.call(
+            "window_freeze",
+            session_id=SESSION,
+            window_name=STEM,
+            description="The lock's log, read and discussed",
+            tags=["demo"],
+        )
+        self._console.print(
+            f"  window [bold]{STEM}[/]: {frozen['captured_tokens']:,} of {frozen['token_count']:,} tokens (every full "
+            f"block), {frozen['total_size_bytes'] / 1e6:.0f} MB, durable after {frozen['duration_ms']:.0f} ms"
+        )
+        self._console.rule("[bold]What the uninterrupted engine says next")
+        return frozen
+
+    async def _kill(self) -> None:
+        self._console.rule("[bold red]kill -9")
+        killed = self._engine.kill_hard()
+        self._console.print(f"  killed {', '.join(map(str, killed))}; left: {len(self._engine.processes())}")
+        listed = await self._cwm.call("window_list")
+        self._console.print(
+            f"  without an engine, window_list still shows: {', '.join(w['name'] for w in listed['windows'])}"
+        )
+        try:
+            await self._cwm.call("window_thaw", window_name=STEM)
+        except ToolError as refusal:
+            self._console.print(f"  and window_thaw says: [yellow]{escape(refusal.text)}[/]")
+
+    async def _thaw_and_ask(
+        self, window: str, question: str, stem: tuple[int, ...], session_id: str
+    ) -> tuple[Turn, dict[str, Any]]:
+        thaw = await self._cwm.call("window_thaw", window_name=window, new_session_id=session_id)
+        tiers = ", ".join(f"{tokens:,} from {tier}" for tier, tokens in thaw["restored_by_tier"].items())
+        self._console.print(
+            f"  {window} -> session {session_id}: {thaw['restorable_tokens']:,} tokens verified ({tiers}) in "
+            f"{thaw['restoration_time_ms']:.0f} ms"
+        )
+        if thaw["warning"]:
+            self._console.print(f"  [yellow]{escape(thaw['warning'])}[/]")
+        return await self._ask(session_id, question, stem, session_id, thaw["cache_salt"]), thaw
+
+    async def _branch(self, name: str, question: str, stem: tuple[int, ...], reference: Turn) -> Branch:
+        clone = await self._cwm.call("window_clone", source_window=STEM, target_window=name)
+        shared, stored = clone["shared_blocks"], clone["new_bytes"]
+        self._console.print(f"  clone {name}: {shared} chunks shared, {stored} bytes stored")
+        turn, _ = await self._thaw_and_ask(name, question, stem, name)
+        return Branch(name, turn, reference, stored)

@@ -1,0 +1,247 @@
+"""scheduler.py against vLLM's own block pool and requests; the workers are played by the test."""
+
+from array import array
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from cwm_connector.board import JobBoard
+from cwm_connector.identity import ChunkSpec, Geometry, Passport, chunk_specs
+from cwm_connector.jobs import ChunkOutcome, LoadJob, Phase, Report, SaveJob, StepReports
+from cwm_connector.mailbox import Mailbox
+from cwm_connector.metrics import Metrics
+from cwm_connector.placement import CpuPlacement
+from cwm_connector.protocol import Code, CWMError
+from cwm_connector.scheduler import SchedulerSide
+from cwm_connector.sessions import SessionIndex, salt_hash
+from cwm_connector.tiers.base import ChunkId, TierName
+from cwm_connector.visibility import BoundWindow, Visibility
+from tests.support.vllm_parts import BLOCK_TOKENS, compute, new_pool, request
+
+GEOMETRY = Geometry.of(BLOCK_TOKENS, 2 * BLOCK_TOKENS)
+PASSPORT = Passport({"weights": "w"})
+
+
+class Side:
+    """A scheduler side with its neighbours and a real pool of 32 blocks."""
+
+    def __init__(self) -> None:
+        self.pool = new_pool(32)
+        self.visibility = Visibility()
+        self.board = JobBoard(world_size=1)
+        self.placement = CpuPlacement(world_size=1)
+        self.metrics = Metrics()
+        self.woken = 0
+        self.mailbox = Mailbox(self._wake)
+        sessions = SessionIndex("m", BLOCK_TOKENS, self.visibility.thawed_into)
+        self.scheduler = SchedulerSide(
+            GEOMETRY, sessions, self.visibility, self.board, self.mailbox, self.placement, self.metrics
+        )
+        self.scheduler.bind_pool(self.pool)
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def serve(self, one: Any) -> None:
+        """A request from beginning to end, its blocks left to the prefix cache."""
+        self.scheduler.request_added(one)
+        blocks = compute(self.pool, one)
+        self.scheduler.request_finished(one)
+        self.pool.free_blocks(reversed(blocks))
+
+    def free(self) -> int:
+        return int(self.pool.get_num_free_blocks())
+
+    def thaw(self, token_ids: range, session: str = "bob", salt: str = "cwm-1") -> BoundWindow:
+        window = BoundWindow("w", array("i", token_ids), specs(token_ids), len(token_ids) // BLOCK_TOKENS)
+        self.visibility.bind(session, salt_hash(salt), window)
+        return window
+
+    def finish(self, job: Any, *outcomes: ChunkOutcome, failure: Any = None) -> None:
+        self.scheduler.deliver(StepReports([Report(job.id, 0, Phase.FINISHED, 0, outcomes, failure)]))
+
+
+@dataclass
+class Blocks:
+    ids: list[int]
+
+    def get_block_ids(self) -> tuple[list[int], ...]:
+        return (self.ids,)
+
+
+def specs(token_ids: range) -> tuple[ChunkSpec, ...]:
+    return chunk_specs(PASSPORT, GEOMETRY, array("i", token_ids))
+
+
+def good(chunk: ChunkSpec) -> ChunkOutcome:
+    return ChunkOutcome(chunk.key, TierName.DISK, 1)
+
+
+# --- saving ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_save_holds_the_session_s_blocks_until_they_are_captured() -> None:
+    side = Side()
+    side.serve(request(range(64), session_id="alice"))
+    free = side.free()
+    snapshot = side.scheduler.snapshot("alice", None)
+    assert snapshot is not None
+    plan = side.scheduler.plan_save(snapshot, specs(range(64)))
+    (job,) = side.scheduler.step_jobs().jobs
+    assert isinstance(job, SaveJob) and [len(part.block_ids) for part in job.chunks] == [2, 2]
+    assert side.free() == free - 4
+    side.scheduler.deliver(StepReports([Report(job.id, 0, Phase.CAPTURED)]))
+    assert side.free() == free
+    assert plan.ticket is not None and not plan.ticket.finished.done()
+
+
+def test_blocks_are_let_go_when_a_save_fails() -> None:
+    side = Side()
+    side.serve(request(range(64), session_id="alice"))
+    free = side.free()
+    snapshot = side.scheduler.snapshot("alice", None)
+    assert snapshot is not None
+    plan = side.scheduler.plan_save(snapshot, specs(range(64)))
+    (job,) = side.scheduler.step_jobs().jobs
+    side.finish(job, failure=(Code.WRITE_FAILED, "no disk"))
+    assert side.free() == free
+    assert plan.ticket is not None
+    with pytest.raises(CWMError, match="CWM-4001"):
+        plan.ticket.finished.result()
+
+
+def test_an_evicted_block_is_counted_and_nothing_is_held() -> None:
+    side = Side()
+    side.serve(request(range(64), session_id="alice"))
+    snapshot = side.scheduler.snapshot("alice", None)
+    assert snapshot is not None
+    side.pool.get_new_blocks(29)  # 31 are free: vLLM's null block is never given away
+    free = side.free()
+    plan = side.scheduler.plan_save(snapshot, specs(range(64)))
+    assert plan.ticket is None and plan.lost_blocks == 2
+    assert side.free() == free and not side.scheduler.step_jobs().jobs
+
+
+def test_a_recompute_is_saved_before_its_blocks_can_be_evicted_and_is_no_session_s_turn() -> None:
+    side = Side()
+    stored = BoundWindow("", array("i", range(64)), specs(range(64)), usable_blocks=2)
+    future = side.scheduler.expect_recompute("cwm-1", stored, specs(range(64))[1:])
+    ours = request(range(64), request_id="cwm-1", session_id="alice")
+    side.scheduler.request_added(ours)
+    assert side.scheduler.matched_tokens(ours, 0) == 32
+    compute(side.pool, ours)
+    side.scheduler.request_finished(ours)
+    plan = future.result(0)
+    assert plan.ticket is not None and plan.computed_tokens == 32
+    assert side.scheduler.session_views() == []
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_thawed_session_loads_its_window_and_computes_at_least_one_token() -> None:
+    side = Side()
+    side.thaw(range(64))
+    assert side.scheduler.matched_tokens(request(range(80), session_id="bob"), 0) == 64
+    assert side.scheduler.matched_tokens(request(range(64), session_id="bob"), 0) == 48
+    assert side.scheduler.matched_tokens(request(range(64), cache_salt="cwm-1"), 0) == 48
+
+
+def test_nobody_else_loads_it() -> None:
+    side = Side()
+    side.thaw(range(64))
+    for stranger in (request(range(80)), request(range(80), session_id="eve"), request(range(80), cache_salt="cwm-2")):
+        assert side.scheduler.matched_tokens(stranger, 0) == 0
+
+
+def test_only_what_the_prefix_cache_lacks_is_loaded_into_the_request_s_own_blocks() -> None:
+    side = Side()
+    side.thaw(range(64))
+    one = request(range(80), session_id="bob")
+    assert side.scheduler.matched_tokens(one, 16) == 48
+    side.scheduler.blocks_allocated(one, Blocks([7, 3, 9, 1, 5]), 48)
+    (job,) = side.scheduler.step_jobs().jobs
+    assert isinstance(job, LoadJob) and job.request_id == "r"
+    assert [(part.first, part.block_ids) for part in job.chunks] == [(1, (3,)), (0, (9, 1))]
+
+
+def test_a_request_with_an_adapter_loads_nothing() -> None:
+    side = Side()
+    side.thaw(range(64))
+    one = request(range(80), session_id="bob")
+    one.lora_request = object()
+    assert side.scheduler.matched_tokens(one, 0) == 0
+
+
+def test_where_a_load_came_from_is_told_by_tier() -> None:
+    side = Side()
+    window = side.thaw(range(64))
+    side.placement.update([ChunkId(window.chunks[0].key, 0)], [])
+    one = request(range(80), session_id="bob")
+    side.scheduler.matched_tokens(one, 0)
+    side.scheduler.blocks_allocated(one, Blocks(list(range(5))), 64)
+    assert side.scheduler.hit_sources(one) == {TierName.CPU: 32, TierName.DISK: 32}
+
+
+def test_a_bad_chunk_ends_what_is_offered_and_its_request_is_not_offered_anything_again() -> None:
+    side = Side()
+    window = side.thaw(range(64))
+    one = request(range(80), session_id="bob")
+    side.scheduler.matched_tokens(one, 0)
+    side.scheduler.blocks_allocated(one, Blocks(list(range(5))), 64)
+    (job,) = side.scheduler.step_jobs().jobs
+    bad = ChunkOutcome(window.chunks[1].key, None, 0, (Code.CORRUPT, "checksum"))
+    side.finish(job, good(window.chunks[0]), bad)
+    assert side.scheduler.matched_tokens(one, 0) == 0
+    assert side.scheduler.matched_tokens(request(range(80), request_id="r2", session_id="bob"), 0) == 32
+    assert side.metrics.hits_and_misses() == (1, 1)
+
+
+def test_a_chunk_that_could_not_be_read_this_time_is_offered_to_the_next_request() -> None:
+    side = Side()
+    window = side.thaw(range(64))
+    one = request(range(80), session_id="bob")
+    side.scheduler.matched_tokens(one, 0)
+    side.scheduler.blocks_allocated(one, Blocks(list(range(5))), 64)
+    (job,) = side.scheduler.step_jobs().jobs
+    side.finish(job, ChunkOutcome(window.chunks[0].key, None, 0, (Code.READ_FAILED, "time-out")))
+    assert side.scheduler.matched_tokens(one, 0) == 0
+    assert side.scheduler.matched_tokens(request(range(80), request_id="r2", session_id="bob"), 0) == 64
+
+
+# --- the mailbox -----------------------------------------------------------------------------------------------------
+
+
+def test_what_other_threads_ask_for_is_done_in_the_next_step_and_wakes_the_engine() -> None:
+    side = Side()
+    answer = side.mailbox.call(lambda: 42)
+    assert side.woken == 1 and side.scheduler.wants_step and not answer.done()
+    side.scheduler.step_jobs()
+    assert answer.result(0) == 42 and not side.scheduler.wants_step
+
+
+def test_what_they_raise_goes_back_to_them() -> None:
+    side = Side()
+    answer: Future[None] = side.mailbox.call(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    side.scheduler.step_jobs()
+    with pytest.raises(ZeroDivisionError):
+        answer.result(0)
+
+
+def test_a_call_that_was_given_up_is_not_carried_out() -> None:
+    side = Side()
+    done: list[int] = []
+    side.mailbox.call(lambda: done.append(1)).cancel()
+    side.scheduler.step_jobs()
+    assert not done
+
+
+def test_sessions_are_listed_with_what_the_prefix_cache_still_has() -> None:
+    side = Side()
+    side.serve(request(range(64), session_id="alice"))
+    ((view, cached),) = side.scheduler.session_views()
+    assert (view.session_id, cached) == ("alice", 64)
+    side.pool.get_new_blocks(29)
+    assert side.scheduler.session_views()[0][1] == 32
