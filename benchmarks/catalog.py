@@ -171,7 +171,8 @@ def main() -> None:
             totals = catalog.totals()
             console.print(
                 f"SQLite {sqlite3.sqlite_version}, {os.cpu_count()} CPUs; {totals.windows} windows, "
-                f"{totals.chunks} chunks, {path.stat().st_size >> 20} MiB, filled in {time.perf_counter() - begun:.0f} s"
+                f"{totals.chunks} chunks, {path.stat().st_size >> 20} MiB, "
+                f"filled in {time.perf_counter() - begun:.0f} s"
             )
             measured: dict[str, list[float]] = {}
             for what, call in reads(catalog, options.windows, random.Random(2)):

@@ -24,7 +24,7 @@ class JobResult:
 
 @dataclass(slots=True)
 class Ticket:
-    """A job in flight. `captured` and `finished` fail with the first rank's CWMError; callbacks run on the engine thread."""
+    """A job in flight. `finished` fails with the first rank's CWMError; callbacks run on the engine thread."""
 
     job: Job
     captured: "Future[None]" = field(default_factory=Future)

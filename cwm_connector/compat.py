@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -37,7 +37,7 @@ def find_engine_core() -> "EngineCoreProc | None":
     while frame is not None:
         candidate = frame.f_locals.get("self")
         if isinstance(candidate, EngineCore):
-            return candidate  # type: ignore[return-value]
+            return candidate
         frame = frame.f_back  # type: ignore[assignment]
     return None
 
@@ -127,7 +127,9 @@ def check_supported(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig")
         raise CWMError(Code.STATE, "context parallelism is not supported yet; serve without it")
     unit = kv_cache_config.hash_block_size
     if unit is not None and unit != block_tokens(kv_cache_config):
-        raise CWMError(Code.STATE, "prefix-cache hashes finer than a block are not supported; unset --prefix-match-unit")
+        raise CWMError(
+            Code.STATE, "prefix-cache hashes finer than a block are not supported; unset --prefix-match-unit"
+        )
     if not vllm_config.cache_config.enable_prefix_caching:
         raise CWMError(Code.STATE, "freezing reads vLLM's prefix cache; serve with --enable-prefix-caching")
     transfer = vllm_config.kv_transfer_config

@@ -22,6 +22,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from cwm_connector import compat, logs
 from cwm_connector.jobs import StepJobs, StepReports, WorkerFacts
 from cwm_connector.paging import copier_for
+from cwm_connector.protocol import CWMError
 from cwm_connector.service import EngineService
 from cwm_connector.settings import load_settings, private_folder
 from cwm_connector.tiers.cpu import CpuTier
@@ -55,7 +56,7 @@ def hook(otherwise: Callable[[], Any]) -> Callable[[Callable[P, R]], Callable[P,
                 return method(*args, **kwargs)
             except Exception:
                 logger.exception("%s failed; vLLM serves on without it", method.__name__)
-                return otherwise()  # type: ignore[no-any-return]
+                return otherwise()
 
         return guarded
 
@@ -77,14 +78,18 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
         self._worker: WorkerSide | None = None
         self._facts: WorkerFacts | None = None
         if role is KVConnectorRole.SCHEDULER:
-            self._service = EngineService(vllm_config, kv_cache_config, self._settings)
+            try:
+                self._service = EngineService(vllm_config, kv_cache_config, self._settings)
+            except CWMError as problem:
+                logger.error("%s", problem)  # the one clear line before vLLM's own traceback
+                raise
 
     @property
     def requires_kv_delivery(self) -> bool:
         """A window that isn't captured is a freeze that is tried again, never a request that must not finish."""
         return False
 
-    # --- worker side -------------------------------------------------------------------------------------------------
+    # --- worker side ---
 
     def register_kv_caches(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
         parallel = self._vllm_config.parallel_config
@@ -138,7 +143,7 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
         return self._worker.take_reports() if self._worker else None
 
-    # --- scheduler side ----------------------------------------------------------------------------------------------
+    # --- scheduler side ---
 
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
@@ -163,9 +168,7 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
         return tokens, tokens > 0
 
     @hook(_nothing)
-    def update_state_after_alloc(
-        self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int
-    ) -> None:
+    def update_state_after_alloc(self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int) -> None:
         assert self._service is not None
         self._service.scheduler.blocks_allocated(request, blocks, num_external_tokens)
 

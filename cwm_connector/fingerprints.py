@@ -1,4 +1,4 @@
-"""SHA-256 of a model's weight files, remembered by path, size, inode and time so that a restart need not read them again.
+"""SHA-256 of a model's weight files, remembered by path, size, inode and time so that a restart reads them no more.
 
 The name of a model says nothing about its weights; KV made by other weights is silently wrong. So the passport holds
 the hash of what was really loaded.

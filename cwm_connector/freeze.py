@@ -10,12 +10,14 @@ that did not get there are dropped, or swept at the next start.
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cwm_connector.board import JobResult, Ticket
 from cwm_connector.catalog.base import Catalog, ChunkKey, ChunkRow, NewWindow, WindowRow
+from cwm_connector.catalog.views import storage_tier
+from cwm_connector.control import ProgressSink
 from cwm_connector.engine import Engine, on_loop, settled, to_the_end
 from cwm_connector.identity import ChunkSpec, chunk_specs
 from cwm_connector.jobs import DropJob
@@ -31,10 +33,7 @@ from cwm_connector.protocol import (
 )
 from cwm_connector.scheduler import SavePlan
 from cwm_connector.sessions import HeadSnapshot, now_micros
-from cwm_connector.tiers.base import TierName
 from cwm_connector.visibility import BoundWindow
-
-ProgressSink = Callable[[int, int, str], None]
 
 CAPTURE_STEP_S: Final = 0.002
 PERSIST_STEP_S: Final = 0.01
@@ -53,8 +52,7 @@ class _Saved:
 def tier_fields(engine: Engine, keys: Sequence[ChunkKey]) -> dict[str, Any]:
     """`storage_tier` (the slowest that a thaw would have to read) and chunks per tier, as placed right now."""
     tiers = engine.placement.tiers_of(keys)
-    slowest = next((tier for tier in reversed(TierName) if tier.value in tiers), TierName.DISK)
-    return {"storage_tier": slowest.value, "tiers": tiers}
+    return {"storage_tier": storage_tier(tiers), "tiers": tiers}
 
 
 class Freezer:
@@ -139,7 +137,7 @@ class Freezer:
             "space_freed_bytes": sum(outcome.size_bytes for outcome in dropped.outcomes.values()) if dropped else 0,
         }
 
-    # --- steps of a freeze -------------------------------------------------------------------------------------------
+    # --- steps of a freeze ---
 
     async def _require_free(self, name: str) -> None:
         """Refuses a taken name before any work is done; the commit refuses it again."""
@@ -168,7 +166,7 @@ class Freezer:
         if not snapshot.text_only:
             raise CWMError(
                 Code.STATE,
-                "this session used an adapter, images or embeddings, whose KV can't be frozen yet; freeze text sessions",
+                "this session used an adapter, images or embeddings, whose KV can't be frozen yet; freeze text only",
             )
         return snapshot
 
@@ -211,7 +209,11 @@ class Freezer:
                 f"{plan.lost_blocks} blocks of the session were evicted and could not be computed again; "
                 "give vLLM more KV memory and try again",
             )
-        ticket.on_progress = on_loop(lambda done: progress(done, len(missing), "chunks stored"))
+
+        def tell(done: int) -> None:
+            progress(done, len(missing), "chunks stored")
+
+        ticket.on_progress = on_loop(tell)
         try:
             await self._engine.reported(ticket.captured, CAPTURE_STEP_S)
             captured_at = time.perf_counter()
@@ -241,11 +243,11 @@ class Freezer:
         request_id = f"cwm-recompute-{next(self._numbers)}"
         tokens = snapshot.token_ids[: chunks[-1].end_block * self._engine.geometry.block_tokens]
         plan = await self._engine.ask(lambda side: side.expect_recompute(request_id, stored, missing))
-        await asyncio.to_thread(
-            self._engine.submit_prefill, request_id, memoryview(tokens), snapshot.cache_salt
-        )
+        await asyncio.to_thread(self._engine.submit_prefill, request_id, memoryview(tokens), snapshot.cache_salt)
         if not await settled(plan, RECOMPUTE_LIMIT_S):
-            raise CWMError(Code.OPERATION_TIMEOUT, "evicted blocks could not be computed again in time; try again later")
+            raise CWMError(
+                Code.OPERATION_TIMEOUT, "evicted blocks could not be computed again in time; try again later"
+            )
         return plan.result()
 
     async def _commit(self, new: NewWindow, missing: list[ChunkSpec]) -> WindowRow:

@@ -1,11 +1,11 @@
 """CWM's own Prometheus series. Every value is counted where the bytes moved; nothing is estimated.
 
-Counters may be raised from any thread. They are served over the control socket, in the text format or as a list.
+Counters may be raised from any thread. They are served over the control socket.
 """
 
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from cwm_connector.tiers.base import TierName
 
@@ -33,7 +33,10 @@ class Metrics:
             "cwm_recomputed_tokens", "Tokens computed again to complete a freeze.", registry=self.registry
         )
         self.capture_seconds = Histogram(
-            "cwm_capture_seconds", "From a freeze's call to its last block read.", buckets=_SECONDS, registry=self.registry
+            "cwm_capture_seconds",
+            "From a freeze's call to its last block read.",
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.freeze_seconds = Histogram(
             "cwm_freeze_seconds", "From a freeze's call to its commit.", buckets=_SECONDS, registry=self.registry
@@ -56,10 +59,6 @@ class Metrics:
     def hits_and_misses(self) -> tuple[int, int]:
         """Chunks since the engine's start."""
         return int(self._hits._value.get()), int(self._misses._value.get())
-
-    def text(self) -> str:
-        """Prometheus' text format."""
-        return generate_latest(self.registry).decode()
 
     def samples(self) -> list[dict[str, Any]]:
         """Every sample as name, type, value, labels and help."""

@@ -1,20 +1,11 @@
-"""Carries the control socket's calls out: the writing ones by Freezer and Thawer, the reading ones from the catalog.
+"""Carries the control socket's calls out: each is handed to whoever does it, and counted."""
 
-Reading never touches the engine thread, but for what only it knows (what a session has left in the prefix cache);
-that is waited for briefly and left out if the engine is busy.
-"""
+from collections.abc import Awaitable
+from typing import Any
 
-import asyncio
-import time
-from array import array
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
-
-import cwm_connector
-from cwm_connector.catalog import views
-from cwm_connector.catalog.base import Catalog
-from cwm_connector.engine import Engine, settled, to_the_end
-from cwm_connector.freeze import Freezer, ProgressSink
+from cwm_connector.control import ProgressSink
+from cwm_connector.engine import Engine, to_the_end
+from cwm_connector.freeze import Freezer
 from cwm_connector.protocol import (
     Args,
     CloneArgs,
@@ -23,7 +14,6 @@ from cwm_connector.protocol import (
     FreezeArgs,
     HealthArgs,
     ListArgs,
-    NoArgs,
     Op,
     SessionsArgs,
     StatusArgs,
@@ -34,11 +24,9 @@ from cwm_connector.protocol import (
     check_tags,
     check_window_name,
 )
-from cwm_connector.sessions import SessionView, now_micros
+from cwm_connector.reads import Reader
+from cwm_connector.sessions import now_micros
 from cwm_connector.thaw import Thawer
-
-LIVE_FACTS_S: Final = 0.25
-"""How long a list waits for the engine thread's part."""
 
 
 class EngineOperations:
@@ -46,9 +34,9 @@ class EngineOperations:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._started = time.monotonic()
         self._freezer = Freezer(engine)
         self._thawer = Thawer(engine)
+        self._reader = Reader(engine)
 
     async def restore_thaws(self) -> int:
         """Makes the thaws of before a restart loadable again; before the socket opens."""
@@ -57,7 +45,7 @@ class EngineOperations:
     async def call(self, op: Op, args: Args, progress: ProgressSink) -> dict[str, Any]:
         outcome = "failed"
         try:
-            result = await self._dispatch(op, args, progress)
+            result = await self._carry_out(op, args, progress)
             outcome = "done"
             return result
         except CWMError as problem:
@@ -66,20 +54,46 @@ class EngineOperations:
         finally:
             self._engine.metrics.operations.labels(op.value, outcome).inc()
 
-    def _dispatch(self, op: Op, args: Any, progress: ProgressSink) -> Awaitable[dict[str, Any]]:
-        handlers: dict[Op, Callable[[], Awaitable[dict[str, Any]]]] = {
-            Op.FREEZE: lambda: self._freezer.freeze(args, progress),
-            Op.THAW: lambda: self._thawer.thaw(args, progress),
-            Op.CLONE: lambda: self._thawer.clone(args),
-            Op.DELETE: lambda: self._freezer.delete(args),
-            Op.TAG: lambda: self._tag(args),
-            Op.LIST: lambda: self._list(args),
-            Op.STATUS: lambda: self._status(args),
-            Op.TOKENS: lambda: self._tokens(args),
-            Op.SESSIONS: lambda: self._sessions(args),
-            Op.STATS: self._stats,
-            Op.HEALTH: lambda: self._health(args),
-            Op.METRICS: self._metrics,
-            Op.PING: self._ping,
-        }
-        return handlers[op]()
+    def _carry_out(self, op: Op, args: Args, progress: ProgressSink) -> Awaitable[dict[str, Any]]:
+        match args:
+            case FreezeArgs():
+                return self._freezer.freeze(args, progress)
+            case ThawArgs():
+                return self._thawer.thaw(args, progress)
+            case CloneArgs():
+                return self._thawer.clone(args)
+            case DeleteArgs():
+                return self._freezer.delete(args)
+            case TagArgs():
+                return self._tag(args)
+            case ListArgs():
+                return self._reader.list_windows(args)
+            case StatusArgs():
+                return self._reader.status(args)
+            case TokensArgs():
+                return self._reader.token_ids(args)
+            case SessionsArgs():
+                return self._reader.sessions(args)
+            case HealthArgs():
+                return self._reader.health(args)
+        return {Op.STATS: self._reader.stats, Op.METRICS: self._metrics, Op.PING: self._ping}[op]()
+
+    async def _tag(self, args: TagArgs) -> dict[str, Any]:
+        name = check_window_name(args.window_name)
+        add, remove = check_tags(args.add), check_tags(args.remove)
+        description = None if args.description is None else check_description(args.description)
+        row = await to_the_end(
+            self._engine.catalog.run(lambda catalog: catalog.tag_window(name, add, remove, description, now_micros()))
+        )
+        return {"window_name": row.name, "tags": list(row.tags), "description": row.description}
+
+    async def _metrics(self) -> dict[str, Any]:
+        totals = await self._engine.catalog.run(lambda catalog: catalog.totals())
+        metrics = self._engine.metrics
+        metrics.windows.set(totals.windows)
+        metrics.chunks.set(totals.chunks)
+        metrics.chunk_bytes.set(totals.stored_bytes)
+        return {"metrics": metrics.samples()}
+
+    async def _ping(self) -> dict[str, Any]:
+        return {"model": self._engine.model}

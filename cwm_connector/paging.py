@@ -37,9 +37,7 @@ class PagedCopier(Protocol):
     def gather(self, block_ids: Sequence[int], payload: torch.Tensor, after: Fence | None) -> None:
         """Copies blocks into `payload`, uint8 of layers x len(block_ids) x page_bytes in host memory."""
 
-    def scatter(
-        self, payload: torch.Tensor, payload_blocks: int, first_block: int, block_ids: Sequence[int]
-    ) -> None:
+    def scatter(self, payload: torch.Tensor, payload_blocks: int, first_block: int, block_ids: Sequence[int]) -> None:
         """Copies blocks [first_block, first_block + len(block_ids)) of a payload of `payload_blocks` into the cache."""
 
 
@@ -78,7 +76,8 @@ def fused_pages(layers: Sequence[torch.Tensor]) -> torch.Tensor:
     one_storage = len({layer.untyped_storage().data_ptr() for layer in layers}) == 1
     if not (same and even and one_storage):
         raise CWMError(
-            Code.STATE, "this model's layers have caches of different shapes, which CWM can't freeze yet; serve it without"
+            Code.STATE,
+            "this model's layers have caches of different shapes, which CWM can't freeze yet; serve it without",
         )
     block_stride = first.stride(0) * first.element_size()
     start = first.storage_offset() * first.element_size()
@@ -123,9 +122,7 @@ class CpuCopier(_Pages):
     def gather(self, block_ids: Sequence[int], payload: torch.Tensor, after: Fence | None) -> None:
         torch.index_select(self._pages, 1, torch.tensor(block_ids), out=self._as_words(payload, len(block_ids)))
 
-    def scatter(
-        self, payload: torch.Tensor, payload_blocks: int, first_block: int, block_ids: Sequence[int]
-    ) -> None:
+    def scatter(self, payload: torch.Tensor, payload_blocks: int, first_block: int, block_ids: Sequence[int]) -> None:
         words = self._as_words(payload, payload_blocks)
         for offset, block in enumerate(block_ids):  # index_copy_ is two times slower than these
             self._pages[:, block].copy_(words[:, first_block + offset])
@@ -159,9 +156,7 @@ class CudaCopier(_Pages):
             self._as_words(payload, len(block_ids)).copy_(staging, non_blocking=True)
         self._out.synchronize()
 
-    def scatter(
-        self, payload: torch.Tensor, payload_blocks: int, first_block: int, block_ids: Sequence[int]
-    ) -> None:
+    def scatter(self, payload: torch.Tensor, payload_blocks: int, first_block: int, block_ids: Sequence[int]) -> None:
         words = self._as_words(payload, payload_blocks)
         with torch.cuda.stream(self._in):
             ids = torch.tensor(block_ids, device=self._device)
@@ -177,4 +172,6 @@ def copier_for(layers: Sequence[torch.Tensor]) -> PagedCopier:
         return CpuCopier(layers)
     if device == "cuda":
         return CudaCopier(layers)
-    raise CWMError(Code.STATE, f"CWM copies KV on CPU and CUDA, not on {device}; serve this model without the connector")
+    raise CWMError(
+        Code.STATE, f"CWM copies KV on CPU and CUDA, not on {device}; serve this model without the connector"
+    )

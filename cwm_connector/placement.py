@@ -18,20 +18,23 @@ class CpuPlacement:
         self._ranks: dict[ChunkKey, frozenset[int]] = {}
 
     def update(self, came: Iterable[ChunkId], went: Iterable[ChunkId]) -> None:
-        for chunk in went:
-            left = self._ranks.get(chunk.key, frozenset()) - {chunk.kv_rank}
-            if left:
-                self._ranks[chunk.key] = left
-            else:
-                self._ranks.pop(chunk.key, None)
+        """A chunk that came and went between two reports counts as gone."""
         for chunk in came:
             self._ranks[chunk.key] = self._ranks.get(chunk.key, frozenset()) | {chunk.kv_rank}
+        for chunk in went:
+            left = self._ranks.pop(chunk.key, frozenset()) - {chunk.kv_rank}
+            if left:
+                self._ranks[chunk.key] = left
 
     def holds(self, key: ChunkKey) -> bool:
         return len(self._ranks.get(key, ())) == self._world_size
 
+    def keys(self) -> list[ChunkKey]:
+        """The chunks that are in CPU memory now."""
+        return [key for key in list(self._ranks) if self.holds(key)]
+
     def count(self) -> int:
-        return len(self._ranks)
+        return len(self.keys())
 
     def tiers_of(self, keys: Sequence[ChunkKey]) -> dict[str, int]:
         """How many of `keys` have each tier as their fastest."""

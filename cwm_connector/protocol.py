@@ -19,6 +19,10 @@ PROTOCOL_MIN: Final = 1
 PROTOCOL_MAX: Final = 1
 MAX_FRAME_BYTES: Final = 16 << 20
 """A longer frame is refused before it is read; 16 MiB hold the ids of about three million tokens."""
+MAX_CALL_S: Final = 3600.0
+"""The engine's own limit for a call, and what `timeout_s=None` means."""
+MAX_CALLS: Final = 64
+"""Calls in flight on one connection; the engine answers the next with CWM-7003."""
 
 
 class Code(enum.IntEnum):
@@ -335,7 +339,11 @@ class Failure(msgspec.Struct, tag="failure", frozen=True):
         return cls(id, int(error.code), error.message, error.retryable, error.context)
 
     def error(self) -> CWMError:
-        return CWMError(Code(self.code), self.message, **self.context)
+        """The failure to raise. A code that only a newer engine knows becomes CWM-9001, with its number in the text."""
+        try:
+            return CWMError(Code(self.code), self.message, **self.context)
+        except ValueError:
+            return CWMError(Code.INTERNAL, f"CWM-{self.code}: {self.message}", **self.context)
 
 
 FromClient = Hello | Call | Cancel

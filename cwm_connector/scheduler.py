@@ -91,7 +91,7 @@ class SchedulerSide:
         self._sources: dict[str, dict[TierName, int]] = {}
         self._recomputes: dict[str, _Recompute] = {}
 
-    # --- vLLM's hooks -------------------------------------------------------------------------------------------------
+    # --- vLLM's hooks ---
 
     def bind_pool(self, pool: "BlockPool") -> None:
         self._pool = pool
@@ -101,7 +101,7 @@ class SchedulerSide:
             self._sessions.request_added(request)
 
     def matched_tokens(self, request: "Request", computed_tokens: int) -> int:
-        """Tokens beyond `computed_tokens` (a multiple of the block) that can be loaded; one token is left to compute."""
+        """Tokens beyond `computed_tokens` (whole blocks) that can be loaded; one token is left to compute."""
         self._matches.pop(request.request_id, None)
         size = self._geometry.block_tokens
         match = self._match(request, computed_tokens // size)
@@ -138,7 +138,7 @@ class SchedulerSide:
 
     def request_finished(self, request: "Request") -> None:
         for table in (self._matches, self._sources):
-            table.pop(request.request_id, None)  # type: ignore[attr-defined]
+            table.pop(request.request_id, None)
         self._no_more_loads.discard(request.request_id)
         recompute = self._recomputes.pop(request.request_id, None)
         if recompute is None:
@@ -155,7 +155,7 @@ class SchedulerSide:
     def wants_step(self) -> bool:
         return self._mailbox.wants_step
 
-    # --- asked for through the mailbox -------------------------------------------------------------------------------
+    # --- asked for through the mailbox ---
 
     def snapshot(self, session_id: str, head: str | None) -> HeadSnapshot | None:
         return self._sessions.snapshot(session_id, head)
@@ -178,7 +178,7 @@ class SchedulerSide:
         self._recomputes[request_id] = recompute = _Recompute(stored, tuple(needed))
         return recompute.plan
 
-    # --- inside ------------------------------------------------------------------------------------------------------
+    # --- inside ---
 
     def _match(self, request: "Request", from_block: int) -> _Match | None:
         if request.request_id in self._no_more_loads or not is_text_only(request):
@@ -255,7 +255,7 @@ class SchedulerSide:
 def _parts(
     chunks: Sequence[ChunkSpec], from_block: int, to_block: int, block_ids: Sequence[int]
 ) -> Iterator[ChunkBlocks]:
-    """The pieces of `chunks` that cover blocks [from_block, to_block); `block_ids` are the request's, from block 0 on."""
+    """The pieces of `chunks` that cover blocks [from_block, to_block); `block_ids`: the request's, from block 0 on."""
     for chunk in chunks:
         start, end = max(chunk.first_block, from_block), min(chunk.end_block, to_block)
         if start < end:

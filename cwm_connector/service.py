@@ -1,13 +1,16 @@
 """Puts the scheduler side's parts together: checks at construction, the control thread once the workers are known."""
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+import cwm_connector
 from cwm_connector import compat
 from cwm_connector.board import JobBoard
+from cwm_connector.catalog.base import Catalog
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.control import ControlServer, ControlThread, StoreLock
 from cwm_connector.engine import CatalogThread, Engine
@@ -19,7 +22,7 @@ from cwm_connector.metrics import Metrics
 from cwm_connector.operations import EngineOperations
 from cwm_connector.placement import CpuPlacement
 from cwm_connector.protocol import Code, CWMError
-from cwm_connector.recovery import pair_store, recover
+from cwm_connector.recovery import Recovered, pair_store, recover
 from cwm_connector.scheduler import SchedulerSide
 from cwm_connector.sessions import SessionIndex
 from cwm_connector.settings import Settings, private_folder
@@ -37,7 +40,7 @@ START_LIMIT_S: Final = 900.0
 
 
 class EngineService:
-    """One for each engine. Construction and `start` raise CWMError and so stop an engine that could not keep a window."""
+    """One for each engine. Construction and `start` raise CWMError: they stop an engine that could keep no window."""
 
     def __init__(self, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", settings: Settings) -> None:
         compat.check_supported(vllm_config, kv_cache_config)
@@ -98,9 +101,7 @@ class EngineService:
     async def _open(self, facts: Sequence[WorkerFacts]) -> None:
         passport = await asyncio.to_thread(self._passport, facts)
         catalog = CatalogThread(lambda: SqliteCatalog.open(self._settings.catalog_path))
-        recovered = await catalog.run(
-            lambda opened: recover(opened, DiskTier(self._settings.chunks_path), self._world_size)
-        )
+        recovered = await catalog.run(self._recover)
         logger.info(
             "store %s: swept %d leftovers and %d orphans; %d chunks are damaged",
             self._settings.home,
@@ -126,8 +127,12 @@ class EngineService:
         )
         operations = EngineOperations(engine)
         await operations.restore_thaws()
-        server = ControlServer(self._settings.socket_path, operations, self._model)
+        server = ControlServer(self._settings.socket_path, operations, self._model, cwm_connector.__version__)
         await server.start()
+
+    def _recover(self, catalog: Catalog) -> Recovered:
+        with contextlib.closing(DiskTier(self._settings.chunks_path)) as disk:
+            return recover(catalog, disk, self._world_size)
 
     def _submit_prefill(self, request_id: str, token_ids: "memoryview[int]", cache_salt: str | None) -> None:
         if self._core is None:

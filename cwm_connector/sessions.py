@@ -113,7 +113,7 @@ class SessionIndex:
     def identify(self, request: "Request") -> str | None:
         """The session of a request, or None where it says nothing."""
         if request.session_id and is_session_id(request.session_id):
-            return request.session_id
+            return str(request.session_id)
         if request.cache_salt:
             return self._thawed_into(salt_hash(request.cache_salt)) or session_of_salt(request.cache_salt)
         return None
@@ -204,8 +204,11 @@ class SessionIndex:
         return session
 
     def _chain(self, request: "Request") -> "tuple[array[int], tuple[BlockHash, ...]]":
-        """Computed tokens and the hashes of their full blocks."""
-        computed = min(request.num_computed_tokens, request.num_tokens)
+        """Computed tokens and the hashes of their full blocks.
+
+        vLLM counts tokens of steps that are still under way as computed; they are left out.
+        """
+        computed = min(request.num_computed_tokens - request.num_in_flight_tokens, request.num_tokens)
         tokens = array("i", request.all_token_ids[:computed])
         return tokens, tuple(request.block_hashes[: computed // self._block_tokens])
 

@@ -1,4 +1,4 @@
-"""Settings of both processes: `CWM_*` in the environment, and inside the engine `kv_connector_extra_config`, which wins.
+"""Settings of both processes: `CWM_*` in the environment; inside the engine `kv_connector_extra_config` wins.
 
 A setting that can't work stops the start with one clear line; nothing is repaired silently.
 """

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from cwm_connector.board import JobResult
 from cwm_connector.catalog.base import Binding, Catalog, ChunkRow, WindowRow
+from cwm_connector.control import ProgressSink
 from cwm_connector.engine import Engine, on_loop, to_the_end
-from cwm_connector.freeze import PERSIST_STEP_S, ProgressSink
+from cwm_connector.freeze import PERSIST_STEP_S
 from cwm_connector.identity import ChunkSpec, specs_of
 from cwm_connector.jobs import PromoteJob
 from cwm_connector.protocol import (
@@ -119,7 +120,7 @@ class Thawer:
             rebound += 1
         return rebound
 
-    # --- steps -------------------------------------------------------------------------------------------------------
+    # --- steps ---
 
     async def _stored(self, name: str) -> _Stored:
         def read(catalog: Catalog) -> _Stored:
@@ -150,8 +151,11 @@ class Thawer:
 
     async def _promote(self, specs: Sequence[ChunkSpec], progress: ProgressSink) -> _Checked:
         board = self._engine.board
-        sink = on_loop(lambda done: progress(done, len(specs), "chunks read and verified"))
-        ticket = board.post(PromoteJob(board.next_id(), tuple(specs)), sink)
+
+        def tell(done: int) -> None:
+            progress(done, len(specs), "chunks read and verified")
+
+        ticket = board.post(PromoteJob(board.next_id(), tuple(specs)), on_loop(tell))
         return self._counted(specs, await self._engine.reported(ticket.finished, PERSIST_STEP_S))
 
     def _counted(self, specs: Sequence[ChunkSpec], result: JobResult) -> _Checked:

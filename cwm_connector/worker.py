@@ -68,7 +68,7 @@ class WorkerSide:
         self._loaded_requests: set[str] = set()
         self._bad_blocks: set[int] = set()
 
-    # --- the model's thread --------------------------------------------------------------------------------------------
+    # --- the model's thread ---
 
     def submit(self, jobs: Iterable[Job]) -> None:
         """Hands the step's jobs over. The step's forward is complete, or on the current stream."""
@@ -112,7 +112,7 @@ class WorkerSide:
         self._disk.close()
         self._cpu.close()
 
-    # --- transfer threads ----------------------------------------------------------------------------------------------
+    # --- transfer threads ---
 
     def _report(self, job: JobId, phase: Phase, **more: object) -> None:
         with self._lock:

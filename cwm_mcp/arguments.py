@@ -51,12 +51,19 @@ def _list_from_text(value: object) -> object:
     return value
 
 
+def _countable(offset: int) -> int:
+    """Refuses what neither the protocol nor SQLite can hold; a `maximum` in the schema would tell a model nothing."""
+    if offset >= 1 << 63:
+        raise CWMError(Code.ARGUMENT, "the offset is larger than any list; give 0 to begin at the start")
+    return offset
+
+
 SessionId = Annotated[str, AfterValidator(_real_session_id)]
 WindowName = Annotated[str, AfterValidator(check_window_name)]
 Tags = Annotated[list[str], BeforeValidator(_list_from_text), AfterValidator(check_tags)]
 Description = Annotated[str, AfterValidator(check_description)]
 Limit = Annotated[int, Field(ge=1, le=100)]
-Offset = Annotated[int, Field(ge=0)]
+Offset = Annotated[int, Field(ge=0), AfterValidator(_countable)]
 ComponentName = Literal["vllm", "engine", "catalog", "cpu", "disk", "redis"]
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -17,12 +17,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from cwm_connector import protocol
 from cwm_connector.protocol import CWMError
-from cwm_connector.settings import Settings, load_settings, private_folder
+from cwm_connector.settings import Settings, private_folder
 from cwm_mcp import arguments as a
 from cwm_mcp import render
 from cwm_mcp import serve as serving
+from cwm_mcp.client import OnProgress
 from cwm_mcp.models import as_content
-from cwm_mcp.operations import OnProgress, Operations
+from cwm_mcp.operations import Operations
+from cwm_mcp.settings import client_settings
 
 app = typer.Typer(
     help="Named, durable snapshots of an LLM session's KV cache in vLLM.",
@@ -30,6 +32,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+_PIPE_WIDTH: Final = 240
 
 R = TypeVar("R", bound=BaseModel)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -206,6 +210,8 @@ def serve(
         print(command, flush=True)
         if dry_run or len(options) < len(context.args):
             return
+        # The engine would find out after a minute of loading weights.
+        private_folder(settings.home, "CWM_HOME")
         private_folder(settings.chunks_path, "CWM_DISK_PATH")
         serving.run(command)
     except CWMError as problem:
@@ -219,11 +225,9 @@ def main() -> None:
 
 def _settings() -> Settings:
     try:
-        settings = load_settings()
-        private_folder(settings.home, "CWM_HOME")
+        return client_settings()
     except CWMError as problem:
         raise _failed(problem, exit_code=2) from None
-    return settings
 
 
 def _failed(problem: CWMError, exit_code: int = 1) -> typer.Exit:
@@ -255,9 +259,10 @@ def _run(work: Callable[[Operations], Awaitable[R]]) -> R:
 
 
 async def _with_bar(label: str, hidden: bool, run: Callable[[OnProgress | None], Awaitable[R]]) -> R:
-    """Runs an operation under a progress bar on stderr, which keeps stdout to the result."""
+    """Runs an operation under a progress bar, where somebody watches; on stderr, which keeps stdout to the result."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
         task = bar.add_task(label, total=None)
 
         def on_progress(update: protocol.Progress) -> None:
@@ -271,7 +276,8 @@ def _show(result: BaseModel, as_json: bool) -> None:
     if as_json:
         print(json.dumps(as_content(result), ensure_ascii=False, indent=2))
     else:
-        Console().print(render.of(result))
+        # In a pipe there is no width to keep to, and a broken line is hard to search.
+        Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(render.of(result))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ async def without_engine(
     catalog, disk = await asyncio.gather(
         asyncio.to_thread(_catalog_health, settings, read_catalog), asyncio.to_thread(_disk_health, settings)
     )
-    cpu = "the CPU tier lives in the engine, which is not running"
+    cpu = "the CPU tier lives in the engine, which does not answer"
     return [
         Component(name="engine", status="unhealthy", message=unreachable.message, latency_ms=None),
         catalog,

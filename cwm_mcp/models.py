@@ -19,7 +19,7 @@ class Frozen(BaseModel):
     new_bytes: int
     storage_tier: str
     tiers: dict[str, int]
-    """Stored blocks by tier; a block can be in several."""
+    """Stored blocks by the fastest tier that holds them."""
     parent_window: str | None
     duration_ms: float
 

@@ -12,17 +12,16 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from cwm_connector import __version__
-from cwm_connector.protocol import ARGUMENTS, Code, CWMError, Op, Progress
+from cwm_connector.protocol import ARGUMENTS, Code, CWMError, Op
 from cwm_connector.settings import Settings
 from cwm_mcp import arguments as a
 from cwm_mcp import models as m
-from cwm_mcp.client import EngineClient
+from cwm_mcp.client import EngineClient, OnProgress
 from cwm_mcp.health import overall, redis_health, without_engine
 from cwm_mcp.metrics import catalog_samples, engine_up, exposition, with_prefix
 from cwm_mcp.offline import OfflineCatalog
 from cwm_mcp.vllm_http import vllm_cache, vllm_health
 
-OnProgress = Callable[[Progress], None]
 R = TypeVar("R", bound=BaseModel)
 
 _READ_TIMEOUT_S: Final = 30.0

@@ -1,6 +1,6 @@
 """Results as tables for a terminal. An unknown value is a dash."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import singledispatch
 from typing import Any, Final
 
@@ -12,6 +12,9 @@ from rich.text import Text
 from cwm_mcp import models as m
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+_MODEL: Final = {False: (), True: ("model",)}
+"""The column of models, where there is more than one."""
+_HASH_SHOWN: Final = 16
 _COLOURS: Final = {"healthy": "green", "degraded": "yellow", "unhealthy": "red"}
 
 
@@ -23,43 +26,28 @@ def of(result: BaseModel) -> RenderableType:
 
 @of.register
 def _(result: m.WindowList) -> RenderableType:
-    rows = [
-        (
-            each.name,
-            ", ".join(each.tags),
-            each.model,
-            each.token_count,
-            size(each.size_bytes),
-            size(each.unique_bytes),
-            each.storage_tier,
-            each.state,
-            each.created_at,
-            each.parent_window,
+    models = len({each.model for each in result.windows}) > 1
+    table = _table("window", "#tokens", "#size", "#own", "#created", "parent", *_MODEL[models], "tags")
+    for each in result.windows:
+        _row(
+            table,
+            *(each.name, each.token_count, size(each.size_bytes), size(each.unique_bytes), minute(each.created_at)),
+            *(each.parent_window, *([each.model] if models else ()), each.tags),
         )
-        for each in result.windows
-    ]
-    names = ("window", "tags", "model", "tokens", "size", "own", "tier", "state", "created", "parent")
-    return _page(_table(names, rows), len(rows), result.total)
+    return _page(table, len(result.windows), result.total)
 
 
 @of.register
 def _(result: m.SessionList) -> RenderableType:
-    rows = [
-        (
-            each.session_id,
-            each.title,
-            each.state,
-            each.model,
-            each.token_count,
-            each.cached_tokens,
-            each.heads,
-            each.last_active_at,
-            ", ".join(each.windows),
+    models = len({each.model for each in result.sessions}) > 1
+    table = _table("session", "state", "#tokens", "#cached", "#active", *_MODEL[models], "title", "windows")
+    for each in result.sessions:
+        _row(
+            table,
+            *(each.session_id, each.state, each.token_count, each.cached_tokens, minute(each.last_active_at)),
+            *(*([each.model] if models else ()), each.title, each.windows),
         )
-        for each in result.sessions
-    ]
-    names = ("session", "title", "state", "model", "tokens", "cached", "heads", "last active", "windows")
-    return _page(_table(names, rows), len(rows), result.total)
+    return _page(table, len(result.sessions), result.total)
 
 
 @of.register
@@ -67,13 +55,15 @@ def _(result: m.Status) -> RenderableType:
     fields = _fields(result.model_dump(exclude={"blocks"}))
     if result.blocks is None:
         return fields
-    rows = [(each.hash, each.tokens, size(each.size_bytes), each.storage_tier) for each in result.blocks]
-    return Group(fields, _table(("block", "tokens", "size", "tier"), rows))
+    table = _table("block", "#tokens", "#size", "tier")
+    for each in result.blocks:
+        _row(table, each.hash[:_HASH_SHOWN], each.tokens, size(each.size_bytes), each.storage_tier)
+    return Group(fields, table)
 
 
 @of.register
 def _(result: m.Health) -> RenderableType:
-    table = _table(("component", "status", "message", "latency"), [])
+    table = _table("component", "status", "message", "#latency")
     for each in result.components:
         latency = "-" if each.latency_ms is None else f"{each.latency_ms:.1f} ms"
         table.add_row(each.name, Text(each.status, _COLOURS[each.status]), _cell(each.message), latency)
@@ -85,11 +75,11 @@ def _(result: m.Health) -> RenderableType:
 def _(result: m.Metrics) -> RenderableType:
     if result.metrics is None:
         return Text(result.text or "")
-    rows = [
-        (each.name, " ".join(f"{name}={value}" for name, value in each.labels.items()), f"{each.value:g}", each.help)
-        for each in result.metrics
-    ]
-    return _table(("metric", "labels", "value", "meaning"), rows)
+    table = _table("metric", "labels", "#value", "meaning")
+    for each in result.metrics:
+        labels = " ".join(f"{name}={value}" for name, value in each.labels.items())
+        _row(table, each.name, labels, f"{each.value:g}", each.help)
+    return table
 
 
 def size(count: int | None) -> str | None:
@@ -100,6 +90,11 @@ def size(count: int | None) -> str | None:
     while value >= 1024 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1
     return f"{count} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def minute(time: str | None) -> str | None:
+    """An ISO 8601 time without its seconds: 2026-01-23 09:30."""
+    return None if time is None else time[:16].replace("T", " ")
 
 
 def _fields(values: Mapping[str, Any]) -> Table:
@@ -120,13 +115,22 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+def _table(*columns: str) -> Table:
+    """A `#` before a name: figures, to the right. They are never broken, nor is the first column."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+    for number, name in enumerate(columns):
+        figures = name.startswith("#")
+        table.add_column(
+            name.removeprefix("#"),
+            justify="right" if figures else "left",
+            no_wrap=figures or number == 0,
+            overflow="fold",
+        )
     return table
+
+
+def _row(table: Table, *values: object) -> None:
+    table.add_row(*(_cell(value) for value in values))
 
 
 def _page(table: Table, shown: int, total: int) -> RenderableType:

@@ -6,6 +6,7 @@ made again after the engine was away.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Literal, TypeAlias, cast
 
 from mcp.server.mcpserver import MCPServer
 
@@ -14,6 +15,7 @@ from cwm_connector.settings import Settings
 from cwm_mcp.operations import Operations
 from cwm_mcp.tools import TOOLS
 
+_LogLevel: TypeAlias = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 _INSTRUCTIONS = (
     "Windows are named, durable snapshots of an LLM session's KV cache in vLLM: freeze to save, thaw to go on without "
     "prefill, clone to branch."
@@ -35,5 +37,5 @@ def build_server(settings: Settings) -> MCPServer[Operations]:
         instructions=_INSTRUCTIONS,
         tools=list(TOOLS),
         lifespan=lifespan,
-        log_level=settings.log_level,
+        log_level=cast(_LogLevel, settings.log_level),
     )

@@ -34,7 +34,7 @@ class ChunkRow:
 
 @dataclass(frozen=True, slots=True)
 class NewWindow:
-    """All that a freeze commits at once. `stored` are the chunks that this freeze wrote; `chunks` is the whole chain."""
+    """All that a freeze commits at once: `chunks` is the whole chain, `stored` what this freeze wrote of it."""
 
     name: str
     description: str

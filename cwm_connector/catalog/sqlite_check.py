@@ -36,7 +36,10 @@ _COUNTED: dict[str, str] = {
     """,
     "a window can't be found by its words": """
         SELECT count(*) FROM windows w LEFT JOIN window_words f ON f.rowid = w.id
-        WHERE f.name IS NOT w.name OR f.description IS NOT w.description
+        WHERE f.name IS NOT w.name OR f.description IS NOT w.description OR f.tags IS NOT ifnull((
+            SELECT group_concat(tag, ' ')
+            FROM (SELECT tag FROM window_tags t WHERE t.window_id = w.id ORDER BY t.position)
+        ), '')
     """,
 }
 

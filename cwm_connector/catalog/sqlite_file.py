@@ -27,7 +27,10 @@ _MEANINGS: dict[int, tuple[Code, str]] = {
     sqlite3.SQLITE_IOERR: (Code.WRITE_FAILED, "the disk reported an error; check the disk and call again"),
     sqlite3.SQLITE_IOERR_READ: (Code.READ_FAILED, "it can't be read; check the disk and call again"),
     sqlite3.SQLITE_CANTOPEN: (Code.READ_FAILED, "it can't be opened; check that its folder exists and may be written"),
-    sqlite3.SQLITE_READONLY: (Code.NOT_ALLOWED, "it is open for reading only; let the engine make the change"),
+    sqlite3.SQLITE_READONLY: (
+        Code.NOT_ALLOWED,
+        "it may only be read here; only the engine changes it, and needs a folder that it may write",
+    ),
     sqlite3.SQLITE_PERM: (Code.NOT_ALLOWED, "this user may not use it; check the file's owner and mode"),
     sqlite3.SQLITE_BUSY: (Code.BUSY, "another process holds its lock; call again"),
     sqlite3.SQLITE_LOCKED: (Code.BUSY, "another process holds its lock; call again"),
@@ -52,6 +55,10 @@ def translated(path: str) -> Iterator[None]:
         if known is None:
             raise CWMError(Code.INTERNAL, f"the catalog {path} failed ({problem}); report this as a bug") from problem
         raise CWMError(known[0], f"the catalog {path} failed: {known[1]}", reason=str(problem)) from problem
+    except OSError as problem:
+        raise CWMError(
+            Code.READ_FAILED, f"the catalog {path} can't be reached ({problem.strerror}); check its folder's owner and mode"
+        ) from None
     except (UnicodeEncodeError, OverflowError) as problem:
         # A lone surrogate or an integer over 64 bits: the value came with the call, and nothing was written.
         raise CWMError(
@@ -62,10 +69,10 @@ def translated(path: str) -> Iterator[None]:
 class SqliteFile:
     """A connection with transactions. It may be used by the thread that opened it only; sqlite3 enforces that."""
 
-    def __init__(self, connection: sqlite3.Connection, path: str, read_only: bool) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._connection = connection
         self.path = path
-        self.read_only = read_only
 
     @classmethod
     def open(cls, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqliteFile":
@@ -90,12 +97,12 @@ class SqliteFile:
                 # What was deleted is overwritten, whatever the library's default: token ids are somebody's text.
                 connection.execute("PRAGMA secure_delete = ON")
                 connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
-                file = cls(connection, str(path), read_only=False)
+                file = cls(connection, str(path))
                 _migrate(file)
+                return file
             except BaseException:
                 connection.close()
                 raise
-        return file
 
     @classmethod
     def open_read_only(cls, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqliteFile":
@@ -107,19 +114,19 @@ class SqliteFile:
         Raises: CWM-4004 as `open`; CWM-4002 if it can't be read.
         """
         with translated(str(path)):
-            connection = _connect(f"{path.absolute().as_uri()}?mode=ro", busy_timeout_s) if path.exists() else None
+            connection = _connect(
+                f"{path.absolute().as_uri()}?mode=ro" if path.exists() else _IN_MEMORY, busy_timeout_s
+            )
             try:
-                if connection is None or _version(connection, path) == 0:
-                    if connection is not None:
-                        connection.close()
-                    connection = _connect(_IN_MEMORY, busy_timeout_s)
-                    _migrate(cls(connection, str(path), read_only=False))
-                connection.execute("PRAGMA query_only = ON")
-            except BaseException:
-                if connection is not None:
+                if _version(connection, path) == 0:
                     connection.close()
+                    connection = _connect(_IN_MEMORY, busy_timeout_s)
+                    _migrate(cls(connection, str(path)))
+                connection.execute("PRAGMA query_only = ON")
+                return cls(connection, str(path))
+            except BaseException:
+                connection.close()
                 raise
-        return cls(connection, str(path), read_only=True)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -151,11 +158,9 @@ class SqliteFile:
 
 
 def _connect(database: str, busy_timeout_s: float) -> sqlite3.Connection:
-    connection = sqlite3.connect(
+    return sqlite3.connect(
         database, timeout=busy_timeout_s, isolation_level=None, uri=database.startswith("file:"), cached_statements=256
     )
-    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-    return connection
 
 
 def _make_private(path: Path) -> None:

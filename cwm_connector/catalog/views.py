@@ -3,9 +3,10 @@
 Pure functions; nothing here opens a catalog or asks an engine. What only a running engine knows (where chunks lie, what
 a session is doing) is handed in, and without it is None, but for the tier: every acknowledged chunk is on disk.
 
-In these fields a "block" is a stored chunk. Times are ISO 8601 in UTC to the millisecond, as in `2026-01-23T09:30:00.250Z`.
+In these fields a "block" is a stored chunk. Times are ISO 8601 in UTC to the millisecond: `2026-01-23T09:30:00.250Z`.
 """
 
+import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,13 +16,14 @@ from cwm_connector.catalog.base import (
     ChunkKey,
     ChunkRow,
     Micros,
+    SessionEvent,
     SessionRow,
     SortBy,
     WindowPage,
     WindowQuery,
     WindowRow,
 )
-from cwm_connector.protocol import Code, CWMError, ListArgs, check_session_id, check_tags
+from cwm_connector.protocol import Code, CWMError, ListArgs, SessionsArgs, check_session_id, check_tags
 from cwm_connector.tiers.base import TierName
 
 MAX_LIMIT: Final = 100
@@ -44,11 +46,19 @@ class OnDisk:
         return {TierName.DISK.value: len(keys)} if keys else {}
 
 
+class SessionState(enum.StrEnum):
+    ACTIVE = "active"
+    FROZEN = "frozen"
+    THAWED = "thawed"
+    EXPIRED = "expired"
+
+
 @dataclass(frozen=True, slots=True)
 class LiveSession:
-    """What only a running engine knows of a session. `state` is the contract's: active, frozen, thawed or expired."""
+    """A session as a running engine knows it."""
 
-    state: str
+    session_id: str
+    state: SessionState
     model: str
     token_count: int
     heads: int
@@ -78,10 +88,7 @@ def parse_time(text: str) -> Micros:
 
 def parse_list_args(args: ListArgs) -> WindowQuery:
     """The checked query. Raises: CWM-1001 for the session id, CWM-1003 for anything else."""
-    if not 1 <= args.limit <= MAX_LIMIT:
-        raise CWMError(Code.ARGUMENT, f"limit is {args.limit}; give 1 to {MAX_LIMIT}")
-    if not 0 <= args.offset <= _MAX_OFFSET:
-        raise CWMError(Code.ARGUMENT, f"offset is {args.offset}; give 0 or more")
+    _check_page(args)
     if args.sort_by not in list(SortBy):
         raise CWMError(Code.ARGUMENT, f"sort_by is {args.sort_by!r}; use one of {', '.join(SortBy)}")
     if args.sort_order not in ("asc", "desc"):
@@ -100,6 +107,13 @@ def parse_list_args(args: ListArgs) -> WindowQuery:
         limit=args.limit,
         offset=args.offset,
     )
+
+
+def _check_page(args: ListArgs | SessionsArgs) -> None:
+    if not 1 <= args.limit <= MAX_LIMIT:
+        raise CWMError(Code.ARGUMENT, f"limit is {args.limit}; give 1 to {MAX_LIMIT}")
+    if not 0 <= args.offset <= _MAX_OFFSET:
+        raise CWMError(Code.ARGUMENT, f"offset is {args.offset}; give 0 to {_MAX_OFFSET}")
 
 
 def storage_tier(tiers: Mapping[str, int]) -> str:
@@ -182,4 +196,68 @@ def _block(chunk: ChunkRow, placement: Placement) -> dict[str, Any]:
         "tokens": chunk.tokens,
         "size_bytes": chunk.size_bytes,
         "storage_tier": storage_tier(placement.tiers_of([chunk.key])),
+    }
+
+
+def session_item(row: SessionRow) -> dict[str, Any]:
+    """One entry of session_list for a session that no engine knows any more: as it was last frozen or thawed."""
+    return {
+        "session_id": row.session_id,
+        "state": SessionState(row.event.value).value,
+        "model": row.model,
+        "token_count": row.token_count,
+        "heads": None,
+        "cached_tokens": None,
+        "last_active_at": None,
+        "created_at": iso(row.created_at),
+        "windows": list(row.windows),
+        "title": None,
+    }
+
+
+def live_session_item(live: LiveSession, row: SessionRow | None) -> dict[str, Any]:
+    """One entry of session_list for a session of the running engine; `row` is what the catalog has of it."""
+    return {
+        "session_id": live.session_id,
+        "state": live.state.value,
+        "model": live.model,
+        "token_count": live.token_count,
+        "heads": live.heads,
+        "cached_tokens": live.cached_tokens,
+        "last_active_at": iso(live.last_active_at),
+        "created_at": iso(live.created_at if row is None else min(live.created_at, row.created_at)),
+        "windows": [] if row is None else list(row.windows),
+        "title": live.title,
+    }
+
+
+def session_page(items: Sequence[dict[str, Any]], args: SessionsArgs) -> dict[str, Any]:
+    """session_list's result: those of `items` that the arguments ask for, in the order given. Raises: CWM-1003."""
+    _check_page(args)
+    if args.state_filter not in (None, *SessionState):
+        raise CWMError(Code.ARGUMENT, f"state_filter is {args.state_filter!r}; use one of {', '.join(SessionState)}")
+    wanted = [
+        item for item in items if args.state_filter in (None, item["state"]) and args.model in (None, item["model"])
+    ]
+    end = args.offset + args.limit
+    return {"sessions": wanted[args.offset : end], "total": len(wanted), "has_more": end < len(wanted)}
+
+
+def session_status(item: Mapping[str, Any], row: SessionRow | None) -> dict[str, Any]:
+    """window_status's result for a session, from its entry in session_list; what is stored of it are its windows."""
+    event_at = None if row is None else iso(row.updated_at)
+    return {
+        "type": "session",
+        "id": item["session_id"],
+        "state": item["state"],
+        "model": item["model"],
+        "token_count": item["token_count"],
+        "kv_cache": dict.fromkeys(("block_count", "total_size_bytes", "storage_tier", "hit_rate", "tiers")),
+        "timestamps": {
+            "created_at": item["created_at"],
+            "updated_at": item["last_active_at"] or event_at,
+            "frozen_at": event_at if row is not None and row.event is SessionEvent.FROZEN else None,
+            "thawed_at": event_at if row is not None and row.event is SessionEvent.THAWED else None,
+        },
+        "lineage": {"parent": None, "children": item["windows"]},
     }

@@ -131,19 +131,6 @@ class CpuTier:
             self._free(buffer)
             self._shut_when_empty()
 
-    def release_after(self, buffer: HostBuffer, transfer: "Future[None]") -> None:
-        """Releases a reserved buffer when its transfer has ended, which may be now.
-
-        Never, if the transfer failed because the device does not answer: it may still write there (`buffer_in_use`).
-        """
-
-        def ended(transfer: "Future[None]") -> None:
-            problem = transfer.exception()
-            if not (isinstance(problem, CWMError) and problem.context.get("buffer_in_use")):
-                self.release(buffer)
-
-        transfer.add_done_callback(ended)
-
     # --- chunks -------------------------------------------------------------------------------------------------------
 
     def publish(self, chunk: ChunkId, buffer: HostBuffer) -> HostBuffer:

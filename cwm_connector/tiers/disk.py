@@ -35,7 +35,6 @@ T = TypeVar("T")
 
 _NAME: Final = "cwm"
 _CHUNK_FILE: Final = re.compile(r"cwm@0x([0-9a-f]{8})@0@([0-9a-f]{64})\.data")
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DiskTier:
@@ -53,7 +52,6 @@ class DiskTier:
         if not folder.is_dir():
             raise CWMError(Code.BACKEND, f"the disk tier's folder {folder} is not there; make it or set CWM_DISK_PATH")
         self._folder = folder
-        self._workers = workers
         self._staging = Staging(folder)
         self._numbers = itertools.count()
         self._direct: bool | None = None
@@ -101,7 +99,7 @@ class DiskTier:
         except (OSError, NativeFileError) as problem:
             if staged is not None:
                 _discard(staged)
-            raise self._write_error(problem, sealed.nbytes) from None
+            raise self._write_error(problem) from None
 
     def _read(self, chunk: ChunkId, into: memoryview) -> None:
         path = self._path(chunk)
@@ -130,19 +128,18 @@ class DiskTier:
             )
 
     def _native(self, folder: Path, probe: Path, flags: int) -> NativeFile:
-        """This thread's client; a thread only ever reads or only ever writes, but a staging folder can be made anew."""
-        client: tuple[Path, NativeFile] | None = getattr(self._client, "value", None)
-        if client is None or client[0] != folder:
-            client = folder, NativeFile(folder, self._goes_direct(probe, flags))
-            self._client.value = client
-        return client[1]
+        """This thread's client; a thread either reads from the store's folder or writes to the staging folder."""
+        client: NativeFile | None = getattr(self._client, "value", None)
+        if client is None:
+            client = self._client.value = NativeFile(folder, self._goes_direct(probe, flags))
+        return client
 
     def _goes_direct(self, probe: Path, flags: int) -> bool:
         with self._direct_lock:
             if self._direct is None:
                 self._direct = accepts_direct_io(probe, flags)
                 if flags & os.O_CREAT:
-                    probe.unlink()
+                    probe.unlink(missing_ok=True)
                 if not self._direct:
                     logger.warning("%s does not take direct I/O: chunks go through the page cache", self._folder)
             return self._direct
@@ -220,7 +217,7 @@ class DiskTier:
         try:
             return self._upkeep.submit(work, functools.partial(self._silent, Code.WRITE_FAILED)).result()
         except OSError as problem:
-            raise self._write_error(problem, 0) from None
+            raise self._write_error(problem) from None
 
     # --- names and errors ---------------------------------------------------------------------------------------------
 
@@ -239,8 +236,8 @@ class DiskTier:
             "there, then try again",
         )
 
-    def _write_error(self, problem: OSError | NativeFileError, n_bytes: int) -> CWMError:
-        if self._is_full(problem, n_bytes):
+    def _write_error(self, problem: OSError | NativeFileError) -> CWMError:
+        if any(os.strerror(number) in _reason(problem) for number in (errno.ENOSPC, errno.EDQUOT)):
             return CWMError(
                 Code.QUOTA, f"the disk under {self._folder} is full; free some space or delete windows, then try again"
             )
@@ -249,20 +246,6 @@ class DiskTier:
             f"the disk tier could not write to {self._folder} ({_reason(problem)}); check the disk and who may write "
             "there, then try again",
         )
-
-    def _is_full(self, problem: OSError | NativeFileError, n_bytes: int) -> bool:
-        if isinstance(problem, OSError):
-            return problem.errno in _FULL
-        if any(os.strerror(number) in str(problem) for number in _FULL):
-            return True
-        # A direct write that the last free blocks cut short goes on unaligned, and the kernel calls that invalid.
-        if os.strerror(errno.EINVAL) not in str(problem):
-            return False
-        try:
-            space = os.statvfs(self._folder)
-        except OSError:
-            return False
-        return space.f_bavail * space.f_frsize < self._workers * n_bytes
 
 
 def _key(chunk: ChunkId, name: str = _NAME) -> str:
@@ -296,4 +279,5 @@ def _discard(staged: Path) -> None:
 
 
 def _reason(problem: OSError | NativeFileError) -> str:
+    """The system's own words; LMCache passes them on."""
     return (problem.strerror or str(problem)) if isinstance(problem, OSError) else str(problem)

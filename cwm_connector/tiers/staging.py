@@ -70,11 +70,14 @@ def sweep(store: Path) -> int:
 
 
 def _lock_folder(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock until it is closed; None if a living process holds it."""
+    """A descriptor that holds the folder's lock until it is closed.
+
+    None if a living process holds it, or the file system has no locks: then nobody can tell, and nothing is swept.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:
         os.close(descriptor)
         return None
     return descriptor

@@ -20,6 +20,7 @@ from cwm_connector.sessions import is_text_only
 from tests.support.vllm_parts import BLOCK_TOKENS as BLOCK
 from tests.support.vllm_parts import HASHER, compute, new_pool, request
 
+
 def pool_with(cached: Request) -> tuple[BlockPool, list]:
     pool = new_pool(8)
     return pool, compute(pool, cached)
@@ -50,20 +51,24 @@ def test_a_request_has_the_fields_that_a_session_reads() -> None:
     one = request(range(2 * BLOCK + 3), session_id="alice", cache_salt="salt")
     assert (one.session_id, one.cache_salt, one.num_tokens, len(one.block_hashes)) == ("alice", "salt", 35, 2)
     assert list(one.all_token_ids[:2]) == [0, 1]
-    assert one.num_computed_tokens == 0
+    assert one.num_computed_tokens == one.num_in_flight_tokens == 0
     assert is_text_only(one)
 
 
 def test_the_salt_changes_vllm_s_hashes_but_is_the_same_for_the_same_salt() -> None:
-    plain, salted, again = request(range(BLOCK)), request(range(BLOCK), cache_salt="a"), request(range(BLOCK), cache_salt="a")
+    plain, salted, again = (
+        request(range(BLOCK)),
+        request(range(BLOCK), cache_salt="a"),
+        request(range(BLOCK), cache_salt="a"),
+    )
     assert plain.block_hashes != salted.block_hashes == again.block_hashes
 
 
 def test_waking_puts_a_message_that_vllm_ignores_into_its_queue() -> None:
     inbox: queue.Queue = queue.Queue()
-    compat.wake(SimpleNamespace(input_queue=inbox))  # type: ignore[arg-type]
+    compat.wake(SimpleNamespace(input_queue=inbox))
     kind, payload = inbox.get_nowait()
-    assert EngineCoreProc._handle_client_request(SimpleNamespace(), kind, payload) is None  # type: ignore[arg-type]
+    assert EngineCoreProc._handle_client_request(SimpleNamespace(), kind, payload) is None
     assert "input_queue" in inspect.getsource(EngineCoreProc.__init__)
 
 
@@ -75,8 +80,8 @@ def test_a_prefill_of_ours_is_an_ordinary_request_for_one_token() -> None:
         request_block_hasher=HASHER,
         structured_output_manager=None,
     )
-    engine.preprocess_add_request = lambda each: EngineCore.preprocess_add_request(engine, each)  # type: ignore[arg-type]
-    compat.submit_prefill(engine, "cwm-1", range(2 * BLOCK), "salt")  # type: ignore[arg-type]
+    engine.preprocess_add_request = lambda each: EngineCore.preprocess_add_request(engine, each)
+    compat.submit_prefill(engine, "cwm-1", range(2 * BLOCK), "salt")
     kind, (added, wave) = inbox.get_nowait()
     assert kind is EngineCoreRequestType.ADD and wave == 0
     assert (added.request_id, added.max_tokens, added.cache_salt, added.num_tokens) == ("cwm-1", 1, "salt", 2 * BLOCK)
@@ -85,12 +90,14 @@ def test_a_prefill_of_ours_is_an_ordinary_request_for_one_token() -> None:
 
 def test_vllm_ignores_the_output_of_a_request_that_no_client_sent() -> None:
     source = inspect.getsource(OutputProcessor.process_outputs)
-    assert "if req_state is None" in source and source.index("if req_state is None") < source.index("_update_stats_from")
+    assert "if req_state is None" in source and source.index("if req_state is None") < source.index(
+        "_update_stats_from"
+    )
 
 
 def test_an_engine_without_a_queue_is_refused_for_recomputing() -> None:
     with pytest.raises(CWMError, match="CWM-3001"):
-        compat.submit_prefill(SimpleNamespace(), "r", [1], None)  # type: ignore[arg-type]
+        compat.submit_prefill(SimpleNamespace(), "r", [1], None)
 
 
 def test_the_engine_is_found_on_the_stack_of_its_constructor() -> None:
@@ -127,15 +134,17 @@ def test_a_model_with_full_attention_is_supported() -> None:
     assert compat.block_bytes(config(full())) == 2 * 2 * 8 * BLOCK * 2
 
 
-@pytest.mark.parametrize("size", ["data_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"])
+@pytest.mark.parametrize(
+    "size", ["data_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"]
+)
 def test_parallelism_that_would_mix_windows_up_is_refused(size: str) -> None:
-    with pytest.raises(CWMError, match="CWM-3001.*parallel"):
+    with pytest.raises(CWMError, match=r"CWM-3001.*parallel"):
         compat.check_supported(engine_config(**{size: 2}), config(full()))
 
 
 def test_a_model_with_sliding_windows_is_refused() -> None:
     window = SlidingWindowSpec(block_size=BLOCK, num_kv_heads=2, head_size=8, dtype=torch.bfloat16, sliding_window=64)
-    with pytest.raises(CWMError, match="CWM-3001.*kinds of attention"):
+    with pytest.raises(CWMError, match=r"CWM-3001.*kinds of attention"):
         compat.check_supported(engine_config(), config(full(), window))
 
 
@@ -150,7 +159,7 @@ def test_dummy_weights_are_known_by_their_seed() -> None:
     dummy = SimpleNamespace(
         model_config=SimpleNamespace(model="m", seed=3, revision=None), load_config=SimpleNamespace(load_format="dummy")
     )
-    assert compat.weight_files(dummy) == ([], "dummy:3")  # type: ignore[arg-type]
+    assert compat.weight_files(dummy) == ([], "dummy:3")
 
 
 def test_the_request_message_has_the_fields_that_a_prefill_fills() -> None:

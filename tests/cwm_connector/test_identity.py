@@ -34,7 +34,9 @@ def test_one_other_token_changes_its_chunk_and_all_after_it(ids: array, data: st
     other = array("i", ids)
     other[at] ^= 1
     pairs = zip(chunk_specs(PASSPORT, GEOMETRY, ids), chunk_specs(PASSPORT, GEOMETRY, other), strict=True)
-    assert [a.key == b.key for a, b in pairs] == [spec.end_block * 4 <= at for spec in chunk_specs(PASSPORT, GEOMETRY, ids)]
+    assert [a.key == b.key for a, b in pairs] == [
+        spec.end_block * 4 <= at for spec in chunk_specs(PASSPORT, GEOMETRY, ids)
+    ]
 
 
 def test_other_weights_give_other_keys() -> None:

@@ -73,7 +73,9 @@ def test_a_payload_is_layers_by_blocks_by_page() -> None:
 
 
 def test_layouts_of_the_same_shape_have_different_fingerprints() -> None:
-    prints = {layout_fingerprint(caches(order)) for order in (LAYOUTS["NHD (FlashAttention)"], LAYOUTS["HND (FlashInfer)"])}
+    prints = {
+        layout_fingerprint(caches(order)) for order in (LAYOUTS["NHD (FlashAttention)"], LAYOUTS["HND (FlashInfer)"])
+    }
     assert len(prints) == 2
 
 

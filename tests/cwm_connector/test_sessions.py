@@ -17,6 +17,7 @@ class Request:
     session_id: str | None = "alice"
     cache_salt: str | None = None
     num_computed_tokens: int = 0
+    num_in_flight_tokens: int = 0
     lora_request: Any = None
     mm_features: list[Any] = field(default_factory=list)
     prompt_embeds: Any = None
@@ -88,6 +89,13 @@ def test_a_running_request_counts_as_soon_as_it_is_ahead() -> None:
     running.num_computed_tokens = 24
     ahead = sessions.snapshot("alice", None)
     assert ahead is not None and (ahead.head, len(ahead.token_ids)) == ("h1", 24)
+
+
+def test_tokens_of_a_step_under_way_are_left_out() -> None:
+    sessions = index()
+    sessions.request_added(Request("r", list(range(30)), num_computed_tokens=13, num_in_flight_tokens=4))
+    head = sessions.snapshot("alice", None)
+    assert head is not None and len(head.token_ids) == 9
 
 
 def test_a_first_request_can_be_frozen_while_it_runs() -> None:

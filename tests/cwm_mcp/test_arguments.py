@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from cwm_connector.protocol import ARGUMENTS, CWMError, Op
 from cwm_mcp import arguments as a
 
-TWIN = {
+TWIN: dict[Op, type[a.Arguments]] = {
     Op.FREEZE: a.FreezeArguments,
     Op.THAW: a.ThawArguments,
     Op.CLONE: a.CloneArguments,
@@ -50,6 +50,7 @@ WRONG = [
     (a.ListArguments, {"limit": "5"}, 1003),
     (a.ListArguments, {"limit": True}, 1003),
     (a.ListArguments, {"offset": -1}, 1003),
+    (a.ListArguments, {"offset": 1 << 63}, 1003),
     (a.StatusArguments, {}, 1003),
     (a.StatusArguments, {"window_name": "w", "session_id": "s"}, 1003),
     (a.SessionsArguments, {"state_filter": "asleep"}, 1003),

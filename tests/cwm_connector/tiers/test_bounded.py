@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from functools import partial
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_a_started_call_cannot_be_cancelled(threads: BoundedThreads) -> None:
 
 def test_a_call_that_hangs_fails_and_others_go_on(threads: BoundedThreads, disk_is_back: threading.Event) -> None:
     hanging = threads.submit(disk_is_back.wait, overdue)
-    others = [threads.submit(lambda number=number: number, overdue) for number in range(20)]
+    others = [threads.submit(partial(abs, -number), overdue) for number in range(20)]
     assert [other.result() for other in others] == list(range(20))
     assert in_use_after_failure(hanging)
     assert threads.submit(lambda: 7, overdue).result() == 7
@@ -119,7 +120,12 @@ def test_closing_waits_for_what_runs_fails_what_waits_and_refuses_what_comes() -
 def test_closing_leaves_a_hanging_call_alone(disk_is_back: threading.Event) -> None:
     one_thread = BoundedThreads("test", 1, LIMIT_S)
     began = threading.Event()
-    hanging = one_thread.submit(lambda: began.set() or disk_is_back.wait(), overdue)
+
+    def hang() -> bool:
+        began.set()
+        return disk_is_back.wait()
+
+    hanging = one_thread.submit(hang, overdue)
     began.wait()
     one_thread.close()
     assert in_use_after_failure(hanging)

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,25 +87,6 @@ def test_a_buffer_is_given_back_once(tier: CpuTier) -> None:
 def test_nothing_can_be_reserved_as_no_bytes(tier: CpuTier) -> None:
     with pytest.raises(ValueError, match="0 bytes"):
         tier.reserve(0)
-
-
-def test_a_buffer_comes_back_when_its_transfer_ends(tier: CpuTier) -> None:
-    transfer: Future[None] = Future()
-    tier.release_after(tier.reserve(PAGE), transfer)
-    assert tier.usage().used_bytes == PAGE
-    transfer.set_exception(CWMError(Code.READ_FAILED, "a fault of the disk"))
-    assert tier.usage().used_bytes == 0
-
-
-def test_a_buffer_that_the_device_may_still_write_to_never_comes_back(tier: CpuTier) -> None:
-    transfer: Future[None] = Future()
-    buffer = tier.reserve(PAGE)
-    tier.release_after(buffer, transfer)
-    transfer.set_exception(CWMError(Code.READ_FAILED, "the disk does not answer", buffer_in_use=True))
-    assert tier.usage().used_bytes == PAGE
-    tier.close()
-    buffer.view[0] = 1  # the memory is still mapped
-    tier.release(buffer)
 
 
 # --- eviction ---------------------------------------------------------------------------------------------------------
@@ -243,6 +224,23 @@ def test_a_closed_tier_finds_nothing_and_reserves_nothing_but_leaves_pinned_memo
     tier.unpin(chunk(2))
     tier.unpin(chunk(3))
     assert tier.usage().used_bytes == 0
+
+
+def is_mapped(address: int) -> bool:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = line.split(maxsplit=1)[0].split("-")
+        if int(first, 16) <= address < int(last, 16):
+            return True
+    return False
+
+
+def test_pinned_memory_stays_mapped_after_closing_until_the_last_pin_goes() -> None:
+    tier = CpuTier(64 << 20)  # so much is unmapped as soon as it is freed
+    middle = tier.publish(chunk(1), tier.reserve(64 << 20)).tensor.data_ptr() + (32 << 20)
+    tier.close()
+    assert is_mapped(middle)
+    tier.unpin(chunk(1))
+    assert not is_mapped(middle)
 
 
 def test_a_process_that_never_closes_its_tier_ends_in_silence() -> None:

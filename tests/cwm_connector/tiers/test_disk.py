@@ -150,7 +150,7 @@ def test_bytes_are_on_the_device_before_the_chunk_has_its_name(
 
     def watched_fsync(descriptor: int) -> None:
         real_fsync(descriptor)
-        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), (folder / file_of(chunk)).exists()))
+        synced.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), (folder / file_of(chunk)).exists()))
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     put(tier, chunk)
@@ -288,6 +288,13 @@ def test_lost_permission_is_said_and_nothing_is_lost(tier: DiskTier, folder: Pat
             assert raised.value.code is code
     put(tier, more)
     assert_reads_back(tier, chunk, more)
+
+
+def test_a_write_that_fails_at_its_last_step_leaves_nothing(tier: DiskTier, folder: Path) -> None:
+    chunk = sealed_chunk(1, MIB)
+    (folder / file_of(chunk)).mkdir()
+    assert failure(tier.write(chunk.id, chunk.buffer)).code is Code.WRITE_FAILED
+    assert names(folder) == set()
 
 
 def test_a_staging_folder_that_somebody_removed_is_made_anew(tier: DiskTier, folder: Path) -> None:
@@ -445,6 +452,8 @@ def test_no_thread_or_descriptor_is_left_after_closing(folder: Path) -> None:
     chunk = sealed_chunk(1, MIB)
     threads, files = threading.active_count(), opened_files()
     with opened(folder) as tier:
+        put(tier, chunk)
+        next(folder.glob(".tmp-*")).rmdir()
         put(tier, chunk)
         assert_reads_back(tier, chunk)
         own = [thread for thread in threading.enumerate() if thread.name.startswith("cwm-disk")]

@@ -1,0 +1,185 @@
+"""How fast the tiers move chunks: `python -m benchmarks.tiers [--rounds 9] [--folder DIR]`.
+
+Sealed chunks of three sizes, checksums included, each beside the same bytes moved by nothing but the system: files
+written and read with O_DIRECT from as many threads (each fsynced, as the tier does), and a copy in memory. The calls
+take turns within every round, so that a busy machine slows all of them. MiB/s of wall time, this machine, this folder.
+"""
+
+import argparse
+import mmap
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cwm_connector.catalog.base import ChunkKey
+from cwm_connector.tiers.base import ChunkId
+from cwm_connector.tiers.chunk import HEADER_BYTES, ChunkHeader, check, seal
+from cwm_connector.tiers.cpu import CpuTier
+from cwm_connector.tiers.disk import DiskTier
+
+MIB: Final = 1 << 20
+SIZES: Final = (3 * MIB // 2, 6 * MIB, 32 * MIB)
+BATCH_BYTES: Final = 128 * MIB
+"""What one timed call moves."""
+WORKERS: Final = 4
+
+
+class Batch:
+    """The same chunks for every candidate: sealed bytes in one half of the memory, room to read into in the other."""
+
+    def __init__(self, sealed_size: int) -> None:
+        content = random.Random(sealed_size)
+        count = BATCH_BYTES // sealed_size
+        self.n_bytes = count * sealed_size
+        self.headers = [
+            ChunkHeader(ChunkKey(content.randbytes(32)), 0, 256, 16, sealed_size - HEADER_BYTES, bytes(32))
+            for _ in range(count)
+        ]
+        self.ids = [ChunkId(header.key, header.kv_rank) for header in self.headers]
+        self.sources = [memoryview(mmap.mmap(-1, sealed_size)) for _ in range(count)]
+        self.targets = [memoryview(mmap.mmap(-1, sealed_size)) for _ in range(count)]
+        pattern = content.randbytes(MIB)
+        for header, source, target in zip(self.headers, self.sources, self.targets, strict=True):
+            source[:] = (pattern * (sealed_size // MIB + 1))[:sealed_size]
+            seal(source, header)
+            target[:] = source
+
+
+# --- candidates: each moves the batch once --------------------------------------------------------------------------
+
+
+def put(tier: DiskTier, batch: Batch) -> None:
+    writes: list[Future[None]] = []
+    for chunk, header, source in zip(batch.ids, batch.headers, batch.sources, strict=True):
+        seal(source, header)
+        writes.append(tier.write(chunk, source))
+    for write in writes:
+        write.result()
+    tier.sync()
+
+
+def get(tier: DiskTier, batch: Batch) -> None:
+    reads = [tier.read(chunk, target) for chunk, target in zip(batch.ids, batch.targets, strict=True)]
+    for read, header, target in zip(reads, batch.headers, batch.targets, strict=True):
+        read.result()
+        check(target, header)
+
+
+def plain_write(folder: Path, buffers: Sequence[memoryview], threads: ThreadPoolExecutor) -> None:
+    def write(number: int) -> None:
+        descriptor = os.open(folder / str(number), os.O_CREAT | os.O_WRONLY | os.O_DIRECT, 0o600)
+        try:
+            if os.write(descriptor, buffers[number]) != buffers[number].nbytes:
+                raise RuntimeError("a short write")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    list(threads.map(write, range(len(buffers))))
+
+
+def plain_read(folder: Path, buffers: Sequence[memoryview], threads: ThreadPoolExecutor) -> None:
+    def read(number: int) -> None:
+        descriptor = os.open(folder / str(number), os.O_RDONLY | os.O_DIRECT)
+        try:
+            if os.readv(descriptor, [buffers[number]]) != buffers[number].nbytes:
+                raise RuntimeError("a short read")
+        finally:
+            os.close(descriptor)
+
+    list(threads.map(read, range(len(buffers))))
+
+
+def put_in_memory(tier: CpuTier, batch: Batch) -> None:
+    for chunk, header, source in zip(batch.ids, batch.headers, batch.sources, strict=True):
+        buffer = tier.reserve(source.nbytes)
+        buffer.tensor.copy_(torch.frombuffer(source, dtype=torch.uint8))
+        seal(buffer.view, header)
+        tier.publish(chunk, buffer)
+        tier.unpin(chunk)
+
+
+def get_from_memory(tier: CpuTier, batch: Batch) -> None:
+    for chunk, header in zip(batch.ids, batch.headers, strict=True):
+        buffer = tier.pin(chunk)
+        if buffer is None:
+            raise RuntimeError("the chunk was evicted")
+        check(buffer.view, header)
+        tier.unpin(chunk)
+
+
+def copy(batch: Batch) -> None:
+    for source, target in zip(batch.sources, batch.targets, strict=True):
+        torch.frombuffer(target, dtype=torch.uint8).copy_(torch.frombuffer(source, dtype=torch.uint8))
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def timed(n_bytes: int, call: Callable[[], None]) -> float:
+    """MiB/s."""
+    begun = time.perf_counter()
+    call()
+    return n_bytes / MIB / (time.perf_counter() - begun)
+
+
+def one_round(
+    batch: Batch, cpu: CpuTier, disk: DiskTier, plain: Path, threads: ThreadPoolExecutor
+) -> Iterator[tuple[str, float]]:
+    yield "disk put: plain O_DIRECT + fsync", timed(batch.n_bytes, lambda: plain_write(plain, batch.sources, threads))
+    yield "disk put: tier, sealed and synced", timed(batch.n_bytes, lambda: put(disk, batch))
+    yield "disk get: plain O_DIRECT", timed(batch.n_bytes, lambda: plain_read(plain, batch.targets, threads))
+    yield "disk get: tier, checked", timed(batch.n_bytes, lambda: get(disk, batch))
+    yield "memory: plain copy", timed(batch.n_bytes, lambda: copy(batch))
+    yield "memory put: tier, copied and sealed", timed(batch.n_bytes, lambda: put_in_memory(cpu, batch))
+    yield "memory get: tier, checked", timed(batch.n_bytes, lambda: get_from_memory(cpu, batch))
+    for chunk in batch.ids:
+        cpu.drop(chunk)
+        disk.delete(chunk)
+    for file in plain.iterdir():
+        file.unlink()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9, help="timed calls of each kind")
+    parser.add_argument("--folder", type=Path, help="where the files are made; they are removed afterwards")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # as in the worker's transfer threads
+    figures: dict[str, dict[int, list[float]]] = {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder, ThreadPoolExecutor(WORKERS) as threads:
+        chunks, plain = Path(folder) / "chunks", Path(folder) / "plain"
+        chunks.mkdir()
+        plain.mkdir()
+        with closing(CpuTier(BATCH_BYTES + MIB)) as cpu, closing(DiskTier(chunks, workers=WORKERS)) as disk:
+            for size in SIZES:
+                batch = Batch(size)
+                for number in range(options.rounds + 1):
+                    for name, speed in one_round(batch, cpu, disk, plain, threads):
+                        if number:  # the first one starts threads and clients
+                            figures.setdefault(name, {}).setdefault(size, []).append(speed)
+    table = Table(title=f"MiB/s, median (lowest–highest) of {options.rounds}; {os.cpu_count()} CPUs, {WORKERS} threads")
+    table.add_column("")
+    for size in SIZES:
+        table.add_column(f"{size / MIB:g} MiB", justify="right")
+    for name, speeds in figures.items():
+        table.add_row(
+            name,
+            *(f"{statistics.median(each):,.0f} ({min(each):,.0f}–{max(each):,.0f})" for each in speeds.values()),
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

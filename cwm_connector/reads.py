@@ -1,0 +1,219 @@
+"""What a client can ask without changing anything: lists, status, statistics, health.
+
+From the catalog and from what the workers last told; the engine thread is asked only for what it alone knows (the
+sessions), briefly, and a list goes without where it is too busy to answer.
+"""
+
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, Final
+
+import cwm_connector
+from cwm_connector.catalog import views
+from cwm_connector.catalog.base import Catalog, ChunkRow, SessionRow, WindowRow
+from cwm_connector.catalog.views import LiveSession, SessionState
+from cwm_connector.engine import Engine, settled
+from cwm_connector.protocol import (
+    Code,
+    CWMError,
+    HealthArgs,
+    ListArgs,
+    SessionsArgs,
+    StatusArgs,
+    TokensArgs,
+    check_session_id,
+    check_window_name,
+)
+from cwm_connector.sessions import SessionView
+
+LIVE_FACTS_S: Final = 0.25
+"""How long a list waits for the engine thread's part."""
+_GIB: Final = 1 << 30
+
+Sessions = tuple[list[tuple[SessionView, int]], bool]
+"""The engine's sessions with their cached tokens, and whether it just told them (else: what it last told)."""
+
+
+class Reader:
+    """The control thread's."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._started = time.monotonic()
+        self._last_views: list[tuple[SessionView, int]] = []
+        self._asked: Future[list[tuple[SessionView, int]]] | None = None
+
+    async def list_windows(self, args: ListArgs) -> dict[str, Any]:
+        query = views.parse_list_args(args)
+
+        def read(catalog: Catalog) -> dict[str, Any]:
+            return views.window_page(catalog.list_windows(query), query, lambda row: self._tier_of(catalog, row))
+
+        return await self._engine.catalog.run(read)
+
+    async def status(self, args: StatusArgs) -> dict[str, Any]:
+        if (args.window_name is None) == (args.session_id is None):
+            raise CWMError(Code.ARGUMENT, "give either window_name or session_id")
+        if args.window_name is not None:
+            return await self._window_status(check_window_name(args.window_name), args.include_blocks)
+        return await self._session_status(check_session_id(args.session_id or ""))
+
+    async def token_ids(self, args: TokensArgs) -> dict[str, Any]:
+        """The window's exact token ids, little-endian int32."""
+        name = check_window_name(args.window_name)
+        ids = await self._engine.catalog.run(lambda catalog: catalog.token_ids_of(name))
+        return {"window_name": name, "token_ids": ids}
+
+    async def sessions(self, args: SessionsArgs) -> dict[str, Any]:
+        return views.session_page(await self._session_items(), args)
+
+    async def stats(self) -> dict[str, Any]:
+        def read(catalog: Catalog) -> tuple[Any, Sequence[ChunkRow]]:
+            return catalog.totals(), tuple(catalog.stored(self._engine.placement.keys()).values())
+
+        totals, resident = await self._engine.catalog.run(read)
+        hits, misses = self._engine.metrics.hits_and_misses()
+        settings = self._engine.settings
+        return {
+            "kv_store": {
+                "total_blocks": totals.chunks,
+                "total_bytes": totals.stored_bytes,
+                "hit_rate": hits / (hits + misses) if hits + misses else None,
+                "hits": hits,
+                "misses": misses,
+                "dedup_ratio": totals.referenced_bytes / totals.stored_bytes if totals.stored_bytes else None,
+                "tiers": {
+                    "cpu": {
+                        "blocks": len(resident),
+                        "bytes": sum(row.size_bytes for row in resident),
+                        "limit_bytes": settings.cpu_cache_bytes,
+                    },
+                    "disk": {
+                        "blocks": totals.chunks,
+                        "bytes": totals.stored_bytes,
+                        "limit_bytes": settings.disk_cache_bytes,
+                    },
+                    "redis": None,
+                },
+            }
+        }
+
+    async def health(self, args: HealthArgs) -> dict[str, Any]:
+        components = [
+            await self._engine_health(),
+            await self._catalog_health(),
+            self._cpu_health(),
+            self._disk_health(),
+        ]
+        chosen = [each for each in components if args.component in (None, each["name"])]
+        healthy = all(each["status"] == "healthy" for each in chosen)
+        return {
+            "status": "healthy" if healthy else "degraded",
+            "uptime_seconds": round(time.monotonic() - self._started, 3),
+            "version": cwm_connector.__version__,
+            "components": chosen,
+        }
+
+    # --- inside ---
+
+    def _tier_of(self, catalog: Catalog, row: WindowRow) -> str:
+        keys = [chunk.key for chunk in catalog.chunks_of(row.name)]
+        return views.storage_tier(self._engine.placement.tiers_of(keys))
+
+    async def _window_status(self, name: str, include_blocks: bool) -> dict[str, Any]:
+        hits, misses = self._engine.metrics.hits_and_misses()
+
+        def read(catalog: Catalog) -> dict[str, Any]:
+            return views.window_status(
+                catalog.window(name),
+                catalog.chunks_of(name),
+                catalog.children(name),
+                self._engine.placement,
+                include_blocks=include_blocks,
+                hit_rate=hits / (hits + misses) if hits + misses else None,
+            )
+
+        return await self._engine.catalog.run(read)
+
+    async def _session_status(self, session_id: str) -> dict[str, Any]:
+        item = next((each for each in await self._session_items() if each["session_id"] == session_id), None)
+        if item is None:
+            raise CWMError(
+                Code.SESSION_NOT_FOUND,
+                f"no session {session_id!r}; session_list shows the ones that are known",
+                session_id=session_id,
+            )
+        row = await self._engine.catalog.run(lambda catalog: catalog.session(session_id))
+        return views.session_status(item, row)
+
+    async def _session_items(self) -> list[dict[str, Any]]:
+        """The engine's sessions, last active first, then those that only the catalog remembers."""
+        live, fresh = await self._live_sessions()
+        stored = {row.session_id: row for row in await self._engine.catalog.run(lambda catalog: catalog.sessions())}
+        items = []
+        for view, cached in live:
+            row = stored.pop(view.session_id, None)
+            session = LiveSession(
+                session_id=view.session_id,
+                state=_state(view, row),
+                model=self._engine.model,
+                token_count=view.token_count,
+                heads=len(view.heads),
+                cached_tokens=cached if fresh else None,
+                created_at=view.created_at,
+                last_active_at=view.last_active_at,
+            )
+            items.append(views.live_session_item(session, row))
+        return items + [views.session_item(row) for row in stored.values()]
+
+    async def _live_sessions(self) -> Sessions:
+        if self._asked is None or self._asked.done():
+            self._asked = self._engine.mailbox.call(self._engine.scheduler.session_views)
+        fresh = await settled(self._asked, LIVE_FACTS_S)
+        if fresh:
+            self._last_views = self._asked.result()
+        return self._last_views, fresh
+
+    async def _engine_health(self) -> dict[str, Any]:
+        begun = time.perf_counter()
+        answered = await settled(self._engine.mailbox.call(lambda: None), 1.0)
+        message = "stepping" if answered else "busy: it took no step within a second"
+        return _component("engine", True, message, begun if answered else None)
+
+    async def _catalog_health(self) -> dict[str, Any]:
+        begun = time.perf_counter()
+        try:
+            totals = await self._engine.catalog.run(lambda catalog: catalog.totals())
+        except CWMError as problem:
+            return _component("catalog", False, str(problem), None)
+        return _component("catalog", True, f"{totals.windows} windows, {totals.chunks} blocks", begun)
+
+    def _cpu_health(self) -> dict[str, Any]:
+        return _component("cpu", True, f"{self._engine.placement.count()} blocks in memory", None)
+
+    def _disk_health(self) -> dict[str, Any]:
+        folder = self._engine.settings.chunks_path
+        try:
+            free = shutil.disk_usage(folder).free
+        except OSError as problem:
+            return _component("disk", False, f"{folder} can't be read ({problem.strerror}); restore it", None)
+        return _component("disk", True, f"{free / _GIB:.1f} GiB free in {folder}", None)
+
+
+def _component(name: str, healthy: bool, message: str, begun: float | None) -> dict[str, Any]:
+    latency = None if begun is None else round((time.perf_counter() - begun) * 1000, 3)
+    return {
+        "name": name,
+        "status": "healthy" if healthy else "unhealthy",
+        "message": message,
+        "latency_ms": latency,
+    }
+
+
+def _state(view: SessionView, row: SessionRow | None) -> SessionState:
+    """Frozen or thawed until the session speaks again."""
+    if row is None or view.running or view.last_active_at > row.updated_at:
+        return SessionState.ACTIVE
+    return SessionState(row.event.value)

@@ -1,0 +1,87 @@
+"""What can be said without an engine: the catalog, opened read-only for each question and never written.
+
+Where chunks lie besides the disk, what sessions are doing and what was hit only a running engine knows: it is None.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from cwm_connector.catalog import views
+from cwm_connector.catalog.base import Catalog, CatalogTotals
+from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.protocol import Code, CWMError, ListArgs, SessionsArgs, StatusArgs
+from cwm_connector.tiers.base import TierName
+
+T = TypeVar("T")
+
+_ON_DISK: Final = views.OnDisk()
+
+
+class OfflineCatalog:
+    """Answers as the engine would, as far as it can. Every method blocks on the disk; any thread may call it.
+
+    A catalog that no engine has made yet is an empty one. Raises: CWM-4002 or CWM-4004 for one that can't be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def windows(self, args: ListArgs) -> dict[str, Any]:
+        query = views.parse_list_args(args)
+        page = self._read(lambda catalog: catalog.list_windows(query))
+        return views.window_page(page, query, lambda row: TierName.DISK.value)
+
+    def status(self, args: StatusArgs) -> dict[str, Any]:
+        """Raises: CWM-2002 for an unknown window; CWM-5001 for a session that only an engine could know."""
+        return self._read(lambda catalog: _status(catalog, args))
+
+    def sessions(self, args: SessionsArgs) -> dict[str, Any]:
+        """Those that were ever frozen or thawed, as they were then."""
+        rows = self._read(lambda catalog: catalog.sessions())
+        return views.session_page([views.session_item(row) for row in rows], args)
+
+    def stats(self) -> dict[str, Any]:
+        totals = self.totals()
+        ratio = totals.referenced_bytes / totals.stored_bytes if totals.stored_bytes else None
+        return {
+            "kv_store": {
+                "total_blocks": totals.chunks,
+                "total_bytes": totals.stored_bytes,
+                "hit_rate": None,
+                "hits": None,
+                "misses": None,
+                "dedup_ratio": ratio,
+                "tiers": {tier.value: None for tier in TierName},
+            }
+        }
+
+    def totals(self) -> CatalogTotals:
+        return self._read(lambda catalog: catalog.totals())
+
+    def _read(self, question: Callable[[Catalog], T]) -> T:
+        catalog = SqliteCatalog.open_read_only(self._path)
+        try:
+            return question(catalog)
+        finally:
+            catalog.close()
+
+
+def _status(catalog: Catalog, args: StatusArgs) -> dict[str, Any]:
+    if args.window_name is not None:
+        return views.window_status(
+            catalog.window(args.window_name),
+            catalog.chunks_of(args.window_name),
+            catalog.children(args.window_name),
+            _ON_DISK,
+            include_blocks=args.include_blocks,
+        )
+    row = catalog.session(args.session_id or "")
+    if row is None:
+        raise CWMError(
+            Code.ENGINE_UNREACHABLE,
+            f"session {args.session_id!r} was never frozen or thawed, and no engine is there to ask; "
+            "start it with 'cwm serve'",
+            session_id=args.session_id,
+        )
+    return views.session_status(views.session_item(row), row)

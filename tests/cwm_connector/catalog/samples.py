@@ -1,0 +1,67 @@
+"""Windows whose whole content follows from a few names, so that any process can say what a whole one looks like."""
+
+import hashlib
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from cwm_connector.catalog.base import ChunkKey, ChunkRow, Micros, NewWindow, WindowQuery
+from cwm_connector.catalog.sqlite import SqliteCatalog
+
+PASSPORT = {"weights": "sha256:1234", "dtype": "bfloat16"}
+START = Micros(1_769_160_600_000_000)
+"""2026-01-23T09:30:00Z."""
+SECOND = 1_000_000
+
+
+def at(seconds: float) -> Micros:
+    return Micros(START + int(seconds * SECOND))
+
+
+def chunk(name: str, size_bytes: int = 1000, tokens: int = 256) -> ChunkRow:
+    return ChunkRow(ChunkKey(hashlib.sha256(name.encode()).digest()), tokens, size_bytes)
+
+
+def chain(name: str, length: int) -> list[ChunkRow]:
+    """A longer chain of the same name begins with the shorter one. Sizes differ, so that a sum tells which."""
+    return [chunk(f"{name}/{n}", size_bytes=1000 + n) for n in range(length)]
+
+
+def token_ids(name: str, count: int) -> bytes:
+    return hashlib.shake_128(name.encode()).digest(4 * count)
+
+
+def new_window(
+    name: str, chunks: Sequence[ChunkRow], stored: Sequence[ChunkRow] | None = None, **changes: Any
+) -> NewWindow:
+    """By default the freeze has stored all of `chunks`; five tokens are over, behind the last chunk."""
+    restorable = sum(row.tokens for row in chunks)
+    fields: dict[str, Any] = {
+        "name": name,
+        "description": "",
+        "tags": [],
+        "model": "small",
+        "passport": PASSPORT,
+        "session_id": "session-1",
+        "head": "h1",
+        "parent": None,
+        "token_ids": token_ids(name, restorable + 5),
+        "restorable_tokens": restorable,
+        "chunks": [row.key for row in chunks],
+        "stored": chunks if stored is None else stored,
+        "created_at": START,
+    }
+    return NewWindow(**{**fields, **changes})
+
+
+def content(path: Path) -> dict[str, list[Any]]:
+    """Every row of every table: equal before and after means that nothing was changed."""
+    with closing(sqlite3.connect(path)) as raw:
+        tables = [name for (name,) in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+        return {name: raw.execute(f"SELECT * FROM {name}").fetchall() for name in tables}
+
+
+def names(catalog: SqliteCatalog) -> set[str]:
+    return {row.name for row in catalog.list_windows(WindowQuery(limit=1_000_000)).windows}

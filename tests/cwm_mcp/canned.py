@@ -1,0 +1,89 @@
+"""Something that answers on the control socket, for tests of what lies between a client and an engine.
+
+The answers are canned: what a real engine does is tested with a real one, in tests/engine.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from cwm_connector.control import ControlServer
+from cwm_connector.protocol import Args, CWMError, Op
+from cwm_connector.settings import Settings
+
+FROZEN = {
+    "window_name": "w",
+    "session_id": "s",
+    "token_count": 700,
+    "captured_tokens": 640,
+    "recomputed_tokens": 0,
+    "block_count": 3,
+    "total_size_bytes": 3 << 20,
+    "new_bytes": 1 << 20,
+    "storage_tier": "disk",
+    "tiers": {"cpu": 2, "disk": 1},
+    "parent_window": None,
+    "duration_ms": 312.5,
+}
+STATUS = {
+    "type": "window",
+    "id": "w",
+    "state": "frozen",
+    "model": "m",
+    "token_count": 700,
+    "kv_cache": {"block_count": 3, "total_size_bytes": 1, "storage_tier": "disk", "hit_rate": None, "tiers": {}},
+    "timestamps": dict.fromkeys(("created_at", "updated_at", "frozen_at", "thawed_at")),
+    "lineage": {"parent": None, "children": []},
+}
+DELETED = {"window_name": "w", "blocks_deleted": 3, "blocks_shared": 0, "space_freed_bytes": 12288}
+STORE = {
+    "total_blocks": 3,
+    "total_bytes": 12288,
+    "hit_rate": 0.5,
+    "hits": 1,
+    "misses": 1,
+    "dedup_ratio": 1.0,
+    "tiers": {"cpu": {"blocks": 2, "bytes": 8192, "limit_bytes": 1 << 30}, "disk": None, "redis": None},
+}
+HEALTH = {
+    "status": "healthy",
+    "uptime_seconds": 77.0,
+    "version": "0",
+    "components": [
+        {"name": "engine", "status": "healthy", "message": "stepping", "latency_ms": 0.5},
+        {"name": "cpu", "status": "healthy", "message": "2 blocks in memory", "latency_ms": None},
+    ],
+}
+SAMPLE = {"name": "cwm_chunks", "type": "gauge", "value": 3, "labels": {}, "help": "Chunks."}
+
+
+class CannedEngine:
+    """Answers with what it was given and remembers what it was asked."""
+
+    def __init__(self, answers: dict[Op, dict[str, Any] | CWMError]) -> None:
+        self.answers = answers
+        self.asked: list[Args] = []
+
+    async def call(self, op: Op, args: Args, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+        self.asked.append(args)
+        if op is Op.FREEZE:
+            for done in range(4):
+                progress(done, 3, "blocks")
+                await asyncio.sleep(0)
+        prepared = self.answers[op]
+        if isinstance(prepared, CWMError):
+            raise prepared
+        return prepared
+
+
+@asynccontextmanager
+async def canned_engine(settings: Settings, **answers: dict[str, Any] | CWMError) -> AsyncIterator[CannedEngine]:
+    """Something that listens on the socket, on the test's own event loop; answers by the names of `Op`."""
+    canned = CannedEngine({Op[name]: prepared for name, prepared in answers.items()})
+    server = ControlServer(settings.socket_path, canned, "m")
+    await server.start()
+    try:
+        yield canned
+    finally:
+        await server.close()

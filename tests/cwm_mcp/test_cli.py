@@ -1,0 +1,191 @@
+"""`cwm`: the tools' answers and errors for a shell."""
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cwm_connector.control import ControlThread
+from cwm_connector.protocol import DeleteArgs, FreezeArgs
+from cwm_connector.settings import Settings
+from cwm_mcp.cli import app
+from tests.cwm_mcp.canned import DELETED, FROZEN, STATUS, CannedEngine, canned_engine
+from tests.cwm_mcp.test_tools import answer, connected
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def cwm(*words: str) -> Result:
+    return CliRunner().invoke(app, words)
+
+
+def as_tool(settings: Settings, tool: str, **arguments: Any) -> dict[str, Any]:
+    async def ask() -> dict[str, Any]:
+        async with connected(settings) as client:
+            return await answer(client, tool, **arguments)
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("words", "tool", "arguments"),
+    [
+        (["ls"], "window_list", {}),
+        (["ls", "-t", "debug", "--sort", "name", "--order", "asc"], "window_list", {"tags": ["debug"]}),
+        (["show", "stem"], "window_status", {"window_name": "stem"}),
+        (["show", "stem", "--blocks"], "window_status", {"window_name": "stem", "include_blocks": True}),
+        (["sessions"], "session_list", {}),
+        (["stats"], "cache_stats", {}),
+        (["metrics"], "get_metrics_data", {}),
+        (["metrics", "cwm_w", "--prometheus"], "get_metrics_data", {"format": "prometheus", "prefix": "cwm_w"}),
+    ],
+)
+def test_json_is_the_tools_own_result(
+    filled: Path, settings: Settings, words: list[str], tool: str, arguments: dict[str, Any]
+) -> None:
+    printed = cwm(*words, "--json")
+    assert printed.exit_code == 0, printed.output
+    assert json.loads(printed.stdout) == as_tool(settings, tool, **arguments)
+
+
+def test_a_table_shows_what_was_asked_for(filled: Path) -> None:
+    listed = cwm("ls").stdout
+    assert all(name in listed for name in ("stem", "branch", "stem-for-alice"))
+    shown = cwm("show", "branch").stdout
+    assert "20.0 KiB" in shown
+    assert "1290" in shown
+
+
+def test_what_somebody_wrote_is_shown_as_it_stands(filled: Path) -> None:
+    assert "[red]" in cwm("ls", "--search", "[red]").stdout or cwm("ls", "--search", "[red]").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["freeze", "s", "w"], 5001),
+        (["thaw", "stem"], 5001),
+        (["clone", "stem", "w"], 5001),
+        (["tag", "stem", "--add", "x"], 5001),
+        (["rm", "stem", "--force"], 5001),
+        (["rm", "stem"], 5001),
+        (["show", "nothing"], 2002),
+        (["show"], 1003),
+        (["freeze", "a b", "w"], 1001),
+        (["freeze", "s", ".w"], 1002),
+        (["ls", "--limit", "0"], 1003),
+        (["health", "gpu"], 1003),
+    ],
+)
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_an_error_is_one_line_on_stderr_and_exit_code_1(
+    filled: Path, words: list[str], code: int, form: list[str]
+) -> None:
+    ran = cwm(*words, *form)
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(f"CWM-{code}: ")
+
+
+def test_health_exits_with_1_where_something_is_unhealthy(filled: Path) -> None:
+    ran = cwm("health", "--json")
+    assert ran.exit_code == 1
+    assert json.loads(ran.stdout)["status"] == "unhealthy"
+    assert cwm("health", "catalog").exit_code == 0
+
+
+def test_a_setting_that_cannot_work_exits_with_2(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CWM_CPU_CACHE_GB", "0")
+    ran = cwm("ls")
+    assert ran.exit_code == 2
+    assert "CWM_CPU_CACHE_GB" in ran.stderr
+
+
+def test_the_command_runs_in_a_process_of_its_own(filled: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "cwm_mcp.cli", "ls", "--json"],
+        cwd=ROOT,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert json.loads(ran.stdout)["total"] == 3
+
+
+# --- with something on the socket ---
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[CannedEngine]:
+    """Answers on an event loop of its own: the commands under test run one themselves."""
+    thread = ControlThread()
+    thread.start()
+    canned = canned_engine(settings, FREEZE=FROZEN, STATUS=STATUS, DELETE=DELETED)
+    yield thread.submit(canned.__aenter__()).result(10)
+    thread.submit(canned.__aexit__(None, None, None)).result(10)
+    thread.stop()
+
+
+def test_a_freeze_prints_the_tools_result(engine: CannedEngine) -> None:
+    ran = cwm("freeze", "s", "w", "-t", "a", "-t", "b", "-d", "why", "--json")
+    assert json.loads(ran.stdout) == FROZEN
+    assert engine.asked == [FreezeArgs("s", "w", description="why", tags=["a", "b"])]
+    assert "3.0 MiB" in cwm("freeze", "s", "w").stdout
+
+
+def test_the_bar_is_drawn_on_a_terminals_stderr_only(engine: CannedEngine) -> None:
+    outer, inner = os.openpty()
+    command = [sys.executable, "-m", "cwm_mcp.cli", "freeze", "s", "w", "--json"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=inner) as ran:
+        os.close(inner)
+        drawn = b""
+        with contextlib.suppress(OSError):  # how Linux says that the last process has closed the terminal
+            while part := os.read(outer, 4096):
+                drawn += part
+        printed, _ = ran.communicate(timeout=60)
+    os.close(outer)
+    assert json.loads(printed) == FROZEN
+    assert drawn == b"", "JSON is for programs: nothing is drawn"
+
+
+def test_rm_deletes_unasked_where_nobody_could_answer(engine: CannedEngine) -> None:
+    ran = cwm("rm", "w", "--json")
+    assert json.loads(ran.stdout) == DELETED
+    assert engine.asked == [DeleteArgs("w")]
+
+
+# --- serve ---
+
+
+@pytest.mark.parametrize("words", [["--dry-run", "org/m", "--port", "8001"], ["org/m", "--port", "8001", "--dry-run"]])
+def test_a_dry_run_prints_the_command_and_starts_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setattr("cwm_mcp.serve.run", lambda command: pytest.fail("it ran"))
+    ran = cwm("serve", *words)
+    assert ran.exit_code == 0, ran.output
+    (line,) = ran.stdout.splitlines()
+    assert line.endswith("--port 8001")
+    assert "org/m" in line
+    assert '"kv_connector": "CWMConnector"' in line
+
+
+def test_an_option_before_the_model_is_refused_rather_than_misread(home: Path) -> None:
+    assert cwm("serve", "--port", "8001", "org/m").exit_code == 2
+
+
+def test_another_connector_is_refused_before_vllm_starts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cwm_mcp.serve.run", lambda command: pytest.fail("it ran"))
+    ran = cwm("serve", "m", "--kv-transfer-config", '{"kv_connector": "Other"}')
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("CWM-1003: ")
