@@ -44,6 +44,8 @@ class EngineService:
 
     def __init__(self, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", settings: Settings) -> None:
         compat.check_supported(vllm_config, kv_cache_config)
+        if settings.redis_url is not None:
+            logger.warning("CWM_REDIS_URL is set, but this version has no Redis tier yet: windows stay on this machine")
         self._vllm_config = vllm_config
         self._kv_cache_config = kv_cache_config
         self._settings = settings

@@ -46,21 +46,22 @@ async def _reporting(ctx: ToolContext, run: Callable[[OnProgress], Awaitable[R]]
 
 @contract_tool(a.FreezeArguments, m.Frozen, _ADDS)
 async def window_freeze(args: a.FreezeArguments, ctx: ToolContext) -> m.Frozen:
-    """Save a session's KV cache as a new named window. The session goes on. session_id "current": this
-    conversation."""
+    """Save a session's KV cache as a new, durable window. The session goes on and can be frozen again under another
+    name. session_id "current" is this conversation; head: one of several heads, else the last active."""
     return await _reporting(ctx, lambda report: _operations(ctx).freeze(args, report))
 
 
 @contract_tool(a.ThawArguments, m.Thawed, _ADDS)
 async def window_thaw(args: a.ThawArguments, ctx: ToolContext) -> m.Thawed:
-    """Restore a window into a session. Requests with the returned session_id or cache_salt that begin with the window's
-    tokens skip their prefill."""
+    """Restore a window into a session, by default the one it was frozen from. Requests with the returned session_id or
+    cache_salt that begin with the window's tokens then skip their prefill. warning: what will be computed again."""
     return await _reporting(ctx, lambda report: _operations(ctx).thaw(args, report))
 
 
 @contract_tool(a.CloneArguments, m.Cloned, _ADDS)
 async def window_clone(args: a.CloneArguments, ctx: ToolContext) -> m.Cloned:
-    """Branch: a second, independent window over the same stored blocks."""
+    """Branch: a second, independent window over the same stored blocks. Description and tags are inherited unless
+    given."""
     return await _operations(ctx).clone(args)
 
 
@@ -72,7 +73,7 @@ async def window_list(args: a.ListArguments, ctx: ToolContext) -> m.WindowList:
 
 @contract_tool(a.StatusArguments, m.Status, _READS)
 async def window_status(args: a.StatusArguments, ctx: ToolContext) -> m.Status:
-    """Details of one window or one session."""
+    """Details of one window or one session; give exactly one of the two."""
     return await _operations(ctx).status(args)
 
 
@@ -126,7 +127,7 @@ async def window_tag(args: a.TagArguments, ctx: ToolContext) -> m.Tagged:
 
 @contract_tool(a.SessionsArguments, m.SessionList, _READS)
 async def session_list(args: a.SessionsArguments, ctx: ToolContext) -> m.SessionList:
-    """List the sessions known to the engine, last active first."""
+    """List the engine's sessions, last active first, then those that were frozen or thawed before."""
     return await _operations(ctx).sessions(args)
 
 
@@ -138,7 +139,7 @@ async def cache_stats(args: a.NoArguments, ctx: ToolContext) -> m.CacheStats:
 
 @contract_tool(a.HealthArguments, m.Health, _READS)
 async def health_check(args: a.HealthArguments, ctx: ToolContext) -> m.Health:
-    """Health of all components, or of one."""
+    """Health of all components or of one, with what to do about it."""
     return await _operations(ctx).health(args)
 
 

@@ -73,9 +73,9 @@ def test_half_written_leftovers_are_swept(store, tmp_path: Path) -> None:
     disk, catalog = store
     folder = tmp_path / "chunks"
     (folder / ".tmp-0123456789abcdef0123456789abcdef").mkdir()
-    (folder / ".tmp-0123456789abcdef0123456789abcdef" / "half").write_bytes(b"x")
+    (folder / ".tmp-0123456789abcdef0123456789abcdef" / "cwm-half").write_bytes(b"x")
     assert recover(catalog, disk, world_size=1).leftovers >= 1
-    assert not list(folder.glob(".tmp-*/half"))
+    assert not list(folder.glob(".tmp-*/cwm-half"))
 
 
 def test_a_missing_or_cut_chunk_is_reported_and_its_window_kept(store) -> None:

@@ -143,9 +143,12 @@ def test_a_freeze_prints_the_tools_result(engine: CannedEngine) -> None:
     assert "3.0 MiB" in cwm("freeze", "s", "w").stdout
 
 
-def test_the_bar_is_drawn_on_a_terminals_stderr_only(engine: CannedEngine) -> None:
+@pytest.mark.parametrize(("form", "bar"), [([], True), (["--json"], False)])
+def test_a_bar_is_drawn_on_the_terminal_and_never_into_the_result(
+    engine: CannedEngine, form: list[str], bar: bool
+) -> None:
     outer, inner = os.openpty()
-    command = [sys.executable, "-m", "cwm_mcp.cli", "freeze", "s", "w", "--json"]
+    command = [sys.executable, "-m", "cwm_mcp.cli", "freeze", "s", "w", *form]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=inner) as ran:
         os.close(inner)
         drawn = b""
@@ -154,8 +157,9 @@ def test_the_bar_is_drawn_on_a_terminals_stderr_only(engine: CannedEngine) -> No
                 drawn += part
         printed, _ = ran.communicate(timeout=60)
     os.close(outer)
-    assert json.loads(printed) == FROZEN
-    assert drawn == b"", "JSON is for programs: nothing is drawn"
+    assert (b"freezing w" in drawn) is bar
+    assert b"token_count" in printed
+    assert b"freezing" not in printed
 
 
 def test_rm_deletes_unasked_where_nobody_could_answer(engine: CannedEngine) -> None:
