@@ -12,11 +12,11 @@ import sys
 import time
 from typing import Any, Final
 
-from cwm_mcp.client import EngineClient
 from rich.console import Console
 
 from benchmarks.ttft_report import Repetition, Run, draw, print_run, write_json
-from cwm_connector.protocol import CloneArgs, FreezeArgs, Op, ThawArgs
+from cwm_connector.protocol import Args, CloneArgs, FreezeArgs, NoArgs, Op, ThawArgs
+from cwm_mcp.client import EngineClient
 from tests.support.api import Measured
 from tests.support.engine import ROOT, Engine, EngineOptions, model_folder
 from tests.support.machine import describe
@@ -111,11 +111,11 @@ class Bench:
     async def _ask(self, number: int, **who: str) -> Measured:
         return await self._engine.api.measure(self._prompts[number], 1, **who)
 
-    async def _call(self, op: Op, arguments: Any) -> tuple[dict[str, Any], float]:
+    async def _call(self, op: Op, arguments: Args) -> tuple[dict[str, Any], float]:
         """One operation on the control socket, as the MCP server and the command line call it; milliseconds waited."""
         client = EngineClient(self._engine.home / "engine.sock", "benchmark")
         try:
-            await client.call(Op.PING, {})
+            await client.call(Op.PING, NoArgs())
             began = time.perf_counter()
             answer = await client.call(op, arguments)
             return answer, (time.perf_counter() - began) * 1000

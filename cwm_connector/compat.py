@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -161,6 +161,10 @@ def layers_in_order(kv_cache_config: "KVCacheConfig", kv_caches: Mapping[str, to
     return sorted(grouped, key=lambda layer: layer.data_ptr())
 
 
+_CONFIG_PROVENANCE: Final = ("_name_or_path", "_model_name_or_path", "transformers_version")
+"""Where a config came from and who wrote it: a model that was moved or saved again is the same model."""
+
+
 def passport_fields(
     vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", weights: str, layout: str, backend: str, isa: str
 ) -> dict[str, str]:
@@ -175,7 +179,8 @@ def passport_fields(
     import vllm
 
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
-    config = json.dumps(model.hf_config.to_dict(), sort_keys=True, default=str)
+    shape = {name: value for name, value in model.hf_config.to_dict().items() if name not in _CONFIG_PROVENANCE}
+    config = json.dumps(shape, sort_keys=True, default=str)
     return {
         "weights": weights,
         "config": hashlib.sha256(config.encode()).hexdigest(),

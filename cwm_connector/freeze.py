@@ -75,12 +75,6 @@ class Freezer:
             chunks = await asyncio.to_thread(
                 chunk_specs, self._engine.passport, self._engine.geometry, snapshot.token_ids
             )
-            if not chunks:
-                raise CWMError(
-                    Code.STATE,
-                    f"session {snapshot.session_id!r} has fewer tokens than one block of "
-                    f"{self._engine.geometry.block_tokens}; go on a little and freeze it then",
-                )
             missing = await self._missing(chunks)
             parent = await self._engine.catalog.run(lambda catalog: _parent(catalog, snapshot.session_id))
             saved = await self._save(snapshot, chunks, missing, progress)
@@ -155,14 +149,6 @@ class Freezer:
 
     async def _snapshot(self, args: FreezeArgs) -> HeadSnapshot:
         snapshot = await self._engine.ask(lambda side: side.snapshot(args.session_id, args.head))
-        if snapshot is None:
-            which = f" with a head {args.head!r}" if args.head else ""
-            raise CWMError(
-                Code.SESSION_NOT_FOUND,
-                f"this engine has computed nothing for a session {args.session_id!r}{which}; "
-                "session_list shows the ones it knows",
-                session_id=args.session_id,
-            )
         if not snapshot.text_only:
             raise CWMError(
                 Code.STATE,

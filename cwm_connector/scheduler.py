@@ -157,7 +157,7 @@ class SchedulerSide:
 
     # --- asked for through the mailbox ---
 
-    def snapshot(self, session_id: str, head: str | None) -> HeadSnapshot | None:
+    def snapshot(self, session_id: str, head: str | None) -> HeadSnapshot:
         return self._sessions.snapshot(session_id, head)
 
     def session_views(self) -> list[tuple[SessionView, int]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from cwm_connector.catalog.base import Micros
-from cwm_connector.protocol import is_session_id
+from cwm_connector.protocol import Code, CWMError, is_session_id
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_utils import BlockHash
@@ -142,15 +142,19 @@ class SessionIndex:
         while len(session.heads) > MAX_HEADS:
             session.heads.popitem(last=False)
 
-    def snapshot(self, session_id: str, head: str | None) -> HeadSnapshot | None:
+    def snapshot(self, session_id: str, head: str | None) -> HeadSnapshot:
         """The head named, or the one last active (a running request counts as soon as it is ahead of what it extends).
 
-        `session_id` may also be the cache salt that the session is known by. None where there is no such session or
-        head, or nothing of it has been computed.
+        `session_id` may also be the cache salt that the session is known by.
+        Raises: CWM-2001 where there is no such session or head; CWM-3001 where no full block of it was computed yet.
         """
         session = self._sessions.get(session_id) or self._sessions.get(session_of_salt(session_id))
         if session is None:
-            return None
+            raise CWMError(
+                Code.SESSION_NOT_FOUND,
+                f"this engine knows no session {session_id!r}; session_list shows the ones it knows",
+                session_id=session_id,
+            )
         candidates = {each.name: each for each in session.heads.values()}
         for request in session.running.values():
             tokens, hashes = self._chain(request)
@@ -161,9 +165,20 @@ class SessionIndex:
                 candidates[name] = _Head(
                     name, tokens, hashes, request.cache_salt, is_text_only(request), session.last_active_at
                 )
-        chosen = candidates.get(head) if head else next(reversed(candidates.values()), None)
-        if chosen is None:
-            return None
+        if not candidates:
+            raise CWMError(
+                Code.STATE,
+                f"session {session_id!r} has no full block of {self._block_tokens} tokens yet; freeze it later",
+                session_id=session_id,
+            )
+        if head is not None and head not in candidates:
+            raise CWMError(
+                Code.SESSION_NOT_FOUND,
+                f"session {session_id!r} has no head {head!r}; it has {', '.join(candidates)}",
+                session_id=session_id,
+                head=head,
+            )
+        chosen = candidates[head] if head is not None else next(reversed(candidates.values()))
         return HeadSnapshot(
             session.session_id,
             chosen.name,

@@ -108,20 +108,15 @@ class Operations:
 
     async def _engine_health(self) -> tuple[float, list[m.Component]]:
         """Uptime, and every component but vLLM itself."""
-        begun = time.monotonic()
         try:
             answer = checked(m.Health, await self._ask(Op.HEALTH, a.HealthArguments(), timeout_s=_HEALTH_TIMEOUT_S))
         except CWMError as problem:
             others = await without_engine(self._settings, problem, self._offline.totals)
             return time.monotonic() - self._started, others
-        latency_ms = round((time.monotonic() - begun) * 1000, 3)
-        reported = {each.name: each for each in answer.components if each.name != "vllm"}
-        if "engine" not in reported:
-            engine = m.Component(name="engine", status="healthy", message="answers", latency_ms=latency_ms)
-            reported = {"engine": engine, **reported}
-        if "redis" not in reported:
-            reported["redis"] = await redis_health(self._settings)
-        return answer.uptime_seconds, list(reported.values())
+        components = answer.components
+        if not any(each.name == "redis" for each in components):
+            components = [*components, await redis_health(self._settings)]
+        return answer.uptime_seconds, components
 
     # --- how ---
 

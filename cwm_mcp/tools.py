@@ -84,15 +84,12 @@ class Confirm(BaseModel):
 
 
 async def ask_before_deleting(raw: dict[str, Any], ctx: ToolContext) -> Confirm | Elicit[Confirm]:
-    """Asks the person where the client can and the deletion could be carried out; whatever else is wrong, the tool
-    itself says. A courtesy, not a protection: clients may answer for their user."""
-    try:
-        args = a.parse(a.DeleteArguments, raw)
-        if args.force or not _can_ask(ctx):
-            return Confirm()
-        window = await _operations(ctx).live_status(a.StatusArguments(window_name=args.window_name))
-    except CWMError:
+    """Asks the person, where the client can and there is something to delete. A courtesy, not a protection: some
+    clients answer for their user."""
+    args = a.parse(a.DeleteArguments, raw)
+    if args.force or not _can_ask(ctx):
         return Confirm()
+    window = await _operations(ctx).live_status(a.StatusArguments(window_name=args.window_name))
     return Elicit(f"Delete window '{args.window_name}' ({window.token_count} tokens)? This can't be undone.", Confirm)
 
 

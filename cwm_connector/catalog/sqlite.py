@@ -28,7 +28,13 @@ from cwm_connector.catalog.base import (
 from cwm_connector.catalog.sqlite_check import first_inconsistency
 from cwm_connector.catalog.sqlite_file import BUSY_TIMEOUT_S, SqliteFile
 from cwm_connector.catalog.sqlite_query import count_of, page_of
-from cwm_connector.catalog.sqlite_snapshots import add_snapshot, chunks_of_snapshot, delete_chunks, drop_snapshot
+from cwm_connector.catalog.sqlite_snapshots import (
+    add_snapshot,
+    chunks_of_snapshot,
+    delete_chunks,
+    drop_snapshot,
+    row_id,
+)
 from cwm_connector.protocol import Code, CWMError, check_tags
 
 _WINDOW = """
@@ -86,7 +92,7 @@ class SqliteCatalog:
             whence = (new.session_id, new.head, new.parent)
             sizes = (new.model, snapshot.token_count, snapshot.size_bytes)
             values = (new.name, snapshot.id, new.description, *whence, *sizes, new.created_at)
-            window = _row_id(db.execute(_FREEZE, values))
+            window = row_id(db.execute(_FREEZE, values))
             _complete(db, window, snapshot.id, new.tags)
             db.execute(_REMEMBER_SESSION, (new.session_id, SessionEvent.FROZEN.value, new.created_at, window))
             return _load(db, window)
@@ -97,7 +103,7 @@ class SqliteCatalog:
         with self._file.writing() as db:
             stem, snapshot = _find(db, source)
             _refuse_taken_name(db, target)
-            window = _row_id(db.execute(_CLONE, (stem, target, description, now)))
+            window = row_id(db.execute(_CLONE, (stem, target, description, now)))
             _complete(db, window, snapshot, _tags(db, stem) if tags is None else tags)
             return _load(db, window)
 
@@ -147,7 +153,7 @@ class SqliteCatalog:
     def token_ids_of(self, name: str) -> bytes:
         with self._file.reading() as db:
             snapshot = _find(db, name)[1]
-            (ids,) = db.execute("SELECT token_ids FROM snapshots WHERE id = ?", (snapshot,)).fetchone()
+            (ids,) = db.execute("SELECT token_ids FROM snapshot_tokens WHERE snapshot_id = ?", (snapshot,)).fetchone()
             return bytes(ids)
 
     def stored(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, ChunkRow]:
@@ -247,11 +253,6 @@ def _refuse_taken_name(db: sqlite3.Connection, name: str) -> None:
             f"a window named {name!r} exists already; choose another name or delete that window first",
             window=name,
         )
-
-
-def _row_id(inserted: sqlite3.Cursor) -> int:
-    assert inserted.lastrowid is not None  # an INSERT of one row always has one
-    return inserted.lastrowid
 
 
 def _complete(db: sqlite3.Connection, window: int, snapshot: int, tags: Sequence[str]) -> None:

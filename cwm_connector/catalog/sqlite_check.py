@@ -30,9 +30,9 @@ _COUNTED: dict[str, str] = {
         WHERE s.block_count != ifnull(found.blocks, 0) OR s.block_count != ifnull(found.positions, 0)
             OR w.size_bytes != ifnull(found.size, 0) OR s.own_bytes != ifnull(found.own, 0)
     """,
-    "a window's token ids are cut short": """
-        SELECT count(*) FROM windows w JOIN snapshots s ON s.id = w.snapshot_id
-        WHERE length(s.token_ids) != 4 * w.token_count
+    "a window's token ids are missing or cut short": """
+        SELECT count(*) FROM windows w LEFT JOIN snapshot_tokens t ON t.snapshot_id = w.snapshot_id
+        WHERE length(t.token_ids) IS NOT 4 * w.token_count
     """,
     "a window can't be found by its words": """
         SELECT count(*) FROM windows w LEFT JOIN window_words f ON f.rowid = w.id
@@ -40,6 +40,9 @@ _COUNTED: dict[str, str] = {
             SELECT group_concat(tag, ' ')
             FROM (SELECT tag FROM window_tags t WHERE t.window_id = w.id ORDER BY t.position)
         ), '')
+    """,
+    "the words of a deleted window are kept": """
+        SELECT count(*) FROM window_words WHERE rowid NOT IN (SELECT id FROM windows)
     """,
 }
 

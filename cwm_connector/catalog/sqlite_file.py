@@ -57,7 +57,8 @@ def translated(path: str) -> Iterator[None]:
         raise CWMError(known[0], f"the catalog {path} failed: {known[1]}", reason=str(problem)) from problem
     except OSError as problem:
         raise CWMError(
-            Code.READ_FAILED, f"the catalog {path} can't be reached ({problem.strerror}); check its folder's owner and mode"
+            Code.READ_FAILED,
+            f"the catalog {path} can't be reached ({problem.strerror}); check its folder's owner and mode",
         ) from None
     except (UnicodeEncodeError, OverflowError) as problem:
         # A lone surrogate or an integer over 64 bits: the value came with the call, and nothing was written.

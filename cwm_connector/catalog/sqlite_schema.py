@@ -26,7 +26,13 @@ _FIRST: Final = (
         block_count INTEGER NOT NULL,
         own_bytes INTEGER NOT NULL DEFAULT 0,
         windows INTEGER NOT NULL DEFAULT 0,
-        passport TEXT NOT NULL,
+        passport TEXT NOT NULL
+    )
+    """,
+    # Apart from its snapshot, whose counters change: SQLite rewrites a row as a whole, and this one can be a megabyte.
+    """
+    CREATE TABLE snapshot_tokens (
+        snapshot_id INTEGER PRIMARY KEY REFERENCES snapshots ON DELETE CASCADE,
         token_ids BLOB NOT NULL
     )
     """,

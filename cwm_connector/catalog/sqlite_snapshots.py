@@ -27,6 +27,12 @@ class Snapshot:
     size_bytes: int
 
 
+def row_id(inserted: sqlite3.Cursor) -> int:
+    """The id of the row that the cursor's INSERT made."""
+    assert inserted.lastrowid is not None  # None only before the first INSERT
+    return inserted.lastrowid
+
+
 def add_snapshot(db: sqlite3.Connection, new: NewWindow) -> Snapshot:
     """Writes the rows of `new.stored` and a snapshot that refers to `new.chunks`.
 
@@ -42,11 +48,14 @@ def add_snapshot(db: sqlite3.Connection, new: NewWindow) -> Snapshot:
         "INSERT INTO chunks (key, tokens, size_bytes) VALUES (?, ?, ?) ON CONFLICT (key) DO NOTHING",
         ((row.key, row.tokens, row.size_bytes) for row in new.stored),
     )
-    snapshot = db.execute(
-        "INSERT INTO snapshots (restorable_tokens, block_count, passport, token_ids) VALUES (?, ?, ?, ?)",
-        (new.restorable_tokens, len(new.chunks), json.dumps(dict(new.passport), sort_keys=True), new.token_ids),
-    ).lastrowid
-    assert snapshot is not None  # an INSERT always has one
+    passport = json.dumps(dict(new.passport), sort_keys=True)
+    snapshot = row_id(
+        db.execute(
+            "INSERT INTO snapshots (restorable_tokens, block_count, passport) VALUES (?, ?, ?)",
+            (new.restorable_tokens, len(new.chunks), passport),
+        )
+    )
+    db.execute("INSERT INTO snapshot_tokens (snapshot_id, token_ids) VALUES (?, ?)", (snapshot, new.token_ids))
     return Snapshot(snapshot, len(new.token_ids) // TOKEN_BYTES, _hold(db, snapshot, new.chunks))
 
 

@@ -5,6 +5,7 @@ import torch
 
 from cwm_connector.paging import CpuCopier, copier_for, fused_pages, layout_fingerprint, payload_bytes
 from cwm_connector.protocol import CWMError
+from tests.support.devices import DEVICES
 
 LAYERS, BLOCKS, TOKENS, HEADS, CONTENT = 3, 11, 16, 2, 24
 
@@ -14,17 +15,6 @@ LAYOUTS = {
     "NHD, layers inside blocks": "block layer token head content",
     "HND, layers inside blocks": "block layer head token content",
 }
-
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch sees none here"),
-        ],
-    ),
-]
 
 
 def caches(order: str, device: str = "cpu") -> list[torch.Tensor]:

@@ -87,7 +87,6 @@ def test_a_save_holds_the_session_s_blocks_until_they_are_captured() -> None:
     side.serve(request(range(64), session_id="alice"))
     free = side.free()
     snapshot = side.scheduler.snapshot("alice", None)
-    assert snapshot is not None
     plan = side.scheduler.plan_save(snapshot, specs(range(64)))
     (job,) = side.scheduler.step_jobs().jobs
     assert isinstance(job, SaveJob) and [len(part.block_ids) for part in job.chunks] == [2, 2]
@@ -102,7 +101,6 @@ def test_blocks_are_let_go_when_a_save_fails() -> None:
     side.serve(request(range(64), session_id="alice"))
     free = side.free()
     snapshot = side.scheduler.snapshot("alice", None)
-    assert snapshot is not None
     plan = side.scheduler.plan_save(snapshot, specs(range(64)))
     (job,) = side.scheduler.step_jobs().jobs
     side.finish(job, failure=(Code.WRITE_FAILED, "no disk"))
@@ -116,7 +114,6 @@ def test_an_evicted_block_is_counted_and_nothing_is_held() -> None:
     side = Side()
     side.serve(request(range(64), session_id="alice"))
     snapshot = side.scheduler.snapshot("alice", None)
-    assert snapshot is not None
     side.pool.get_new_blocks(29)  # 31 are free: vLLM's null block is never given away
     free = side.free()
     plan = side.scheduler.plan_save(snapshot, specs(range(64)))

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
+from cwm_connector.protocol import CWMError
 from cwm_connector.sessions import MAX_HEADS, SessionIndex, salt_hash, session_of_salt
 
 BLOCK = 4
@@ -48,7 +51,6 @@ def test_a_finished_request_can_be_frozen_up_to_its_last_computed_token() -> Non
     sessions = index()
     finish(sessions, Request("r", list(range(10))))
     head = sessions.snapshot("alice", None)
-    assert head is not None
     assert list(head.token_ids) == list(range(9))
     assert len(head.block_hashes) == 2
 
@@ -66,9 +68,10 @@ def test_an_unrelated_chain_is_a_head_of_its_own_and_the_last_one_is_meant() -> 
     finish(sessions, Request("r1", list(range(20))))
     finish(sessions, Request("title", list(range(100, 110))))
     newest, first = sessions.snapshot("alice", None), sessions.snapshot("alice", "h1")
-    assert newest is not None and newest.head == "h2"
-    assert first is not None and len(first.token_ids) == 19
-    assert sessions.snapshot("alice", "h9") is None
+    assert newest.head == "h2"
+    assert len(first.token_ids) == 19
+    with pytest.raises(CWMError, match=r"CWM-2001.*h1, h2"):
+        sessions.snapshot("alice", "h9")
 
 
 def test_a_branch_that_keeps_less_than_half_opens_a_head() -> None:
@@ -85,24 +88,24 @@ def test_a_running_request_counts_as_soon_as_it_is_ahead() -> None:
     running = Request("r2", list(range(30)), num_computed_tokens=6)
     sessions.request_added(running)
     behind = sessions.snapshot("alice", None)
-    assert behind is not None and len(behind.token_ids) == 9
+    assert len(behind.token_ids) == 9
     running.num_computed_tokens = 24
     ahead = sessions.snapshot("alice", None)
-    assert ahead is not None and (ahead.head, len(ahead.token_ids)) == ("h1", 24)
+    assert (ahead.head, len(ahead.token_ids)) == ("h1", 24)
 
 
 def test_tokens_of_a_step_under_way_are_left_out() -> None:
     sessions = index()
     sessions.request_added(Request("r", list(range(30)), num_computed_tokens=13, num_in_flight_tokens=4))
     head = sessions.snapshot("alice", None)
-    assert head is not None and len(head.token_ids) == 9
+    assert len(head.token_ids) == 9
 
 
 def test_a_first_request_can_be_frozen_while_it_runs() -> None:
     sessions = index()
     sessions.request_added(Request("r", list(range(30)), num_computed_tokens=13))
     head = sessions.snapshot("alice", None)
-    assert head is not None and len(head.block_hashes) == 3
+    assert len(head.block_hashes) == 3
 
 
 def test_a_salt_without_a_session_id_is_a_session_and_is_shown_hashed() -> None:
@@ -110,7 +113,7 @@ def test_a_salt_without_a_session_id_is_a_session_and_is_shown_hashed() -> None:
     finish(sessions, Request("r", list(range(10)), session_id=None, cache_salt="s3cret"))
     (view,) = sessions.views()
     assert view.session_id == session_of_salt("s3cret") and "s3cret" not in view.session_id
-    assert sessions.snapshot("s3cret", None) is not None
+    assert sessions.snapshot("s3cret", None).session_id == view.session_id
 
 
 def test_a_thawed_salt_belongs_to_the_session_it_was_thawed_into() -> None:
@@ -130,7 +133,7 @@ def test_adapters_and_images_mark_the_head_as_not_text_only() -> None:
     sessions = index()
     finish(sessions, Request("r", list(range(10)), lora_request=object()))
     head = sessions.snapshot("alice", None)
-    assert head is not None and not head.text_only
+    assert not head.text_only
 
 
 def test_heads_are_bounded() -> None:
@@ -141,7 +144,13 @@ def test_heads_are_bounded() -> None:
     assert len(view.heads) == MAX_HEADS and view.heads[-1] == f"h{MAX_HEADS + 5}"
 
 
-def test_a_request_too_short_for_a_block_leaves_no_head() -> None:
+def test_a_session_without_a_full_block_can_t_be_frozen_yet() -> None:
     sessions = index()
     finish(sessions, Request("r", [1, 2, 3]))
-    assert sessions.snapshot("alice", None) is None
+    with pytest.raises(CWMError, match="CWM-3001"):
+        sessions.snapshot("alice", None)
+
+
+def test_an_unknown_session_is_said_to_be_unknown() -> None:
+    with pytest.raises(CWMError, match=r"CWM-2001.*session_list"):
+        index().snapshot("nobody", None)

@@ -18,6 +18,7 @@ from cwm_connector.tiers.base import ChunkId, TierName
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.disk import DiskTier
 from cwm_connector.worker import WorkerSide
+from tests.support.devices import DEVICES
 
 LAYERS, BLOCKS, BLOCK_TOKENS = 2, 24, 16
 GEOMETRY = Geometry.of(BLOCK_TOKENS, 32)
@@ -27,10 +28,11 @@ CHUNK_BYTES = 4096 + 2 * LAYERS * 2 * BLOCK_TOKENS * 64 * 2
 class Rank:
     """A worker side over caches of its own, and the scheduler side's board."""
 
-    def __init__(self, folder: Path, cpu_chunks: int = 64) -> None:
+    def __init__(self, folder: Path, cpu_chunks: int = 64, device: str = "cpu") -> None:
         torch.manual_seed(1)
         shape = (LAYERS, BLOCKS, 2, BLOCK_TOKENS, 64)
-        self.caches = list(torch.randint(-(2**15), 2**15, shape, dtype=torch.int16).view(torch.bfloat16))
+        bits = torch.randint(-(2**15), 2**15, shape, dtype=torch.int16, device=device)
+        self.caches = list(bits.view(torch.bfloat16))
         self.folder = folder
         self.cpu = CpuTier(cpu_chunks * CHUNK_BYTES)
         self.side = WorkerSide(0, copier_for(self.caches), BLOCK_TOKENS, self.cpu, DiskTier(folder))
@@ -76,6 +78,23 @@ def rank(tmp_path: Path) -> Iterator[Rank]:
     one = Rank(tmp_path)
     yield one
     one.side.close()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_blocks_go_through_memory_and_disk_into_other_blocks_bit_exact(tmp_path: Path, device: str) -> None:
+    first, later = Rank(tmp_path, device=device), Rank(tmp_path, device=device)
+    chunks = specs(6)
+    first.save(chunks).finished.result()
+    for cache in later.caches:
+        cache.zero_()
+    from_disk = later.load(chunks, 12).finished.result().outcomes
+    from_memory = later.load(chunks, 2).finished.result().outcomes
+    assert {outcome.tier for outcome in from_disk.values()} == {TierName.DISK}
+    assert {outcome.tier for outcome in from_memory.values()} == {TierName.CPU}
+    assert torch.equal(later.pages(range(12, 18)), first.pages(range(6)))
+    assert torch.equal(later.pages(range(2, 8)), first.pages(range(6)))
+    for rank in (first, later):
+        rank.side.close()
 
 
 def test_saved_blocks_come_back_bit_exact_in_other_blocks_from_memory(rank: Rank) -> None:

@@ -64,10 +64,6 @@ def test_a_table_shows_what_was_asked_for(filled: Path) -> None:
     assert "1290" in shown
 
 
-def test_what_somebody_wrote_is_shown_as_it_stands(filled: Path) -> None:
-    assert "[red]" in cwm("ls", "--search", "[red]").stdout or cwm("ls", "--search", "[red]").exit_code == 0
-
-
 @pytest.mark.parametrize(
     ("words", "code"),
     [

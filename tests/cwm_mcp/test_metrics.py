@@ -15,7 +15,9 @@ def test_the_text_format_reads_back_sample_by_sample() -> None:
     engine.freeze_seconds.observe(0.3)
     engine.loaded(TierName.DISK, 512)
     samples = [Metric.model_validate(sample) for sample in engine.samples()]
-    families = list(text_string_to_metric_families(exposition(samples)))
+    text = exposition(samples)
+    assert text.count("# TYPE cwm_freeze_seconds ") == 1, "one family, not one for each of its samples"
+    families = list(text_string_to_metric_families(text))
     read = {(each.name, *sorted(each.labels.items())): each.value for family in families for each in family.samples}
     assert read == {(each.name, *sorted(each.labels.items())): each.value for each in samples}
     assert {family.name: family.type for family in families}["cwm_freeze_seconds"] == "histogram"

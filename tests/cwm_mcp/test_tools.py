@@ -102,6 +102,7 @@ async def test_the_schemas_say_what_must_be_given_and_carry_no_titles(settings: 
         "type": "string",
     }
     for tool in tools.values():
+        assert "null" not in json.dumps(tool.input_schema)
         assert tool.output_schema is not None
         for schema in (tool.input_schema, tool.output_schema):
             assert schema["type"] == "object"

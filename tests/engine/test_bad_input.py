@@ -97,12 +97,18 @@ async def test_a_session_that_has_not_one_full_block_is_refused(engine: Engine) 
 
 
 async def test_a_second_engine_on_the_same_store_refuses_and_the_first_lives(engine: Engine) -> None:
-    async with unharmed(engine):
-        with pytest.raises(EngineDied) as died, Engine(replace(engine.options, home=engine.home)):
-            pass
-    said = {line.partition("CWM-")[2] for line in str(died.value).splitlines() if "CWM-" in line}
+    second = Engine(replace(engine.options, home=engine.home))
+    try:
+        async with unharmed(engine):
+            with pytest.raises(EngineDied):
+                second.start()
+        said = {line.partition("CWM-")[2] for line in second.log.read_text().splitlines() if "CWM-" in line}
+    finally:
+        second.close()
     assert len(said) == 1, f"not one clear line: {said}"
-    assert str(engine.home) in said.pop(), "it says which store is taken"
+    (line,) = said
+    assert line.startswith("3001: ")
+    assert str(engine.home) in line, "it says which store is taken"
 
 
 async def test_a_store_folder_that_vanishes_is_told_honestly_and_comes_back(engine: Engine) -> None:

@@ -46,8 +46,8 @@ async def test_freezing_in_mid_request_takes_what_is_computed_and_disturbs_nothi
     prompt = await prompt_of(engine.api, 203, 900)
     # Through a salt of its own, so that the running request below starts cold.
     undisturbed = await engine.api.complete(prompt, 200, cache_salt="undisturbed")
-    request = await speaking(engine.api, prompt, 200, session_id="running")
     async with mcp_client(engine) as cwm:
+        request = await speaking(engine.api, prompt, 200, session_id="running")
         frozen = await cwm.call("window_freeze", session_id="running", window_name="running-1")
         assert not request.done(), "the request was over before the freeze: this test tests nothing"
         assert 900 <= frozen["token_count"] < 1100
@@ -61,17 +61,17 @@ async def test_freezing_under_load_of_other_sessions_is_exact(engine: Engine) ->
     talk = await talked(engine.api, "amid", 204, tokens=700)
     calm = talk.branch("amid")
     prompts = [await prompt_of(engine.api, 205 + n, 400) for n in range(3)]
-    load = await asyncio.gather(
-        *(speaking(engine.api, prompt, 150, session_id=f"noise-{n}") for n, prompt in enumerate(prompts))
-    )
     async with mcp_client(engine) as cwm:
+        load = await asyncio.gather(
+            *(speaking(engine.api, prompt, 150, session_id=f"noise-{n}") for n, prompt in enumerate(prompts))
+        )
         frozen = await cwm.call("window_freeze", session_id="amid", window_name="amid-1")
         assert not any(request.done() for request in load), "the load was over before the freeze"
         assert frozen["recomputed_tokens"] == 0
         assert all(len(answer.token_ids) == 150 for answer in await asyncio.gather(*load))
-        reference = await calm.say("\nNext:\n", logprobs=5)
+        reference = await calm.say(talk.cue(), logprobs=5)
         thawed = await cwm.call("window_thaw", window_name="amid-1", new_session_id="amid-again")
-        heard = await talk.branch("amid-again", thawed["cache_salt"]).say("\nNext:\n", logprobs=5)
+        heard = await talk.branch("amid-again", thawed["cache_salt"]).say(talk.cue(), logprobs=5)
     assert heard.restored >= talk.full_blocks(await engine.api.block_tokens())
     assert heard.completion.token_ids == reference.completion.token_ids
     assert heard.completion.top_logprobs == reference.completion.top_logprobs
@@ -80,7 +80,7 @@ async def test_freezing_under_load_of_other_sessions_is_exact(engine: Engine) ->
 async def test_evicted_blocks_are_computed_again_and_counted(engine: Engine) -> None:
     block = await engine.api.block_tokens()
     talk = await talked(engine.api, "evicted", 210, tokens=900)
-    uninterrupted = await talk.branch("evicted-reference").say("\nNext:\n", logprobs=5)
+    uninterrupted = await talk.branch("evicted-reference").say(talk.cue(), logprobs=5)
     for n in range(3):
         # 6,300 tokens of others in a KV cache of 6,144.
         await engine.api.complete(await prompt_of(engine.api, 211 + n, 2100), 1, session_id=f"crowd-{n}")
@@ -88,9 +88,9 @@ async def test_evicted_blocks_are_computed_again_and_counted(engine: Engine) -> 
         frozen = await cwm.call("window_freeze", session_id="evicted", window_name="evicted-1")
         assert frozen["recomputed_tokens"] > 0
         assert frozen["captured_tokens"] == talk.full_blocks(block)
-        prefix_hit = await talk.branch("evicted").say("\nNext:\n", logprobs=5)
+        prefix_hit = await talk.branch("evicted").say(talk.cue(), logprobs=5)
         thawed = await cwm.call("window_thaw", window_name="evicted-1", new_session_id="evicted-again")
-        heard = await talk.branch("evicted-again", thawed["cache_salt"]).say("\nNext:\n", logprobs=5)
+        heard = await talk.branch("evicted-again", thawed["cache_salt"]).say(talk.cue(), logprobs=5)
     assert heard.restored == prefix_hit.local_hits == talk.full_blocks(block)
     assert heard.completion.token_ids == prefix_hit.completion.token_ids
     assert heard.completion.top_logprobs == prefix_hit.completion.top_logprobs

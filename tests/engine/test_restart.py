@@ -19,8 +19,6 @@ from tests.support.engine import Engine
 from tests.support.mcp_client import ToolError, Tools, mcp_client
 from tests.support.talk import WORDS, Talk, assert_equal_where_sure, talked
 
-QUESTION = "\nThe entry after that one reads:\n"
-
 
 @dataclass(frozen=True, slots=True)
 class Told:
@@ -44,7 +42,7 @@ async def tell(engine: Engine, cwm: Tools, name: str, seed: int) -> Told:
     talk = await talked(engine.api, f"session-{name}", seed, tokens=1000)
     frozen = await cwm.call("window_freeze", session_id=talk.session_id, window_name=name)
     uninterrupted = talk.branch(talk.session_id)
-    answer = await uninterrupted.say(QUESTION, logprobs=5)
+    answer = await uninterrupted.say(talk.cue(), logprobs=5)
     full_blocks = talk.full_blocks(await engine.api.block_tokens())
     assert answer.local_hits == full_blocks, "the reference is no prefix hit of the whole session"
     return Told(uninterrupted.ids[:-WORDS], full_blocks, answer, frozen)

@@ -130,7 +130,7 @@ class Engine:
             *(sys.executable, "-m", "cwm_mcp.cli", "serve", str(options.model)),
             *("--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", SERVED_NAME),
             *("--max-model-len", str(options.max_model_len), "--kv-cache-memory-bytes", str(kv_bytes)),
-            *("--enforce-eager", "--enable-prompt-tokens-details"),
+            *("--enforce-eager", "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"),
             *options.arguments,
         ]
 

@@ -55,6 +55,13 @@ async def mcp_client(engine: Engine) -> AsyncIterator[Tools]:
         env={"CWM_HOME": str(engine.home), "CWM_VLLM_URL": engine.url},
         cwd=ROOT,
     )
+    failed: Exception | None = None
     with (engine.folder / "mcp.log").open("a") as log:
         async with Client(stdio_client(server, errlog=log)) as client:
-            yield Tools(client)
+            try:
+                yield Tools(client)
+            except Exception as problem:
+                # Through the transport's task groups it would come out as a group of groups.
+                failed = problem
+    if failed is not None:
+        raise failed

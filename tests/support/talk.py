@@ -1,7 +1,6 @@
 """A session as a test holds it: the exact token ids so far, and one request after another."""
 
 import asyncio
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +9,18 @@ from tests.support.texts import prompt_of
 
 WORDS = 24
 """Tokens that an answer is compared over."""
+SCRIPT = 400
+"""Tokens after which a talk repeats itself."""
 
 
 class Talk:
     """`ids` is everything said: prompts and answers. One request at a time."""
 
-    def __init__(self, api: Api, session_id: str | None, cache_salt: str | None = None) -> None:
+    def __init__(
+        self, api: Api, session_id: str | None, cache_salt: str | None = None, script: Sequence[int] = ()
+    ) -> None:
         self._api = api
+        self._script = script
         self.session_id = session_id
         self.cache_salt = cache_salt
         self.ids: list[int] = []
@@ -39,24 +43,25 @@ class Talk:
         """Tokens in the session's full blocks, generated ones included."""
         return self.computed_tokens // block_tokens * block_tokens
 
+    def cue(self, tokens: int = 8) -> list[int]:
+        """How the recitation goes on from here."""
+        return [self._script[(len(self.ids) + number) % len(self._script)] for number in range(tokens)]
+
     def branch(self, session_id: str | None, cache_salt: str | None = None) -> "Talk":
         """The same words so far, said by somebody else."""
-        other = Talk(self._api, session_id, cache_salt)
+        other = Talk(self._api, session_id, cache_salt, self._script)
         other.ids = list(self.ids)
         return other
 
 
 async def talked(api: Api, session_id: str, seed: int, tokens: int, answer: int = 40) -> Talk:
-    """A session of one turn: a prompt of `tokens` token ids that ends where the log is to be repeated, and an answer.
+    """A session of one turn: a prompt of `tokens` token ids, and an answer that goes on with it.
 
-    Repeating what stands in the context is what a small model does without hesitation, and what it can't do when the
-    restored keys and values are wrong.
+    The prompt is a part of a log over and over. Reciting what stands in the context is what a small model does
+    without hesitation, and what it can't do when the restored keys and values are wrong.
     """
-    log = await prompt_of(api, seed, tokens)
-    start = random.Random(seed).randrange(40, tokens // 2)
-    again = await api.tokenize("\nThe same part of the log again:\n")
-    talk = Talk(api, session_id)
-    await talk.say([*log[: tokens - len(again) - 20], *again, *log[start : start + 20]], answer)
+    talk = Talk(api, session_id, script=await prompt_of(api, seed, SCRIPT))
+    await talk.say(talk.cue(tokens), answer)
     return talk
 
 

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def code_of(call) -> Code:
     return refused.value.code
 
 
-def pragma(catalog: SqliteCatalog, name: str) -> object:
+def pragma(catalog: SqliteCatalog, name: str) -> Any:
     with catalog._file.reading() as db:
         return db.execute(f"PRAGMA {name}").fetchone()[0]
 
@@ -121,13 +122,15 @@ def test_a_folder_is_no_catalog_and_keeps_its_mode(path: Path, opening) -> None:
 
 def test_damage_is_reported(path: Path) -> None:
     with closing(SqliteCatalog.open(path)) as catalog:
-        for n in range(50):
-            catalog.commit_window(new_window(f"w{n}", chain(f"c{n}", 4)))
+        catalog.commit_window(new_window("first", chain("a", 4)))
+        page_bytes = pragma(catalog, "page_size")
+    with closing(sqlite3.connect(path)) as raw:
+        (root,) = raw.execute("SELECT rootpage FROM sqlite_master WHERE name = 'windows'").fetchone()
     with path.open("r+b") as file:
-        half = path.stat().st_size // 2
-        file.seek(half)
-        file.write(b"\xff" * half)
+        file.seek((root - 1) * page_bytes)
+        file.write(b"\xff" * page_bytes)
     with closing(SqliteCatalog.open(path)) as catalog:
+        assert code_of(lambda: catalog.window("first")) is Code.CORRUPT
         assert code_of(lambda: catalog.list_windows(WindowQuery())) is Code.CORRUPT
         assert code_of(catalog.check_integrity) is Code.CORRUPT
 
@@ -139,7 +142,6 @@ def test_a_full_disk_leaves_everything_as_it_was(catalog: SqliteCatalog, path: P
     catalog.commit_window(new_window("first", chain("a", 3)))
     before = content(path)
     limit = pragma(catalog, "page_count")
-    assert isinstance(limit, int)
     pragma(catalog, f"max_page_count = {limit + 3}")
     assert code_of(lambda: catalog.commit_window(new_window("second", chain("b", 400)))) is Code.QUOTA
     assert content(path) == before

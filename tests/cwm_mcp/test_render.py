@@ -1,0 +1,63 @@
+"""Tables for a terminal."""
+
+import io
+
+import pytest
+from pydantic import BaseModel
+from rich.console import Console
+
+from cwm_mcp import models as m
+from cwm_mcp.render import of, size
+
+
+def drawn(result: BaseModel) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    with console.capture() as capture:
+        console.print(of(result))
+    return capture.get()
+
+
+def a_session(title: str | None) -> m.SessionItem:
+    return m.SessionItem(
+        session_id="s",
+        state="active",
+        model="m",
+        token_count=700,
+        heads=None,
+        cached_tokens=None,
+        last_active_at="2026-01-23T09:30:15.250Z",
+        created_at=None,
+        windows=[],
+        title=title,
+    )
+
+
+def test_what_somebody_wrote_is_neither_markup_nor_a_command_to_the_terminal() -> None:
+    shown = drawn(m.SessionList(sessions=[a_session("[red]\x1b[2Jhi[/red]")], total=1, has_more=False))
+    assert "[red] [2Jhi[/red]" in shown
+    assert "\x1b" not in shown
+
+
+def test_the_unknown_is_a_dash_and_not_a_zero() -> None:
+    store = m.KvStore(
+        total_blocks=0, total_bytes=0, hit_rate=None, hits=None, misses=None, dedup_ratio=None, tiers={"cpu": None}
+    )
+    vllm = m.VllmCache(connected=False, prefix_cache_hit_rate=None, external_hit_rate=None, cached_tokens=None)
+    rows = dict(
+        line.split() for line in drawn(m.CacheStats(kv_store=store, vllm=vllm)).splitlines() if len(line.split()) == 2
+    )
+    assert rows["kv_store.total_blocks"] == "0"
+    assert rows["kv_store.hit_rate"] == rows["kv_store.tiers.cpu"] == "-"
+
+
+def test_a_page_says_how_much_there_is_beyond_it() -> None:
+    assert "1 of 7" in drawn(m.SessionList(sessions=[a_session(None)], total=7, has_more=True))
+    assert " of " not in drawn(m.SessionList(sessions=[a_session(None)], total=1, has_more=False))
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 29, "1.5 GiB"), (1 << 60, "1048576.0 TiB")],
+)
+def test_sizes_are_in_binary_units(count: int, text: str) -> None:
+    assert size(count) == text

@@ -1,0 +1,225 @@
+"""An engine in miniature: everything of CWM and vLLM's own block pool and requests, with no model and no forward pass.
+
+`serve` leaves in the paged cache what a prefill would leave: pages that depend on nothing but the tokens up to their
+block. So a load is right if and only if the pages it filled are the ones that computing would have made. The engine
+thread steps when it is woken, as vLLM's does.
+"""
+
+import asyncio
+import hashlib
+import queue
+import threading
+from array import array
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from cwm_connector.board import JobBoard
+from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.engine import CatalogThread, Engine
+from cwm_connector.identity import Geometry, Passport
+from cwm_connector.mailbox import Mailbox
+from cwm_connector.metrics import Metrics
+from cwm_connector.operations import EngineOperations
+from cwm_connector.paging import copier_for, payload_bytes
+from cwm_connector.placement import CpuPlacement
+from cwm_connector.protocol import ARGUMENTS, Op
+from cwm_connector.recovery import pair_store, recover
+from cwm_connector.scheduler import SchedulerSide
+from cwm_connector.sessions import SessionIndex
+from cwm_connector.settings import load_settings, private_folder
+from cwm_connector.tiers.cpu import CpuTier
+from cwm_connector.tiers.disk import DiskTier
+from cwm_connector.visibility import Visibility
+from cwm_connector.worker import WorkerSide
+from tests.support.vllm_parts import BLOCK_TOKENS, compute, new_pool, request
+
+T = TypeVar("T")
+
+LAYERS, PAGE_WORDS = 2, 512
+BLOCK_BYTES = LAYERS * PAGE_WORDS * 8
+CHUNK_BLOCKS = 2
+PASSPORT = Passport({"weights": "small", "format": "1"})
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    ids: list[int]
+
+    def get_block_ids(self) -> tuple[list[int], ...]:
+        return (self.ids,)
+
+
+def page_of(token_ids: "Iterable[int]") -> torch.Tensor:
+    """What computing would leave in the page of the block that ends with these tokens, `[layers, words]`."""
+    seed = int.from_bytes(hashlib.sha256(array("i", token_ids).tobytes()).digest()[:8], "big", signed=True)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-(2**62), 2**62, (LAYERS, PAGE_WORDS), dtype=torch.int64, generator=generator)
+
+
+class Miniature:
+    """One engine over `home`; `passport` as if it served those weights. Close it, or `abandon` it like a kill -9."""
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        passport: Passport = PASSPORT,
+        pool_blocks: int = 64,
+        cpu_cache_gb: float = 0.01,
+        disk_cache_gb: float = 1.0,
+    ) -> None:
+        settings = load_settings(
+            {"home": str(home), "cpu_cache_gb": cpu_cache_gb, "disk_cache_gb": disk_cache_gb, "chunk_tokens": 32}
+        )
+        private_folder(settings.chunks_path, "CWM_DISK_PATH")
+        pair_store(settings.home, settings.chunks_path)
+        self.settings = settings
+        self.pool = new_pool(pool_blocks)
+        self.cache = torch.zeros((LAYERS, pool_blocks, PAGE_WORDS), dtype=torch.int64)
+        copier = copier_for(list(self.cache))
+        assert payload_bytes(copier, 1) == BLOCK_BYTES
+        self.disk = DiskTier(settings.chunks_path)
+        self.cpu = CpuTier(settings.cpu_cache_bytes)
+        self.worker = WorkerSide(0, copier, BLOCK_TOKENS, self.cpu, self.disk)
+        self.catalog = CatalogThread(lambda: SqliteCatalog.open(settings.catalog_path))
+        self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._stopped = False
+        board, visibility, placement = JobBoard(1), Visibility(), CpuPlacement(1)
+        mailbox, metrics = Mailbox(lambda: self._inbox.put(None)), Metrics()
+        geometry = Geometry.of(BLOCK_TOKENS, settings.chunk_tokens)
+        sessions = SessionIndex("small", BLOCK_TOKENS, visibility.thawed_into)
+        self.scheduler = SchedulerSide(geometry, sessions, visibility, board, mailbox, placement, metrics)
+        self.scheduler.bind_pool(self.pool)
+        self.engine = Engine(
+            settings=settings,
+            model="small",
+            passport=passport,
+            geometry=geometry,
+            block_bytes=BLOCK_BYTES,
+            world_size=1,
+            catalog=self.catalog,
+            scheduler=self.scheduler,
+            mailbox=mailbox,
+            board=board,
+            placement=placement,
+            visibility=visibility,
+            metrics=metrics,
+            submit_prefill=self._prefill,
+        )
+        self.operations = EngineOperations(self.engine)
+        self._thread = threading.Thread(target=self._run, daemon=True, name="miniature-engine")
+        self._thread.start()
+
+    @classmethod
+    async def started(cls, home: Path, **more: Any) -> "Miniature":
+        """After what a start does first: recovery, and the thaws of before."""
+        one = cls(home, **more)
+        await one.catalog.run(lambda catalog: recover(catalog, one.disk, 1))
+        await one.operations.restore_thaws()
+        return one
+
+    def close(self) -> None:
+        self._stopped = True
+        self._inbox.put(None)
+        self._thread.join(10)
+        self.worker.close()
+        self.catalog.close()
+
+    async def call(
+        self, op: Op, progress: Callable[[int, int, str], None] | None = None, **args: Any
+    ) -> dict[str, Any]:
+        """An operation as the control server would call it."""
+        return await self.operations.call(op, ARGUMENTS[op](**args), progress or (lambda *_: None))
+
+    # --- as a client of the model ---
+
+    async def serve(self, token_ids: Iterable[int], session_id: str | None = None, salt: str | None = None) -> None:
+        """One request from beginning to end."""
+        await asyncio.wrap_future(self._do(lambda: self._serve("r", list(token_ids), session_id, salt)))
+
+    async def evict(self) -> None:
+        """Other work takes every block that nobody holds."""
+
+        def use_all() -> None:
+            self.pool.free_blocks(self.pool.get_new_blocks(self.pool.get_num_free_blocks()))
+
+        await asyncio.wrap_future(self._do(use_all))
+
+    async def resume(self, token_ids: Iterable[int], session_id: str | None = None, salt: str | None = None) -> int:
+        """A request that begins with `token_ids` and one token more: how many of its tokens were loaded.
+
+        Asserts that every loaded page is what computing would have left there.
+        """
+        ids = [*token_ids, 7]
+        one = request(ids, request_id=f"resume-{id(ids)}", session_id=session_id, cache_salt=salt)
+        return await asyncio.to_thread(self._resume, one, ids)
+
+    def _resume(self, one: Any, ids: list[int]) -> int:
+        loadable = self._do(lambda: self.scheduler.matched_tokens(one, 0)).result(10)
+        if not loadable:
+            return 0
+        blocks = self._do(lambda: self.pool.get_new_blocks(len(one.block_hashes))).result(10)
+        block_ids = [block.block_id for block in blocks]
+        self._do(lambda: self.scheduler.blocks_allocated(one, _Blocks(block_ids), loadable)).result(10)
+        bad: set[int] = set()
+        loaded: set[str] = set()
+        while one.request_id not in loaded:
+            self._do(
+                lambda: (loaded.update(self.worker.take_loaded()), bad.update(self.worker.take_bad_blocks()))
+            ).result(10)
+        good = next((at for at, block in enumerate(block_ids) if block in bad), loadable // BLOCK_TOKENS)
+        for at in range(min(good, loadable // BLOCK_TOKENS)):
+            expected = page_of(ids[: (at + 1) * BLOCK_TOKENS])
+            assert torch.equal(self.cache[:, block_ids[at]], expected), f"block {at} holds other bytes"
+        self._do(lambda: self.pool.free_blocks(reversed(blocks))).result(10)
+        return min(good * BLOCK_TOKENS, loadable)
+
+    # --- the engine thread ---
+
+    def _do(self, function: Callable[[], T]) -> "Future[T]":
+        answer: Future[T] = Future()
+        self._inbox.put((function, answer))
+        return answer
+
+    def _run(self) -> None:
+        while not self._stopped:
+            message = self._inbox.get()
+            if message is not None:
+                function, answer = message
+                try:
+                    answer.set_result(function())
+                except BaseException as problem:
+                    answer.set_exception(problem)
+            self._step()
+
+    def _step(self) -> None:
+        jobs = self.scheduler.step_jobs()
+        self.worker.submit(jobs.jobs)
+        if (reports := self.worker.take_reports()) is not None:
+            self.scheduler.deliver(reports)
+
+    def _serve(self, request_id: str, ids: list[int], session_id: str | None, salt: str | None) -> None:
+        one = request(ids, request_id=request_id, session_id=session_id, cache_salt=salt)
+        self.scheduler.request_added(one)
+        self.scheduler.matched_tokens(one, 0)
+        blocks = compute(self.pool, one)
+        for at, block in enumerate(blocks):
+            self.cache[:, block.block_id] = page_of(ids[: (at + 1) * BLOCK_TOKENS])
+        self.scheduler.request_finished(one)
+        self._step()
+        self.pool.free_blocks(reversed(blocks))
+
+    def _prefill(self, request_id: str, token_ids: "memoryview[int]", salt: str | None) -> None:
+        self._do(lambda: self._serve(request_id, token_ids.tolist(), None, salt))
+
+
+def chunk_files(home: Path) -> list[Path]:
+    with suppress(FileNotFoundError):
+        return sorted(path for path in (home / "chunks").iterdir() if path.name.endswith(".data"))
+    return []
