@@ -60,6 +60,11 @@ class Metrics:
         """Chunks since the engine's start."""
         return int(self._hits._value.get()), int(self._misses._value.get())
 
+    def hit_rate(self) -> float:
+        """Of the chunks that should have been loaded; 0 before the first one, which hits and misses beside it tell."""
+        hits, misses = self.hits_and_misses()
+        return hits / (hits + misses) if hits + misses else 0.0
+
     def samples(self) -> list[dict[str, Any]]:
         """Every sample as name, type, value, labels and help."""
         return [

@@ -80,7 +80,7 @@ class Reader:
             "kv_store": {
                 "total_blocks": totals.chunks,
                 "total_bytes": totals.stored_bytes,
-                "hit_rate": hits / (hits + misses) if hits + misses else None,
+                "hit_rate": self._engine.metrics.hit_rate(),
                 "hits": hits,
                 "misses": misses,
                 "dedup_ratio": totals.referenced_bytes / totals.stored_bytes if totals.stored_bytes else None,
@@ -123,8 +123,6 @@ class Reader:
         return views.storage_tier(self._engine.placement.tiers_of(keys))
 
     async def _window_status(self, name: str, include_blocks: bool) -> dict[str, Any]:
-        hits, misses = self._engine.metrics.hits_and_misses()
-
         def read(catalog: Catalog) -> dict[str, Any]:
             return views.window_status(
                 catalog.window(name),
@@ -132,7 +130,7 @@ class Reader:
                 catalog.children(name),
                 self._engine.placement,
                 include_blocks=include_blocks,
-                hit_rate=hits / (hits + misses) if hits + misses else None,
+                hit_rate=self._engine.metrics.hit_rate(),
             )
 
         return await self._engine.catalog.run(read)

@@ -319,7 +319,7 @@ async def test_statistics_count_what_was_loaded_and_where_the_chunks_are(engine:
     await engine.call(Op.FREEZE, session_id="alice", window_name="w")
     await engine.call(Op.CLONE, source_window="w", target_window="c")
     unused = (await engine.call(Op.STATS))["kv_store"]
-    assert (unused["total_blocks"], unused["hit_rate"], unused["dedup_ratio"]) == (5, None, 2.0)
+    assert (unused["total_blocks"], unused["hit_rate"], unused["dedup_ratio"]) == (5, 0.0, 2.0)
     assert unused["tiers"]["cpu"]["bytes"] == unused["tiers"]["disk"]["bytes"] == on_disk(engine)
     await engine.call(Op.THAW, window_name="w", new_session_id="bob")
     await engine.resume(TEXT, session_id="bob")
