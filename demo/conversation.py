@@ -28,6 +28,8 @@ class Conversation:
     def __init__(self, api: Api) -> None:
         self._api = api
         self.ids: tuple[int, ...] = ()
+        self.computed_tokens = 0
+        """Of `ids`, those whose KV the engine has computed: the last sampled one has none yet."""
 
     async def begin(self, text: str) -> None:
         """The system prompt and a text to talk about."""
@@ -42,8 +44,14 @@ class Conversation:
         # The model ends its answer with <|im_end|> itself, unless it was cut off.
         (end,) = await self._tokens(_END)
         newline = await self._tokens("\n")
+        self.computed_tokens = len(turn.prompt) + len(said) - 1
         self.ids = (*turn.prompt, *said, *(() if said[-1] == end else (end,)), *newline)
         return turn
+
+    async def next_turn_completes_a_block(self, block_tokens: int) -> bool:
+        """True if what every next turn begins with fills up a block that the last turn left open."""
+        certain = len(self.ids) + len(await self._tokens("<|im_start|>user\n"))
+        return certain // block_tokens > self.computed_tokens // block_tokens
 
     async def _tokens(self, text: str) -> tuple[int, ...]:
         return tuple(await self._api.tokenize(text))

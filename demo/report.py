@@ -85,7 +85,9 @@ def verdict(report: Report) -> list[str]:
     for way in report.ways():
         if way.reference is None:
             continue
-        restored = way.turn.heard.restored
+        restored, kept = way.turn.heard.restored, way.reference.heard.local_hits
+        if kept != whole:
+            faults.append(f"{way.name}: its reference found {kept} tokens cached, not the session's {whole}")
         if restored == 0:
             faults.append(f"{way.name}: vLLM's counters say that nothing was restored")
         elif restored < whole:

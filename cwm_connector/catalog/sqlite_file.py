@@ -70,10 +70,12 @@ def translated(path: str) -> Iterator[None]:
 class SqliteFile:
     """A connection with transactions. It may be used by the thread that opened it only; sqlite3 enforces that."""
 
-    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: str, inode: int | None = None) -> None:
+        """`inode`: the file's own; a write is refused when another, or none, stands at the path."""
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._connection = connection
         self.path = path
+        self._inode = inode
 
     @classmethod
     def open(cls, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqliteFile":
@@ -98,7 +100,7 @@ class SqliteFile:
                 # What was deleted is overwritten, whatever the library's default: token ids are somebody's text.
                 connection.execute("PRAGMA secure_delete = ON")
                 connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
-                file = cls(connection, str(path))
+                file = cls(connection, str(path), _inode(path))
                 _migrate(file)
                 return file
             except BaseException:
@@ -137,7 +139,11 @@ class SqliteFile:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction: durable when the block ends, undone by any exception in it."""
+        """A write transaction: durable when the block ends, undone by any exception in it.
+
+        Raises: CWM-4001 if the file is no longer at its path, where nobody would ever find what is written to it.
+        """
+        self._require_in_place()
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
 
@@ -154,8 +160,22 @@ class SqliteFile:
                     self._connection.execute("ROLLBACK")
                 raise
 
+    def _require_in_place(self) -> None:
+        if self._inode is not None and _inode(Path(self.path)) != self._inode:
+            raise CWMError(
+                Code.WRITE_FAILED,
+                f"the catalog {self.path} was removed or replaced while in use; put it back, or restart the engine",
+            )
+
     def close(self) -> None:
         self._connection.close()
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def _connect(database: str, busy_timeout_s: float) -> sqlite3.Connection:

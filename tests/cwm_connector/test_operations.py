@@ -356,3 +356,26 @@ async def test_tags_and_description_change_and_nothing_else_does(engine: Miniatu
     assert (sorted(changed["tags"]), changed["description"]) == (["b", "c"], "new")
     with pytest.raises(CWMError, match="CWM-1003"):
         await engine.call(Op.TAG, window_name="w", add=["no tag"])
+
+
+async def test_a_store_that_is_removed_under_the_engine_acknowledges_nothing(engine: Miniature) -> None:
+    await engine.serve(TEXT, "alice")
+    home = engine.settings.home
+    away = home.with_name(f"{home.name}-away")
+    home.rename(away)
+    for call in (
+        engine.call(Op.FREEZE, session_id="alice", window_name="w"),
+        engine.call(Op.CLONE, source_window="w", target_window="c"),
+    ):
+        with pytest.raises(CWMError, match="CWM-4001"):
+            await call
+    away.rename(home)
+    assert (await engine.call(Op.FREEZE, session_id="alice", window_name="w"))["captured_tokens"] == 144
+
+
+async def test_a_catalog_that_is_replaced_under_the_engine_acknowledges_nothing(engine: Miniature) -> None:
+    await engine.serve(TEXT, "alice")
+    await engine.call(Op.FREEZE, session_id="alice", window_name="w")
+    engine.settings.catalog_path.unlink()
+    with pytest.raises(CWMError, match=r"CWM-4001.*removed or replaced"):
+        await engine.call(Op.CLONE, source_window="w", target_window="c")

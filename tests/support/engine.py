@@ -7,6 +7,7 @@ socket paths end at 107 bytes) and none of the caller's CWM_ settings.
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -26,6 +27,7 @@ from tests.support.api import Api
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SERVED_NAME: Final = "SmolLM2-135M-Instruct"
+_FAULT: Final = re.compile(r"(\(\w+ pid=\d+\) ERROR .*\] )?\w+(Error|Exception): ")
 _QUIET: Final = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
@@ -197,4 +199,7 @@ class Engine:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def log_tail(self, lines: int = 40) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        """What the log says of CWM's errors and vLLM's first one, then its last lines."""
+        said = self.log.read_text(errors="replace").splitlines()
+        causes = [line for line in said if "CWM-" in line or _FAULT.match(line)]
+        return "\n".join([*dict.fromkeys(causes[-8:]), "…", *said[-lines:]])

@@ -37,9 +37,9 @@ _WEATHER: Final = (
 
 
 def project_log(seed: int, entries: int) -> str:
-    """The log's first `entries` entries, about 75 tokens each."""
+    """The log's first `entries` entries, about 60 tokens each."""
     chance = random.Random(seed)
-    lines = [f"Working log {seed} of the Harrow Lock repair"]
+    lines = [f"Working log {seed}: the repair of Harrow Lock, a lock for boats on the canal"]
     for number in range(1, entries + 1):
         person, place = chance.choice(_PEOPLE), chance.choice(_PLACES)
         finding = chance.choice(_FINDINGS).format(n=chance.randint(2, 60))
