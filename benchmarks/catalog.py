@@ -21,8 +21,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cwm_connector.catalog.base import Binding, ChunkKey, ChunkRow, Micros, NewWindow, SortBy, WindowQuery
+from cwm_connector.catalog.base import (
+    Binding,
+    ChunkRow,
+    NewWindow,
+    SortBy,
+    WindowQuery,
+)
 from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.terms import ChunkKey, Micros
 
 CHUNK_TOKENS = 256
 CHUNK_BYTES = 5 << 20

@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -182,8 +183,9 @@ def draw(run: Run, path: Path) -> None:
     axes.tick_params(axis="y", length=0, labelsize=10)
     axes.grid(axis="x", which="both", color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     machine = run.machine
     figure.supxlabel(
         f"{machine.get('gpu') or machine['cpu']}, {machine['cores']} cores, {machine['date'][:10]}, SmolLM2-135M",

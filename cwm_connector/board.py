@@ -6,10 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from cwm_connector.catalog.base import ChunkKey
 from cwm_connector.jobs import ChunkOutcome, Job, JobId, Phase, Report
 from cwm_connector.protocol import CWMError
-from cwm_connector.tiers.base import TierName
+from cwm_connector.terms import ChunkKey, TierName
 
 _SLOWNESS = {tier: rank for rank, tier in enumerate(TierName)}
 

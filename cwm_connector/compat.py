@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from cwm_connector.protocol import Code, CWMError
-from cwm_connector.tiers.base import TierName
+from cwm_connector.terms import TierName
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

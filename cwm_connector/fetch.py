@@ -11,7 +11,11 @@ from typing import Final
 
 from cwm_connector.identity import ChunkSpec
 from cwm_connector.protocol import CWMError
-from cwm_connector.tiers.base import ChunkId, ChunkStore, TierName
+from cwm_connector.terms import TierName
+from cwm_connector.tiers.base import (
+    ChunkId,
+    ChunkStore,
+)
 from cwm_connector.tiers.chunk import ChunkHeader, check, sealed_bytes
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer
 

@@ -15,7 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cwm_connector.board import JobResult, Ticket
-from cwm_connector.catalog.base import Catalog, ChunkKey, ChunkRow, NewWindow, WindowRow
+from cwm_connector.catalog.base import (
+    Catalog,
+    ChunkRow,
+    NewWindow,
+    WindowRow,
+)
 from cwm_connector.catalog.views import storage_tier
 from cwm_connector.control import ProgressSink
 from cwm_connector.engine import Engine, on_loop, settled, to_the_end
@@ -33,6 +38,7 @@ from cwm_connector.protocol import (
 )
 from cwm_connector.scheduler import SavePlan
 from cwm_connector.sessions import HeadSnapshot, now_micros
+from cwm_connector.terms import ChunkKey
 from cwm_connector.visibility import BoundWindow
 
 CAPTURE_STEP_S: Final = 0.002

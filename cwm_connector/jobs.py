@@ -14,10 +14,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
-from cwm_connector.catalog.base import ChunkKey
 from cwm_connector.identity import ChunkSpec
 from cwm_connector.protocol import Code, CWMError
-from cwm_connector.tiers.base import ChunkId, TierName
+from cwm_connector.terms import ChunkKey, TierName
+from cwm_connector.tiers.base import (
+    ChunkId,
+)
 
 JobId = NewType("JobId", int)
 

@@ -6,8 +6,10 @@ chunk is on disk as well, so what is not here is there.
 
 from collections.abc import Iterable, Sequence
 
-from cwm_connector.catalog.base import ChunkKey
-from cwm_connector.tiers.base import ChunkId, TierName
+from cwm_connector.terms import ChunkKey, TierName
+from cwm_connector.tiers.base import (
+    ChunkId,
+)
 
 
 class CpuPlacement:

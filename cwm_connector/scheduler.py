@@ -19,7 +19,7 @@ from cwm_connector.metrics import Metrics
 from cwm_connector.placement import CpuPlacement
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.sessions import HeadSnapshot, SessionIndex, SessionView, is_text_only, salt_hash
-from cwm_connector.tiers.base import TierName
+from cwm_connector.terms import TierName
 from cwm_connector.visibility import BoundWindow, Visibility
 
 if TYPE_CHECKING:

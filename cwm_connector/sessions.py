@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from cwm_connector.catalog.base import Micros
 from cwm_connector.protocol import Code, CWMError, is_session_id
+from cwm_connector.terms import Micros
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_utils import BlockHash

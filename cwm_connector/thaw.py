@@ -25,7 +25,7 @@ from cwm_connector.protocol import (
     check_window_name,
 )
 from cwm_connector.sessions import now_micros, salt_hash
-from cwm_connector.tiers.base import TierName
+from cwm_connector.terms import TierName
 from cwm_connector.visibility import BoundWindow
 
 REBOUND_AT_START: Final = 256

@@ -30,7 +30,11 @@ from cwm_connector.jobs import (
 )
 from cwm_connector.paging import Fence, PagedCopier, payload_bytes
 from cwm_connector.protocol import Code, CWMError
-from cwm_connector.tiers.base import ChunkId, ChunkStore, TierName
+from cwm_connector.terms import TierName
+from cwm_connector.tiers.base import (
+    ChunkId,
+    ChunkStore,
+)
 from cwm_connector.tiers.chunk import HEADER_BYTES, seal
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer
 

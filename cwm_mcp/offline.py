@@ -11,7 +11,7 @@ from cwm_connector.catalog import views
 from cwm_connector.catalog.base import Catalog, CatalogTotals
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.protocol import Code, CWMError, ListArgs, SessionsArgs, StatusArgs
-from cwm_connector.tiers.base import TierName
+from cwm_connector.terms import TierName
 
 T = TypeVar("T")
 

@@ -1,10 +1,12 @@
 """A chat as exact token ids. A server that renders the chat anew from its text could tokenize an answer differently."""
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tests.support.api import Api, Measured
 
-SYSTEM = "You are a careful assistant. You answer from the working log, in a few words."
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 MAX_ANSWER = 48
 _END = "<|im_end|>"
 
@@ -31,15 +33,11 @@ class Conversation:
         self.computed_tokens = 0
         """Of `ids`, those whose KV the engine has computed: the last sampled one has none yet."""
 
-    async def begin(self, text: str) -> None:
-        """The system prompt and a text to talk about."""
-        self.ids = await self._tokens(
-            f"<|im_start|>system\n{SYSTEM}{_END}\n<|im_start|>user\nHere is the log.\n\n{text}{_END}\n"
-        )
-
-    async def ask(self, question: str, *, session_id: str | None, cache_salt: str | None = None) -> Turn:
-        """Asks and takes question and answer into `ids`. Greedy, so that the same question gets the same answer."""
-        turn = await ask_after(self._api, self.ids, question, session_id=session_id, cache_salt=cache_salt)
+    async def ask(self, question: str, *, session_id: str, about: str = "") -> Turn:
+        """Asks and takes question and answer into `ids`; `about` is a text that stands before the question."""
+        if not self.ids:
+            self.ids = await self._tokens(f"<|im_start|>system\n{SYSTEM}{_END}\n")
+        turn = await ask_after(self._api, self.ids, question, session_id=session_id, about=about)
         said = turn.heard.completion.token_ids
         # The model ends its answer with <|im_end|> itself, unless it was cut off.
         (end,) = await self._tokens(_END)
@@ -48,9 +46,11 @@ class Conversation:
         self.ids = (*turn.prompt, *said, *(() if said[-1] == end else (end,)), *newline)
         return turn
 
-    async def next_turn_completes_a_block(self, block_tokens: int) -> bool:
-        """True if what every next turn begins with fills up a block that the last turn left open."""
-        certain = len(self.ids) + len(await self._tokens("<|im_start|>user\n"))
+    async def completes_a_block(self, questions: Iterable[str], block_tokens: int) -> bool:
+        """True if what all these questions begin with fills up a block that the last turn left open."""
+        asked = [await self._tokens(f"<|im_start|>user\n{question}") for question in questions]
+        common = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*asked, strict=False))
+        certain = len(self.ids) + len(list(common))
         return certain // block_tokens > self.computed_tokens // block_tokens
 
     async def _tokens(self, text: str) -> tuple[int, ...]:
@@ -58,10 +58,19 @@ class Conversation:
 
 
 async def ask_after(
-    api: Api, ids: tuple[int, ...], question: str, *, session_id: str | None, cache_salt: str | None = None
+    api: Api,
+    ids: tuple[int, ...],
+    question: str,
+    *,
+    session_id: str | None,
+    cache_salt: str | None = None,
+    about: str = "",
 ) -> Turn:
-    """One question after what `ids` hold, which stay as they are: a branch."""
-    asked = await api.tokenize(f"<|im_start|>user\n{question}{_END}\n<|im_start|>assistant\n")
+    """One question after what `ids` hold, which stay as they are: a branch.
+
+    Greedy, so that the same question gets the same answer.
+    """
+    asked = await api.tokenize(f"<|im_start|>user\n{about}{question}{_END}\n<|im_start|>assistant\n")
     prompt = (*ids, *asked)
     heard = await api.measure(prompt, MAX_ANSWER, session_id=session_id, cache_salt=cache_salt, ignore_eos=False)
     return Turn(question, prompt, heard)

@@ -17,16 +17,12 @@ from tests.support.texts import project_log
 SESSION = "lock-repair"
 STEM = "lock-repair-evening"
 LOG_ENTRIES = 90
-QUESTIONS = (
-    "What is this log about?",
-    "Which parts of the lock were worked on?",
-    "Name two people who worked there.",
-)
-SMALL_TALK = "Thank you. Is there anything else?"
-NEXT = "What did they find at the pump house?"
+QUESTIONS = ("What did Ines Okafor find?", "What did Piet van Dijk find?", "And what did Clara Novak find?")
+SMALL_TALK = "Thank you. Did you read all of it?"
+NEXT = "What did Yusuf Demir find?"
 BRANCHES = {
-    "plan-a": "Write one sentence to the boat owners about the wait.",
-    "plan-b": "List three tools that should be ordered.",
+    "ask-about-the-gauge": "How does the gauge board read?",
+    "write-to-the-boats": "Write a short note to the boat owners.",
 }
 
 
@@ -94,11 +90,8 @@ class _Story:
         )
 
     async def _first_turn(self) -> Turn:
-        self._console.rule(f"[bold]A conversation, X-Session-ID: {SESSION}")
-        text = project_log(seed=7, entries=LOG_ENTRIES)
-        await self._chat.begin(text)
-        self._console.print(f"  about a working log of {len(self._chat.ids):,} tokens")
-        return await self._turn(QUESTIONS[0])
+        self._console.rule(f"[bold]A conversation about a long working log, X-Session-ID: {SESSION}")
+        return await self._turn(QUESTIONS[0], about=f"{project_log(seed=7, entries=LOG_ENTRIES)}\n")
 
     async def _until_references_are_apart(self) -> list[Turn]:
         """More turns, until the next one can't complete an open block.
@@ -108,12 +101,12 @@ class _Story:
         """
         turns = []
         block = await self._engine.api.block_tokens()
-        while await self._chat.next_turn_completes_a_block(block):
+        while await self._chat.completes_a_block((NEXT, *BRANCHES.values()), block):
             turns.append(await self._turn(SMALL_TALK))
         return turns
 
-    async def _turn(self, question: str) -> Turn:
-        turn = await self._chat.ask(question, session_id=SESSION)
+    async def _turn(self, question: str, about: str = "") -> Turn:
+        turn = await self._chat.ask(question, session_id=SESSION, about=about)
         self._say(SESSION, turn)
         return turn
 

@@ -14,13 +14,9 @@ Times are whole microseconds since 1970 in UTC.
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NewType, Protocol
+from typing import Protocol
 
-ChunkKey = NewType("ChunkKey", bytes)
-"""32 bytes: SHA-256 chain over passport, parent key and token ids. Same content, same key."""
-
-Micros = NewType("Micros", int)
-"""Microseconds since 1970-01-01T00:00:00Z."""
+from cwm_connector.terms import ChunkKey, Micros
 
 
 @dataclass(frozen=True, slots=True)

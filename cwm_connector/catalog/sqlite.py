@@ -14,10 +14,8 @@ from typing import Any
 from cwm_connector.catalog.base import (
     Binding,
     CatalogTotals,
-    ChunkKey,
     ChunkRow,
     DeletedWindow,
-    Micros,
     NewWindow,
     SessionEvent,
     SessionRow,
@@ -36,6 +34,7 @@ from cwm_connector.catalog.sqlite_snapshots import (
     row_id,
 )
 from cwm_connector.protocol import Code, CWMError, check_tags
+from cwm_connector.terms import ChunkKey, Micros
 
 _WINDOW = """
     SELECT w.name, w.description, w.model, s.passport, w.session_id, w.head, w.parent, w.token_count,

@@ -8,8 +8,13 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cwm_connector.catalog.base import ChunkKey, ChunkRow, DeletedWindow, NewWindow
+from cwm_connector.catalog.base import (
+    ChunkRow,
+    DeletedWindow,
+    NewWindow,
+)
 from cwm_connector.protocol import Code, CWMError
+from cwm_connector.terms import ChunkKey
 
 TOKEN_BYTES = 4
 """Token ids are little-endian int32."""

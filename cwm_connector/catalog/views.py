@@ -13,9 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
 from cwm_connector.catalog.base import (
-    ChunkKey,
     ChunkRow,
-    Micros,
     SessionEvent,
     SessionRow,
     SortBy,
@@ -24,7 +22,7 @@ from cwm_connector.catalog.base import (
     WindowRow,
 )
 from cwm_connector.protocol import Code, CWMError, ListArgs, SessionsArgs, check_session_id, check_tags
-from cwm_connector.tiers.base import TierName
+from cwm_connector.terms import ChunkKey, Micros, TierName
 
 MAX_LIMIT: Final = 100
 MAX_SEARCH: Final = 200

@@ -8,21 +8,12 @@ Threads: tiers live in a worker process and are used by its transfer threads onl
 block. All methods are thread-safe.
 """
 
-import enum
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from cwm_connector.catalog.base import ChunkKey
-
-
-class TierName(enum.StrEnum):
-    """Fastest first."""
-
-    CPU = "cpu"
-    DISK = "disk"
-    REDIS = "redis"
+from cwm_connector.terms import ChunkKey, TierName
 
 
 class ChunkId(NamedTuple):

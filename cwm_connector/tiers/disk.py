@@ -21,10 +21,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Final, TypeVar
 
-from cwm_connector.catalog.base import ChunkKey
 from cwm_connector.protocol import Code, CWMError
+from cwm_connector.terms import ChunkKey, TierName
 from cwm_connector.tiers import staging
-from cwm_connector.tiers.base import ChunkId, TierName
+from cwm_connector.tiers.base import (
+    ChunkId,
+)
 from cwm_connector.tiers.bounded import BoundedThreads
 from cwm_connector.tiers.chunk import ALIGNMENT
 from cwm_connector.tiers.native_file import NativeFile, NativeFileError, accepts_direct_io, file_name

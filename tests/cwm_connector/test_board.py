@@ -3,11 +3,13 @@
 import pytest
 
 from cwm_connector.board import JobBoard
-from cwm_connector.catalog.base import ChunkKey
 from cwm_connector.jobs import ChunkOutcome, DropJob, Phase, Report
 from cwm_connector.placement import CpuPlacement
 from cwm_connector.protocol import Code, CWMError
-from cwm_connector.tiers.base import ChunkId, TierName
+from cwm_connector.terms import ChunkKey, TierName
+from cwm_connector.tiers.base import (
+    ChunkId,
+)
 
 KEY = ChunkKey(b"k" * 32)
 
@@ -52,7 +54,8 @@ def test_one_rank_s_failure_fails_the_job_after_all_have_ended() -> None:
 
 
 def test_progress_is_that_of_the_slowest_rank() -> None:
-    board, seen = JobBoard(world_size=2), []
+    board = JobBoard(world_size=2)
+    seen: list[int] = []
     job = DropJob(board.next_id(), (KEY,))
     board.post(job, seen.append)
     board.deliver([Report(job.id, 0, Phase.RUNNING, done=3), Report(job.id, 1, Phase.RUNNING, done=1)])

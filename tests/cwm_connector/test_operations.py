@@ -138,7 +138,7 @@ async def test_a_cancelled_freeze_leaves_nothing_behind_and_blocks_nobody(engine
     )
     await captured.wait()
     freezing.cancel()
-    (outcome,) = await asyncio.gather(freezing, return_exceptions=True)
+    outcome: Any = (await asyncio.gather(freezing, return_exceptions=True))[0]
     if isinstance(outcome, asyncio.CancelledError):
         assert chunk_files(engine.settings.home) == [] and (await engine.call(Op.LIST))["total"] == 0
     assert (await engine.call(Op.FREEZE, session_id="alice", window_name="w2"))["captured_tokens"] == 144
@@ -344,7 +344,8 @@ async def test_health_names_its_parts_and_can_be_asked_for_one(engine: Miniature
 
 
 async def test_status_wants_exactly_one_name(engine: Miniature) -> None:
-    for args in ({}, {"window_name": "w", "session_id": "s"}):
+    both: dict[str, Any] = {"window_name": "w", "session_id": "s"}
+    for args in ({}, both):
         with pytest.raises(CWMError, match="CWM-1003"):
             await engine.call(Op.STATUS, **args)
 

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.catalog.base import ChunkKey, ChunkRow, Micros, NewWindow
+from cwm_connector.catalog.base import (
+    ChunkRow,
+    NewWindow,
+)
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.protocol import CWMError
 from cwm_connector.recovery import pair_store, recover
+from cwm_connector.terms import ChunkKey, Micros
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import ChunkHeader, seal, sealed_bytes
 from cwm_connector.tiers.disk import DiskTier

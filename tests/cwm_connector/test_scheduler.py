@@ -16,7 +16,10 @@ from cwm_connector.placement import CpuPlacement
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.scheduler import SchedulerSide
 from cwm_connector.sessions import SessionIndex, salt_hash
-from cwm_connector.tiers.base import ChunkId, TierName
+from cwm_connector.terms import TierName
+from cwm_connector.tiers.base import (
+    ChunkId,
+)
 from cwm_connector.visibility import BoundWindow, Visibility
 from tests.support.vllm_parts import BLOCK_TOKENS, compute, new_pool, request
 

@@ -14,7 +14,10 @@ from cwm_connector.identity import ChunkSpec, Geometry, Passport, chunk_specs
 from cwm_connector.jobs import ChunkBlocks, DropJob, Job, LoadJob, PromoteJob, SaveJob
 from cwm_connector.paging import copier_for
 from cwm_connector.protocol import Code, CWMError
-from cwm_connector.tiers.base import ChunkId, TierName
+from cwm_connector.terms import TierName
+from cwm_connector.tiers.base import (
+    ChunkId,
+)
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.disk import DiskTier
 from cwm_connector.worker import WorkerSide

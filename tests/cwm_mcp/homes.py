@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cwm_connector.catalog.base import ChunkKey, ChunkRow, Micros, NewWindow
+from cwm_connector.catalog.base import (
+    ChunkRow,
+    NewWindow,
+)
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.settings import Settings
+from cwm_connector.terms import ChunkKey, Micros
 
 CHUNK_TOKENS = 256
 CHUNK_BYTES = 4096

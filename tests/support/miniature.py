@@ -169,10 +169,13 @@ class Miniature:
         self._do(lambda: self.scheduler.blocks_allocated(one, _Blocks(block_ids), loadable)).result(10)
         bad: set[int] = set()
         loaded: set[str] = set()
+
+        def collect() -> None:
+            loaded.update(self.worker.take_loaded())
+            bad.update(self.worker.take_bad_blocks())
+
         while one.request_id not in loaded:
-            self._do(
-                lambda: (loaded.update(self.worker.take_loaded()), bad.update(self.worker.take_bad_blocks()))
-            ).result(10)
+            self._do(collect).result(10)
         good = next((at for at, block in enumerate(block_ids) if block in bad), loadable // BLOCK_TOKENS)
         for at in range(min(good, loadable // BLOCK_TOKENS)):
             expected = page_of(ids[: (at + 1) * BLOCK_TOKENS])

@@ -7,8 +7,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from cwm_connector.catalog.base import ChunkKey, ChunkRow, Micros, NewWindow, WindowQuery
+from cwm_connector.catalog.base import (
+    ChunkRow,
+    NewWindow,
+    WindowQuery,
+)
 from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.terms import ChunkKey, Micros
 
 PASSPORT = {"weights": "sha256:1234", "dtype": "bfloat16"}
 START = Micros(1_769_160_600_000_000)

@@ -8,9 +8,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from cwm_connector.catalog.base import CatalogTotals, ChunkKey, ChunkRow
+from cwm_connector.catalog.base import (
+    CatalogTotals,
+    ChunkRow,
+)
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.protocol import Code, CWMError
+from cwm_connector.terms import ChunkKey
 from tests.cwm_connector.catalog.samples import at, chunk, names, new_window
 
 UNIVERSE = {row.key: row for row in (chunk(f"chunk {n}", size_bytes=1 << n, tokens=16) for n in range(8))}

@@ -10,8 +10,6 @@ import msgspec
 import pytest
 
 from cwm_connector.catalog.base import (
-    ChunkKey,
-    Micros,
     SessionEvent,
     SessionRow,
     SortBy,
@@ -36,6 +34,7 @@ from cwm_connector.catalog.views import (
     window_status,
 )
 from cwm_connector.protocol import Code, CWMError, ListArgs, SessionsArgs
+from cwm_connector.terms import ChunkKey, Micros
 from tests.cwm_connector.catalog.samples import at, chain
 
 ROW = WindowRow(
