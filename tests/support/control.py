@@ -1,0 +1,175 @@
+"""A control server as the tests reach it: on its own thread with operations that the test chooses, or in its own
+process (`python -m tests.support.control SOCKET`), which can be killed and stopped."""
+
+import asyncio
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Self
+
+import msgspec
+
+from cwm_connector.control import ControlServer, ControlThread, Limits, ProgressSink
+from cwm_connector.protocol import Args, Call, FromClient, FromEngine, Hello, Op, encode
+
+MODEL: Final = "smollm2"
+VERSION: Final = "1.2.3"
+PATIENCE_S: Final = 20.0
+"""Longer than anything here may take, so that a test fails rather than hangs."""
+
+Handler = Callable[[Any, ProgressSink], Awaitable[dict[str, Any]]]
+_decoder: Final = msgspec.msgpack.Decoder(FromEngine)
+
+
+class Bench:
+    """`Operations` whose behaviour the test sets; the others echo their arguments."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[Op, Handler] = {}
+
+    async def call(self, op: Op, args: Args, progress: ProgressSink) -> dict[str, Any]:
+        if handler := self.handlers.get(op):
+            return await handler(args, progress)
+        return {"op": op.value, "args": msgspec.to_builtins(args)}
+
+
+class Waiting:
+    """A handler that waits until it is released or cancelled, and says both to the test's thread."""
+
+    def __init__(self) -> None:
+        self.started = threading.Event()
+        self.cancelled = threading.Event()
+        self._released = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._go = asyncio.Event()
+
+    async def __call__(self, args: Any, progress: ProgressSink) -> dict[str, Any]:
+        self._loop = asyncio.get_running_loop()
+        self.started.set()
+        try:
+            await self._go.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return {"released": True}
+
+    def release(self) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._go.set)
+
+
+class RawClient:
+    """A client that says exactly what the test wants, bytes included."""
+
+    def __init__(self, path: Path, *, hello: bool = True) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(PATIENCE_S)
+        self.socket.connect(str(path))
+        if hello:
+            self.send(Hello(1, 1, "raw"))
+            self.welcome = self.receive()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, *messages: FromClient) -> None:
+        self.send_bytes(b"".join(map(encode, messages)))
+
+    def send_bytes(self, raw: bytes) -> None:
+        self.socket.sendall(raw)
+
+    def end_of_sending(self) -> None:
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def receive(self) -> FromEngine | None:
+        """The next message; None where the connection ends."""
+        head = self._exactly(4)
+        body = None if head is None else self._exactly(int.from_bytes(head, "big"))
+        return None if body is None else _decoder.decode(body)
+
+    def receive_all(self) -> list[FromEngine]:
+        return list(iter(self.receive, None))
+
+    def ask(self, call: Call) -> FromEngine | None:
+        self.send(call)
+        return self.receive()
+
+    def _exactly(self, length: int) -> bytes | None:
+        parts = bytearray()
+        while len(parts) < length:
+            try:
+                part = self.socket.recv(min(length - len(parts), 1 << 20))
+            except ConnectionResetError:  # we had sent what the engine did not read any more
+                return None
+            if not part:
+                return None
+            parts += part
+        return bytes(parts)
+
+
+class Served:
+    """A running server and where it is."""
+
+    def __init__(self, path: Path, bench: Bench, thread: ControlThread) -> None:
+        self.path = path
+        self.bench = bench
+        self.thread = thread
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A socket's path ends at 107 bytes, pytest's own folders don't."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def served(limits: Limits | None = None, path: Path | None = None) -> Iterator[Served]:
+    """A server on its own thread, as inside an engine."""
+    with short_folder() as folder:
+        path = path or folder / "home" / "engine.sock"
+        bench, thread = Bench(), ControlThread()
+        server = ControlServer(path, bench, MODEL, VERSION, limits or Limits())
+        thread.start()
+        try:
+            thread.submit(server.start()).result(PATIENCE_S)
+            yield Served(path, bench, thread)
+        finally:
+            thread.stop()
+
+
+@contextmanager
+def engine_process(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A server in a process of its own; `session.list` never ends there. Killed at the end, if it still runs."""
+    command = [sys.executable, "-m", "tests.support.control", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+async def _main(path: Path) -> None:
+    bench = Bench()
+    bench.handlers[Op.SESSIONS] = Waiting()
+    await ControlServer(path, bench, MODEL, VERSION).start()
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(Path(sys.argv[1])))
