@@ -56,7 +56,7 @@ class _Saved:
 
 
 def tier_fields(engine: Engine, keys: Sequence[ChunkKey]) -> dict[str, Any]:
-    """`storage_tier` (the slowest that a thaw would have to read) and chunks per tier, as placed right now."""
+    """`storage_tier` (where a thaw would read) and chunks per tier, as placed right now."""
     tiers = engine.placement.tiers_of(keys)
     return {"storage_tier": storage_tier(tiers), "tiers": tiers}
 

@@ -32,8 +32,11 @@ class Passport:
         return hashlib.sha256(json.dumps(dict(self.fields), sort_keys=True).encode()).digest()
 
     def first_difference(self, other: Mapping[str, str]) -> tuple[str, str, str] | None:
-        """The first field in which `other` differs: its name, our value, the other's; None if all agree."""
-        for name in sorted({*self.fields, *other}):
+        """The first field in which `other` differs: its name, our value, the other's; None if all agree.
+
+        In the order of our fields: other weights say more than the other configuration that often comes with them.
+        """
+        for name in dict.fromkeys([*self.fields, *other]):
             ours, theirs = self.fields.get(name, "absent"), other.get(name, "absent")
             if ours != theirs:
                 return name, ours, theirs

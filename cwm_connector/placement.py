@@ -39,7 +39,6 @@ class CpuPlacement:
         return len(self.keys())
 
     def tiers_of(self, keys: Sequence[ChunkKey]) -> dict[str, int]:
-        """How many of `keys` have each tier as their fastest."""
-        hot = sum(self.holds(key) for key in keys)
-        split = {TierName.CPU.value: hot, TierName.DISK.value: len(keys) - hot}
-        return {tier: count for tier, count in split.items() if count}
+        """How many of the acknowledged chunks `keys` each tier holds; the disk holds them all."""
+        held = {TierName.CPU.value: sum(self.holds(key) for key in keys), TierName.DISK.value: len(keys)}
+        return {tier: count for tier, count in held.items() if count}

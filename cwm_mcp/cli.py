@@ -213,6 +213,7 @@ def serve(
         # The engine would find out after a minute of loading weights.
         private_folder(settings.home, "CWM_HOME")
         private_folder(settings.chunks_path, "CWM_DISK_PATH")
+        serving.require_free_store(settings.home)
         serving.run(command)
     except CWMError as problem:
         raise _failed(problem) from None

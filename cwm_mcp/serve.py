@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from cwm_connector.control import StoreLock
 from cwm_connector.protocol import Code, CWMError
 
 CONNECTOR: Final[Mapping[str, str]] = {
@@ -89,6 +90,13 @@ def compose(build: Build, model: str, options: Sequence[str], environment: Mappi
         (*program, _KV_TRANSFER, json.dumps(connector), *ours, *theirs),
         {name: value for name, value in _ENVIRONMENT.items() if name not in environment},
     )
+
+
+def require_free_store(home: Path) -> None:
+    """Raises: CWM-3001 if an engine works on the store already; the new one would say so only after a minute."""
+    lock = StoreLock(home)
+    lock.acquire()
+    lock.release()
 
 
 def run(command: Command) -> NoReturn:

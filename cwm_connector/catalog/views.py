@@ -34,7 +34,7 @@ class Placement(Protocol):
     """Where chunks lie right now."""
 
     def tiers_of(self, keys: Sequence[ChunkKey]) -> dict[str, int]:
-        """How many of `keys` have each tier as the fastest that holds them; tiers with none are left out."""
+        """How many of `keys` each tier holds; a chunk can be in several. Tiers with none are left out."""
 
 
 class OnDisk:
@@ -115,8 +115,9 @@ def _check_page(args: ListArgs | SessionsArgs) -> None:
 
 
 def storage_tier(tiers: Mapping[str, int]) -> str:
-    """The slowest tier that a thaw has to read from, given the chunks per tier."""
-    return next((tier.value for tier in reversed(TierName) if tiers.get(tier.value)), TierName.DISK.value)
+    """The fastest tier that holds all the chunks, given how many each holds: where a thaw reads them."""
+    whole = max(tiers.values(), default=0)
+    return next((tier.value for tier in TierName if whole and tiers.get(tier.value) == whole), TierName.DISK.value)
 
 
 def window_state(row: WindowRow) -> str:

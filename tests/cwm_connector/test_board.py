@@ -79,7 +79,7 @@ def test_a_chunk_is_in_memory_once_every_rank_has_it_there() -> None:
     placement.update([ChunkId(KEY, 0)], [])
     assert not placement.holds(KEY) and placement.tiers_of([KEY]) == {"disk": 1}
     placement.update([ChunkId(KEY, 1)], [])
-    assert placement.holds(KEY) and placement.tiers_of([KEY]) == {"cpu": 1} and placement.keys() == [KEY]
+    assert placement.holds(KEY) and placement.tiers_of([KEY]) == {"cpu": 1, "disk": 1} and placement.keys() == [KEY]
     placement.update([], [ChunkId(KEY, 0)])
     assert not placement.holds(KEY) and placement.count() == 0
 

@@ -60,14 +60,14 @@ LIVE = LiveSession("alice", SessionState.ACTIVE, "small", 900, 2, 880, at(-60), 
 
 
 class Split:
-    """The first chunk in CPU memory, the others on disk."""
+    """The first chunk in CPU memory, all of them on disk."""
 
     def __init__(self, hot: ChunkKey) -> None:
         self.hot = hot
 
     def tiers_of(self, keys: Sequence[ChunkKey]) -> dict[str, int]:
         hot = sum(key == self.hot for key in keys)
-        return {tier: count for tier, count in (("cpu", hot), ("disk", len(keys) - hot)) if count}
+        return {tier: count for tier, count in (("cpu", hot), ("disk", len(keys))) if count}
 
 
 # --- times ---
@@ -227,7 +227,7 @@ def test_a_status_tells_where_the_chunks_are() -> None:
             "total_size_bytes": 3003,
             "storage_tier": "disk",
             "hit_rate": 0.5,
-            "tiers": {"cpu": 1, "disk": 2},
+            "tiers": {"cpu": 1, "disk": 3},
         },
         "timestamps": {
             "created_at": "2026-01-23T09:30:00.000Z",
@@ -262,16 +262,17 @@ def test_a_window_without_chunks_is_on_disk() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tiers", "slowest"),
+    ("tiers", "fastest"),
     [
-        ({"cpu": 3}, "cpu"),
-        ({"cpu": 3, "disk": 1}, "disk"),
-        ({"disk": 1, "redis": 1}, "redis"),
-        ({"cpu": 3, "disk": 0}, "cpu"),
+        ({"cpu": 3, "disk": 3}, "cpu"),
+        ({"cpu": 1, "disk": 3}, "disk"),
+        ({"disk": 1, "redis": 3}, "redis"),
+        ({"disk": 3, "redis": 3}, "disk"),
+        ({"cpu": 0, "disk": 0}, "disk"),
     ],
 )
-def test_the_tier_of_a_window_is_the_slowest_a_thaw_reads(tiers: dict[str, int], slowest: str) -> None:
-    assert storage_tier(tiers) == slowest
+def test_the_tier_of_a_window_is_the_fastest_that_holds_all_of_it(tiers: dict[str, int], fastest: str) -> None:
+    assert storage_tier(tiers) == fastest
 
 
 # --- sessions ---
