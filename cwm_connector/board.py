@@ -108,11 +108,6 @@ class JobBoard:
                 with self._lock:
                     del self._open[report.job]
 
-    @property
-    def busy(self) -> bool:
-        """True while a worker still owes a report."""
-        return bool(self._open)
-
     def fail_all(self, error: CWMError) -> None:
         """Ends every wait; for shutdown."""
         with self._lock:

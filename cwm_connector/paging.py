@@ -9,7 +9,7 @@ holds the blocks: those it reads are complete and pinned, those it writes belong
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -55,12 +55,12 @@ def _is_dense(layer: torch.Tensor) -> bool:
     return layer.stride(0) >= expected
 
 
-def fused_pages(layers: Sequence[torch.Tensor]) -> torch.Tensor:
-    """One view `[layers, blocks, page_words]` (int64) over the caches of all layers.
+def page_views(layers: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The caches of all layers as few views `[layers, blocks, page_words]` (int64) as possible, in the layers' order.
 
-    `layers`: per layer `[blocks, …]` of one dtype, shape and strides, at equal distances in one storage or each in a
-    storage of its own; the latter gives a list-like stack only if they are equally spaced, so it is refused.
-    Raises: CWM-3001 for pages that are not dense or layers that can't be seen as one view.
+    `layers`: per layer `[blocks, …]` of one dtype, shape and strides. Layers at equal distances in one storage share a
+    view (vLLM's usual placement gives one in all); any other layer gets one of its own.
+    Raises: CWM-3001 for pages that are not dense, of different sizes, or no multiple of 8 bytes.
     """
     first = layers[0]
     if not all(_is_dense(layer) for layer in layers):
@@ -68,27 +68,40 @@ def fused_pages(layers: Sequence[torch.Tensor]) -> torch.Tensor:
             Code.STATE,
             "this KV cache layout scatters a block's page over memory; set VLLM_KV_CACHE_LAYOUT to LBNHC or LBHNC",
         )
-    page = first[0].numel() * first.element_size()
-    same = all(layer.shape == first.shape and layer.stride() == first.stride() for layer in layers)
-    offsets = [layer.data_ptr() - first.data_ptr() for layer in layers]
-    step = offsets[1] if len(offsets) > 1 else page * first.shape[0]
-    even = offsets == [index * step for index in range(len(layers))] and step > 0
-    one_storage = len({layer.untyped_storage().data_ptr() for layer in layers}) == 1
-    if not (same and even and one_storage):
+    if any(layer.shape != first.shape or layer.stride() != first.stride() for layer in layers):
         raise CWMError(
             Code.STATE,
             "this model's layers have caches of different shapes, which CWM can't freeze yet; serve it without",
         )
+    page = first[0].numel() * first.element_size()
+    runs: list[list[torch.Tensor]] = []
+    for layer in layers:
+        if runs and _continues(runs[-1], layer):
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return [_view_of(run, page) for run in runs]
+
+
+def _continues(run: Sequence[torch.Tensor], layer: torch.Tensor) -> bool:
+    """True if `layer` lies behind the run's layers in their storage, as far as they lie from each other."""
+    if layer.untyped_storage().data_ptr() != run[0].untyped_storage().data_ptr():
+        return False
+    step = layer.data_ptr() - run[-1].data_ptr()
+    return step > 0 if len(run) == 1 else step == run[1].data_ptr() - run[0].data_ptr()
+
+
+def _view_of(run: Sequence[torch.Tensor], page: int) -> torch.Tensor:
+    first, word = run[0], 8
+    step = run[1].data_ptr() - first.data_ptr() if len(run) > 1 else page
     block_stride = first.stride(0) * first.element_size()
     start = first.storage_offset() * first.element_size()
-    word = 8
     if any(amount % word for amount in (page, step, block_stride, start)):
         raise CWMError(Code.STATE, f"a page of {page} bytes is no multiple of {word}; choose another block size")
-    words = torch.empty(0, dtype=torch.int64, device=first.device)
-    return words.set_(
+    return torch.empty(0, dtype=torch.int64, device=first.device).set_(
         first.untyped_storage(),
         start // word,
-        (len(layers), first.shape[0], page // word),
+        (len(run), first.shape[0], page // word),
         (step // word, block_stride // word, 1),
     )
 
@@ -101,16 +114,25 @@ def layout_fingerprint(layers: Sequence[torch.Tensor]) -> bytes:
 
 
 class _Pages:
-    """What both copiers share: the fused view and its sizes."""
+    """What both copiers share: the views and their sizes."""
 
     def __init__(self, layers: Sequence[torch.Tensor]) -> None:
-        self._pages = fused_pages(layers)
+        self._views = page_views(layers)
         self.layers = len(layers)
-        self.page_bytes = self._pages.shape[2] * 8
+        self._page_words = self._views[0].shape[2]
+        self.page_bytes = self._page_words * 8
         self.layout = layout_fingerprint(layers)
 
     def _as_words(self, payload: torch.Tensor, blocks: int) -> torch.Tensor:
-        return payload.view(torch.int64).view(self.layers, blocks, self._pages.shape[2])
+        return payload.view(torch.int64).view(self.layers, blocks, self._page_words)
+
+    def _with_parts(self, words: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Each view of the cache with the part of `words`, `[layers, blocks, page_words]`, that belongs to it."""
+        return zip(self._views, words.split([view.shape[0] for view in self._views]), strict=True)
+
+    def _collect(self, ids: torch.Tensor, words: torch.Tensor) -> None:
+        for view, part in self._with_parts(words):
+            torch.index_select(view, 1, ids, out=part)
 
 
 class CpuCopier(_Pages):
@@ -120,12 +142,12 @@ class CpuCopier(_Pages):
         return None  # the forward has returned, so its writes are visible
 
     def gather(self, block_ids: Sequence[int], payload: torch.Tensor, after: Fence | None) -> None:
-        torch.index_select(self._pages, 1, torch.tensor(block_ids), out=self._as_words(payload, len(block_ids)))
+        self._collect(torch.tensor(block_ids), self._as_words(payload, len(block_ids)))
 
     def scatter(self, payload: torch.Tensor, payload_blocks: int, first_block: int, block_ids: Sequence[int]) -> None:
-        words = self._as_words(payload, payload_blocks)
-        for offset, block in enumerate(block_ids):  # index_copy_ is two times slower than these
-            self._pages[:, block].copy_(words[:, first_block + offset])
+        for view, part in self._with_parts(self._as_words(payload, payload_blocks)):
+            for offset, block in enumerate(block_ids):  # index_copy_ is two times slower than these
+                view[:, block].copy_(part[:, first_block + offset])
 
 
 class CudaCopier(_Pages):
@@ -150,18 +172,20 @@ class CudaCopier(_Pages):
     def gather(self, block_ids: Sequence[int], payload: torch.Tensor, after: Fence | None) -> None:
         if isinstance(after, torch.cuda.Event):
             self._out.wait_event(after)
+        words = self._as_words(payload, len(block_ids))
         with torch.cuda.stream(self._out):
-            ids = torch.tensor(block_ids, device=self._device)
-            staging = torch.index_select(self._pages, 1, ids)
-            self._as_words(payload, len(block_ids)).copy_(staging, non_blocking=True)
+            staging = torch.empty_like(words, device=self._device)
+            self._collect(torch.tensor(block_ids, device=self._device), staging)
+            words.copy_(staging, non_blocking=True)
         self._out.synchronize()
 
     def scatter(self, payload: torch.Tensor, payload_blocks: int, first_block: int, block_ids: Sequence[int]) -> None:
-        words = self._as_words(payload, payload_blocks)
+        wanted = slice(first_block, first_block + len(block_ids))
         with torch.cuda.stream(self._in):
             ids = torch.tensor(block_ids, device=self._device)
-            staging = words.to(self._device, non_blocking=True)
-            self._pages.index_copy_(1, ids, staging[:, first_block : first_block + len(block_ids)])
+            staging = self._as_words(payload, payload_blocks).to(self._device, non_blocking=True)
+            for view, part in self._with_parts(staging):
+                view.index_copy_(1, ids, part[:, wanted])
         self._in.synchronize()
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cwm_connector.paging import CpuCopier, copier_for, fused_pages, layout_fingerprint, payload_bytes
+from cwm_connector.paging import CpuCopier, copier_for, layout_fingerprint, page_views, payload_bytes
 from cwm_connector.protocol import CWMError
 from tests.support.devices import DEVICES
 
@@ -41,6 +41,28 @@ def test_blocks_come_back_bit_exact_in_other_blocks(order: str, device: str) -> 
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_layers_in_storages_of_their_own_come_back_bit_exact(device: str) -> None:
+    source = [layer.clone() for layer in caches(LAYOUTS["NHD (FlashAttention)"], device)]
+    target = [torch.zeros_like(layer) for layer in source]
+    out, back = copier_for(source), copier_for(target)
+    payload = torch.empty(payload_bytes(out, 2), dtype=torch.uint8, pin_memory=device == "cuda")
+    out.gather([9, 0], payload, out.fence())
+    back.scatter(payload, 2, 0, [1, 2])
+    for before, after in zip(source, target, strict=True):
+        assert torch.equal(_bits(after[[1, 2]]), _bits(before[[9, 0]]))
+
+
+@pytest.mark.parametrize("order", LAYOUTS.values(), ids=LAYOUTS)
+def test_layers_of_one_allocation_are_seen_as_one(order: str) -> None:
+    assert len(page_views(caches(order))) == 1
+
+
+def test_layers_at_uneven_distances_are_not_seen_as_one() -> None:
+    layers = list(torch.zeros((4, BLOCKS, HEADS, TOKENS, CONTENT), dtype=torch.bfloat16))
+    assert [view.shape[0] for view in page_views([layers[0], layers[1], layers[3]])] == [2, 1]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_a_part_of_a_chunk_fills_only_its_blocks(device: str) -> None:
     source = caches(LAYOUTS["HND (FlashInfer)"], device)
     copier = copier_for(source)
@@ -71,13 +93,13 @@ def test_layouts_of_the_same_shape_have_different_fingerprints() -> None:
 
 def test_a_layout_that_scatters_a_page_is_refused_with_the_setting_to_change() -> None:
     with pytest.raises(CWMError, match=r"CWM-3001.*VLLM_KV_CACHE_LAYOUT"):
-        fused_pages(caches("layer head block token content"))
+        page_views(caches("layer head block token content"))
 
 
 def test_layers_of_different_shapes_are_refused() -> None:
     layers = caches(LAYOUTS["NHD (FlashAttention)"])
     with pytest.raises(CWMError, match="CWM-3001"):
-        fused_pages([layers[0], layers[1][:, :, :8]])
+        page_views([layers[0], layers[1][:, :, :8]])
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
