@@ -71,11 +71,9 @@ class Engine:
         Raises: CWM-6001 if the engine takes no step in time.
         """
         answer = self.mailbox.call(lambda: function(self.scheduler))
-        try:
-            return await wait_for(answer, ENGINE_STEP_LIMIT_S)
-        except TimeoutError:
-            answer.cancel()
-            raise CWMError(Code.ENGINE_TIMEOUT, "the engine is busy and took no step; try again") from None
+        if not await settled(answer, ENGINE_STEP_LIMIT_S) and answer.cancel():
+            raise CWMError(Code.ENGINE_TIMEOUT, "the engine is busy and took no step; try again")
+        return answer.result()  # what had begun when the time was over ends within the step
 
     async def reported(self, future: "Future[T]", every_s: float) -> T:
         """Waits for something that a worker's report brings, asking for an engine step every `every_s` seconds."""
@@ -95,13 +93,6 @@ async def settled(future: "Future[T]", limit_s: float) -> bool:
     except TimeoutError:
         pass
     return future.done()
-
-
-async def wait_for(future: "Future[T]", limit_s: float) -> T:
-    """Raises: TimeoutError after `limit_s`."""
-    if not await settled(future, limit_s):
-        raise TimeoutError
-    return future.result()
 
 
 def on_loop(function: Callable[[T], None]) -> Callable[[T], None]:

@@ -190,10 +190,14 @@ class Freezer:
     ) -> _Saved:
         if not missing:
             return _Saved(captured_at=time.perf_counter())
-        plan = await self._engine.ask(lambda side: side.plan_save(snapshot, missing))
-        if plan.ticket is None:
-            progress(0, len(missing), f"computing {plan.lost_blocks} evicted blocks again")
-            plan = await self._recompute(snapshot, chunks, missing)
+        planning = asyncio.ensure_future(self._plan(snapshot, chunks, missing, progress))
+        try:
+            plan = await asyncio.shield(planning)
+        except asyncio.CancelledError:
+            # The plan may hold blocks and have its job under way already: both come to their end first.
+            plan = await to_the_end(planning)
+            await to_the_end(self._discard(plan.ticket, missing))
+            raise
         ticket = plan.ticket
         if ticket is None:
             raise CWMError(
@@ -221,6 +225,19 @@ class Freezer:
             for chunk in missing
         ]
         return _Saved(rows, plan.computed_tokens, captured_at)
+
+    async def _plan(
+        self,
+        snapshot: HeadSnapshot,
+        chunks: Sequence[ChunkSpec],
+        missing: list[ChunkSpec],
+        progress: ProgressSink,
+    ) -> SavePlan:
+        plan = await self._engine.ask(lambda side: side.plan_save(snapshot, missing))
+        if plan.ticket is not None:
+            return plan
+        progress(0, len(missing), f"computing {plan.lost_blocks} evicted blocks again")
+        return await self._recompute(snapshot, chunks, missing)
 
     async def _recompute(
         self, snapshot: HeadSnapshot, chunks: Sequence[ChunkSpec], missing: list[ChunkSpec]

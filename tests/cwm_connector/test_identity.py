@@ -64,4 +64,5 @@ def test_chunks_are_whole_blocks_of_at_least_the_size_asked_for(block: int, chun
 def test_a_passport_names_the_field_that_differs_and_both_values() -> None:
     assert PASSPORT.first_difference({"weights": "w2", "dtype": "bf16"}) == ("weights", "w1", "w2")
     assert PASSPORT.first_difference({"weights": "w1"}) == ("dtype", "bf16", "absent")
+    assert PASSPORT.first_difference({**PASSPORT.fields, "newer": "x"}) == ("newer", "absent", "x")
     assert PASSPORT.first_difference(dict(PASSPORT.fields)) is None

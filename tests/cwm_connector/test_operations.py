@@ -1,6 +1,7 @@
 """freeze.py, thaw.py, reads.py over real tiers, a real catalog and vLLM's block pool; only the model is missing."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -132,16 +133,22 @@ async def test_a_freeze_whose_disk_fails_leaves_no_window_and_works_again_afterw
 
 async def test_a_cancelled_freeze_leaves_nothing_behind_and_blocks_nobody(engine: Miniature) -> None:
     await engine.serve(TEXT, "alice")
-    captured = asyncio.Event()
-    freezing = asyncio.create_task(
-        engine.call(Op.FREEZE, lambda *_: captured.set(), session_id="alice", window_name="w")
-    )
-    await captured.wait()
+    await engine.serve(range(5000, 5064), "bob")
+    free = engine.pool.get_num_free_blocks()
+    held_up = threading.Event()
+    engine.worker._saving.submit(held_up.wait, 60)
+    freezing = asyncio.create_task(engine.call(Op.FREEZE, session_id="alice", window_name="w"))
+    while engine.pool.get_num_free_blocks() == free:  # noqa: ASYNC110 until the freeze holds its blocks
+        await asyncio.sleep(0)
     freezing.cancel()
-    outcome: Any = (await asyncio.gather(freezing, return_exceptions=True))[0]
-    if isinstance(outcome, asyncio.CancelledError):
-        assert chunk_files(engine.settings.home) == [] and (await engine.call(Op.LIST))["total"] == 0
-    assert (await engine.call(Op.FREEZE, session_id="alice", window_name="w2"))["captured_tokens"] == 144
+    held_up.set()
+    with pytest.raises(asyncio.CancelledError):
+        await freezing
+    assert engine.pool.get_num_free_blocks() == free
+    bob = await engine.call(Op.FREEZE, session_id="bob", window_name="b")
+    assert on_disk(engine) == bob["new_bytes"]
+    assert (await engine.call(Op.LIST))["total"] == 1
+    assert (await engine.call(Op.FREEZE, session_id="alice", window_name="w"))["captured_tokens"] == 144
 
 
 async def test_two_clients_may_freeze_the_same_session_at_once(engine: Miniature) -> None:
