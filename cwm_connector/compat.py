@@ -153,12 +153,14 @@ def block_bytes(kv_cache_config: "KVCacheConfig") -> int:
 
 
 def layers_in_order(kv_cache_config: "KVCacheConfig", kv_caches: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Each layer's cache, `[blocks, …]` with whole scheduler blocks, in the order of the layers in memory."""
+    """Each layer's cache, `[blocks, …]` with whole scheduler blocks, in the model's own order of layers.
+
+    Never in the order of their addresses: that may be another one in the next process, and a chunk is read by place.
+    """
     from vllm.v1.kv_cache_interface import group_kernel_blocks
 
     names = kv_cache_config.kv_cache_groups[0].layer_names
-    grouped = [group_kernel_blocks(kv_caches[name], kv_cache_config.num_blocks) for name in names]
-    return sorted(grouped, key=lambda layer: layer.data_ptr())
+    return [group_kernel_blocks(kv_caches[name], kv_cache_config.num_blocks) for name in names]
 
 
 _CONFIG_PROVENANCE: Final = ("_name_or_path", "_model_name_or_path", "transformers_version")

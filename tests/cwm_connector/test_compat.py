@@ -166,3 +166,12 @@ def test_the_request_message_has_the_fields_that_a_prefill_fills() -> None:
     assert {"request_id", "prompt_token_ids", "sampling_params", "cache_salt", "arrival_time"} <= set(
         EngineCoreRequest.__struct_fields__
     )
+
+
+def test_layers_come_in_the_model_s_order_wherever_they_lie_in_memory() -> None:
+    memory = torch.zeros((3, 4, 2, BLOCK, 16), dtype=torch.bfloat16)
+    placed = {"layer0": memory[2], "layer1": memory[0], "layer2": memory[1]}
+    groups = [KVCacheGroupSpec(list(placed), full())]
+    told = KVCacheConfig(num_blocks=4, kv_cache_tensors=[], kv_cache_groups=groups)
+    ordered = compat.layers_in_order(told, dict(reversed(placed.items())))
+    assert [layer.data_ptr() for layer in ordered] == [cache.data_ptr() for cache in placed.values()]
