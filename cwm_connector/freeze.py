@@ -165,10 +165,10 @@ class Freezer:
     async def _missing(self, chunks: Sequence[ChunkSpec]) -> list[ChunkSpec]:
         """The chunks that have to be stored. Raises: CWM-4003 if they don't fit the disk's limit."""
         keys = [chunk.key for chunk in chunks]
-        stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
+        stored, totals = await self._engine.catalog.run(lambda catalog: (catalog.stored(keys), catalog.totals()))
         missing = [chunk for chunk in chunks if chunk.key not in stored]
         needed = sum(self._engine.stored_bytes(chunk.blocks) for chunk in missing)
-        used = (await self._engine.catalog.run(lambda catalog: catalog.totals())).stored_bytes
+        used = totals.stored_bytes
         limit = self._engine.settings.disk_cache_bytes
         if used + needed > limit:
             raise CWMError(

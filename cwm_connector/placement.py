@@ -31,6 +31,10 @@ class CpuPlacement:
     def holds(self, key: ChunkKey) -> bool:
         return len(self._ranks.get(key, ())) == self._world_size
 
+    def fastest(self, key: ChunkKey) -> TierName:
+        """Where a load would read an acknowledged chunk."""
+        return TierName.CPU if self.holds(key) else TierName.DISK
+
     def keys(self) -> list[ChunkKey]:
         """The chunks that are in CPU memory now."""
         return [key for key in list(self._ranks) if self.holds(key)]

@@ -203,7 +203,7 @@ class SchedulerSide:
     def _tokens_by_tier(self, parts: Sequence[ChunkBlocks]) -> dict[TierName, int]:
         tokens: dict[TierName, int] = {}
         for part in parts:
-            tier = TierName.CPU if self._placement.holds(part.chunk.key) else TierName.DISK
+            tier = self._placement.fastest(part.chunk.key)
             tokens[tier] = tokens.get(tier, 0) + len(part.block_ids) * self._geometry.block_tokens
         return tokens
 

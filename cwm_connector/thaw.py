@@ -173,7 +173,7 @@ class Thawer:
         """Where the chunks are said to be; nothing is read, and every load will verify them anyway."""
         tokens: dict[TierName, int] = {}
         for spec in specs:
-            tier = TierName.CPU if self._engine.placement.holds(spec.key) else TierName.DISK
+            tier = self._engine.placement.fastest(spec.key)
             tokens[tier] = tokens.get(tier, 0) + spec.blocks * self._engine.geometry.block_tokens
         return _Checked(specs[-1].end_block, tokens, None)
 
