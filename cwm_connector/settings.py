@@ -3,12 +3,13 @@
 A setting that can't work stops the start with one clear line; nothing is repaired silently.
 """
 
+import enum
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cwm_connector.protocol import Code, CWMError
@@ -16,6 +17,22 @@ from cwm_connector.protocol import Code, CWMError
 GIB = 1 << 30
 _MAX_SOCKET_PATH = 107
 """Linux's limit for a unix socket's path, in bytes."""
+
+
+class CatalogKind(enum.StrEnum):
+    """Where the catalog's truth lies."""
+
+    SQLITE = "sqlite"
+    """In CWM_HOME: one engine's own."""
+    REDIS = "redis"
+    """In Redis: shared by every engine with the same URL and namespace; chunks are shared with it."""
+
+
+class PolicyName(enum.StrEnum):
+    """Which chunks have to make room first; one file each in tiers/policies."""
+
+    LRU = "lru"
+    SLRU = "slru"
 
 
 class Settings(BaseSettings):
@@ -31,6 +48,12 @@ class Settings(BaseSettings):
     cpu_cache_gb: float = Field(default=4, gt=0)
     disk_cache_gb: float = Field(default=50, gt=0)
     redis_url: str | None = Field(default=None, repr=False)
+    redis_namespace: str = Field(default="cwm", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Begins every key of ours in Redis: engines that share a catalog share it."""
+    catalog: CatalogKind = CatalogKind.SQLITE
+    tier_policy: PolicyName = PolicyName.LRU
+    cold_after_hours: float = Field(default=168, gt=0)
+    """Chunks that no freeze or thaw has touched for so long move from disk to Redis, where there is one."""
     chunk_tokens: int = Field(default=256, gt=0)
     log_level: str = "INFO"
 
@@ -45,6 +68,20 @@ class Settings(BaseSettings):
         if urlsplit(url).scheme not in ("http", "https"):
             raise ValueError("it must begin with http:// or https://")
         return url.rstrip("/")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, url: str | None) -> str | None:
+        if url is not None and urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+            raise ValueError("it must begin with redis://, rediss:// (TLS) or unix://")
+        return url
+
+    @field_validator("catalog")
+    @classmethod
+    def _has_a_server(cls, catalog: CatalogKind, info: ValidationInfo) -> CatalogKind:
+        if catalog is CatalogKind.REDIS and info.data.get("redis_url") is None:
+            raise ValueError("redis needs CWM_REDIS_URL; set it, or leave CWM_CATALOG out")
+        return catalog
 
     @field_validator("log_level")
     @classmethod

@@ -2,7 +2,10 @@
 
 A **snapshot** is the immutable content of a window: passport, token ids, the list of chunk keys. Several windows
 (clones) can share one snapshot. A **chunk row** exists if and only if the chunk's bytes were made durable before the
-row was written, and stays while a snapshot refers to it.
+row was written, and stays while a snapshot refers to it; `tiers` says in which durable tiers this engine found or put
+them. That alone may change afterwards (`place`): a chunk moves to a colder tier, a copy turns out to be bad.
+
+Every row that a caller is given has passed a checksum over all its fields; one that has not raises CWM-4004.
 
 Threads: a catalog belongs to the one thread that uses it (the engine's catalog thread; a read-only catalog: the
 client's). Every method may block on the disk, so none may be called from the engine thread or from an event loop.
@@ -14,9 +17,11 @@ Times are whole microseconds since 1970 in UTC.
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
-from cwm_connector.terms import ChunkKey, Micros
+from cwm_connector.terms import NO_CLAIM, ChunkKey, Claim, Micros, TierName
+
+DISK_ALONE: Final = frozenset({TierName.DISK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,10 @@ class ChunkRow:
     key: ChunkKey
     tokens: int
     size_bytes: int
+    tiers: frozenset[TierName] = DISK_ALONE
+    """The durable tiers that hold all its ranks' parts. Empty: no copy is known to be good; a freeze stores it anew."""
+    claim: Claim = NO_CLAIM
+    """That of the write which the row stands for; see terms.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +153,12 @@ class SessionRow:
 
 
 @dataclass(frozen=True, slots=True)
+class TierTotals:
+    chunks: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogTotals:
     windows: int
     chunks: int
@@ -151,6 +166,8 @@ class CatalogTotals:
     """Each chunk once."""
     referenced_bytes: int
     """Each chunk as often as windows refer to it; over `stored_bytes` it is the dedup ratio."""
+    tiers: Mapping[TierName, TierTotals]
+    """The durable tiers, each with what it holds; a chunk counts in every one that has it."""
 
 
 class Catalog(Protocol):
@@ -159,7 +176,9 @@ class Catalog(Protocol):
     def commit_window(self, new: NewWindow) -> WindowRow:
         """Window, snapshot, chunk rows and references at once; the session's row is updated.
 
-        Raises: CWM-3003 if the name is taken; CWM-2003 if a key of `chunks` is neither stored already nor in `stored`.
+        A chunk of `stored` that has a row already keeps that row's claim and gains the new row's tiers.
+        Raises: CWM-3003 if the name is taken; CWM-2003 if a key of `chunks` is neither in `stored` nor stored already,
+        in one tier at least.
         """
 
     def clone_window(
@@ -197,6 +216,23 @@ class Catalog(Protocol):
 
     def all_chunks(self) -> tuple[ChunkRow, ...]:
         """Every stored chunk: what recovery compares the tiers with."""
+
+    def chunks_after(self, last: ChunkKey | None, limit: int) -> tuple[ChunkRow, ...]:
+        """The next stored chunks in the order of their keys, None begins: a walk that can go on after a restart."""
+
+    def chunks_by_use(self) -> tuple[tuple[ChunkKey, Micros], ...]:
+        """Every chunk with the last freeze or thaw of a window that holds it, longest ago first."""
+
+    def windows_with(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[str, ...]]:
+        """The names of the windows that hold each of `keys`."""
+
+    def place(self, tier: TierName, came: Sequence[ChunkKey], went: Sequence[ChunkKey]) -> None:
+        """Records that this engine's `tier` now holds `came` and no longer `went`. Keys without a row are ignored."""
+
+    def note(self, name: str, text: str | None) -> None:
+        """Keeps a short text of this engine's own under a name over restarts; None forgets it."""
+
+    def noted(self, name: str) -> str | None: ...
 
     def list_windows(self, query: WindowQuery) -> WindowPage: ...
 

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from cwm_connector.terms import ChunkKey, TierName
+from cwm_connector.terms import NO_CLAIM, ChunkKey, Claim, TierName
 
 
 class ChunkId(NamedTuple):
@@ -43,20 +43,23 @@ class ChunkStore(Protocol):
 
     name: TierName
 
-    def write(self, chunk: ChunkId, sealed: memoryview) -> "Future[None]":
-        """Replaces whatever stands under the id. Done: the bytes survive a power cut once `sync` has returned.
+    def write(self, chunk: ChunkId, sealed: memoryview, claim: Claim = NO_CLAIM) -> "Future[None]":
+        """Replaces whatever stands under the id and claims it. Done: it survives a power cut once `sync` has returned.
 
         The buffer must not change until the future is done.
         """
 
     def sync(self) -> None:
-        """Makes every finished write findable after a power cut (the folder's entry). Raises CWM-4001."""
+        """Makes every finished write durable and findable after a power cut.
+
+        Raises: CWM-4001; CWM-5002 for a server that can't promise it (a Redis without an append-only file).
+        """
 
     def read(self, chunk: ChunkId, into: memoryview) -> "Future[None]":
         """Fills `into` (the sealed length) with unverified bytes."""
 
-    def delete(self, chunk: ChunkId) -> bool:
-        """True if it was there."""
+    def delete(self, chunk: ChunkId, claim: Claim = NO_CLAIM) -> bool:
+        """Ends the claim, and removes the bytes if that was the last one. True if they were there and are gone."""
 
     def size_of(self, chunk: ChunkId) -> int | None:
         """The length in bytes of what lies under the id, verified or not; None if nothing does."""
