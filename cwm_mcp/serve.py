@@ -5,6 +5,7 @@ What a user sets wins over every default here. vLLM is not imported: which build
 
 import enum
 import importlib.metadata
+import itertools
 import json
 import os
 import shlex
@@ -25,6 +26,7 @@ CONNECTOR: Final[Mapping[str, str]] = {
     "kv_load_failure_policy": "recompute",
 }
 _KV_TRANSFER: Final = "--kv-transfer-config"
+_MIDDLEWARE: Final = ("--middleware", "cwm_connector.middleware.SessionHeader")
 _DEFAULTS: Final = (
     ("--enable-prefix-caching",),
     ("--enable-prompt-tokens-details",),
@@ -86,6 +88,9 @@ def compose(build: Build, model: str, options: Sequence[str], environment: Mappi
     given = {_option_name(option) for option in theirs}
     defaults = [*_DEFAULTS, *(_CPU_DEFAULTS if build is Build.CPU else ())]
     ours = [part for default in defaults if default[0] not in given for part in default]
+    if not _has_our_middleware(theirs):
+        # The option adds up. Ours is named first, so that it runs last and finds a session that theirs has set.
+        ours += _MIDDLEWARE
     return Command(
         (*program, _KV_TRANSFER, json.dumps(connector), *ours, *theirs),
         {name: value for name, value in _ENVIRONMENT.items() if name not in environment},
@@ -114,6 +119,11 @@ def _option_name(text: str) -> str:
     """The option as vLLM knows it: underscores are dashes, a value behind `=` is not its name, --no-x is about --x."""
     name = text.split("=", 1)[0].replace("_", "-")
     return f"--{name.removeprefix('--no-')}" if name.startswith("--no-") else name
+
+
+def _has_our_middleware(options: Sequence[str]) -> bool:
+    option, ours = _MIDDLEWARE
+    return f"{option}={ours}" in options or _MIDDLEWARE in itertools.pairwise(options)
 
 
 def _split_connector(options: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -1,6 +1,8 @@
 """`cwm serve`: the command for both builds, and whose options win."""
 
+import importlib
 import importlib.metadata
+import inspect
 import json
 import shlex
 import sys
@@ -13,6 +15,7 @@ from cwm_connector.protocol import CWMError
 from cwm_mcp.serve import CONNECTOR, Build, Command, compose, installed_build, run
 
 KV = "--kv-transfer-config"
+MIDDLEWARE = "cwm_connector.middleware.SessionHeader"
 
 
 def connector_of(command: Command) -> dict:
@@ -52,7 +55,10 @@ def test_cuda_runs_vllm_serve_with_the_connector() -> None:
     command = compose(Build.CUDA, "org/model", [], {})
     assert command.argv[:3] == (str(Path(sys.executable).with_name("vllm")), "serve", "org/model")
     assert connector_of(command) == CONNECTOR
-    assert command.argv[5:] == ("--enable-prefix-caching", "--enable-prompt-tokens-details", "--shutdown-timeout", "20")
+    assert command.argv[5:] == (
+        *("--enable-prefix-caching", "--enable-prompt-tokens-details", "--shutdown-timeout", "20"),
+        *("--middleware", MIDDLEWARE),
+    )
 
 
 def test_cpu_runs_the_api_server_module_eagerly() -> None:
@@ -77,6 +83,24 @@ def test_what_the_user_sets_is_not_set_again(theirs: list[str], ours: str) -> No
     assert plain.count(ours) == 1
     assert list(own).count(ours) == theirs.count(ours)
     assert own[-len(theirs) :] == tuple(theirs)
+
+
+def test_vllm_can_load_the_middleware_as_it_is_named() -> None:
+    module, name = MIDDLEWARE.rsplit(".", 1)
+    assert inspect.isclass(getattr(importlib.import_module(module), name))
+
+
+@pytest.mark.parametrize("theirs", [["--middleware", "their.own"], ["--middleware=their.own"]])
+def test_the_users_middleware_is_kept_and_runs_before_ours(theirs: list[str]) -> None:
+    argv = compose(Build.CUDA, "m", theirs, {}).argv
+    # vLLM wraps the first one in the next: the last one named sees a request first.
+    assert argv[-len(theirs) - 2 :] == ("--middleware", MIDDLEWARE, *theirs)
+
+
+@pytest.mark.parametrize("theirs", [["--middleware", MIDDLEWARE], [f"--middleware={MIDDLEWARE}"]])
+def test_a_user_who_names_our_middleware_gets_it_once(theirs: list[str]) -> None:
+    argv = compose(Build.CUDA, "m", theirs, {}).argv
+    assert " ".join(argv).count(MIDDLEWARE) == 1
 
 
 def test_the_environment_is_quiet_unless_the_user_set_it() -> None:
