@@ -84,7 +84,15 @@ class FreezeArguments(Arguments):
 class ThawArguments(Arguments):
     window_name: WindowName
     new_session_id: SessionId | None = None
+    continuation_prompt: Annotated[str, Field(min_length=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=2048)] | None = None
     prewarm: bool = True
+
+    @model_validator(mode="after")
+    def _bounds_a_reply(self) -> Self:
+        if self.max_tokens is not None and self.continuation_prompt is None:
+            raise CWMError(Code.ARGUMENT, "max_tokens is the length of a reply; give a continuation_prompt with it")
+        return self
 
 
 class CloneArguments(Arguments):

@@ -69,10 +69,19 @@ def thaw(
     window_name: str,
     session: Annotated[str | None, typer.Option(help="Session id to thaw into; a new one by default.")] = None,
     prewarm: Annotated[bool, typer.Option(help="Read and verify the blocks now.")] = True,
+    prompt: Annotated[str | None, typer.Option(help="The user's next message; prints the model's reply.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The reply's length, 1 to 2048.")] = None,
     as_json: Json = False,
 ) -> None:
     """Restore a window into a session; prints its session id and cache salt."""
-    args = _parsed(a.ThawArguments, window_name=window_name, new_session_id=session, prewarm=prewarm)
+    args = _parsed(
+        a.ThawArguments,
+        window_name=window_name,
+        new_session_id=session,
+        continuation_prompt=prompt,
+        max_tokens=max_tokens,
+        prewarm=prewarm,
+    )
     _show(_run(lambda cwm: _with_bar(f"thawing {window_name}", as_json, lambda on: cwm.thaw(args, on))), as_json)
 
 

@@ -24,6 +24,12 @@ class Frozen(BaseModel):
     duration_ms: float
 
 
+class ReplyTokens(BaseModel):
+    prompt: int
+    cached: int | None
+    generated: int
+
+
 class Thawed(BaseModel):
     session_id: str
     cache_salt: str
@@ -35,6 +41,13 @@ class Thawed(BaseModel):
     partial: bool
     warning: str | None
     recompute_is_faster: bool | None
+    tokens_uri: str = ""
+    """The resource with the window's exact token ids: who sends them first goes on exactly."""
+    transcript_uri: str = ""
+    reply: str | None = None
+    reply_finish_reason: str | None = None
+    """`length`: the reply was cut at max_tokens."""
+    reply_tokens: ReplyTokens | None = None
 
 
 class Cloned(BaseModel):

@@ -6,20 +6,22 @@ is read and never written; the rest says CWM-5001 until an engine is back.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from cwm_connector import __version__
-from cwm_connector.protocol import ARGUMENTS, Code, CWMError, Op
+from cwm_connector.protocol import ARGUMENTS, Code, CWMError, Op, TokensArgs
 from cwm_connector.settings import Settings
 from cwm_mcp import arguments as a
 from cwm_mcp import models as m
 from cwm_mcp.client import EngineClient, OnProgress
+from cwm_mcp.continuation import Prompt, prompt_after, reply_to, token_ids
 from cwm_mcp.health import overall, redis_health, without_engine
 from cwm_mcp.metrics import catalog_samples, engine_up, exposition, with_prefix
 from cwm_mcp.offline import OfflineCatalog
+from cwm_mcp.uris import tokens_uri, transcript_uri
 from cwm_mcp.vllm_http import vllm_cache, vllm_health
 
 R = TypeVar("R", bound=BaseModel)
@@ -31,6 +33,10 @@ _HEALTH_TIMEOUT_S: Final = 5.0
 
 class _StoreAnswer(BaseModel):
     kv_store: m.KvStore
+
+
+class _TokensAnswer(BaseModel):
+    token_ids: bytes = Field(repr=False)
 
 
 class Operations:
@@ -51,7 +57,33 @@ class Operations:
         return checked(m.Frozen, await self._ask(Op.FREEZE, args, on_progress=on_progress))
 
     async def thaw(self, args: a.ThawArguments, on_progress: OnProgress | None = None) -> m.Thawed:
-        return checked(m.Thawed, await self._ask(Op.THAW, args, on_progress=on_progress))
+        """With a `continuation_prompt` vLLM is asked too, and a prompt that can't be sent leaves no thaw behind."""
+        prompt = None
+        if args.continuation_prompt is not None:
+            recorded = await self._live_token_ids(args.window_name)
+            prompt = await prompt_after(self._settings, recorded, args.continuation_prompt)
+        answer = await self._ask(Op.THAW, args, without={"continuation_prompt", "max_tokens"}, on_progress=on_progress)
+        thawed = checked(m.Thawed, answer).model_copy(
+            update={"tokens_uri": tokens_uri(args.window_name), "transcript_uri": transcript_uri(args.window_name)}
+        )
+        if prompt is None:
+            return thawed
+        return thawed.model_copy(update=await self._reply(thawed, prompt, args.max_tokens))
+
+    async def _reply(self, thawed: m.Thawed, prompt: Prompt, max_tokens: int | None) -> dict[str, Any]:
+        """The fields of a thaw's result that come from vLLM."""
+        try:
+            reply = await reply_to(self._settings, prompt, max_tokens, thawed.session_id, thawed.cache_salt)
+        except CWMError as problem:
+            raise CWMError(
+                problem.code,
+                f"window '{thawed.window_name}' is thawed into session '{thawed.session_id}', but there is no reply: "
+                f"{problem.message}",
+                session_id=thawed.session_id,
+                cache_salt=thawed.cache_salt,
+            ) from None
+        used = m.ReplyTokens(prompt=reply.prompt_tokens, cached=reply.cached_tokens, generated=reply.generated_tokens)
+        return {"reply": reply.text, "reply_finish_reason": reply.finish_reason, "reply_tokens": used}
 
     async def clone(self, args: a.CloneArguments) -> m.Cloned:
         return checked(m.Cloned, await self._ask(Op.CLONE, args))
@@ -65,6 +97,10 @@ class Operations:
     async def live_status(self, args: a.StatusArguments) -> m.Status:
         """The status as the engine has it; CWM-5001 without one."""
         return checked(m.Status, await self._ask(Op.STATUS, args, timeout_s=_READ_TIMEOUT_S))
+
+    async def _live_token_ids(self, window_name: str) -> Sequence[int]:
+        answer = await self._engine.call(Op.TOKENS, TokensArgs(window_name), timeout_s=_READ_TIMEOUT_S)
+        return token_ids(checked(_TokensAnswer, answer).token_ids)
 
     # --- with or without the engine ---
 

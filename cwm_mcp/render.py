@@ -62,6 +62,14 @@ def _(result: m.Status) -> RenderableType:
 
 
 @of.register
+def _(result: m.Thawed) -> RenderableType:
+    fields = _fields(result.model_dump(exclude={"reply"}, exclude_defaults=True))
+    if result.reply is None:
+        return fields
+    return Group(fields, Text(), *(_cell(line) if line else Text() for line in result.reply.splitlines()))
+
+
+@of.register
 def _(result: m.Health) -> RenderableType:
     table = _table("component", "status", "message", "#latency")
     for each in result.components:

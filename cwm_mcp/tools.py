@@ -54,7 +54,8 @@ async def window_freeze(args: a.FreezeArguments, ctx: ToolContext) -> m.Frozen:
 @contract_tool(a.ThawArguments, m.Thawed, _ADDS)
 async def window_thaw(args: a.ThawArguments, ctx: ToolContext) -> m.Thawed:
     """Restore a window into a session, by default the one it was frozen from. Requests with the returned session_id or
-    cache_salt that begin with the window's tokens then skip their prefill. warning: what will be computed again."""
+    cache_salt that begin with the window's tokens then skip their prefill. warning: what will be computed again.
+    continuation_prompt: the user's next message; its answer (at most max_tokens) comes as reply."""
     return await _reporting(ctx, lambda report: _operations(ctx).thaw(args, report))
 
 

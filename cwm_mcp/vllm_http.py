@@ -1,15 +1,21 @@
-"""What vLLM says of itself over HTTP: whether it serves, and the counters of its prefix cache.
+"""vLLM over HTTP: whether it serves, the counters of its prefix cache, and calls that are answered with JSON.
 
 Imports of httpx and prometheus_client wait until they are needed: they cost start-up time, and most runs never ask.
 """
 
+import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
+from cwm_connector.protocol import Code, CWMError
 from cwm_connector.settings import Settings
 from cwm_mcp.models import Component, VllmCache
 
-_TIMEOUT_S = 3.0
+_TIMEOUT_S: Final = 3.0
+_SHOWN: Final = 300
+"""Characters of vLLM's own complaint that an error repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +29,18 @@ class _Unreachable(Exception):
     """No HTTP answer came; the text says why."""
 
 
+class Refused(CWMError):
+    """vLLM understood the call and will not carry it out; `message` holds its reason."""
+
+
+def _authorization(settings: Settings) -> dict[str, str]:
+    return {"Authorization": f"Bearer {settings.vllm_api_key}"} if settings.vllm_api_key else {}
+
+
 async def _get(settings: Settings, path: str) -> _Answer:
     import httpx
 
-    headers = {"Authorization": f"Bearer {settings.vllm_api_key}"} if settings.vllm_api_key else {}
+    headers = _authorization(settings)
     begun = time.monotonic()
     try:
         async with httpx.AsyncClient(timeout=_TIMEOUT_S, headers=headers) as client:
@@ -34,6 +48,65 @@ async def _get(settings: Settings, path: str) -> _Answer:
     except (httpx.HTTPError, httpx.InvalidURL) as problem:
         raise _Unreachable(str(problem) or type(problem).__name__) from None
     return _Answer(response.status_code, response.text, round((time.monotonic() - begun) * 1000, 3))
+
+
+async def post(
+    settings: Settings,
+    path: str,
+    body: Mapping[str, Any],
+    *,
+    timeout_s: float,
+    headers: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The JSON object that vLLM answers with. Cancelling the task that waits here ends the request in vLLM too.
+
+    Raises: `Refused` (CWM-1003) with vLLM's reason; 5001 if no vLLM answers there; 6001 after `timeout_s`; 8001 for a
+    key that vLLM does not accept.
+    """
+    import httpx
+
+    url = settings.vllm_url
+    timeout = httpx.Timeout(timeout_s, connect=_TIMEOUT_S)
+    try:
+        async with httpx.AsyncClient(timeout=timeout, headers=_authorization(settings)) as client:
+            response = await client.post(f"{url}{path}", json=body, headers=headers)
+    except httpx.ReadTimeout:
+        raise CWMError(
+            Code.ENGINE_TIMEOUT, f"vLLM at {url} gave no answer to {path} within {timeout_s:g} s; try again later"
+        ) from None
+    except (httpx.HTTPError, httpx.InvalidURL) as problem:
+        reason = str(problem) or type(problem).__name__
+        raise CWMError(
+            Code.ENGINE_UNREACHABLE,
+            f"no answer from vLLM at {url} ({reason}); start it with 'cwm serve' or set CWM_VLLM_URL",
+        ) from None
+    if response.status_code in (401, 403):
+        raise CWMError(
+            Code.NOT_ALLOWED, f"vLLM at {url} does not accept the key; set CWM_VLLM_API_KEY to its --api-key"
+        )
+    if response.status_code in (400, 413, 422):
+        raise Refused(Code.ARGUMENT, f"vLLM refuses {path}: {_reason(response.text)}; change what was asked for")
+    if response.status_code != 200:
+        raise CWMError(Code.ENGINE_UNREACHABLE, f"{url}{path} answers HTTP {response.status_code}; see vLLM's own log")
+    answer = _parsed(response.text)
+    if answer is None:
+        raise CWMError(Code.ENGINE_UNREACHABLE, f"what answers at {url} is no vLLM; set CWM_VLLM_URL")
+    return answer
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _reason(text: str) -> str:
+    """The first line of vLLM's complaint."""
+    error = (_parsed(text) or {}).get("error")
+    message = str(error.get("message", "")) if isinstance(error, dict) else text
+    return (message.strip().splitlines() or ["no reason given"])[0][:_SHOWN].rstrip(".")
 
 
 async def vllm_health(settings: Settings) -> Component:

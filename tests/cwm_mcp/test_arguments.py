@@ -42,6 +42,10 @@ WRONG = [
     (a.FreezeArguments, {"session_id": "s", "window_name": "w", "description": "d" * 2001}, 1003),
     (a.FreezeArguments, {"session_id": "s", "window_name": "w", "colour": "red"}, 1003),
     (a.ThawArguments, {"window_name": "w", "prewarm": "yes"}, 1003),
+    (a.ThawArguments, {"window_name": "w", "continuation_prompt": ""}, 1003),
+    (a.ThawArguments, {"window_name": "w", "continuation_prompt": "Go on", "max_tokens": 0}, 1003),
+    (a.ThawArguments, {"window_name": "w", "continuation_prompt": "Go on", "max_tokens": 2049}, 1003),
+    (a.ThawArguments, {"window_name": "w", "max_tokens": 10}, 1003),
     (a.DeleteArguments, {"window_name": "w", "force": 1}, 1003),
     (a.ListArguments, {"sort_by": "colour"}, 1003),
     (a.ListArguments, {"sort_order": "up"}, 1003),
@@ -118,5 +122,6 @@ def test_current_is_refused_where_the_client_does_not_tell(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("op", TWIN)
 def test_the_tools_arguments_are_the_protocols(op: Op) -> None:
-    # force is the facade's own: the engine never asks anybody.
-    assert set(TWIN[op].model_fields) - {"force"} == set(ARGUMENTS[op].__struct_fields__)
+    # The facade's own: the engine asks neither anybody nor vLLM's HTTP interface.
+    own = {"force", "continuation_prompt", "max_tokens"}
+    assert set(TWIN[op].model_fields) - own == set(ARGUMENTS[op].__struct_fields__)

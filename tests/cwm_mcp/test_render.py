@@ -61,3 +61,21 @@ def test_a_page_says_how_much_there_is_beyond_it() -> None:
 )
 def test_sizes_are_in_binary_units(count: int, text: str) -> None:
     assert size(count) == text
+
+
+def test_a_reply_keeps_its_lines_and_a_thaw_without_one_says_nothing_of_it() -> None:
+    thawed = m.Thawed(
+        session_id="s",
+        cache_salt="salt",
+        window_name="w",
+        token_count=700,
+        restorable_tokens=640,
+        restored_by_tier={"cpu": 640},
+        restoration_time_ms=1.0,
+        partial=False,
+        warning=None,
+        recompute_is_faster=None,
+    )
+    assert "reply" not in drawn(thawed)
+    shown = drawn(thawed.model_copy(update={"reply": "One.\n\nTwo \x1b[2J."}))
+    assert [line.strip() for line in shown.splitlines()[-3:]] == ["One.", "", "Two  [2J."]

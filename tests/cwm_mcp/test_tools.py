@@ -15,10 +15,10 @@ from cwm_mcp.server import build_server
 
 ERAS = ["auto", "legacy"]
 
-# contract.md's table. Not there yet: continuation_prompt and max_tokens of window_thaw, auto_freeze_policy.
+# contract.md's table. Not there yet: auto_freeze_policy.
 TABLE = {
     "window_freeze": {"session_id", "window_name", "description", "tags", "head"},
-    "window_thaw": {"window_name", "new_session_id", "prewarm"},
+    "window_thaw": {"window_name", "new_session_id", "continuation_prompt", "max_tokens", "prewarm"},
     "window_clone": {"source_window", "target_window", "description", "tags"},
     "window_list": {
         *("tags", "model", "search", "session_id", "created_after", "created_before", "sort_by", "sort_order"),
