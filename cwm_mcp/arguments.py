@@ -22,6 +22,7 @@ from cwm_connector.protocol import (
 )
 
 CURRENT: Final = "current"
+MAX_OFFSET: Final = (1 << 63) - 1
 _CURRENT_VARIABLE: Final = "CLAUDE_CODE_SESSION_ID"
 _SHOWN: Final = 80
 """Characters of a wrong value that an error repeats."""
@@ -53,7 +54,7 @@ def _list_from_text(value: object) -> object:
 
 def _countable(offset: int) -> int:
     """Refuses what neither the protocol nor SQLite can hold; a `maximum` in the schema would tell a model nothing."""
-    if offset >= 1 << 63:
+    if offset > MAX_OFFSET:
         raise CWMError(Code.ARGUMENT, "the offset is larger than any list; give 0 to begin at the start")
     return offset
 
@@ -139,11 +140,21 @@ class TagArguments(Arguments):
     description: Description | None = None
 
 
+class TokensArguments(Arguments):
+    window_name: WindowName
+
+
 class SessionsArguments(Arguments):
     state_filter: Literal["active", "frozen", "thawed", "expired"] | None = None
     model: str | None = None
     limit: Limit = 50
     offset: Offset = 0
+
+
+class VerifyArguments(Arguments):
+    repair: bool = False
+    restart: bool = False
+    rate_mb_s: float = 200.0
 
 
 class NoArguments(Arguments):

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 ToolContext = Context[Operations, Any]
 R = TypeVar("R", bound=BaseModel)
 
+META_KEY: Final = "cwm/error"
 _META: Final = {"anthropic/alwaysLoad": True}
 """Loading a tool in mid-conversation rewrites the prompt's head, and with it loses the prefix cache."""
 
@@ -96,12 +97,16 @@ def success(result: BaseModel) -> CallToolResult:
 
 
 def failure(error: CWMError) -> CallToolResult:
-    about = {
+    return CallToolResult(
+        is_error=True, content=[TextContent(type="text", text=str(error))], _meta={META_KEY: about(error)}
+    )
+
+
+def about(error: CWMError) -> dict[str, Any]:
+    """What a program reads of an error, under `META_KEY`."""
+    return {
         "code": int(error.code),
         "message": error.message,
         "retryable": error.retryable,
         "context": error.context,
     }
-    return CallToolResult(
-        is_error=True, content=[TextContent(type="text", text=str(error))], _meta={"cwm/error": about}
-    )

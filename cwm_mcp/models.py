@@ -117,11 +117,68 @@ class Status(BaseModel):
     blocks: list[Block] | None = None
 
 
+class WindowMetadata(BaseModel):
+    """What `window://{name}` holds: the window's entries in list and status, and where its content can be read."""
+
+    name: str
+    description: str
+    tags: list[str]
+    model: str
+    state: str
+    session_id: str
+    token_count: int
+    size_bytes: int
+    unique_bytes: int
+    storage_tier: str | None
+    tiers: dict[str, int] | None
+    created_at: str
+    thawed_at: str | None
+    parent_window: str | None
+    children: list[str]
+    """The first ones."""
+    child_count: int
+    tokens_uri: str
+    transcript_uri: str
+
+
 class Deleted(BaseModel):
     window_name: str
     blocks_deleted: int
     blocks_shared: int
     space_freed_bytes: int
+
+
+class Collected(BaseModel):
+    """What `cwm gc` removed."""
+
+    chunks_deleted: int
+    space_freed_bytes: int
+    catalog_bytes_freed: int
+    warning: str | None
+    """A tier that could not be looked through."""
+
+
+class BadCopy(BaseModel):
+    hash: str
+    storage_tier: str
+    fault: str
+    windows: list[str]
+    repaired: bool
+
+
+class Verified(BaseModel):
+    """What `cwm verify` has read; `bad` lists the first of the bad copies."""
+
+    resumed: bool
+    chunks: int
+    copies: int
+    bytes: int
+    bad_copies: int
+    repaired: int
+    unread: int
+    """Copies that a tier could not give at the moment."""
+    bad: list[BadCopy]
+    duration_ms: float
 
 
 class Tagged(BaseModel):

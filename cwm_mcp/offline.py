@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from cwm_connector.catalog import views
 from cwm_connector.catalog.base import Catalog, CatalogTotals
 from cwm_connector.catalog.sqlite import SqliteCatalog
-from cwm_connector.protocol import Code, CWMError, ListArgs, SessionsArgs, StatusArgs
+from cwm_connector.protocol import Code, CWMError, ListArgs, SessionsArgs, StatusArgs, TokensArgs
 from cwm_connector.terms import TierName
 
 T = TypeVar("T")
@@ -35,6 +35,11 @@ class OfflineCatalog:
     def status(self, args: StatusArgs) -> dict[str, Any]:
         """Raises: CWM-2002 for an unknown window; CWM-5001 for a session that only an engine could know."""
         return self._read(lambda catalog: _status(catalog, args))
+
+    def token_ids(self, args: TokensArgs) -> dict[str, Any]:
+        """Raises: CWM-2002 for an unknown window."""
+        ids = self._read(lambda catalog: catalog.token_ids_of(args.window_name))
+        return {"window_name": args.window_name, "token_ids": ids}
 
     def sessions(self, args: SessionsArgs) -> dict[str, Any]:
         """Those that were ever frozen or thawed, as they were then."""

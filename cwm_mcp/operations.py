@@ -7,17 +7,18 @@ is read and never written; the rest says CWM-5001 until an engine is back.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from cwm_connector import __version__
-from cwm_connector.protocol import ARGUMENTS, Code, CWMError, Op, TokensArgs
+from cwm_connector.protocol import ARGUMENTS, Code, CWMError, Op
 from cwm_connector.settings import Settings
 from cwm_mcp import arguments as a
 from cwm_mcp import models as m
 from cwm_mcp.client import EngineClient, OnProgress
-from cwm_mcp.continuation import Prompt, prompt_after, reply_to, token_ids
+from cwm_mcp.continuation import Prompt, prompt_after, reply_to, text_of, token_ids
 from cwm_mcp.health import overall, redis_health, without_engine
 from cwm_mcp.metrics import catalog_samples, engine_up, exposition, with_prefix
 from cwm_mcp.offline import OfflineCatalog
@@ -29,6 +30,7 @@ R = TypeVar("R", bound=BaseModel)
 _READ_TIMEOUT_S: Final = 30.0
 """Reads come from a snapshot off the engine's thread; one that takes this long will not come."""
 _HEALTH_TIMEOUT_S: Final = 5.0
+_CHILDREN_SHOWN: Final = 40
 
 
 class _StoreAnswer(BaseModel):
@@ -94,12 +96,19 @@ class Operations:
     async def tag(self, args: a.TagArguments) -> m.Tagged:
         return checked(m.Tagged, await self._ask(Op.TAG, args))
 
+    async def collect(self, args: a.NoArguments) -> m.Collected:
+        return checked(m.Collected, await self._ask(Op.COLLECT, args))
+
+    async def verify(self, args: a.VerifyArguments, on_progress: OnProgress | None = None) -> m.Verified:
+        return checked(m.Verified, await self._ask(Op.VERIFY, args, on_progress=on_progress))
+
     async def live_status(self, args: a.StatusArguments) -> m.Status:
         """The status as the engine has it; CWM-5001 without one."""
         return checked(m.Status, await self._ask(Op.STATUS, args, timeout_s=_READ_TIMEOUT_S))
 
     async def _live_token_ids(self, window_name: str) -> Sequence[int]:
-        answer = await self._engine.call(Op.TOKENS, TokensArgs(window_name), timeout_s=_READ_TIMEOUT_S)
+        args = a.TokensArguments(window_name=window_name)
+        answer = await self._ask(Op.TOKENS, args, timeout_s=_READ_TIMEOUT_S)
         return token_ids(checked(_TokensAnswer, answer).token_ids)
 
     # --- with or without the engine ---
@@ -109,6 +118,52 @@ class Operations:
 
     async def status(self, args: a.StatusArguments) -> m.Status:
         return await self._read(m.Status, Op.STATUS, args, lambda: self._offline.status(_wire(Op.STATUS, args)))
+
+    async def window(self, name: str) -> m.WindowMetadata:
+        """What list and status know of a window, in one."""
+        status = await self.status(a.StatusArguments(window_name=name))
+        item = await self._list_item(name, status.timestamps.created_at)
+        return m.WindowMetadata(
+            **item.model_dump(exclude={"storage_tier", "state"}),
+            state=status.state,
+            storage_tier=status.kv_cache.storage_tier,
+            tiers=status.kv_cache.tiers,
+            thawed_at=status.timestamps.thawed_at,
+            children=status.lineage.children[:_CHILDREN_SHOWN],
+            child_count=len(status.lineage.children),
+            tokens_uri=tokens_uri(name),
+            transcript_uri=transcript_uri(name),
+        )
+
+    async def _list_item(self, name: str, created_at: str | None) -> m.WindowItem:
+        """A window's entry in the list, found by its time, which is told to the millisecond."""
+        around: dict[str, Any] = {"limit": 100}
+        if created_at is not None:
+            moment = datetime.fromisoformat(created_at)
+            around["created_after"] = (moment - timedelta(microseconds=1)).isoformat()
+            around["created_before"] = (moment + timedelta(milliseconds=1)).isoformat()
+        offset, more = 0, True
+        while more:
+            page = await self.list_windows(a.ListArguments(**around, offset=offset))
+            for item in page.windows:
+                if item.name == name:
+                    return item
+            offset, more = offset + len(page.windows), page.has_more
+        raise CWMError(
+            Code.WINDOW_NOT_FOUND, f"window {name!r} is gone; window_list shows what there is", window_name=name
+        )
+
+    async def token_ids(self, window_name: str) -> Sequence[int]:
+        """A window's exact token ids."""
+        args = a.TokensArguments(window_name=window_name)
+        answer = await self._read(
+            _TokensAnswer, Op.TOKENS, args, lambda: self._offline.token_ids(_wire(Op.TOKENS, args))
+        )
+        return token_ids(answer.token_ids)
+
+    async def text_of(self, ids: Sequence[int]) -> str:
+        """Token ids as text, by vLLM; CWM-5001 without one."""
+        return await text_of(self._settings, ids)
 
     async def sessions(self, args: a.SessionsArguments) -> m.SessionList:
         return await self._read(

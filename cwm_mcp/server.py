@@ -1,4 +1,4 @@
-"""The MCP server: the contract's tools over one connection to the engine.
+"""The MCP server: the contract's tools, resources and prompts over one connection to the engine.
 
 It starts without an engine and without asking for one: the connection is made at the first call that needs it, and
 made again after the engine was away.
@@ -6,12 +6,15 @@ made again after the engine was away.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver import MCPServer
+from mcp.types import Resource
 
 from cwm_connector import __version__
 from cwm_connector.settings import Settings
+from cwm_mcp import completion, prompts, resources
 from cwm_mcp.operations import Operations
 from cwm_mcp.tools import TOOLS
 
@@ -22,20 +25,45 @@ _INSTRUCTIONS = (
 )
 
 
-def build_server(settings: Settings) -> MCPServer[Operations]:
+class WindowServer(MCPServer[Operations]):
+    """The library's server, whose resources are also the windows that there are."""
+
+    def __init__(self, operations: Operations, **options: Any) -> None:
+        super().__init__(**options)
+        self._operations = operations
+
+    async def list_resources(self) -> list[Resource]:
+        return [*await super().list_resources(), *await resources.newest(self._operations)]
+
+
+async def _announce_list_changes(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+    """The library's `initialize` tells a client of the older era that no list ever changes; ours does."""
+    result = await call_next(ctx)
+    if ctx.method == "initialize" and isinstance(result, dict):
+        result["capabilities"]["resources"]["listChanged"] = True
+    return result
+
+
+def build_server(settings: Settings) -> WindowServer:
+    operations = Operations(settings, client_name="cwm_mcp")
+
     @asynccontextmanager
     async def lifespan(server: MCPServer[Operations]) -> AsyncIterator[Operations]:
-        operations = Operations(settings, client_name="cwm_mcp")
         try:
             yield operations
         finally:
             await operations.aclose()
 
-    return MCPServer(
+    server = WindowServer(
+        operations,
         name="context-window-manager",
         version=__version__,
         instructions=_INSTRUCTIONS,
         tools=list(TOOLS),
         lifespan=lifespan,
         log_level=cast(_LogLevel, settings.log_level),
+        middleware=[_announce_list_changes],
     )
+    for part in (resources, prompts, completion):
+        part.register(server, operations)
+    return server

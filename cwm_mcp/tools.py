@@ -44,11 +44,19 @@ async def _reporting(ctx: ToolContext, run: Callable[[OnProgress], Awaitable[R]]
         await passing
 
 
+async def _tell_changed(ctx: ToolContext) -> None:
+    """That there is another set of windows now: to the listeners of the newer era, and to the client of the older."""
+    await ctx.notify_resources_changed()
+    await ctx.session.send_resource_list_changed()
+
+
 @contract_tool(a.FreezeArguments, m.Frozen, _ADDS)
 async def window_freeze(args: a.FreezeArguments, ctx: ToolContext) -> m.Frozen:
     """Save a session's KV cache as a new, durable window. The session goes on and can be frozen again under another
     name. session_id "current" is this conversation; head: one of several heads, else the last active."""
-    return await _reporting(ctx, lambda report: _operations(ctx).freeze(args, report))
+    frozen = await _reporting(ctx, lambda report: _operations(ctx).freeze(args, report))
+    await _tell_changed(ctx)
+    return frozen
 
 
 @contract_tool(a.ThawArguments, m.Thawed, _ADDS)
@@ -63,7 +71,9 @@ async def window_thaw(args: a.ThawArguments, ctx: ToolContext) -> m.Thawed:
 async def window_clone(args: a.CloneArguments, ctx: ToolContext) -> m.Cloned:
     """Branch: a second, independent window over the same stored blocks. Description and tags are inherited unless
     given."""
-    return await _operations(ctx).clone(args)
+    cloned = await _operations(ctx).clone(args)
+    await _tell_changed(ctx)
+    return cloned
 
 
 @contract_tool(a.ListArguments, m.WindowList, _READS)
@@ -114,7 +124,9 @@ async def window_delete(
             f"window '{args.window_name}' was not deleted, the confirmation was refused; force=true deletes unasked",
             window_name=args.window_name,
         )
-    return await _operations(ctx).delete(args)
+    deleted = await _operations(ctx).delete(args)
+    await _tell_changed(ctx)
+    return deleted
 
 
 @contract_tool(a.TagArguments, m.Tagged, _CHANGES)

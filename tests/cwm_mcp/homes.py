@@ -46,3 +46,11 @@ def fill(home: Path) -> None:
     catalog.commit_window(new_window("branch", "talk", 5, tags=["project-x", "debug"], parent="stem", day=1))
     catalog.clone_window("stem", "stem-for-alice", "for Alice", None, Micros(NEW_YEAR + 2 * 86_400_000_000))
     catalog.close()
+
+
+def clones(home: Path, source: str, count: int) -> None:
+    """`count` clones of a window, with long descriptions: clone-0 is the oldest."""
+    catalog = SqliteCatalog.open(Settings(home=home).catalog_path)
+    for number in range(count):
+        catalog.clone_window(source, f"clone-{number}", "why " * 50, None, Micros(NEW_YEAR + number))
+    catalog.close()

@@ -16,6 +16,7 @@ TWIN: dict[Op, type[a.Arguments]] = {
     Op.LIST: a.ListArguments,
     Op.STATUS: a.StatusArguments,
     Op.SESSIONS: a.SessionsArguments,
+    Op.TOKENS: a.TokensArguments,
 }
 
 WRONG = [

@@ -1,0 +1,58 @@
+"""Completion of window and session names, in prompts and in the addresses of resources."""
+
+from typing import Final
+
+from mcp.server.mcpserver import MCPServer
+from mcp.types import Completion, CompletionArgument, CompletionContext, PromptReference, ResourceTemplateReference
+
+from cwm_connector.protocol import CWMError
+from cwm_mcp import arguments as a
+from cwm_mcp.operations import Operations
+
+_WINDOWS: Final = frozenset({"window", "name"})
+_SESSIONS: Final = frozenset({"session"})
+_MOST: Final = 100
+"""The protocol's limit, and a list's."""
+
+
+def register(server: MCPServer[Operations], operations: Operations) -> None:
+    """Adds the completion to the server."""
+
+    async def complete(
+        ref: PromptReference | ResourceTemplateReference,
+        argument: CompletionArgument,
+        context: CompletionContext | None,
+    ) -> Completion | None:
+        """A courtesy: where nothing can be read there is nothing to offer."""
+        try:
+            if argument.name in _WINDOWS:
+                return await _windows(operations, argument.value)
+            if argument.name in _SESSIONS:
+                return await _sessions(operations, argument.value)
+        except CWMError:
+            pass
+        return None
+
+    server.completion()(complete)  # type: ignore[no-untyped-call]
+
+
+async def _windows(operations: Operations, begun: str) -> Completion:
+    """Names that begin with what was typed, newest first."""
+    names: list[str] = []
+    offset, more = 0, True
+    while more and len(names) <= _MOST:
+        page = await operations.list_windows(a.ListArguments(limit=_MOST, offset=offset))
+        names += [window.name for window in page.windows if window.name.startswith(begun)]
+        offset, more = offset + _MOST, page.has_more
+    return Completion(values=names[:_MOST], has_more=len(names) > _MOST)
+
+
+async def _sessions(operations: Operations, begun: str) -> Completion:
+    """Session ids that begin with what was typed, last active first."""
+    ids: list[str] = []
+    offset, more = 0, True
+    while more and len(ids) <= _MOST:
+        page = await operations.sessions(a.SessionsArguments(limit=_MOST, offset=offset))
+        ids += [session.session_id for session in page.sessions if session.session_id.startswith(begun)]
+        offset, more = offset + _MOST, page.has_more
+    return Completion(values=ids[:_MOST], has_more=len(ids) > _MOST)

@@ -1,0 +1,37 @@
+"""CWMError where the protocol has no result to put it in, in resources and prompts: the code is in text and data."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from mcp.server.mcpserver.exceptions import ResourceNotFoundError
+from mcp.shared.exceptions import MCPError
+from mcp.types import INTERNAL_ERROR, INVALID_PARAMS
+
+from cwm_connector.protocol import Code, CWMError
+from cwm_mcp.contract_tool import META_KEY, about
+
+_NOT_FOUND: Final = frozenset({Code.WINDOW_NOT_FOUND, Code.WINDOW_NAME})
+_WRONG: Final = _NOT_FOUND | {Code.ARGUMENT, Code.SESSION_ID}
+
+
+@contextmanager
+def prompt_errors() -> Iterator[None]:
+    """Raises: MCPError, whose code says whether the client's arguments are wrong."""
+    try:
+        yield
+    except CWMError as problem:
+        code = INVALID_PARAMS if problem.code in _WRONG else INTERNAL_ERROR
+        raise MCPError(code, str(problem), {META_KEY: about(problem)}) from None
+
+
+@contextmanager
+def resource_errors() -> Iterator[None]:
+    """Raises: ResourceNotFoundError for a window that is not there, MCPError for the rest."""
+    with prompt_errors():
+        try:
+            yield
+        except CWMError as problem:
+            if problem.code not in _NOT_FOUND:
+                raise
+            raise ResourceNotFoundError(str(problem)) from None
