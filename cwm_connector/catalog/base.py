@@ -5,7 +5,8 @@ A **snapshot** is the immutable content of a window: passport, token ids, the li
 row was written, and stays while a snapshot refers to it; `tiers` says in which durable tiers this engine found or put
 them. That alone may change afterwards (`place`): a chunk moves to a colder tier, a copy turns out to be bad.
 
-Every row that a caller is given has passed a checksum over all its fields; one that has not raises CWM-4004.
+Every row that a caller is given has passed a checksum over all its fields; one that has not raises CWM-4004. A listing
+goes on: it tells the name of such a window and nothing else of it.
 
 Threads: a catalog belongs to the one thread that uses it (the engine's catalog thread; a read-only catalog: the
 client's). Every method may block on the disk, so none may be called from the engine thread or from an event loop.
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from cwm_connector.protocol import Code, CWMError
 from cwm_connector.terms import NO_CLAIM, ChunkKey, Claim, Micros, TierName
 
 DISK_ALONE: Final = frozenset({TierName.DISK})
@@ -80,6 +82,8 @@ class WindowRow:
     created_at: Micros
     updated_at: Micros
     thawed_at: Micros | None
+    damaged: bool = False
+    """Only in a listing: the row did not pass its checksum, and all but the name is unknown (empty or 0)."""
 
 
 class SortBy(enum.StrEnum):
@@ -170,6 +174,18 @@ class CatalogTotals:
     """The durable tiers, each with what it holds; a chunk counts in every one that has it."""
 
 
+class OutcomeUnknown(CWMError):
+    """CWM-5002 from a shared catalog: the transaction may have happened, or happen yet. Bytes that it refers to have to
+    stay; whoever repeats it is told (CWM-3003, CWM-2002) if it had."""
+
+    def __init__(self, problem: CWMError) -> None:
+        super().__init__(
+            Code.BACKEND,
+            "Redis went away before it told whether this was done; look, and call again once it is back",
+            reason=problem.message,
+        )
+
+
 class Catalog(Protocol):
     """See the module's text for threads and durability. Unknown windows raise CWM-2002, taken names CWM-3003."""
 
@@ -224,7 +240,7 @@ class Catalog(Protocol):
         """Every chunk with the last freeze or thaw of a window that holds it, longest ago first."""
 
     def windows_with(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[str, ...]]:
-        """The names of the windows that hold each of `keys`."""
+        """The names of the windows that hold each of `keys`, oldest first."""
 
     def place(self, tier: TierName, came: Sequence[ChunkKey], went: Sequence[ChunkKey]) -> None:
         """Records that this engine's `tier` now holds `came` and no longer `went`. Keys without a row are ignored."""
@@ -240,7 +256,10 @@ class Catalog(Protocol):
         """Records a thaw; sets the window's `thawed_at` and the session's event."""
 
     def bindings(self) -> tuple[Binding, ...]:
-        """All of them, oldest first."""
+        """The newest 1,024, oldest first."""
+
+    def last_thaw_into(self, session_id: str) -> Binding | None:
+        """The newest of them into this session."""
 
     def session(self, session_id: str) -> SessionRow | None: ...
 
@@ -248,6 +267,12 @@ class Catalog(Protocol):
         """Newest event first."""
 
     def totals(self) -> CatalogTotals: ...
+
+    def state(self) -> str | None:
+        """None where all is as it should be; else in words why answers may be stale and writes fail."""
+
+    def compact(self) -> int:
+        """Gives back the room that deleted windows took in the catalog itself; returns bytes. May take seconds."""
 
     def check_integrity(self) -> None:
         """Raises CWM-4004 if the file or the references are inconsistent."""

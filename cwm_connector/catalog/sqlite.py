@@ -1,15 +1,17 @@
 """The embedded catalog: one SQLite file beside the disk tier, needing no server.
 
-What the tables promise each other stands in `sqlite_schema.py`; how a transaction becomes durable in `sqlite_file.py`.
+What the tables promise each other stands in `sqlite_schema.py`; how a transaction becomes durable in `sqlite_file.py`;
+how a damaged row is noticed in `sqlite_rows.py`. What is *missing* because the file is damaged shows where a table and
+its indexes differ: the engine compares them all when it opens the catalog, a reader those of a question, once.
+
 A catalog may be used only by the thread that opened it: sqlite3 refuses any other, and no lock of ours is needed.
 """
 
-import json
 import sqlite3
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cwm_connector.catalog.base import (
     Binding,
@@ -23,276 +25,293 @@ from cwm_connector.catalog.base import (
     WindowQuery,
     WindowRow,
 )
-from cwm_connector.catalog.sqlite_check import first_inconsistency
+from cwm_connector.catalog.sqlite_check import first_inconsistency, table_damage
+from cwm_connector.catalog.sqlite_chunks import by_use, chunks_where, delete_chunks, held_chunks, next_id, place
+from cwm_connector.catalog.sqlite_chunks import windows_with as names_with
 from cwm_connector.catalog.sqlite_file import BUSY_TIMEOUT_S, SqliteFile
+from cwm_connector.catalog.sqlite_notes import read_note, write_note
 from cwm_connector.catalog.sqlite_query import count_of, page_of
+from cwm_connector.catalog.sqlite_search import gather_words
 from cwm_connector.catalog.sqlite_snapshots import (
+    TOKEN_BYTES,
     add_snapshot,
-    chunks_of_snapshot,
-    delete_chunks,
+    count_windows,
     drop_snapshot,
-    row_id,
+    read_chunks,
+    read_snapshot,
+    read_token_ids,
 )
-from cwm_connector.protocol import Code, CWMError, check_tags
-from cwm_connector.terms import ChunkKey, Micros
-
-_WINDOW = """
-    SELECT w.name, w.description, w.model, s.passport, w.session_id, w.head, w.parent, w.token_count,
-        s.restorable_tokens, s.block_count, w.size_bytes, iif(s.windows = 1, s.own_bytes, 0),
-        w.created_at, w.updated_at, w.thawed_at
-    FROM windows w JOIN snapshots s ON s.id = w.snapshot_id WHERE w.id = ?
-"""
-_FREEZE = """
-    INSERT INTO windows (
-        name, snapshot_id, description, session_id, head, parent, cloned, model, token_count, size_bytes,
-        created_at, updated_at
-    )
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?10)
-"""
-_CLONE = """
-    INSERT INTO windows (
-        name, snapshot_id, description, session_id, head, parent, cloned, model, token_count, size_bytes,
-        created_at, updated_at
-    )
-    SELECT ?2, snapshot_id, ifnull(?3, description), session_id, head, name, 1, model, token_count, size_bytes, ?4, ?4
-    FROM windows WHERE id = ?1
-"""
-_REMEMBER_SESSION = """
-    INSERT INTO sessions (session_id, model, token_count, event, created_at, updated_at)
-    SELECT ?1, model, token_count, ?2, ?3, ?3 FROM windows WHERE id = ?4
-    ON CONFLICT (session_id) DO UPDATE SET
-        model = excluded.model, token_count = excluded.token_count, event = excluded.event,
-        updated_at = excluded.updated_at
-"""
-_SESSION = "SELECT session_id, model, token_count, event, created_at, updated_at FROM sessions"
-_FROZEN_NEWEST_FIRST = "cloned = 0 ORDER BY created_at DESC, id DESC"
+from cwm_connector.catalog.sqlite_thaws import (
+    add_binding,
+    all_bindings,
+    all_sessions,
+    last_thaw_into,
+    one_session,
+    remember_session,
+)
+from cwm_connector.catalog.sqlite_totals import counting, read_totals
+from cwm_connector.catalog.sqlite_windows import (
+    Window,
+    add_window,
+    change_window,
+    children_of,
+    delete_window,
+    find_window,
+    list_window,
+    load_window,
+    read_window,
+    refuse_taken_name,
+    snapshot_of,
+)
+from cwm_connector.protocol import Code, CWMError
+from cwm_connector.terms import ChunkKey, Micros, TierName
 
 
 class SqliteCatalog:
     """`Catalog` in one file. The engine opens it with `open`, clients with `open_read_only`."""
 
-    def __init__(self, file: SqliteFile) -> None:
+    def __init__(self, file: SqliteFile, *, read_only: bool) -> None:
         self._file = file
+        self._read_only = read_only
+        self._compared: set[str] = set()
+        """The tables that a reader has found to agree with their indexes."""
 
     @classmethod
-    def open(cls, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqliteCatalog":
+    def open(cls, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S, store: str = "") -> "SqliteCatalog":
         """See `SqliteFile.open`; the folder must exist."""
-        return cls(SqliteFile.open(path, busy_timeout_s))
+        return cls(SqliteFile.open(path, busy_timeout_s, store), read_only=False)
 
     @classmethod
     def open_read_only(cls, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqliteCatalog":
         """See `SqliteFile.open_read_only`. The writing methods then fail with CWM-8001."""
-        return cls(SqliteFile.open_read_only(path, busy_timeout_s))
+        return cls(SqliteFile.open_read_only(path, busy_timeout_s), read_only=True)
+
+    # --- windows ---
 
     def commit_window(self, new: NewWindow) -> WindowRow:
-        with self._file.writing() as db:
-            _refuse_taken_name(db, new.name)
-            snapshot = add_snapshot(db, new)
-            whence = (new.session_id, new.head, new.parent)
-            sizes = (new.model, snapshot.token_count, snapshot.size_bytes)
-            values = (new.name, snapshot.id, new.description, *whence, *sizes, new.created_at)
-            window = row_id(db.execute(_FREEZE, values))
-            _complete(db, window, snapshot.id, new.tags)
-            db.execute(_REMEMBER_SESSION, (new.session_id, SessionEvent.FROZEN.value, new.created_at, window))
-            return _load(db, window)
+        with self._writing() as db:
+            refuse_taken_name(db, new.name)
+            snapshot, size_bytes = add_snapshot(db, new)
+            window = Window(
+                id=next_id(db, "windows"),
+                name=new.name,
+                snapshot_id=snapshot.id,
+                description=new.description,
+                session_id=new.session_id,
+                head=new.head,
+                parent=new.parent,
+                cloned=0,
+                model=new.model,
+                token_count=len(new.token_ids) // TOKEN_BYTES,
+                size_bytes=size_bytes,
+                created_at=new.created_at,
+                updated_at=new.created_at,
+                thawed_at=None,
+            )
+            add_window(db, window, new.tags)
+            count_windows(db, snapshot.id, 1)
+            remember_session(db, new.session_id, window, SessionEvent.FROZEN, new.created_at)
+            return load_window(db, window.id)
 
     def clone_window(
         self, source: str, target: str, description: str | None, tags: Sequence[str] | None, now: Micros
     ) -> WindowRow:
-        with self._file.writing() as db:
-            stem, snapshot = _find(db, source)
-            _refuse_taken_name(db, target)
-            window = row_id(db.execute(_CLONE, (stem, target, description, now)))
-            _complete(db, window, snapshot, _tags(db, stem) if tags is None else tags)
-            return _load(db, window)
+        with self._writing() as db:
+            stem = read_window(db, self._find(db, source))
+            refuse_taken_name(db, target)
+            window = replace(
+                stem.window,
+                id=next_id(db, "windows"),
+                name=target,
+                description=stem.window.description if description is None else description,
+                parent=source,
+                cloned=1,
+                created_at=now,
+                updated_at=now,
+                thawed_at=None,
+            )
+            add_window(db, window, stem.tags if tags is None else tags)
+            count_windows(db, window.snapshot_id, 1)
+            return load_window(db, window.id)
 
     def delete_window(self, name: str, keep: Iterable[ChunkKey] = ()) -> DeletedWindow:
-        with self._file.writing() as db:
-            window, snapshot = _find(db, name)
-            db.execute("DELETE FROM window_words WHERE rowid = ?", (window,))
-            db.execute("DELETE FROM windows WHERE id = ?", (window,))
-            db.execute("UPDATE snapshots SET windows = windows - 1 WHERE id = ?", (snapshot,))
-            left, blocks = db.execute("SELECT windows, block_count FROM snapshots WHERE id = ?", (snapshot,)).fetchone()
-            return DeletedWindow((), shared=blocks) if left else drop_snapshot(db, snapshot, keep)
-
-    def sweep_unreferenced(self, keep: Iterable[ChunkKey] = ()) -> tuple[ChunkRow, ...]:
-        kept = frozenset(keep)
-        with self._file.writing() as db:
-            rows = _chunk_rows(db.execute("SELECT key, tokens, size_bytes FROM chunks WHERE refs = 0"))
-            swept = tuple(row for row in rows if row.key not in kept)
-            delete_chunks(db, swept)
-            return swept
+        """A damaged window can be deleted while it is known what it holds. Raises: CWM-4004 otherwise."""
+        with self._writing() as db:
+            window = self._find(db, name)
+            snapshot_id = snapshot_of(db, window, name)
+            delete_window(db, window)
+            if db.execute("SELECT 1 FROM windows WHERE snapshot_id = ?", (snapshot_id,)).fetchone():
+                count_windows(db, snapshot_id, -1)
+                held = db.execute("SELECT count(*) FROM snapshot_chunks WHERE snapshot_id = ?", (snapshot_id,))
+                return DeletedWindow((), shared=held.fetchone()[0])
+            return drop_snapshot(db, read_snapshot(db, snapshot_id, name), name, keep)
 
     def tag_window(
         self, name: str, add: Sequence[str], remove: Sequence[str], description: str | None, now: Micros
     ) -> WindowRow:
         """A tag that is both removed and added stays. Raises: CWM-1003 if there would be too many tags."""
-        with self._file.writing() as db:
-            window, _ = _find(db, name)
-            before = _load(db, window)
-            description = before.description if description is None else description
-            db.execute("UPDATE windows SET description = ?, updated_at = ? WHERE id = ?", (description, now, window))
-            _set_tags(db, window, [*(tag for tag in before.tags if tag not in remove), *add])
-            _set_words(db, window)
-            return _load(db, window)
+        with self._writing() as db:
+            before = read_window(db, self._find(db, name))
+            text = before.window.description if description is None else description
+            window = replace(before.window, description=text, updated_at=now)
+            tags = (*(tag for tag in before.tags if tag not in remove), *add)
+            change_window(db, before, replace(before, window=window, tags=tags))
+            return load_window(db, window.id)
 
     def window(self, name: str) -> WindowRow:
-        with self._file.reading() as db:
-            return _load(db, _find(db, name)[0])
+        with self._reading() as db:
+            return load_window(db, self._find(db, name))
 
     def children(self, name: str) -> tuple[str, ...]:
-        with self._file.reading() as db:
-            rows = db.execute("SELECT name FROM windows WHERE parent = ? ORDER BY created_at, id", (name,))
-            return tuple(child for (child,) in rows)
-
-    def chunks_of(self, name: str) -> tuple[ChunkRow, ...]:
-        with self._file.reading() as db:
-            return chunks_of_snapshot(db, _find(db, name)[1])
-
-    def token_ids_of(self, name: str) -> bytes:
-        with self._file.reading() as db:
-            snapshot = _find(db, name)[1]
-            (ids,) = db.execute("SELECT token_ids FROM snapshot_tokens WHERE snapshot_id = ?", (snapshot,)).fetchone()
-            return bytes(ids)
-
-    def stored(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, ChunkRow]:
-        found = {}
-        with self._file.reading() as db:
-            for key in keys:
-                row = db.execute("SELECT tokens, size_bytes FROM chunks WHERE key = ?", (key,)).fetchone()
-                if row is not None:
-                    found[key] = ChunkRow(key, *row)
-        return found
-
-    def all_chunks(self) -> tuple[ChunkRow, ...]:
-        with self._file.reading() as db:
-            return _chunk_rows(db.execute("SELECT key, tokens, size_bytes FROM chunks ORDER BY id"))
+        with self._reading("windows") as db:
+            return children_of(db, name)
 
     def list_windows(self, query: WindowQuery) -> WindowPage:
         count, page = count_of(query), page_of(query)
-        with self._file.reading() as db:
+        if self._read_only and query.search:
+            with self._file.reading_with_tables_of_its_own() as db:
+                gather_words(db)
+        with self._reading("windows", "window_tags") as db:
             (total,) = db.execute(count.sql, count.values).fetchone()
             ids = db.execute(page.sql, page.values).fetchall()
-            return WindowPage(tuple(_load(db, window) for (window,) in ids), total)
+            return WindowPage(tuple(list_window(db, window) for (window,) in ids), total)
+
+    # --- what windows hold ---
+
+    def token_ids_of(self, name: str) -> bytes:
+        with self._reading() as db:
+            window = read_window(db, self._find(db, name)).window
+            return read_token_ids(db, read_snapshot(db, window.snapshot_id, name), name)
+
+    def chunks_of(self, name: str) -> tuple[ChunkRow, ...]:
+        with self._reading() as db:
+            window = read_window(db, self._find(db, name)).window
+            chunks = read_chunks(db, read_snapshot(db, window.snapshot_id, name), name)
+            return tuple(held.chunk for held in chunks)
+
+    def sweep_unreferenced(self, keep: Iterable[ChunkKey] = ()) -> tuple[ChunkRow, ...]:
+        kept = frozenset(keep)
+        with self._writing() as db:
+            swept = tuple(row for row in chunks_where(db, "WHERE refs = 0 ORDER BY id") if row.key not in kept)
+            delete_chunks(db, [row.key for row in swept])
+            return swept
+
+    def stored(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, ChunkRow]:
+        with self._reading("chunks") as db:
+            return {key: held.chunk for key, held in held_chunks(db, keys).items()}
+
+    def all_chunks(self) -> tuple[ChunkRow, ...]:
+        with self._reading("chunks") as db:
+            return chunks_where(db, "ORDER BY id")
+
+    def chunks_after(self, last: ChunkKey | None, limit: int) -> tuple[ChunkRow, ...]:
+        with self._reading("chunks") as db:
+            return chunks_where(db, "WHERE key > ? ORDER BY key LIMIT ?", (last or b"", limit))
+
+    def chunks_by_use(self) -> tuple[tuple[ChunkKey, Micros], ...]:
+        with self._reading("windows", "snapshot_chunks", "chunks") as db:
+            return by_use(db)
+
+    def windows_with(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[str, ...]]:
+        """Every one of `keys` is in it, if need be with no name."""
+        with self._reading("windows", "snapshot_chunks", "chunks") as db:
+            return {key: names_with(db, key) for key in keys}
+
+    def place(self, tier: TierName, came: Sequence[ChunkKey], went: Sequence[ChunkKey]) -> None:
+        """A key in both counts as gone."""
+        with self._writing() as db:
+            place(db, tier, came, went)
+
+    # --- thaws and sessions ---
 
     def bind(self, binding: Binding) -> None:
-        with self._file.writing() as db:
-            window, _ = _find(db, binding.window_name)
-            db.execute(
-                "INSERT OR REPLACE INTO bindings (window_id, session_id, salt_hash, created_at) VALUES (?, ?, ?, ?)",
-                (window, binding.session_id, binding.salt_hash, binding.created_at),
-            )
-            db.execute("UPDATE windows SET thawed_at = ? WHERE id = ?", (binding.created_at, window))
-            values = (binding.session_id, SessionEvent.THAWED.value, binding.created_at, window)
-            db.execute(_REMEMBER_SESSION, values)
+        with self._writing() as db:
+            before = read_window(db, self._find(db, binding.window_name))
+            window = replace(before.window, thawed_at=binding.created_at)
+            add_binding(db, window.id, binding)
+            change_window(db, before, replace(before, window=window))
+            remember_session(db, binding.session_id, window, SessionEvent.THAWED, binding.created_at)
 
     def bindings(self) -> tuple[Binding, ...]:
-        with self._file.reading() as db:
-            rows = db.execute(
-                """
-                SELECT w.name, b.session_id, b.salt_hash, b.created_at
-                FROM bindings b JOIN windows w ON w.id = b.window_id ORDER BY b.created_at, b.id
-                """
-            )
-            return tuple(Binding(*row) for row in rows)
+        with self._reading("windows", "bindings") as db:
+            return all_bindings(db)
+
+    def last_thaw_into(self, session_id: str) -> Binding | None:
+        with self._reading("windows", "bindings") as db:
+            return last_thaw_into(db, session_id)
 
     def session(self, session_id: str) -> SessionRow | None:
-        with self._file.reading() as db:
-            row = db.execute(f"{_SESSION} WHERE session_id = ?", (session_id,)).fetchone()
-            if row is None:
-                return None
-            names = db.execute(
-                f"SELECT name FROM windows WHERE session_id = ? AND {_FROZEN_NEWEST_FIRST}", (session_id,)
-            )
-            return _session_row(row, [name for (name,) in names])
+        with self._reading("windows", "sessions") as db:
+            return one_session(db, session_id)
 
     def sessions(self) -> tuple[SessionRow, ...]:
-        with self._file.reading() as db:
-            names = defaultdict(list)
-            for session_id, name in db.execute(f"SELECT session_id, name FROM windows WHERE {_FROZEN_NEWEST_FIRST}"):
-                names[session_id].append(name)
-            rows = db.execute(f"{_SESSION} ORDER BY updated_at DESC, session_id").fetchall()
-            return tuple(_session_row(row, names[row[0]]) for row in rows)
+        with self._reading("windows", "sessions") as db:
+            return all_sessions(db)
+
+    # --- the catalog itself ---
+
+    def note(self, name: str, text: str | None) -> None:
+        with self._writing() as db:
+            write_note(db, name, text)
+
+    def noted(self, name: str) -> str | None:
+        with self._reading("notes") as db:
+            return read_note(db, name)
 
     def totals(self) -> CatalogTotals:
-        with self._file.reading() as db:
-            windows, referenced = db.execute("SELECT count(*), ifnull(sum(size_bytes), 0) FROM windows").fetchone()
-            chunks, stored = db.execute("SELECT chunks, size_bytes FROM chunk_totals").fetchone()
-            return CatalogTotals(windows, chunks, stored, referenced)
+        with self._reading() as db:
+            return read_totals(db)
+
+    def state(self) -> str | None:
+        return None
+
+    def compact(self) -> int:
+        return self._file.compact()
 
     def check_integrity(self) -> None:
         with self._file.reading() as db:
             fault = first_inconsistency(db)
         if fault is not None:
-            raise CWMError(
-                Code.CORRUPT,
-                f"the catalog {self._file.path} is inconsistent: {fault}; restore it from a copy",
-                fault=fault,
-            )
+            raise self._inconsistent(fault)
 
     def close(self) -> None:
         self._file.close()
 
+    # --- inside ---
 
-# Each of these runs inside its caller's transaction.
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._file.writing() as db, counting(db):
+            yield db
 
+    @contextmanager
+    def _reading(self, *tables: str) -> Iterator[sqlite3.Connection]:
+        """`tables`: those whose missing rows would change the answer."""
+        with self._file.reading() as db:
+            self._compare(db, tables)
+            yield db
 
-def _find(db: sqlite3.Connection, name: str) -> tuple[int, int]:
-    """The ids of the window and of its snapshot. Raises: CWM-2002."""
-    row = db.execute("SELECT id, snapshot_id FROM windows WHERE name = ?", (name,)).fetchone()
-    if row is None:
+    def _compare(self, db: sqlite3.Connection, tables: Iterable[str]) -> None:
+        if not self._read_only:
+            return
+        for table in tables:
+            if table not in self._compared:
+                fault = table_damage(db, table)
+                if fault is not None:
+                    raise self._inconsistent(fault)
+                self._compared.add(table)
+
+    def _find(self, db: sqlite3.Connection, name: str) -> int:
+        """The window's id. Raises: CWM-2002."""
+        window = find_window(db, name)
+        if window is not None:
+            return window
+        self._compare(db, ("windows",))
         raise CWMError(Code.WINDOW_NOT_FOUND, f"no window named {name!r}; window_list shows what there is", window=name)
-    return row[0], row[1]
 
-
-def _refuse_taken_name(db: sqlite3.Connection, name: str) -> None:
-    if db.execute("SELECT 1 FROM windows WHERE name = ?", (name,)).fetchone():
-        raise CWMError(
-            Code.WINDOW_EXISTS,
-            f"a window named {name!r} exists already; choose another name or delete that window first",
-            window=name,
+    def _inconsistent(self, fault: str) -> CWMError:
+        return CWMError(
+            Code.CORRUPT,
+            f"the catalog {self._file.path} is inconsistent: {fault}; restore it from a copy",
+            fault=fault,
         )
-
-
-def _complete(db: sqlite3.Connection, window: int, snapshot: int, tags: Sequence[str]) -> None:
-    """What belongs to a new window's row beside it."""
-    db.execute("UPDATE snapshots SET windows = windows + 1 WHERE id = ?", (snapshot,))
-    _set_tags(db, window, tags)
-    _set_words(db, window)
-
-
-def _set_tags(db: sqlite3.Connection, window: int, tags: Sequence[str]) -> None:
-    unique = check_tags(list(tags))
-    db.execute("DELETE FROM window_tags WHERE window_id = ?", (window,))
-    db.executemany("INSERT INTO window_tags VALUES (?, ?, ?)", ((window, n, tag) for n, tag in enumerate(unique)))
-
-
-def _set_words(db: sqlite3.Connection, window: int) -> None:
-    """Brings what `search` looks in up to date with the window's row and tags."""
-    db.execute("DELETE FROM window_words WHERE rowid = ?", (window,))
-    db.execute(
-        """
-        INSERT INTO window_words (rowid, name, description, tags)
-        SELECT id, name, description, ? FROM windows WHERE id = ?
-        """,
-        (" ".join(_tags(db, window)), window),
-    )
-
-
-def _tags(db: sqlite3.Connection, window: int) -> tuple[str, ...]:
-    rows = db.execute("SELECT tag FROM window_tags WHERE window_id = ? ORDER BY position", (window,))
-    return tuple(tag for (tag,) in rows)
-
-
-def _load(db: sqlite3.Connection, window: int) -> WindowRow:
-    name, description, model, passport, *rest = db.execute(_WINDOW, (window,)).fetchone()
-    return WindowRow(name, description, _tags(db, window), model, json.loads(passport), *rest)
-
-
-def _session_row(row: Sequence[Any], windows: Sequence[str]) -> SessionRow:
-    session_id, model, tokens, event, created_at, updated_at = row
-    return SessionRow(session_id, model, tokens, SessionEvent(event), created_at, updated_at, tuple(windows))
-
-
-def _chunk_rows(rows: Iterable[tuple[bytes, int, int]]) -> tuple[ChunkRow, ...]:
-    return tuple(ChunkRow(ChunkKey(key), tokens, size) for key, tokens, size in rows)

@@ -2,6 +2,15 @@
 
 import sqlite3
 
+from cwm_connector.catalog.sqlite_chunks import chunks_where
+from cwm_connector.catalog.sqlite_notes import read_note
+from cwm_connector.catalog.sqlite_rows import seal
+from cwm_connector.catalog.sqlite_snapshots import read_chunks, read_snapshot, read_token_ids
+from cwm_connector.catalog.sqlite_thaws import all_bindings, all_sessions
+from cwm_connector.catalog.sqlite_totals import read_totals
+from cwm_connector.catalog.sqlite_windows import read_window
+from cwm_connector.protocol import CWMError
+
 _COUNTED: dict[str, str] = {
     "a window lists a chunk that is not stored": """
         SELECT count(*) FROM snapshot_chunks h LEFT JOIN chunks c ON c.id = h.chunk_id WHERE c.id IS NULL
@@ -13,9 +22,13 @@ _COUNTED: dict[str, str] = {
         WHERE c.refs != ifnull(h.refs, 0) OR c.owners != ifnull(h.owners, 0)
     """,
     "the chunks' totals are miscounted": """
-        SELECT count(*) FROM chunk_totals
-        WHERE chunks != (SELECT count(*) FROM chunks)
-            OR size_bytes != (SELECT ifnull(sum(size_bytes), 0) FROM chunks)
+        SELECT count(*) FROM totals, (
+            SELECT count(*) AS n, ifnull(sum(size_bytes), 0) AS size,
+                ifnull(sum(tiers & 1), 0) AS disk_n, ifnull(sum((tiers & 1) * size_bytes), 0) AS disk_size,
+                ifnull(sum(tiers >> 1 & 1), 0) AS redis_n, ifnull(sum((tiers >> 1 & 1) * size_bytes), 0) AS redis_size
+            FROM chunks
+        ) WHERE (chunks, size_bytes, disk_chunks, disk_bytes, redis_chunks, redis_bytes)
+            != (n, size, disk_n, disk_size, redis_n, redis_size)
     """,
     "a snapshot's windows are miscounted, or it has none": """
         SELECT count(*) FROM snapshots s
@@ -29,6 +42,10 @@ _COUNTED: dict[str, str] = {
         ) found ON found.id = s.id JOIN windows w ON w.snapshot_id = s.id
         WHERE s.block_count != ifnull(found.blocks, 0) OR s.block_count != ifnull(found.positions, 0)
             OR w.size_bytes != ifnull(found.size, 0) OR s.own_bytes != ifnull(found.own, 0)
+    """,
+    "the windows' totals are miscounted": """
+        SELECT count(*) FROM totals WHERE windows != (SELECT count(*) FROM windows)
+            OR referenced_bytes != (SELECT ifnull(sum(size_bytes), 0) FROM windows)
     """,
     "a window's token ids are missing or cut short": """
         SELECT count(*) FROM windows w LEFT JOIN snapshot_tokens t ON t.snapshot_id = w.snapshot_id
@@ -47,6 +64,32 @@ _COUNTED: dict[str, str] = {
 }
 
 
+def definitions(db: sqlite3.Connection) -> int:
+    """The checksum of every table, index and trigger as it is defined."""
+    # Whoever ran ANALYZE has added tables of SQLite's own, which change no answer.
+    rows = db.execute(
+        "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_stat%' ORDER BY name"
+    )
+    return seal("definitions", *rows)
+
+
+def structural_damage(db: sqlite3.Connection) -> str | None:
+    """What is wrong with the file's pages, or between a table and its indexes; None if nothing is."""
+    (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+    if verdict != "ok":
+        return str(verdict)
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'window_words'").fetchone():
+        # Changes nothing; SQLite itself looks into no index of words.
+        db.execute("INSERT INTO window_words (window_words) VALUES ('integrity-check')")
+    return None
+
+
+def table_damage(db: sqlite3.Connection, table: str) -> str | None:
+    """The same for one table and its indexes."""
+    (verdict,) = db.execute(f"PRAGMA integrity_check({table})").fetchone()
+    return None if verdict == "ok" else str(verdict)
+
+
 def first_inconsistency(db: sqlite3.Connection) -> str | None:
     """What is wrong first, in words; None if nothing is. Reads the whole file: seconds where it is large."""
     (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
@@ -59,4 +102,23 @@ def first_inconsistency(db: sqlite3.Connection) -> str | None:
         (found,) = db.execute(sql).fetchone()
         if found:
             return f"{fault} ({found} times)"
+    try:
+        _read_everything(db)
+    except CWMError as damaged:
+        return damaged.message
     return None
+
+
+def _read_everything(db: sqlite3.Connection) -> None:
+    """Raises: CWM-4004 for a row that does not pass its checksum."""
+    read_totals(db)
+    all_bindings(db)
+    all_sessions(db)
+    chunks_where(db)
+    for (name,) in db.execute("SELECT name FROM notes").fetchall():
+        read_note(db, name)
+    for (number,) in db.execute("SELECT id FROM windows").fetchall():
+        window = read_window(db, number).window
+        snapshot = read_snapshot(db, window.snapshot_id, window.name)
+        read_chunks(db, snapshot, window.name)
+        read_token_ids(db, snapshot, window.name)

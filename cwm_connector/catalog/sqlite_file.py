@@ -6,10 +6,12 @@ in other processes see whole transactions only, without ever holding the writer 
 
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
+from cwm_connector.catalog.sqlite_check import definitions, structural_damage
 from cwm_connector.catalog.sqlite_schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
 from cwm_connector.protocol import Code, CWMError
 
@@ -21,6 +23,8 @@ _WAL_LIMIT_BYTES = 64 << 20
 """The log's file is cut to this size once its content has moved into the main file."""
 
 _IN_MEMORY = ":memory:"
+
+_DAMAGED = "it is damaged; restore it from a copy, or move it away and start anew"
 
 _MEANINGS: dict[int, tuple[Code, str]] = {
     sqlite3.SQLITE_FULL: (Code.QUOTA, "the disk is full; free some space and call again"),
@@ -35,7 +39,7 @@ _MEANINGS: dict[int, tuple[Code, str]] = {
     sqlite3.SQLITE_BUSY: (Code.BUSY, "another process holds its lock; call again"),
     sqlite3.SQLITE_LOCKED: (Code.BUSY, "another process holds its lock; call again"),
     sqlite3.SQLITE_NOMEM: (Code.MEMORY, "there is no memory left for it; free some and call again"),
-    sqlite3.SQLITE_CORRUPT: (Code.CORRUPT, "it is damaged; restore it from a copy, or move it away and start anew"),
+    sqlite3.SQLITE_CORRUPT: (Code.CORRUPT, _DAMAGED),
     sqlite3.SQLITE_NOTADB: (
         Code.CORRUPT,
         "it is not a database; restore it from a copy, or move it away and start anew",
@@ -43,15 +47,24 @@ _MEANINGS: dict[int, tuple[Code, str]] = {
 }
 
 
+_PAST_ITS_DEFINITIONS = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA)
+"""What SQLite says of a statement that the file's definitions don't fit, or that it can't read at all."""
+
+
 @contextmanager
-def translated(path: str) -> Iterator[None]:
-    """The one place where sqlite3's exceptions become the contract's. `path` is what the message names."""
+def translated(path: str, *, checked: bool = True) -> Iterator[None]:
+    """The one place where sqlite3's exceptions become the contract's. `path` is what the message names.
+
+    `checked`: the file's definitions are known to be ours; until then a statement that fails tells of damage, no bug.
+    """
     try:
         yield
     except sqlite3.Error as problem:
         extended = getattr(problem, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
         # An extended code keeps its primary code in the low byte.
         known = _MEANINGS.get(extended) or _MEANINGS.get(extended & 0xFF)
+        if known is None and not checked and extended & 0xFF in _PAST_ITS_DEFINITIONS:
+            known = Code.CORRUPT, _DAMAGED
         if known is None:
             raise CWMError(Code.INTERNAL, f"the catalog {path} failed ({problem}); report this as a bug") from problem
         raise CWMError(known[0], f"the catalog {path} failed: {known[1]}", reason=str(problem)) from problem
@@ -60,6 +73,9 @@ def translated(path: str) -> Iterator[None]:
             Code.READ_FAILED,
             f"the catalog {path} can't be reached ({problem.strerror}); check its folder's owner and mode",
         ) from None
+    except UnicodeDecodeError as problem:
+        # sqlite3's own: what SQLite complains of is quoted from damaged definitions.
+        raise CWMError(Code.CORRUPT, f"the catalog {path} failed: {_DAMAGED}", reason=str(problem)) from problem
     except (UnicodeEncodeError, OverflowError) as problem:
         # A lone surrogate or an integer over 64 bits: the value came with the call, and nothing was written.
         raise CWMError(
@@ -76,12 +92,17 @@ class SqliteFile:
         self._connection = connection
         self.path = path
         self._inode = inode
+        self.before_commit: Callable[[], None] | None = None
+        """Runs at the end of every write transaction, its changes made and not yet durable; raising undoes them."""
 
     @classmethod
-    def open(cls, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqliteFile":
-        """For the engine: creates the file (mode 0600) where there is none and brings its schema up to date.
+    def open(cls, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S, store: str = "") -> "SqliteFile":
+        """For the engine: creates the file (mode 0600) where there is none, checks it, brings its schema up to date.
 
-        Raises: CWM-4001 if it can't be created; CWM-4004 if it is no catalog, is damaged or comes from a newer version.
+        The check reads the whole file: a third of a second for 10,000 windows. `store`: the id of the store that the
+        catalog has to be of; one that has not been told yet remembers it.
+        Raises: CWM-4001 if it can't be created; CWM-4004 if it is no catalog, is damaged, comes from a newer version or
+        belongs to another store.
         """
         try:
             _make_private(path)
@@ -90,10 +111,10 @@ class SqliteFile:
                 Code.WRITE_FAILED,
                 f"the catalog {path} can't be made ({problem.strerror}); set CWM_HOME to another folder",
             ) from None
-        with translated(str(path)):
+        with translated(str(path), checked=False):
             connection = _connect(str(path), busy_timeout_s)
             try:
-                _version(connection, path)
+                _require_sound(connection, path, _version(connection, path))
                 _use_write_ahead_log(connection, path)
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA foreign_keys = ON")
@@ -102,6 +123,7 @@ class SqliteFile:
                 connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
                 file = cls(connection, str(path), _inode(path))
                 _migrate(file)
+                _belong(file, store)
                 return file
             except BaseException:
                 connection.close()
@@ -114,17 +136,29 @@ class SqliteFile:
         A file that is absent, or that the engine has not filled yet, reads as an empty catalog, and stays empty until
         it is opened anew. The folder must be writable for this user: SQLite keeps the log's index beside the file.
 
-        Raises: CWM-4004 as `open`; CWM-4002 if it can't be read.
+        Raises: CWM-4004 as `open`, but that only the definitions are checked here; CWM-3001 if its schema is an older
+        one; CWM-4002 if it can't be read.
         """
-        with translated(str(path)):
+        with translated(str(path), checked=False):
             connection = _connect(
                 f"{path.absolute().as_uri()}?mode=ro" if path.exists() else _IN_MEMORY, busy_timeout_s
             )
             try:
-                if _version(connection, path) == 0:
+                version = _version(connection, path)
+                if version == 0:
                     connection.close()
                     connection = _connect(_IN_MEMORY, busy_timeout_s)
                     _migrate(cls(connection, str(path)))
+                elif version < SCHEMA_VERSION:
+                    raise CWMError(
+                        Code.STATE,
+                        f"the catalog {path} was made by an older version; start the engine once, which brings it up "
+                        "to date",
+                        found=version,
+                        known=SCHEMA_VERSION,
+                    )
+                else:
+                    _require_our_definitions(connection, path)
                 connection.execute("PRAGMA query_only = ON")
                 return cls(connection, str(path))
             except BaseException:
@@ -133,23 +167,56 @@ class SqliteFile:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A read transaction: all statements see the same state of the catalog."""
+        """A read transaction: all statements see the same state of the catalog. Inside another one, a part of it."""
         with self._transaction("BEGIN") as connection:
             yield connection
+
+    @contextmanager
+    def reading_with_tables_of_its_own(self) -> Iterator[sqlite3.Connection]:
+        """The same, for a connection that may only read, and may make temporary tables here all the same."""
+        self._connection.execute("PRAGMA query_only = OFF")
+        try:
+            with self.reading() as connection:
+                yield connection
+        finally:
+            self._connection.execute("PRAGMA query_only = ON")
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A write transaction: durable when the block ends, undone by any exception in it.
 
-        Raises: CWM-4001 if the file is no longer at its path, where nobody would ever find what is written to it.
+        Raises: CWM-4001 if the file is no longer at its path, where nobody would ever find what is written to it; what
+        `before_commit` raises.
         """
         self._require_in_place()
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
+            if self.before_commit is not None:
+                self.before_commit()
+
+    def compact(self) -> int:
+        """Writes the file anew without the pages that nothing uses; returns the bytes that went."""
+        self._require_in_place()
+        with translated(self.path):
+            before = self._size()
+            (unused,) = self._connection.execute("PRAGMA freelist_count").fetchone()
+            if unused:
+                self._connection.execute("VACUUM")
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return before - self._size()
+
+    def _size(self) -> int:
+        (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
+        (page_bytes,) = self._connection.execute("PRAGMA page_size").fetchone()
+        return int(pages * page_bytes)
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
         with translated(self.path):
+            if self._connection.in_transaction:
+                # A step of the caller's own transaction, which alone ends it.
+                yield self._connection
+                return
             self._connection.execute(begin)
             try:
                 yield self._connection
@@ -159,6 +226,12 @@ class SqliteFile:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+    def take_over(self, path: Path) -> None:
+        """Becomes what another catalog's file holds, in one transaction: readers see all of the one or of the other."""
+        self._require_in_place()
+        with translated(self.path), closing(_connect(str(path), 0)) as source:
+            source.backup(self._connection)
 
     def _require_in_place(self) -> None:
         if self._inode is not None and _inode(Path(self.path)) != self._inode:
@@ -179,9 +252,12 @@ def _inode(path: Path) -> int | None:
 
 
 def _connect(database: str, busy_timeout_s: float) -> sqlite3.Connection:
-    return sqlite3.connect(
+    connection = sqlite3.connect(
         database, timeout=busy_timeout_s, isolation_level=None, uri=database.startswith("file:"), cached_statements=256
     )
+    # Text that damage made no UTF-8 has to reach the comparison with its row's checksum.
+    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
+    return connection
 
 
 def _make_private(path: Path) -> None:
@@ -206,7 +282,7 @@ def _use_write_ahead_log(connection: sqlite3.Connection, path: Path) -> None:
 def _version(connection: sqlite3.Connection, path: Path) -> int:
     """The file's schema version, 0 if it is empty.
 
-    Raises: CWM-4004 if it is another program's, or newer than this one knows.
+    Raises: CWM-4004 if it is another program's, newer than this one knows, or has tables and no version.
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (owner,) = connection.execute("PRAGMA application_id").fetchone()
@@ -215,6 +291,8 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
         raise CWMError(
             Code.CORRUPT, f"{path} is another program's database; move it away or set CWM_HOME to another folder"
         )
+    if version == 0 and owner == APPLICATION_ID:
+        raise _damaged(path, "it has no version")
     if version > SCHEMA_VERSION:
         raise CWMError(
             Code.CORRUPT,
@@ -226,10 +304,47 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     return int(version)
 
 
+def _require_sound(connection: sqlite3.Connection, path: Path, version: int) -> None:
+    """Raises: CWM-4004 if the file's structure is damaged."""
+    if version == SCHEMA_VERSION:
+        _require_our_definitions(connection, path)
+    fault = structural_damage(connection)
+    if fault is not None:
+        raise _damaged(path, fault)
+
+
+def _require_our_definitions(connection: sqlite3.Connection, path: Path) -> None:
+    """Raises: CWM-4004 if a table, an index or a trigger is not as the file's maker defined it."""
+    about = connection.execute("SELECT definitions FROM about").fetchone()
+    if about is None or about[0] != definitions(connection):
+        raise _damaged(path, "its tables are not defined as they were made")
+
+
+def _damaged(path: Path, fault: str) -> CWMError:
+    return CWMError(Code.CORRUPT, f"the catalog {path} failed: {_DAMAGED}", reason=fault)
+
+
 def _migrate(file: SqliteFile) -> None:
     with file.writing() as db:
         (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version == SCHEMA_VERSION:
+            return
         for step in MIGRATIONS[version:]:
-            for statement in step:
-                db.execute(statement)
+            step(db)
+        db.execute("UPDATE about SET definitions = ?", (definitions(db),))
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _belong(file: SqliteFile, store: str) -> None:
+    """Raises: CWM-4004 if the catalog is another store's."""
+    if not store:
+        return
+    with file.writing() as db:
+        (owner,) = db.execute("SELECT store FROM about").fetchone()
+        if not owner:
+            db.execute("UPDATE about SET store = ?", (store,))
+        elif store != owner:
+            raise CWMError(
+                Code.CORRUPT,
+                f"the catalog {file.path} belongs to another CWM_HOME; put this one's own back in its place",
+            )

@@ -9,10 +9,17 @@ What the tables promise each other, beyond their foreign keys (`sqlite_check.py`
   left it *is* the id of the one owner, found without an index over millions of rows.
 - `snapshots.own_bytes` is the size of the chunks that no other snapshot holds, kept up to date by every commit and
   deletion so that a listing need not walk the chunks of what it lists.
-- `chunk_totals` is one row, kept by triggers: every freeze asks whether the disk's limit leaves it room.
+- `totals` is one row, kept by triggers: every freeze asks whether the disk's limit leaves it room.
+- `digest` is the checksum over a row's fields (`sqlite_rows.py`); a window's covers its tags, a snapshot's the
+  checksums of its token ids and of its chunks' keys in their order.
+- Whatever decides what a query finds stands twice, in a table and in an index: comparing the two shows what is missing.
 """
 
+import sqlite3
+from collections.abc import Callable
 from typing import Final
+
+from cwm_connector.catalog.sqlite_sealing import seal_everything
 
 APPLICATION_ID: Final = 0x43574D63
 """'CWMc' in the file's header: tells our files from another program's."""
@@ -127,5 +134,112 @@ _FIRST: Final = (
     """,
 )
 
-MIGRATIONS: Final = (_FIRST,)
+_SECOND: Final = (
+    # One bit for each durable tier: `sqlite_chunks.py` says which. What was stored before was on disk.
+    "ALTER TABLE chunks ADD COLUMN tiers INTEGER NOT NULL DEFAULT 1",
+    "ALTER TABLE chunks ADD COLUMN claim TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE chunks ADD COLUMN digest INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE snapshots ADD COLUMN tokens_digest INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE snapshots ADD COLUMN chunks_digest INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE snapshots ADD COLUMN digest INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE windows ADD COLUMN digest INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE bindings ADD COLUMN digest INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE sessions ADD COLUMN digest INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX snapshot_chunks_by_chunk ON snapshot_chunks (chunk_id)",
+    # They hold all that `chunks_by_use`, a session's windows and a window's children are told from.
+    "DROP INDEX windows_by_snapshot",
+    "CREATE INDEX windows_by_snapshot ON windows (snapshot_id, created_at, thawed_at)",
+    "DROP INDEX windows_by_session",
+    "CREATE INDEX windows_by_session ON windows (session_id, created_at, cloned, name)",
+    "DROP INDEX windows_by_parent",
+    "CREATE INDEX windows_by_parent ON windows (parent, created_at, name)",
+    "CREATE INDEX sessions_by_update ON sessions (updated_at)",
+    "CREATE INDEX bindings_by_time ON bindings (created_at)",
+    "CREATE INDEX bindings_by_session ON bindings (session_id, created_at)",
+    """
+    CREATE TABLE notes (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        note TEXT NOT NULL,
+        digest INTEGER NOT NULL
+    )
+    """,
+    "DROP TRIGGER chunk_added",
+    "DROP TRIGGER chunk_gone",
+    "DROP TABLE chunk_totals",
+    """
+    CREATE TABLE totals (
+        windows INTEGER NOT NULL,
+        referenced_bytes INTEGER NOT NULL,
+        chunks INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        disk_chunks INTEGER NOT NULL,
+        disk_bytes INTEGER NOT NULL,
+        redis_chunks INTEGER NOT NULL,
+        redis_bytes INTEGER NOT NULL,
+        digest INTEGER NOT NULL
+    )
+    """,
+    """
+    INSERT INTO totals
+    SELECT (SELECT count(*) FROM windows), (SELECT ifnull(sum(size_bytes), 0) FROM windows),
+        count(*), ifnull(sum(size_bytes), 0), count(*), ifnull(sum(size_bytes), 0), 0, 0, 0 FROM chunks
+    """,
+    """
+    CREATE TRIGGER chunk_added AFTER INSERT ON chunks BEGIN
+        UPDATE totals SET chunks = chunks + 1, size_bytes = size_bytes + new.size_bytes,
+            disk_chunks = disk_chunks + (new.tiers & 1),
+            disk_bytes = disk_bytes + (new.tiers & 1) * new.size_bytes,
+            redis_chunks = redis_chunks + (new.tiers >> 1 & 1),
+            redis_bytes = redis_bytes + (new.tiers >> 1 & 1) * new.size_bytes;
+    END
+    """,
+    """
+    CREATE TRIGGER chunk_gone AFTER DELETE ON chunks BEGIN
+        UPDATE totals SET chunks = chunks - 1, size_bytes = size_bytes - old.size_bytes,
+            disk_chunks = disk_chunks - (old.tiers & 1),
+            disk_bytes = disk_bytes - (old.tiers & 1) * old.size_bytes,
+            redis_chunks = redis_chunks - (old.tiers >> 1 & 1),
+            redis_bytes = redis_bytes - (old.tiers >> 1 & 1) * old.size_bytes;
+    END
+    """,
+    """
+    CREATE TRIGGER chunk_placed AFTER UPDATE OF tiers ON chunks BEGIN
+        UPDATE totals SET
+            disk_chunks = disk_chunks + (new.tiers & 1) - (old.tiers & 1),
+            disk_bytes = disk_bytes + ((new.tiers & 1) - (old.tiers & 1)) * new.size_bytes,
+            redis_chunks = redis_chunks + (new.tiers >> 1 & 1) - (old.tiers >> 1 & 1),
+            redis_bytes = redis_bytes + ((new.tiers >> 1 & 1) - (old.tiers >> 1 & 1)) * new.size_bytes;
+    END
+    """,
+    """
+    CREATE TRIGGER window_added AFTER INSERT ON windows BEGIN
+        UPDATE totals SET windows = windows + 1, referenced_bytes = referenced_bytes + new.size_bytes;
+    END
+    """,
+    """
+    CREATE TRIGGER window_gone AFTER DELETE ON windows BEGIN
+        UPDATE totals SET windows = windows - 1, referenced_bytes = referenced_bytes - old.size_bytes;
+    END
+    """,
+    # One row: which store the catalog belongs to, "" until it is told, and the checksum of all the definitions here.
+    "CREATE TABLE about (store TEXT NOT NULL, definitions INTEGER NOT NULL)",
+    "INSERT INTO about VALUES ('', 0)",
+)
+
+
+def _run(*statements: str) -> Callable[[sqlite3.Connection], None]:
+    def step(db: sqlite3.Connection) -> None:
+        for statement in statements:
+            db.execute(statement)
+
+    return step
+
+
+def _second(db: sqlite3.Connection) -> None:
+    _run(*_SECOND)(db)
+    seal_everything(db)
+
+
+MIGRATIONS: Final = (_run(*_FIRST), _second)
 SCHEMA_VERSION: Final = len(MIGRATIONS)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from cwm_connector.catalog.base import (
+    CatalogTotals,
     ChunkRow,
     NewWindow,
+    TierTotals,
     WindowQuery,
 )
 from cwm_connector.catalog.sqlite import SqliteCatalog
-from cwm_connector.terms import ChunkKey, Micros
+from cwm_connector.terms import ChunkKey, Micros, TierName
 
 PASSPORT = {"weights": "sha256:1234", "dtype": "bfloat16"}
 START = Micros(1_769_160_600_000_000)
@@ -59,6 +61,12 @@ def new_window(
         "created_at": START,
     }
     return NewWindow(**{**fields, **changes})
+
+
+def totals(windows: int, chunks: int, stored_bytes: int, referenced_bytes: int) -> CatalogTotals:
+    """Of a catalog whose chunks are all on disk and nowhere else."""
+    tiers = {TierName.DISK: TierTotals(chunks, stored_bytes), TierName.REDIS: TierTotals(0, 0)}
+    return CatalogTotals(windows, chunks, stored_bytes, referenced_bytes, tiers)
 
 
 def content(path: Path) -> dict[str, list[Any]]:

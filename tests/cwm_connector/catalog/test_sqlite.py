@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.catalog.base import Binding, Catalog, CatalogTotals, SessionEvent, WindowQuery
+from cwm_connector.catalog.base import Binding, Catalog, SessionEvent, WindowQuery
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.protocol import Code, CWMError
-from tests.cwm_connector.catalog.samples import PASSPORT, at, chain, chunk, content, names, new_window
+from tests.cwm_connector.catalog.samples import PASSPORT, at, chain, chunk, content, names, new_window, totals
 
 
 def sizes(rows: list) -> int:
@@ -19,7 +19,7 @@ def sizes(rows: list) -> int:
 
 def test_it_is_a_catalog(catalog: SqliteCatalog) -> None:
     promised: Catalog = catalog  # mypy's part of the test
-    assert promised.totals() == CatalogTotals(0, 0, 0, 0)
+    assert promised.totals() == totals(0, 0, 0, 0)
 
 
 # --- commit ---
@@ -69,7 +69,7 @@ def test_chunks_stored_before_are_referred_to(catalog: SqliteCatalog) -> None:
     row = catalog.commit_window(new_window("second", longer, stored=longer[3:]))
     assert catalog.chunks_of("second") == tuple(longer)
     assert (row.size_bytes, row.unique_bytes) == (sizes(longer), sizes(longer[3:]))
-    assert catalog.totals() == CatalogTotals(2, 5, sizes(longer), sizes(longer) + sizes(longer[:3]))
+    assert catalog.totals() == totals(2, 5, sizes(longer), sizes(longer) + sizes(longer[:3]))
 
 
 def test_a_chunk_that_two_freezes_stored_is_one(catalog: SqliteCatalog) -> None:
@@ -123,7 +123,7 @@ def test_text_that_is_no_unicode_is_refused(catalog: SqliteCatalog) -> None:
     with pytest.raises(CWMError) as refused:
         catalog.commit_window(new_window("first", chain("a", 2), description="\ud800"))
     assert refused.value.code is Code.ARGUMENT
-    assert catalog.totals() == CatalogTotals(0, 0, 0, 0)
+    assert catalog.totals() == totals(0, 0, 0, 0)
 
 
 def test_names_differ_by_case(catalog: SqliteCatalog) -> None:
@@ -146,7 +146,7 @@ def test_a_clone_shares_every_chunk_and_inherits_the_rest(catalog: SqliteCatalog
     assert catalog.window("stem").unique_bytes == 0
     assert catalog.chunks_of("branch") == catalog.chunks_of("stem")
     assert catalog.token_ids_of("branch") == catalog.token_ids_of("stem")
-    assert catalog.totals() == CatalogTotals(2, 3, stem.size_bytes, 2 * stem.size_bytes)
+    assert catalog.totals() == totals(2, 3, stem.size_bytes, 2 * stem.size_bytes)
 
 
 def test_a_clone_may_have_its_own_text_and_tags(catalog: SqliteCatalog) -> None:
@@ -231,7 +231,7 @@ def test_kept_chunks_stay_until_they_are_swept(catalog: SqliteCatalog) -> None:
     assert catalog.sweep_unreferenced(keep=[chunks[2].key]) == (chunks[1],)
     assert catalog.sweep_unreferenced() == (chunks[2],)
     assert catalog.sweep_unreferenced() == ()
-    assert catalog.totals() == CatalogTotals(0, 0, 0, 0)
+    assert catalog.totals() == totals(0, 0, 0, 0)
 
 
 def test_a_kept_chunk_can_be_committed_again(catalog: SqliteCatalog) -> None:

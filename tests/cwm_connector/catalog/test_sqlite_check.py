@@ -30,7 +30,7 @@ def filled(path: Path) -> Iterator[Path]:
         ("DELETE FROM chunks WHERE id = 5", "a chunk that is not stored"),
         ("DELETE FROM snapshot_chunks WHERE position = 1", "references are miscounted"),
         ("UPDATE chunks SET size_bytes = size_bytes + 1 WHERE id = 4", "totals are miscounted"),
-        ("UPDATE chunk_totals SET chunks = 4", "totals are miscounted"),
+        ("UPDATE totals SET chunks = 4", "totals are miscounted"),
         ("UPDATE snapshots SET windows = 1", "windows are miscounted"),
         ("UPDATE snapshots SET own_bytes = 7", "sizes are miscounted"),
         ("UPDATE snapshots SET block_count = block_count + 1", "sizes are miscounted"),

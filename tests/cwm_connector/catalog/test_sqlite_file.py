@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from cwm_connector.catalog.base import CatalogTotals, WindowQuery
+from cwm_connector.catalog.base import WindowQuery
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.catalog.sqlite_schema import SCHEMA_VERSION
 from cwm_connector.protocol import Code, CWMError
-from tests.cwm_connector.catalog.samples import chain, content, names, new_window
+from tests.cwm_connector.catalog.samples import chain, content, names, new_window, totals
 
 
 def code_of(call) -> Code:
@@ -120,7 +120,7 @@ def test_a_folder_is_no_catalog_and_keeps_its_mode(path: Path, opening) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o755
 
 
-def test_damage_is_reported(path: Path) -> None:
+def test_damage_is_reported_at_the_start_and_to_a_reader(path: Path) -> None:
     with closing(SqliteCatalog.open(path)) as catalog:
         catalog.commit_window(new_window("first", chain("a", 4)))
         page_bytes = pragma(catalog, "page_size")
@@ -129,7 +129,10 @@ def test_damage_is_reported(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek((root - 1) * page_bytes)
         file.write(b"\xff" * page_bytes)
-    with closing(SqliteCatalog.open(path)) as catalog:
+    with pytest.raises(CWMError, match="restore it from a copy") as refused:
+        SqliteCatalog.open(path)
+    assert refused.value.code is Code.CORRUPT
+    with closing(SqliteCatalog.open_read_only(path)) as catalog:
         assert code_of(lambda: catalog.window("first")) is Code.CORRUPT
         assert code_of(lambda: catalog.list_windows(WindowQuery())) is Code.CORRUPT
         assert code_of(catalog.check_integrity) is Code.CORRUPT
@@ -205,7 +208,7 @@ def test_a_torn_end_of_the_log_costs_only_what_was_not_acknowledged(path: Path, 
 def test_an_absent_catalog_lists_nothing_and_is_not_made(path: Path) -> None:
     with closing(SqliteCatalog.open_read_only(path)) as catalog:
         assert catalog.list_windows(WindowQuery()).total == 0
-        assert catalog.totals() == CatalogTotals(0, 0, 0, 0)
+        assert catalog.totals() == totals(0, 0, 0, 0)
         catalog.check_integrity()
     assert not path.exists()
 

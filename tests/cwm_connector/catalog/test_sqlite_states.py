@@ -8,14 +8,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from cwm_connector.catalog.base import (
-    CatalogTotals,
-    ChunkRow,
-)
+from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.terms import ChunkKey
-from tests.cwm_connector.catalog.samples import at, chunk, names, new_window
+from tests.cwm_connector.catalog.samples import at, chunk, names, new_window, totals
 
 UNIVERSE = {row.key: row for row in (chunk(f"chunk {n}", size_bytes=1 << n, tokens=16) for n in range(8))}
 """Sizes are powers of two: a sum tells which chunks are in it."""
@@ -114,7 +111,7 @@ class Changes(RuleBasedStateMachine):
     def the_totals_are_the_models(self) -> None:
         self.catalog.check_integrity()
         assert set(self.catalog.all_chunks()) == set(rows(self.stored))
-        assert self.catalog.totals() == CatalogTotals(
+        assert self.catalog.totals() == totals(
             windows=len(self.chunks),
             chunks=len(self.stored),
             stored_bytes=sum(UNIVERSE[key].size_bytes for key in self.stored),

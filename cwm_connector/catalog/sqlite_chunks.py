@@ -1,0 +1,175 @@
+"""Rows of stored chunks in the embedded catalog: read and checked, written and sealed.
+
+Every function runs inside its caller's transaction.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, combinations
+from typing import Any, Final
+
+from cwm_connector.catalog.base import ChunkRow
+from cwm_connector.catalog.sqlite_rows import damaged, seal
+from cwm_connector.protocol import Code, CWMError
+from cwm_connector.terms import ChunkKey, Claim, Micros, TierName
+
+_BITS: Final = {TierName.DISK: 1, TierName.REDIS: 2}
+DURABLE: Final = tuple(_BITS)
+_SETS: Final = {
+    sum(_BITS[tier] for tier in tiers): frozenset(tiers)
+    for tiers in chain.from_iterable(combinations(DURABLE, count) for count in range(len(DURABLE) + 1))
+}
+
+_FIELDS: Final = "id, key, tokens, size_bytes, tiers, claim, refs, owners, digest"
+_INSERT: Final = f"INSERT INTO chunks ({_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_CHANGE_TIERS: Final = "UPDATE chunks SET tiers = ?, refs = ?, owners = ?, digest = ? WHERE id = ?"
+_CHANGE_COUNTERS: Final = "UPDATE chunks SET refs = ?, owners = ?, digest = ? WHERE id = ?"
+"""Apart, because each change of `tiers` costs a trigger."""
+_BY_USE: Final = """
+    WITH used AS (
+        SELECT snapshot_id, max(max(created_at, ifnull(thawed_at, 0))) AS at FROM windows GROUP BY snapshot_id
+    )
+    SELECT c.key, ifnull(max(used.at), 0) AS at
+    FROM chunks c LEFT JOIN snapshot_chunks h ON h.chunk_id = c.id LEFT JOIN used ON used.snapshot_id = h.snapshot_id
+    GROUP BY c.id ORDER BY at, c.id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A chunk's row with what only the catalog keeps of it; `sqlite_schema.py` says what the counters count."""
+
+    id: int
+    chunk: ChunkRow
+    refs: int
+    owners: int
+
+
+def bit_of(tier: TierName) -> int:
+    """Raises: CWM-9001 for memory, which no row can promise."""
+    if tier not in _BITS:
+        raise CWMError(Code.INTERNAL, f"{tier.value} is no durable tier; report this as a bug")
+    return _BITS[tier]
+
+
+def checked(fields: Sequence[Any], **context: Any) -> Held:
+    """The row whose fields these are, `digest` last. Raises: CWM-4004, with `context`."""
+    if seal("chunk", *fields[:-1]) != fields[-1]:
+        raise damaged(f"chunk {bytes(fields[1]).hex() if isinstance(fields[1], bytes) else '?'}", **context)
+    row_id, key, tokens, size_bytes, tiers, claim, refs, owners, _ = fields
+    return Held(row_id, ChunkRow(ChunkKey(key), tokens, size_bytes, _SETS[tiers], Claim(claim)), refs, owners)
+
+
+def chunks_where(db: sqlite3.Connection, condition: str = "", values: Sequence[object] = ()) -> tuple[ChunkRow, ...]:
+    """`condition`: the statement's text from WHERE or ORDER BY on."""
+    rows = db.execute(f"SELECT {_FIELDS} FROM chunks {condition}", values)
+    return tuple(checked(fields).chunk for fields in rows)
+
+
+def held_chunks(db: sqlite3.Connection, keys: Iterable[ChunkKey]) -> dict[ChunkKey, Held]:
+    """Those of `keys` that have a row."""
+    found = {}
+    for key in keys:
+        fields = db.execute(f"SELECT {_FIELDS} FROM chunks WHERE key = ?", (key,)).fetchone()
+        if fields is not None:
+            found[key] = checked(fields)
+    return found
+
+
+def chunks_of_snapshot(db: sqlite3.Connection, snapshot: int, **context: Any) -> Iterator[Held]:
+    """In the order of the tokens; whether they are all of it, only the snapshot's own checksum tells."""
+    rows = db.execute(
+        f"""
+        SELECT {_FIELDS} FROM snapshot_chunks JOIN chunks ON id = chunk_id
+        WHERE snapshot_id = ? ORDER BY position
+        """,
+        (snapshot,),
+    )
+    return (checked(fields, **context) for fields in rows)
+
+
+def next_id(db: sqlite3.Connection, table: str) -> int:
+    """What SQLite would choose itself; known beforehand because a row's checksum covers its id."""
+    (last,) = db.execute(f"SELECT max(id) FROM {table}").fetchone()
+    return int(last or 0) + 1
+
+
+def with_stored(
+    db: sqlite3.Connection, before: Mapping[ChunkKey, Held], stored: Iterable[ChunkRow]
+) -> dict[ChunkKey, Held]:
+    """`before` with what a freeze stored: a new row without references, or the known one with the new tiers besides."""
+    after = dict(before)
+    following = next_id(db, "chunks")
+    for chunk in stored:
+        known = after.get(chunk.key)
+        if known is None:
+            after[chunk.key] = Held(following, chunk, 0, 0)
+            following += 1
+        else:
+            after[chunk.key] = replace(known, chunk=replace(known.chunk, tiers=known.chunk.tiers | chunk.tiers))
+    return after
+
+
+def place(db: sqlite3.Connection, tier: TierName, came: Sequence[ChunkKey], went: Sequence[ChunkKey]) -> None:
+    """A key that came and went counts as gone; keys without a row are ignored."""
+    bit_of(tier)
+    before = held_chunks(db, dict.fromkeys([*came, *went]))
+    gone = frozenset(went)
+    after = []
+    for key, held in before.items():
+        tiers = held.chunk.tiers - {tier} if key in gone else held.chunk.tiers | {tier}
+        after.append(replace(held, chunk=replace(held.chunk, tiers=tiers)))
+    write_chunks(db, before, after)
+
+
+def write_chunks(db: sqlite3.Connection, before: Mapping[ChunkKey, Held], after: Iterable[Held]) -> None:
+    """Brings the rows from `before`, as they were read in this transaction, to `after`."""
+    for held in after:
+        known = before.get(held.chunk.key)
+        if known is None:
+            db.execute(_INSERT, _sealed(held))
+        elif held.chunk.tiers != known.chunk.tiers:
+            _, _, _, _, tiers, _, *counters = _sealed(held)
+            db.execute(_CHANGE_TIERS, (tiers, *counters, held.id))
+        elif held != known:
+            db.execute(_CHANGE_COUNTERS, (*_sealed(held)[-3:], held.id))
+
+
+def delete_chunks(db: sqlite3.Connection, keys: Iterable[ChunkKey]) -> None:
+    db.executemany("DELETE FROM chunks WHERE key = ?", ((key,) for key in keys))
+
+
+def by_use(db: sqlite3.Connection) -> tuple[tuple[ChunkKey, Micros], ...]:
+    """Every key with its last use, longest ago first; 0 for a chunk that no window holds."""
+    return tuple((ChunkKey(key), Micros(at)) for key, at in db.execute(_BY_USE))
+
+
+def windows_with(db: sqlite3.Connection, key: ChunkKey) -> tuple[str, ...]:
+    """The names of the windows that hold the chunk, in the order of their commits."""
+    rows = db.execute(
+        """
+        SELECT w.name FROM chunks c JOIN snapshot_chunks h ON h.chunk_id = c.id
+            JOIN windows w ON w.snapshot_id = h.snapshot_id
+        WHERE c.key = ? ORDER BY w.id
+        """,
+        (key,),
+    )
+    return tuple(name for (name,) in rows)
+
+
+def _sealed(held: Held) -> tuple[Any, ...]:
+    """All fields, the checksum last."""
+    chunk = held.chunk
+    tiers = sum(bit_of(tier) for tier in chunk.tiers)
+    fields = (
+        held.id,
+        bytes(chunk.key),
+        chunk.tokens,
+        chunk.size_bytes,
+        tiers,
+        str(chunk.claim),
+        held.refs,
+        held.owners,
+    )
+    return (*fields, seal("chunk", *fields))
