@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cwm_connector.durable import sync_way_to
 from cwm_connector.protocol import Code, CWMError
 
 GIB = 1 << 30
@@ -132,13 +133,14 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
 
 
 def private_folder(path: Path, setting: str) -> Path:
-    """Makes `path`, mode 0700 where it is new, and shows that it can be written.
+    """Makes `path`, mode 0700 where it is new, so that it stays after a power cut, and shows that it can be written.
 
     Raises: CWM-1003 naming `setting`.
     """
     probe = path / f".probe-{id(path)}"
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_way_to(path)
         probe.touch()
         probe.unlink()
     except OSError as problem:
