@@ -23,10 +23,12 @@ from cwm_connector import compat, logs
 from cwm_connector.jobs import StepJobs, StepReports, WorkerFacts
 from cwm_connector.paging import copier_for
 from cwm_connector.protocol import CWMError
+from cwm_connector.recovery import pair_store
 from cwm_connector.service import EngineService
 from cwm_connector.settings import load_settings, private_folder
 from cwm_connector.tiers.cpu import CpuTier
-from cwm_connector.tiers.disk import DiskTier
+from cwm_connector.tiers.policies import new_policy
+from cwm_connector.tiers.stores import open_stores
 from cwm_connector.worker import WorkerSide
 
 if TYPE_CHECKING:
@@ -101,13 +103,16 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
             compat.attention_backend(self._vllm_config, self._kv_cache_config),
             compat.instruction_set(),
         )
-        folder = private_folder(self._settings.chunks_path, "CWM_DISK_PATH")
+        settings = self._settings
+        private_folder(settings.home, "CWM_HOME")
+        store_id = pair_store(settings.home, private_folder(settings.chunks_path, "CWM_DISK_PATH"))
         self._worker = WorkerSide(
             parallel.rank,
+            parallel.world_size,
             copier,
             compat.block_tokens(self._kv_cache_config),
-            CpuTier(self._settings.cpu_cache_bytes // parallel.world_size),
-            DiskTier(folder),
+            CpuTier(settings.cpu_cache_bytes // parallel.world_size, new_policy(settings.tier_policy)),
+            open_stores(settings, store_id),
         )
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:

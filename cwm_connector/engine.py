@@ -1,25 +1,31 @@
 """What the control thread's operations work with: the engine's facts, its catalog, and how to wait for its workers."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from cwm_connector.board import JobBoard
-from cwm_connector.catalog.base import Catalog
+from cwm_connector.board import JobBoard, JobResult
+from cwm_connector.catalog.base import Catalog, ChunkRow
+from cwm_connector.claims import Claims
 from cwm_connector.identity import Geometry, Passport
+from cwm_connector.jobs import ClaimedChunk, CopyJob, DropJob, Job, VerifyJob
 from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
-from cwm_connector.placement import CpuPlacement
+from cwm_connector.placement import Placement
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.scheduler import SchedulerSide
 from cwm_connector.settings import Settings
+from cwm_connector.terms import ChunkKey, TierName
+from cwm_connector.tiers.base import ChunkStore
 from cwm_connector.tiers.chunk import sealed_bytes
 from cwm_connector.visibility import Visibility
 
 T = TypeVar("T")
 
+PERSIST_STEP_S: Final = 0.01
+"""Between two steps asked for while a job of the workers is waited for."""
 ENGINE_STEP_LIMIT_S: Final = 120.0
 """An engine that takes no step for this long is reported as not answering (CWM-6001)."""
 
@@ -55,11 +61,21 @@ class Engine:
     scheduler: SchedulerSide
     mailbox: Mailbox
     board: JobBoard
-    placement: CpuPlacement
+    placement: Placement
     visibility: Visibility
     metrics: Metrics
     submit_prefill: Callable[[str, "memoryview[int]", str | None], None]
     """(request id, token ids, cache salt): has the engine compute the tokens; see compat.submit_prefill."""
+    stores: Mapping[TierName, ChunkStore]
+    """The durable tiers as this process sees them, for upkeep that needs no worker; fastest first."""
+    claims: Claims
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Whoever writes, moves or removes chunks holds it: what one decided to refer to can't be dropped by another."""
+
+    @property
+    def freeze_tiers(self) -> tuple[TierName, ...]:
+        """Where a chunk must be durable before its freeze is acknowledged."""
+        return (TierName.DISK, TierName.REDIS) if self.claims.shared else (TierName.DISK,)
 
     def stored_bytes(self, blocks: int) -> int:
         """What a chunk of `blocks` takes on disk, all ranks together."""
@@ -81,6 +97,24 @@ class Engine:
             self.mailbox.nudge()
             await settled(future, every_s)
         return future.result()
+
+    async def copy(self, rows: Iterable[ChunkRow], target: TierName) -> JobResult:
+        """Has the workers bring good copies into `target`; see CopyJob."""
+        return await self._done(CopyJob(self.board.next_id(), claimed(rows), target))
+
+    async def verify(self, keys: Iterable[ChunkKey], tier: TierName) -> JobResult:
+        return await self._done(VerifyJob(self.board.next_id(), tuple(keys), tier))
+
+    async def drop(self, chunks: Iterable[ClaimedChunk], tiers: Iterable[TierName]) -> JobResult:
+        """Has the workers remove chunks from `tiers`. The outcomes' sizes are the bytes that became free."""
+        return await self._done(DropJob(self.board.next_id(), tuple(chunks), tuple(tiers)))
+
+    async def _done(self, job: Job) -> JobResult:
+        return await self.reported(self.board.post(job).finished, PERSIST_STEP_S)
+
+
+def claimed(rows: Iterable[ChunkRow]) -> tuple[ClaimedChunk, ...]:
+    return tuple(ClaimedChunk(row.key, row.claim) for row in rows)
 
 
 async def settled(future: "Future[T]", limit_s: float) -> bool:

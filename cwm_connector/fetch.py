@@ -1,23 +1,21 @@
 """Verified chunks, one after the other, from the fastest tier that has them.
 
-Transfer threads only. Reads from disk run a few chunks ahead of the consumer, so that the device is never idle.
+Transfer threads only. Reads run a few chunks ahead of the consumer, so that the device is never idle.
 """
 
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from cwm_connector.identity import ChunkSpec
-from cwm_connector.protocol import CWMError
+from cwm_connector.protocol import Code, CWMError
 from cwm_connector.terms import TierName
-from cwm_connector.tiers.base import (
-    ChunkId,
-    ChunkStore,
-)
+from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import ChunkHeader, check, sealed_bytes
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer
+from cwm_connector.tiers.ladder import Ladder
 
 READ_AHEAD: Final = 4
 
@@ -64,23 +62,23 @@ class Fetched:
 class _Reading:
     chunk: ChunkSpec
     buffer: HostBuffer
-    future: "Future[None] | None"
+    future: "Future[TierName] | None"
     """None: the chunk was in CPU memory and is pinned there."""
 
 
 class Fetcher:
-    """Reads through CPU memory: what came from disk stays there, evictable."""
+    """Reads through CPU memory: what came from a colder tier stays there, evictable."""
 
-    def __init__(self, cpu: CpuTier, disk: ChunkStore, shape: ChunkShape) -> None:
+    def __init__(self, cpu: CpuTier, ladder: Ladder, shape: ChunkShape) -> None:
         self._cpu = cpu
-        self._disk = disk
+        self._ladder = ladder
         self._shape = shape
 
     def fetch(self, chunks: Iterable[ChunkSpec]) -> Iterator[Fetched]:
         """The chunks in order.
 
-        Raises: CWMError at the first chunk that can't be had: 2003 not there, 4004 no tier has intact bytes, 4002
-        unreadable, 7001 no memory to read it into.
+        Raises: CWMError at the first chunk that can't be had: 2003 not there, 4004 no tier has intact bytes, 4002 or
+        5002 unreadable for now, 7001 no memory to read it into.
         """
         waiting, reading = deque(chunks), deque[_Reading]()
         try:
@@ -106,7 +104,7 @@ class Fetcher:
         if resident is not None:
             return _Reading(chunk, resident, None)
         buffer = self._cpu.reserve(self._shape.sealed_bytes(chunk))
-        return _Reading(chunk, buffer, self._disk.read(self._shape.id(chunk), buffer.view))
+        return _Reading(chunk, buffer, self._ladder.read(self._shape.id(chunk), buffer.view))
 
     def _settle(self, one: _Reading) -> Iterator[Fetched]:
         chunk_id = self._shape.id(one.chunk)
@@ -116,24 +114,39 @@ class Fetcher:
             except CWMError:
                 self._cpu.drop(chunk_id)
                 self._cpu.unpin(chunk_id)
-                yield from self._settle(self._start(one.chunk))  # memory went bad; disk may be intact
+                yield from self._settle(self._start(one.chunk))  # memory went bad; a durable tier may be intact
                 return
             try:
                 yield Fetched(one.chunk, one.buffer, TierName.CPU)
             finally:
                 self._cpu.unpin(chunk_id)
             return
-        try:
-            one.future.result()
-            check(one.buffer.view, self._shape.header(one.chunk))
-        except BaseException:
-            self._abandon(one)
-            raise
+        tier = self._arrived(one, one.future)
         buffer = self._cpu.publish(chunk_id, one.buffer)
         try:
-            yield Fetched(one.chunk, buffer, TierName.DISK)
+            yield Fetched(one.chunk, buffer, tier)
         finally:
             self._cpu.unpin(chunk_id)
+
+    def _arrived(self, one: _Reading, read: "Future[TierName]") -> TierName:
+        """The tier that had good bytes; they are in the buffer. Raises what `fetch` does; the buffer is given back."""
+        corrupt: CWMError | None = None
+        while True:
+            try:
+                tier = read.result()
+            except BaseException as problem:
+                read.add_done_callback(lambda read: give_back(self._cpu, one.buffer, read))
+                if corrupt is not None and isinstance(problem, CWMError) and problem.code is Code.CHUNK_MISSING:
+                    raise corrupt from None
+                raise
+            try:
+                check(one.buffer.view, self._shape.header(one.chunk))
+            except CWMError as problem:
+                corrupt = problem
+                self._ladder.on_bad(one.chunk.key, tier)
+                read = self._ladder.read(self._shape.id(one.chunk), one.buffer.view, below=tier)
+            else:
+                return tier
 
     def _abandon(self, one: _Reading) -> None:
         if one.future is None:
@@ -142,8 +155,12 @@ class Fetcher:
             one.future.add_done_callback(lambda read: give_back(self._cpu, one.buffer, read))
 
 
-def give_back(cpu: CpuTier, buffer: HostBuffer, transfer: "Future[None]") -> None:
-    """Releases a transfer's buffer, unless the transfer was given up and may still be going on: then it is lost."""
-    problem = transfer.exception()
-    if not (isinstance(problem, CWMError) and problem.context.get("buffer_in_use")):
+def in_use(failure: BaseException | None) -> bool:
+    """True if the transfer that failed so was given up and may still be going on: its buffer is lost."""
+    return isinstance(failure, CWMError) and bool(failure.context.get("buffer_in_use"))
+
+
+def give_back(cpu: CpuTier, buffer: HostBuffer, transfer: "Future[Any]") -> None:
+    """Releases a transfer's buffer, unless it may still be in use."""
+    if not in_use(transfer.exception()):
         cpu.release(buffer)

@@ -1,7 +1,7 @@
-"""Freeze and delete: the two operations that write and remove chunks. One at a time, in one order.
+"""Freeze: one at a time, in one order.
 
-    snapshot -> keys -> which are stored? -> hold blocks, copy out (captured) -> write, fsync (persisted, every rank)
-    -> one catalog transaction -> acknowledged
+    snapshot -> keys -> which are stored? -> room -> hold blocks, copy out (captured) -> write, fsync (persisted, every
+    rank) -> one catalog transaction -> acknowledged
 
 A window is whole or absent at any instant because the transaction comes last; chunks that were written for a freeze
 that did not get there are dropped, or swept at the next start.
@@ -11,10 +11,10 @@ import asyncio
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from cwm_connector.board import JobResult, Ticket
+from cwm_connector.board import Ticket
 from cwm_connector.catalog.base import (
     Catalog,
     ChunkRow,
@@ -23,27 +23,28 @@ from cwm_connector.catalog.base import (
 )
 from cwm_connector.catalog.views import storage_tier
 from cwm_connector.control import ProgressSink
-from cwm_connector.engine import Engine, on_loop, settled, to_the_end
+from cwm_connector.engine import PERSIST_STEP_S, Engine, on_loop, settled, to_the_end
 from cwm_connector.identity import ChunkSpec, chunk_specs
-from cwm_connector.jobs import DropJob
+from cwm_connector.jobs import ClaimedChunk
+from cwm_connector.keeper import Keeper
 from cwm_connector.protocol import (
     Code,
     CWMError,
-    DeleteArgs,
     FreezeArgs,
     check_description,
     check_session_id,
     check_tags,
     check_window_name,
 )
-from cwm_connector.scheduler import SavePlan
+from cwm_connector.scheduler import SaveOrder, SavePlan
 from cwm_connector.sessions import HeadSnapshot, now_micros
-from cwm_connector.terms import ChunkKey
+from cwm_connector.terms import ChunkKey, TierName
 from cwm_connector.visibility import BoundWindow
 
 CAPTURE_STEP_S: Final = 0.002
-PERSIST_STEP_S: Final = 0.01
 RECOMPUTE_LIMIT_S: Final = 1800.0
+ATTEMPTS: Final = 3
+"""Of a freeze, where another engine deletes, before its commit, chunks that it refers to."""
 
 
 @dataclass(slots=True)
@@ -62,11 +63,11 @@ def tier_fields(engine: Engine, keys: Sequence[ChunkKey]) -> dict[str, Any]:
 
 
 class Freezer:
-    """Freezes and deletes; the control thread's."""
+    """The control thread's."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, keeper: Keeper) -> None:
         self._engine = engine
-        self._turn = asyncio.Lock()
+        self._keeper = keeper
         self._numbers = itertools.count(1)
 
     async def freeze(self, args: FreezeArgs, progress: ProgressSink) -> dict[str, Any]:
@@ -76,14 +77,12 @@ class Freezer:
         name = check_window_name(args.window_name)
         description, tags = check_description(args.description), check_tags(args.tags)
         await self._require_free(name)
-        async with self._turn:
+        async with self._engine.turn:
             snapshot = await self._snapshot(args)
             chunks = await asyncio.to_thread(
                 chunk_specs, self._engine.passport, self._engine.geometry, snapshot.token_ids
             )
-            missing = await self._missing(chunks)
             parent = await self._engine.catalog.run(lambda catalog: _parent(catalog, snapshot.session_id))
-            saved = await self._save(snapshot, chunks, missing, progress)
             new = NewWindow(
                 name=name,
                 description=description,
@@ -96,10 +95,11 @@ class Freezer:
                 token_ids=snapshot.token_ids.tobytes(),
                 restorable_tokens=chunks[-1].end_block * self._engine.geometry.block_tokens,
                 chunks=[chunk.key for chunk in chunks],
-                stored=saved.rows,
+                stored=(),
                 created_at=now_micros(),
             )
-            row = await self._commit(new, missing)
+            saved, row = await self._store(snapshot, chunks, new, progress)
+            self._keeper.used(new.chunks)
         metrics = self._engine.metrics
         metrics.recomputed_tokens.inc(saved.recomputed_tokens)
         metrics.stored_bytes.inc(sum(chunk.size_bytes for chunk in saved.rows))
@@ -114,30 +114,28 @@ class Freezer:
             "block_count": row.block_count,
             "total_size_bytes": row.size_bytes,
             "new_bytes": sum(chunk.size_bytes for chunk in saved.rows),
-            **tier_fields(self._engine, [chunk.key for chunk in chunks]),
+            **tier_fields(self._engine, new.chunks),
             "parent_window": row.parent,
             "capture_ms": round((saved.captured_at - started) * 1000, 3),
             "duration_ms": round((time.perf_counter() - started) * 1000, 3),
         }
 
-    async def delete(self, args: DeleteArgs) -> dict[str, Any]:
-        """Row and references go first; then the chunks that nobody refers to any more leave every tier."""
-        name = check_window_name(args.window_name)
-        async with self._turn:
-            return await to_the_end(self._delete(name))
+    # --- steps ---
 
-    async def _delete(self, name: str) -> dict[str, Any]:
-        deleted = await self._engine.catalog.run(lambda catalog: catalog.delete_window(name))
-        self._engine.visibility.unbind(name)
-        dropped = await self._drop([row.key for row in deleted.orphans]) if deleted.orphans else None
-        return {
-            "window_name": name,
-            "blocks_deleted": len(deleted.orphans),
-            "blocks_shared": deleted.shared,
-            "space_freed_bytes": sum(outcome.size_bytes for outcome in dropped.outcomes.values()) if dropped else 0,
-        }
-
-    # --- steps of a freeze ---
+    async def _store(
+        self, snapshot: HeadSnapshot, chunks: Sequence[ChunkSpec], new: NewWindow, progress: ProgressSink
+    ) -> tuple[_Saved, WindowRow]:
+        """Saves what is missing and commits; again with more where another engine has deleted some of it meanwhile."""
+        for attempt in itertools.count(1):
+            missing = await self._missing(chunks)
+            order = SaveOrder(tuple(missing), self._engine.freeze_tiers, self._engine.claims.new())
+            saved = await self._save(snapshot, chunks, order, progress)
+            try:
+                return saved, await self._commit(replace(new, stored=saved.rows), order)
+            except CWMError as problem:
+                if problem.code is not Code.CHUNK_MISSING or attempt == ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
 
     async def _require_free(self, name: str) -> None:
         """Refuses a taken name before any work is done; the commit refuses it again."""
@@ -163,40 +161,32 @@ class Freezer:
         return snapshot
 
     async def _missing(self, chunks: Sequence[ChunkSpec]) -> list[ChunkSpec]:
-        """The chunks that have to be stored. Raises: CWM-4003 if they don't fit the disk's limit."""
+        """The chunks that have to be stored, for which there is room. Raises: CWM-4003 if there is none."""
+        await self._keeper.heed()
         keys = [chunk.key for chunk in chunks]
-        stored, totals = await self._engine.catalog.run(lambda catalog: (catalog.stored(keys), catalog.totals()))
-        missing = [chunk for chunk in chunks if chunk.key not in stored]
-        needed = sum(self._engine.stored_bytes(chunk.blocks) for chunk in missing)
-        used = totals.stored_bytes
-        limit = self._engine.settings.disk_cache_bytes
-        if used + needed > limit:
-            raise CWMError(
-                Code.QUOTA,
-                f"{needed} bytes more are over the disk limit ({used} of {limit} used); delete windows or raise "
-                "CWM_DISK_CACHE_GB",
-                needed_bytes=needed,
-                used_bytes=used,
-                limit_bytes=limit,
-            )
+        stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
+        missing = [chunk for chunk in chunks if chunk.key not in stored or not stored[chunk.key].tiers]
+        if missing:
+            needed = sum(self._engine.stored_bytes(chunk.blocks) for chunk in missing)
+            await self._keeper.make_room(needed, spare=frozenset(keys))
         return missing
 
     async def _save(
         self,
         snapshot: HeadSnapshot,
         chunks: Sequence[ChunkSpec],
-        missing: list[ChunkSpec],
+        order: SaveOrder,
         progress: ProgressSink,
     ) -> _Saved:
-        if not missing:
+        if not order.chunks:
             return _Saved(captured_at=time.perf_counter())
-        planning = asyncio.ensure_future(self._plan(snapshot, chunks, missing, progress))
+        planning = asyncio.ensure_future(self._plan(snapshot, chunks, order, progress))
         try:
             plan = await asyncio.shield(planning)
         except asyncio.CancelledError:
             # The plan may hold blocks and have its job under way already: both come to their end first.
             plan = await to_the_end(planning)
-            await to_the_end(self._discard(plan.ticket, missing))
+            await to_the_end(self._discard(plan.ticket, order))
             raise
         ticket = plan.ticket
         if ticket is None:
@@ -207,22 +197,26 @@ class Freezer:
             )
 
         def tell(done: int) -> None:
-            progress(done, len(missing), "chunks stored")
+            progress(done, len(order.chunks), "chunks stored")
 
         ticket.on_progress = on_loop(tell)
         try:
             await self._engine.reported(ticket.captured, CAPTURE_STEP_S)
             captured_at = time.perf_counter()
-            progress(0, len(missing), "captured")
+            progress(0, len(order.chunks), "captured")
             result = await self._engine.reported(ticket.finished, PERSIST_STEP_S)
         except BaseException:
-            await to_the_end(self._discard(ticket, missing))
+            await to_the_end(self._discard(ticket, order))
             raise
         rows = [
             ChunkRow(
-                chunk.key, chunk.blocks * self._engine.geometry.block_tokens, result.outcomes[chunk.key].size_bytes
+                chunk.key,
+                chunk.blocks * self._engine.geometry.block_tokens,
+                result.outcomes[chunk.key].size_bytes,
+                frozenset(order.tiers),
+                order.claim,
             )
-            for chunk in missing
+            for chunk in order.chunks
         ]
         return _Saved(rows, plan.computed_tokens, captured_at)
 
@@ -230,28 +224,26 @@ class Freezer:
         self,
         snapshot: HeadSnapshot,
         chunks: Sequence[ChunkSpec],
-        missing: list[ChunkSpec],
+        order: SaveOrder,
         progress: ProgressSink,
     ) -> SavePlan:
-        plan = await self._engine.ask(lambda side: side.plan_save(snapshot, missing))
+        plan = await self._engine.ask(lambda side: side.plan_save(snapshot, order))
         if plan.ticket is not None:
             return plan
-        progress(0, len(missing), f"computing {plan.lost_blocks} evicted blocks again")
-        return await self._recompute(snapshot, chunks, missing)
+        progress(0, len(order.chunks), f"computing {plan.lost_blocks} evicted blocks again")
+        return await self._recompute(snapshot, chunks, order)
 
-    async def _recompute(
-        self, snapshot: HeadSnapshot, chunks: Sequence[ChunkSpec], missing: list[ChunkSpec]
-    ) -> SavePlan:
+    async def _recompute(self, snapshot: HeadSnapshot, chunks: Sequence[ChunkSpec], order: SaveOrder) -> SavePlan:
         """Brings evicted blocks back with a request of our own; what is stored is loaded rather than computed."""
         leading = 0
         for chunk in chunks:
-            if chunk is missing[0]:
+            if chunk is order.chunks[0]:
                 break
             leading = chunk.end_block
         stored = BoundWindow("", snapshot.token_ids, tuple(chunks), usable_blocks=leading)
         request_id = f"cwm-recompute-{next(self._numbers)}"
         tokens = snapshot.token_ids[: chunks[-1].end_block * self._engine.geometry.block_tokens]
-        plan = await self._engine.ask(lambda side: side.expect_recompute(request_id, stored, missing))
+        plan = await self._engine.ask(lambda side: side.expect_recompute(request_id, stored, order))
         await asyncio.to_thread(self._engine.submit_prefill, request_id, memoryview(tokens), snapshot.cache_salt)
         if not await settled(plan, RECOMPUTE_LIMIT_S):
             raise CWMError(
@@ -259,33 +251,46 @@ class Freezer:
             )
         return plan.result()
 
-    async def _commit(self, new: NewWindow, missing: list[ChunkSpec]) -> WindowRow:
+    async def _commit(self, new: NewWindow, order: SaveOrder) -> WindowRow:
         try:
-            return await to_the_end(self._engine.catalog.run(lambda catalog: catalog.commit_window(new)))
+            row = await to_the_end(self._engine.catalog.run(lambda catalog: catalog.commit_window(new)))
         except CWMError:
-            await to_the_end(self._discard(None, missing))
+            await to_the_end(self._discard(None, order))
             raise
+        keys = [chunk.key for chunk in order.chunks]
+        for tier in order.tiers:
+            self._engine.placement.record(tier, keys)
+        if self._engine.claims.shared and keys:
+            await to_the_end(self._end_spare_claims(keys, order))
+        return row
 
-    async def _discard(self, ticket: Ticket | None, chunks: Sequence[ChunkSpec]) -> None:
+    async def _end_spare_claims(self, keys: Sequence[ChunkKey], order: SaveOrder) -> None:
+        """Chunks that another engine committed first stay under its claim; ours would keep them for ever."""
+        stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
+        spare = [ClaimedChunk(key, order.claim) for key in keys if stored[key].claim != order.claim]
+        if spare:
+            await self._engine.drop(spare, (TierName.REDIS,))
+
+    async def _discard(self, ticket: Ticket | None, order: SaveOrder) -> None:
         """Removes what a failed freeze wrote, once its job is over, unless the catalog refers to it after all."""
         if ticket is not None:
             while not ticket.finished.done():
                 self._engine.mailbox.nudge()
                 await settled(ticket.finished, PERSIST_STEP_S)
-        keys = [chunk.key for chunk in chunks]
+        keys = [chunk.key for chunk in order.chunks]
         stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
-        await self._drop([key for key in keys if key not in stored])
-
-    async def _drop(self, keys: Sequence[ChunkKey]) -> JobResult:
-        ticket = self._engine.board.post(DropJob(self._engine.board.next_id(), tuple(keys)))
-        return await self._engine.reported(ticket.finished, PERSIST_STEP_S)
+        ours = [ClaimedChunk(key, order.claim) for key in keys]
+        unreferenced = [chunk for chunk in ours if chunk.key not in stored or not stored[chunk.key].tiers]
+        if self._engine.claims.shared:
+            await self._engine.drop(ours, (TierName.REDIS,))  # ends our claim; another's keeps the bytes
+        await self._engine.drop(unreferenced, (TierName.CPU, *order.tiers))
 
 
 def _parent(catalog: Catalog, session_id: str) -> str | None:
     """The window that the session last went through: the one frozen from it or thawed into it most recently."""
     row = catalog.session(session_id)
     frozen = [catalog.window(name) for name in (row.windows[:1] if row else ())]
-    thawed = [each for each in catalog.bindings() if each.session_id == session_id]
+    thawed = catalog.last_thaw_into(session_id)
     steps = [(each.created_at, each.name) for each in frozen]
-    steps += [(each.created_at, each.window_name) for each in thawed[-1:]]
+    steps += [(thawed.created_at, thawed.window_name)] if thawed else []
     return max(steps)[1] if steps else None

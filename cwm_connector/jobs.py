@@ -6,7 +6,7 @@ order, possibly over several steps.
 
 import enum
 from dataclasses import dataclass, field
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorHandshakeMetadata,
@@ -16,12 +16,19 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from cwm_connector.identity import ChunkSpec
 from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import ChunkKey, TierName
+from cwm_connector.terms import ChunkKey, Claim, TierName
 from cwm_connector.tiers.base import (
     ChunkId,
 )
 
 JobId = NewType("JobId", int)
+
+
+class ClaimedChunk(NamedTuple):
+    """A stored chunk and the claim that its bytes were written with."""
+
+    key: ChunkKey
+    claim: Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +42,15 @@ class ChunkBlocks:
 
 @dataclass(frozen=True, slots=True)
 class SaveJob:
-    """Copy these whole chunks out of the cache, make them durable. The blocks are held until `CAPTURED`."""
+    """Copy these whole chunks out of the cache, make them durable in every one of `tiers`.
+
+    The blocks are held until `CAPTURED`.
+    """
 
     id: JobId
     chunks: tuple[ChunkBlocks, ...]
+    tiers: tuple[TierName, ...]
+    claim: Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +71,36 @@ class PromoteJob:
 
 
 @dataclass(frozen=True, slots=True)
-class DropJob:
-    """Remove chunks from every tier."""
+class CopyJob:
+    """Bring good copies of these chunks into a durable tier and show that they are good there, all ranks' parts.
+
+    A chunk of another model is as good as one's own here: nothing of it is interpreted.
+    """
+
+    id: JobId
+    chunks: tuple[ClaimedChunk, ...]
+    target: TierName
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyJob:
+    """Read and check what one tier holds of these chunks, all ranks' parts; nothing is changed."""
 
     id: JobId
     keys: tuple[ChunkKey, ...]
+    tier: TierName
 
 
-Job = SaveJob | LoadJob | PromoteJob | DropJob
+@dataclass(frozen=True, slots=True)
+class DropJob:
+    """Remove chunks, all ranks' parts, from these tiers."""
+
+    id: JobId
+    chunks: tuple[ClaimedChunk, ...]
+    tiers: tuple[TierName, ...]
+
+
+Job = SaveJob | LoadJob | PromoteJob | CopyJob | VerifyJob | DropJob
 
 
 class Phase(enum.Enum):
@@ -116,6 +150,8 @@ class StepReports(KVConnectorWorkerMetadata):
     reports: list[Report] = field(default_factory=list)
     now_in_cpu: list[ChunkId] = field(default_factory=list)
     gone_from_cpu: list[ChunkId] = field(default_factory=list)
+    bad_copies: list[tuple[ChunkKey, TierName]] = field(default_factory=list)
+    """Copies in durable tiers that a load found missing or corrupt."""
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "StepReports":
         assert isinstance(other, StepReports)
@@ -123,6 +159,7 @@ class StepReports(KVConnectorWorkerMetadata):
             self.reports + other.reports,
             self.now_in_cpu + other.now_in_cpu,
             self.gone_from_cpu + other.gone_from_cpu,
+            self.bad_copies + other.bad_copies,
         )
 
 

@@ -6,6 +6,8 @@ from typing import Any
 from cwm_connector.control import ProgressSink
 from cwm_connector.engine import Engine, to_the_end
 from cwm_connector.freeze import Freezer
+from cwm_connector.health import HealthReader
+from cwm_connector.keeper import Keeper
 from cwm_connector.protocol import (
     Args,
     CloneArgs,
@@ -20,11 +22,14 @@ from cwm_connector.protocol import (
     TagArgs,
     ThawArgs,
     TokensArgs,
+    VerifyArgs,
     check_description,
     check_tags,
     check_window_name,
 )
 from cwm_connector.reads import Reader
+from cwm_connector.removal import Remover
+from cwm_connector.scrub import Scrubber
 from cwm_connector.sessions import now_micros
 from cwm_connector.thaw import Thawer
 
@@ -34,13 +39,18 @@ class EngineOperations:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._freezer = Freezer(engine)
-        self._thawer = Thawer(engine)
+        self.keeper = Keeper(engine)
+        self._freezer = Freezer(engine, self.keeper)
+        self._thawer = Thawer(engine, self.keeper)
+        self._remover = Remover(engine, self.keeper)
+        self._scrubber = Scrubber(engine, self.keeper)
         self._reader = Reader(engine)
+        self._health = HealthReader(engine)
 
-    async def restore_thaws(self) -> int:
-        """Makes the thaws of before a restart loadable again; before the socket opens."""
-        return await self._thawer.rebind()
+    async def prepare(self) -> None:
+        """After recovery and before the socket opens: what lies where, and the thaws of before a restart."""
+        await self.keeper.learn()
+        await self._thawer.rebind()
 
     async def call(self, op: Op, args: Args, progress: ProgressSink) -> dict[str, Any]:
         outcome = "failed"
@@ -63,7 +73,7 @@ class EngineOperations:
             case CloneArgs():
                 return self._thawer.clone(args)
             case DeleteArgs():
-                return self._freezer.delete(args)
+                return self._remover.delete(args)
             case TagArgs():
                 return self._tag(args)
             case ListArgs():
@@ -75,8 +85,16 @@ class EngineOperations:
             case SessionsArgs():
                 return self._reader.sessions(args)
             case HealthArgs():
-                return self._reader.health(args)
-        return {Op.STATS: self._reader.stats, Op.METRICS: self._metrics, Op.PING: self._ping}[op]()
+                return self._health.health(args)
+            case VerifyArgs():
+                return self._scrubber.verify(args, progress)
+        plain = {
+            Op.STATS: self._reader.stats,
+            Op.METRICS: self._metrics,
+            Op.COLLECT: self._remover.collect,
+            Op.PING: self._ping,
+        }
+        return plain[op]()
 
     async def _tag(self, args: TagArgs) -> dict[str, Any]:
         name = check_window_name(args.window_name)

@@ -1,26 +1,37 @@
-"""Which chunks are in CPU memory right now, as the workers last told.
+"""Where every chunk lies right now: in CPU memory as the workers last told, in durable tiers as the catalog records.
 
-Written by the engine thread; read by any: a stale answer costs a disk read, never a wrong byte. Every acknowledged
-chunk is on disk as well, so what is not here is there.
+CPU memory's part is written by the engine thread, the durable tiers' by the control thread; any thread may read. A
+stale answer costs a slower read, never a wrong byte. What the engine thread learns about durable copies (used, found
+bad) waits here for the keeper, which alone writes it down.
 """
 
-from collections.abc import Iterable, Sequence
+import queue
+from collections.abc import Collection, Iterable
+from typing import Final, TypeVar
 
 from cwm_connector.terms import ChunkKey, TierName
-from cwm_connector.tiers.base import (
-    ChunkId,
-)
+from cwm_connector.tiers.base import ChunkId
+
+T = TypeVar("T")
+
+DURABLE: Final = (TierName.DISK, TierName.REDIS)
+"""Fastest first."""
 
 
-class CpuPlacement:
-    """A chunk counts as in CPU memory once every rank has its part there."""
+class Placement:
+    """A chunk counts as in a tier once every rank has its part there."""
 
     def __init__(self, world_size: int) -> None:
         self._world_size = world_size
         self._ranks: dict[ChunkKey, frozenset[int]] = {}
+        self._durable: dict[TierName, set[ChunkKey]] = {tier: set() for tier in DURABLE}
+        self._uses: queue.SimpleQueue[ChunkKey] = queue.SimpleQueue()
+        self._bad: queue.SimpleQueue[tuple[ChunkKey, TierName]] = queue.SimpleQueue()
+
+    # --- the engine thread ---
 
     def update(self, came: Iterable[ChunkId], went: Iterable[ChunkId]) -> None:
-        """A chunk that came and went between two reports counts as gone."""
+        """CPU memory's changes. A chunk that came and went between two reports counts as gone."""
         for chunk in came:
             self._ranks[chunk.key] = self._ranks.get(chunk.key, frozenset()) | {chunk.kv_rank}
         for chunk in went:
@@ -28,21 +39,50 @@ class CpuPlacement:
             if left:
                 self._ranks[chunk.key] = left
 
-    def holds(self, key: ChunkKey) -> bool:
-        return len(self._ranks.get(key, ())) == self._world_size
+    def saw_use(self, key: ChunkKey) -> None:
+        self._uses.put(key)
 
-    def fastest(self, key: ChunkKey) -> TierName:
-        """Where a load would read an acknowledged chunk."""
-        return TierName.CPU if self.holds(key) else TierName.DISK
+    def saw_bad(self, key: ChunkKey, tier: TierName) -> None:
+        """A load found the tier's copy missing or corrupt; without effect where none was recorded."""
+        if key in self._durable[tier]:
+            self._bad.put((key, tier))
 
-    def keys(self) -> list[ChunkKey]:
-        """The chunks that are in CPU memory now."""
-        return [key for key in list(self._ranks) if self.holds(key)]
+    # --- the control thread ---
 
-    def count(self) -> int:
-        return len(self.keys())
+    def record(self, tier: TierName, came: Iterable[ChunkKey], went: Iterable[ChunkKey] = ()) -> None:
+        """A durable tier's changes, once the catalog has them."""
+        self._durable[tier].update(came)
+        self._durable[tier].difference_update(went)
 
-    def tiers_of(self, keys: Sequence[ChunkKey]) -> dict[str, int]:
-        """How many of the acknowledged chunks `keys` each tier holds; the disk holds them all."""
-        held = {TierName.CPU.value: sum(self.holds(key) for key in keys), TierName.DISK.value: len(keys)}
+    def take_uses(self) -> list[ChunkKey]:
+        """Chunks that were loaded since the last call."""
+        return _drained(self._uses)
+
+    def take_bad(self) -> list[tuple[ChunkKey, TierName]]:
+        """Copies that were found bad since the last call."""
+        return _drained(self._bad)
+
+    # --- any thread ---
+
+    def holds(self, tier: TierName, key: ChunkKey) -> bool:
+        if tier is TierName.CPU:
+            return len(self._ranks.get(key, ())) == self._world_size
+        return key in self._durable[tier]
+
+    def fastest(self, key: ChunkKey) -> TierName | None:
+        """Where a load would read the chunk; None if no tier is known to have it."""
+        return next((tier for tier in TierName if self.holds(tier, key)), None)
+
+    def in_memory(self) -> list[ChunkKey]:
+        """The chunks that are in CPU memory."""
+        return [key for key in list(self._ranks) if self.holds(TierName.CPU, key)]
+
+    def tiers_of(self, keys: Collection[ChunkKey]) -> dict[str, int]:
+        """How many of `keys` each tier holds; a chunk can be in several. Tiers with none are left out."""
+        held = {TierName.CPU.value: sum(self.holds(TierName.CPU, key) for key in keys)}
+        held |= {tier.value: sum(key in chunks for key in keys) for tier, chunks in self._durable.items()}
         return {tier: count for tier, count in held.items() if count}
+
+
+def _drained(waiting: "queue.SimpleQueue[T]") -> list[T]:
+    return [waiting.get() for _ in range(waiting.qsize())]

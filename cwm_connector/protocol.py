@@ -206,6 +206,17 @@ class HealthArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     component: str | None = None
 
 
+class VerifyArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Read and check every stored copy, from where the last walk was broken off unless `restart`.
+
+    `rate_mb_s`: MiB a second at most, 0 for as fast as it goes.
+    """
+
+    repair: bool = False
+    restart: bool = False
+    rate_mb_s: float = 200.0
+
+
 class NoArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     pass
 
@@ -221,6 +232,7 @@ Args = (
     | SessionsArgs
     | TokensArgs
     | HealthArgs
+    | VerifyArgs
     | NoArgs
 )
 
@@ -240,6 +252,8 @@ class Op(enum.StrEnum):
     STATS = "cache.stats"
     HEALTH = "health"
     METRICS = "metrics"
+    COLLECT = "store.collect"
+    VERIFY = "store.verify"
     PING = "ping"
 
 
@@ -256,6 +270,8 @@ ARGUMENTS: Final[Mapping[Op, type[Args]]] = {
     Op.STATS: NoArgs,
     Op.HEALTH: HealthArgs,
     Op.METRICS: NoArgs,
+    Op.COLLECT: NoArgs,
+    Op.VERIFY: VerifyArgs,
     Op.PING: NoArgs,
 }
 

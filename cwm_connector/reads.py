@@ -1,24 +1,22 @@
-"""What a client can ask without changing anything: lists, status, statistics, health.
+"""What a client can ask without changing anything: lists, status, statistics.
 
 From the catalog and from what the workers last told; the engine thread is asked only for what it alone knows (the
 sessions), briefly, and a list goes without where it is too busy to answer.
 """
 
-import shutil
-import time
+import asyncio
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, Final
 
-import cwm_connector
 from cwm_connector.catalog import views
-from cwm_connector.catalog.base import Catalog, ChunkRow, SessionRow, WindowRow
+from cwm_connector.catalog.base import Catalog, CatalogTotals, ChunkRow, SessionRow, TierTotals, WindowRow
 from cwm_connector.catalog.views import LiveSession, SessionState
 from cwm_connector.engine import Engine, settled
 from cwm_connector.protocol import (
     Code,
     CWMError,
-    HealthArgs,
     ListArgs,
     SessionsArgs,
     StatusArgs,
@@ -27,10 +25,12 @@ from cwm_connector.protocol import (
     check_window_name,
 )
 from cwm_connector.sessions import SessionView
+from cwm_connector.terms import ChunkKey, TierName
 
+REMEMBERED_WINDOWS: Final = 1024
+"""Whose chunks' keys need not be read again to say in which tier a listed window lies."""
 LIVE_FACTS_S: Final = 0.25
 """How long a list waits for the engine thread's part."""
-_GIB: Final = 1 << 30
 
 Sessions = tuple[list[tuple[SessionView, int]], bool]
 """The engine's sessions with their cached tokens, and whether it just told them (else: what it last told)."""
@@ -41,7 +41,8 @@ class Reader:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._started = time.monotonic()
+        self._keys_of: OrderedDict[tuple[str, int], tuple[ChunkKey, ...]] = OrderedDict()
+        """Of the windows listed last, by name and time: a name can be given anew, a window never changes."""
         self._last_views: list[tuple[SessionView, int]] = []
         self._asked: Future[list[tuple[SessionView, int]]] | None = None
 
@@ -70,12 +71,17 @@ class Reader:
         return views.session_page(await self._session_items(), args)
 
     async def stats(self) -> dict[str, Any]:
-        def read(catalog: Catalog) -> tuple[Any, Sequence[ChunkRow]]:
-            return catalog.totals(), tuple(catalog.stored(self._engine.placement.keys()).values())
+        def read(catalog: Catalog) -> tuple[CatalogTotals, Sequence[ChunkRow]]:
+            return catalog.totals(), tuple(catalog.stored(self._engine.placement.in_memory()).values())
 
         totals, resident = await self._engine.catalog.run(read)
         hits, misses = self._engine.metrics.hits_and_misses()
         settings = self._engine.settings
+        in_memory = TierTotals(len(resident), sum(row.size_bytes for row in resident))
+        redis = None
+        if TierName.REDIS in self._engine.stores:
+            limit = await asyncio.to_thread(self._engine.stores[TierName.REDIS].limit_bytes)
+            redis = _tier(totals.tiers[TierName.REDIS], limit)
         return {
             "kv_store": {
                 "total_blocks": totals.chunks,
@@ -85,41 +91,22 @@ class Reader:
                 "misses": misses,
                 "dedup_ratio": totals.referenced_bytes / totals.stored_bytes if totals.stored_bytes else None,
                 "tiers": {
-                    "cpu": {
-                        "blocks": len(resident),
-                        "bytes": sum(row.size_bytes for row in resident),
-                        "limit_bytes": settings.cpu_cache_bytes,
-                    },
-                    "disk": {
-                        "blocks": totals.chunks,
-                        "bytes": totals.stored_bytes,
-                        "limit_bytes": settings.disk_cache_bytes,
-                    },
-                    "redis": None,
+                    "cpu": _tier(in_memory, settings.cpu_cache_bytes),
+                    "disk": _tier(totals.tiers[TierName.DISK], settings.disk_cache_bytes),
+                    "redis": redis,
                 },
             }
-        }
-
-    async def health(self, args: HealthArgs) -> dict[str, Any]:
-        components = [
-            await self._engine_health(),
-            await self._catalog_health(),
-            self._cpu_health(),
-            self._disk_health(),
-        ]
-        chosen = [each for each in components if args.component in (None, each["name"])]
-        healthy = all(each["status"] == "healthy" for each in chosen)
-        return {
-            "status": "healthy" if healthy else "degraded",
-            "uptime_seconds": round(time.monotonic() - self._started, 3),
-            "version": cwm_connector.__version__,
-            "components": chosen,
         }
 
     # --- inside ---
 
     def _tier_of(self, catalog: Catalog, row: WindowRow) -> str:
-        keys = [chunk.key for chunk in catalog.chunks_of(row.name)]
+        window = (row.name, row.created_at)
+        keys = self._keys_of.get(window)
+        if keys is None:
+            keys = self._keys_of[window] = tuple(chunk.key for chunk in catalog.chunks_of(row.name))
+            while len(self._keys_of) > REMEMBERED_WINDOWS:
+                self._keys_of.popitem(last=False)
         return views.storage_tier(self._engine.placement.tiers_of(keys))
 
     async def _window_status(self, name: str, include_blocks: bool) -> dict[str, Any]:
@@ -174,40 +161,9 @@ class Reader:
             self._last_views = self._asked.result()
         return self._last_views, fresh
 
-    async def _engine_health(self) -> dict[str, Any]:
-        begun = time.perf_counter()
-        answered = await settled(self._engine.mailbox.call(lambda: None), 1.0)
-        message = "stepping" if answered else "busy: it took no step within a second"
-        return _component("engine", True, message, begun if answered else None)
 
-    async def _catalog_health(self) -> dict[str, Any]:
-        begun = time.perf_counter()
-        try:
-            totals = await self._engine.catalog.run(lambda catalog: catalog.totals())
-        except CWMError as problem:
-            return _component("catalog", False, str(problem), None)
-        return _component("catalog", True, f"{totals.windows} windows, {totals.chunks} blocks", begun)
-
-    def _cpu_health(self) -> dict[str, Any]:
-        return _component("cpu", True, f"{self._engine.placement.count()} blocks in memory", None)
-
-    def _disk_health(self) -> dict[str, Any]:
-        folder = self._engine.settings.chunks_path
-        try:
-            free = shutil.disk_usage(folder).free
-        except OSError as problem:
-            return _component("disk", False, f"{folder} can't be read ({problem.strerror}); restore it", None)
-        return _component("disk", True, f"{free / _GIB:.1f} GiB free in {folder}", None)
-
-
-def _component(name: str, healthy: bool, message: str, begun: float | None) -> dict[str, Any]:
-    latency = None if begun is None else round((time.perf_counter() - begun) * 1000, 3)
-    return {
-        "name": name,
-        "status": "healthy" if healthy else "unhealthy",
-        "message": message,
-        "latency_ms": latency,
-    }
+def _tier(held: TierTotals, limit_bytes: int | None) -> dict[str, Any]:
+    return {"blocks": held.chunks, "bytes": held.stored_bytes, "limit_bytes": limit_bytes}
 
 
 def _state(view: SessionView, row: SessionRow | None) -> SessionState:

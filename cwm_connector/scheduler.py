@@ -16,10 +16,10 @@ from cwm_connector.identity import ChunkSpec, Geometry
 from cwm_connector.jobs import ChunkBlocks, LoadJob, SaveJob, StepJobs, StepReports
 from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
-from cwm_connector.placement import CpuPlacement
+from cwm_connector.placement import Placement
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.sessions import HeadSnapshot, SessionIndex, SessionView, is_text_only, salt_hash
-from cwm_connector.terms import TierName
+from cwm_connector.terms import Claim, TierName
 from cwm_connector.visibility import BoundWindow, Visibility
 
 if TYPE_CHECKING:
@@ -32,6 +32,15 @@ logger = logging.getLogger(__name__)
 
 class _HasBlockIds(Protocol):
     def get_block_ids(self) -> tuple[list[int], ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SaveOrder:
+    """What a freeze has to store, and where."""
+
+    chunks: tuple[ChunkSpec, ...]
+    tiers: tuple[TierName, ...]
+    claim: Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +66,10 @@ class _Match:
 
 @dataclass(slots=True)
 class _Recompute:
-    """A request of our own that brings evicted blocks back; `needed` are saved the moment it finishes."""
+    """A request of our own that brings evicted blocks back; the order is saved the moment it finishes."""
 
     stored: BoundWindow
-    needed: tuple[ChunkSpec, ...]
+    order: SaveOrder
     plan: "Future[SavePlan]" = field(default_factory=Future)
     computed_tokens: int = 0
 
@@ -75,7 +84,7 @@ class SchedulerSide:
         visibility: Visibility,
         board: JobBoard,
         mailbox: Mailbox,
-        placement: CpuPlacement,
+        placement: Placement,
         metrics: Metrics,
     ) -> None:
         self._geometry = geometry
@@ -134,6 +143,8 @@ class SchedulerSide:
 
     def deliver(self, reports: StepReports) -> None:
         self._placement.update(reports.now_in_cpu, reports.gone_from_cpu)
+        for key, tier in reports.bad_copies:
+            self._placement.saw_bad(key, tier)
         self._board.deliver(reports.reports)
 
     def request_finished(self, request: "Request") -> None:
@@ -146,7 +157,7 @@ class SchedulerSide:
             return
         try:
             # Now, while the request still holds its blocks: a moment later they could be evicted again.
-            plan = self._plan(request.block_hashes, recompute.needed)
+            plan = self._plan(request.block_hashes, recompute.order)
             recompute.plan.set_result(replace(plan, computed_tokens=recompute.computed_tokens))
         except Exception as problem:
             recompute.plan.set_exception(problem)
@@ -169,13 +180,13 @@ class SchedulerSide:
             for view in self._sessions.views()
         ]
 
-    def plan_save(self, snapshot: HeadSnapshot, needed: Sequence[ChunkSpec]) -> SavePlan:
-        """Holds the blocks of `needed` and sends their save off, unless some are lost: then nothing is held."""
-        return self._plan(snapshot.block_hashes, needed)
+    def plan_save(self, snapshot: HeadSnapshot, order: SaveOrder) -> SavePlan:
+        """Holds the blocks of the order and sends their save off, unless some are lost: then nothing is held."""
+        return self._plan(snapshot.block_hashes, order)
 
-    def expect_recompute(self, request_id: str, stored: BoundWindow, needed: Sequence[ChunkSpec]) -> "Future[SavePlan]":
-        """Registers a request of our own, to be submitted next: it may load `stored`; `needed` is saved at its end."""
-        self._recomputes[request_id] = recompute = _Recompute(stored, tuple(needed))
+    def expect_recompute(self, request_id: str, stored: BoundWindow, order: SaveOrder) -> "Future[SavePlan]":
+        """Registers a request of our own, to be submitted next: it may load `stored`; the order is saved at its end."""
+        self._recomputes[request_id] = recompute = _Recompute(stored, order)
         return recompute.plan
 
     # --- inside ---
@@ -203,7 +214,8 @@ class SchedulerSide:
     def _tokens_by_tier(self, parts: Sequence[ChunkBlocks]) -> dict[TierName, int]:
         tokens: dict[TierName, int] = {}
         for part in parts:
-            tier = self._placement.fastest(part.chunk.key)
+            # A chunk that no tier is known to have is still looked for where windows are stored.
+            tier = self._placement.fastest(part.chunk.key) or TierName.DISK
             tokens[tier] = tokens.get(tier, 0) + len(part.block_ids) * self._geometry.block_tokens
         return tokens
 
@@ -220,6 +232,7 @@ class SchedulerSide:
             tokens = len(part.block_ids) * self._geometry.block_tokens
             if outcome is not None and outcome.failure is None and outcome.tier is not None:
                 self._metrics.loaded(outcome.tier, tokens)
+                self._placement.saw_use(part.chunk.key)
                 continue
             self._metrics.missed(tokens)
             self._no_more_loads.add(request_id)
@@ -230,19 +243,19 @@ class SchedulerSide:
                     window.usable_blocks = min(window.usable_blocks, part.chunk.first_block)
         self._metrics.load_seconds.observe(result.result().seconds)
 
-    def _plan(self, hashes: "Sequence[BlockHash]", needed: Sequence[ChunkSpec]) -> SavePlan:
+    def _plan(self, hashes: "Sequence[BlockHash]", order: SaveOrder) -> SavePlan:
         pool = self._require_pool()
-        found = [compat.cached_blocks(pool, hashes[chunk.first_block : chunk.end_block]) for chunk in needed]
+        found = [compat.cached_blocks(pool, hashes[chunk.first_block : chunk.end_block]) for chunk in order.chunks]
         held = [block for blocks in found for block in blocks if block is not None]
-        lost = sum(chunk.blocks for chunk in needed) - len(held)
+        lost = sum(chunk.blocks for chunk in order.chunks) - len(held)
         if lost:
             return SavePlan(None, lost_blocks=lost)
         compat.hold_blocks(pool, held)
         parts = tuple(
             ChunkBlocks(chunk, tuple(block.block_id for block in blocks if block is not None))
-            for chunk, blocks in zip(needed, found, strict=True)
+            for chunk, blocks in zip(order.chunks, found, strict=True)
         )
-        ticket = self._board.post(SaveJob(self._board.next_id(), parts))
+        ticket = self._board.post(SaveJob(self._board.next_id(), parts, order.tiers, order.claim))
         ticket.captured.add_done_callback(lambda _: compat.let_go_blocks(pool, held))
         return SavePlan(ticket)
 

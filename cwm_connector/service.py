@@ -1,7 +1,6 @@
 """Puts the scheduler side's parts together: checks at construction, the control thread once the workers are known."""
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 import cwm_connector
 from cwm_connector import compat
 from cwm_connector.board import JobBoard
-from cwm_connector.catalog.base import Catalog
 from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.claims import Claims
 from cwm_connector.control import ControlServer, ControlThread, StoreLock
 from cwm_connector.engine import CatalogThread, Engine
 from cwm_connector.fingerprints import files_digest
@@ -20,13 +19,13 @@ from cwm_connector.jobs import WorkerFacts
 from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations import EngineOperations
-from cwm_connector.placement import CpuPlacement
+from cwm_connector.placement import Placement
 from cwm_connector.protocol import Code, CWMError
-from cwm_connector.recovery import Recovered, pair_store, recover
+from cwm_connector.recovery import pair_store, recover
 from cwm_connector.scheduler import SchedulerSide
-from cwm_connector.sessions import SessionIndex
-from cwm_connector.settings import Settings, private_folder
-from cwm_connector.tiers.disk import DiskTier
+from cwm_connector.sessions import SessionIndex, now_micros
+from cwm_connector.settings import CatalogKind, Settings, private_folder
+from cwm_connector.tiers.stores import open_stores
 from cwm_connector.visibility import Visibility
 
 if TYPE_CHECKING:
@@ -44,8 +43,6 @@ class EngineService:
 
     def __init__(self, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", settings: Settings) -> None:
         compat.check_supported(vllm_config, kv_cache_config)
-        if settings.redis_url is not None:
-            logger.warning("CWM_REDIS_URL is set, but this version has no Redis tier yet: windows stay on this machine")
         self._vllm_config = vllm_config
         self._kv_cache_config = kv_cache_config
         self._settings = settings
@@ -53,7 +50,9 @@ class EngineService:
         private_folder(settings.chunks_path, "CWM_DISK_PATH")
         self._lock = StoreLock(settings.home)
         self._lock.acquire()
-        pair_store(settings.home, settings.chunks_path)
+        store_id = pair_store(settings.home, settings.chunks_path)
+        self._stores = open_stores(settings, store_id)
+        self._claims = Claims(store_id, settings.catalog is CatalogKind.REDIS, now_micros())
         self._world_size = vllm_config.parallel_config.world_size
         self._model = vllm_config.model_config.served_model_name or vllm_config.model_config.model
         self._core = compat.find_engine_core()
@@ -61,9 +60,10 @@ class EngineService:
         self._visibility = Visibility()
         self._board = JobBoard(self._world_size)
         self._mailbox = Mailbox(self._wake)
-        self._placement = CpuPlacement(self._world_size)
+        self._placement = Placement(self._world_size)
         self._metrics = Metrics()
         self._control: ControlThread | None = None
+        self._background: list[asyncio.Task[None]] = []
         self.scheduler = SchedulerSide(
             self._geometry,
             SessionIndex(self._model, self._geometry.block_tokens, self._visibility.thawed_into),
@@ -94,6 +94,8 @@ class EngineService:
         self._board.fail_all(CWMError(Code.ENGINE_UNREACHABLE, "the engine shut down; call again when it is back"))
         if self._control is not None:
             self._control.stop()
+        for store in self._stores:
+            store.close()
         self._lock.release()
 
     def _wake(self) -> None:
@@ -103,7 +105,7 @@ class EngineService:
     async def _open(self, facts: Sequence[WorkerFacts]) -> None:
         passport = await asyncio.to_thread(self._passport, facts)
         catalog = CatalogThread(lambda: SqliteCatalog.open(self._settings.catalog_path))
-        recovered = await catalog.run(self._recover)
+        recovered = await catalog.run(lambda catalog: recover(catalog, self._stores, self._claims))
         logger.info(
             "store %s: swept %d leftovers and %d orphans; %d chunks are damaged",
             self._settings.home,
@@ -126,15 +128,14 @@ class EngineService:
             visibility=self._visibility,
             metrics=self._metrics,
             submit_prefill=self._submit_prefill,
+            stores={store.name: store for store in self._stores},
+            claims=self._claims,
         )
         operations = EngineOperations(engine)
-        await operations.restore_thaws()
+        await operations.prepare()
         server = ControlServer(self._settings.socket_path, operations, self._model, cwm_connector.__version__)
         await server.start()
-
-    def _recover(self, catalog: Catalog) -> Recovered:
-        with contextlib.closing(DiskTier(self._settings.chunks_path)) as disk:
-            return recover(catalog, disk, self._world_size)
+        self._background = [asyncio.create_task(operations.keeper.run())]
 
     def _submit_prefill(self, request_id: str, token_ids: "memoryview[int]", cache_salt: str | None) -> None:
         if self._core is None:

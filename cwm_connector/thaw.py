@@ -1,5 +1,6 @@
 """Thaw and clone, and the bindings that a restart must bring back: nothing here writes a chunk."""
 
+import asyncio
 import secrets
 import time
 from array import array
@@ -10,10 +11,10 @@ from typing import Any, Final
 from cwm_connector.board import JobResult
 from cwm_connector.catalog.base import Binding, Catalog, ChunkRow, WindowRow
 from cwm_connector.control import ProgressSink
-from cwm_connector.engine import Engine, on_loop, to_the_end
-from cwm_connector.freeze import PERSIST_STEP_S
+from cwm_connector.engine import PERSIST_STEP_S, Engine, on_loop, to_the_end
 from cwm_connector.identity import ChunkSpec, specs_of
 from cwm_connector.jobs import PromoteJob
+from cwm_connector.keeper import Keeper
 from cwm_connector.protocol import (
     CloneArgs,
     Code,
@@ -25,7 +26,7 @@ from cwm_connector.protocol import (
     check_window_name,
 )
 from cwm_connector.sessions import now_micros, salt_hash
-from cwm_connector.terms import TierName
+from cwm_connector.terms import ChunkKey, TierName
 from cwm_connector.visibility import BoundWindow
 
 REBOUND_AT_START: Final = 256
@@ -49,13 +50,17 @@ class _Checked:
     tokens_by_tier: dict[TierName, int]
     fault: str | None
     """Why it ends before the window does."""
+    from_redis: tuple[ChunkKey, ...] = ()
+    """Chunks that were read from there."""
 
 
 class Thawer:
     """Thaws and clones; the control thread's."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, keeper: Keeper) -> None:
         self._engine = engine
+        self._keeper = keeper
+        self._background: set[asyncio.Task[None]] = set()
 
     async def thaw(self, args: ThawArgs, progress: ProgressSink) -> dict[str, Any]:
         """Makes a window loadable for its session and for a fresh salt; reads and verifies its chunks if `prewarm`.
@@ -70,6 +75,7 @@ class Thawer:
         self._check_passport(stored.row)
         specs = self._specs(stored)
         checked = await self._promote(specs, progress) if args.prewarm else self._placed(specs)
+        self._keep_warm(specs, checked)
         session_id = args.new_session_id or stored.row.session_id
         salt = f"cwm-{secrets.token_urlsafe(24)}"
         binding = Binding(name, session_id, salt_hash(salt), now_micros())
@@ -160,22 +166,35 @@ class Thawer:
 
     def _counted(self, specs: Sequence[ChunkSpec], result: JobResult) -> _Checked:
         tokens: dict[TierName, int] = {}
+        from_redis: list[ChunkKey] = []
         for spec in specs:
             outcome = result.outcomes[spec.key]
             if outcome.failure is not None:
                 code, reason = outcome.failure
-                return _Checked(spec.first_block, tokens, f"CWM-{int(code)}: {reason}")
+                return _Checked(spec.first_block, tokens, f"CWM-{int(code)}: {reason}", tuple(from_redis))
             if outcome.tier is not None:
                 tokens[outcome.tier] = tokens.get(outcome.tier, 0) + spec.blocks * self._engine.geometry.block_tokens
-        return _Checked(specs[-1].end_block, tokens, None)
+            if outcome.tier is TierName.REDIS:
+                from_redis.append(spec.key)
+        return _Checked(specs[-1].end_block, tokens, None, tuple(from_redis))
 
     def _placed(self, specs: Sequence[ChunkSpec]) -> _Checked:
         """Where the chunks are said to be; nothing is read, and every load will verify them anyway."""
         tokens: dict[TierName, int] = {}
         for spec in specs:
             tier = self._engine.placement.fastest(spec.key)
+            if tier is None:
+                return _Checked(spec.first_block, tokens, "CWM-2003: no tier is known to have the next chunk")
             tokens[tier] = tokens.get(tier, 0) + spec.blocks * self._engine.geometry.block_tokens
         return _Checked(specs[-1].end_block, tokens, None)
+
+    def _keep_warm(self, specs: Sequence[ChunkSpec], checked: _Checked) -> None:
+        """The window is in use again: its chunks count as hot, and what lay in Redis comes back to the disk."""
+        self._keeper.used(spec.key for spec in specs)
+        if checked.from_redis:
+            restoring = asyncio.create_task(self._keeper.restore(checked.from_redis))
+            self._background.add(restoring)
+            restoring.add_done_callback(self._background.discard)
 
     def _bind(self, binding: Binding, stored: _Stored, specs: tuple[ChunkSpec, ...], blocks: int) -> None:
         window = BoundWindow(binding.window_name, stored.token_ids, specs, blocks)

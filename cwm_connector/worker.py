@@ -1,7 +1,8 @@
 """The worker side: carries out the scheduler side's jobs on threads of its own, and reports.
 
 vLLM's hooks (the model's thread) only hand jobs over and collect what is done; copies, checksums and I/O run on
-transfer threads: one for saves, one for loads, one for the rest, so that a long save never delays a load.
+transfer threads: one each for saves, loads, what a thaw or a delete waits for, and upkeep, so that nothing long delays
+what somebody waits for.
 """
 
 import logging
@@ -13,11 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-from cwm_connector.fetch import ChunkShape, Fetcher, give_back
+from cwm_connector.fetch import ChunkShape, Fetcher, in_use
 from cwm_connector.identity import ChunkSpec
 from cwm_connector.jobs import (
     ChunkBlocks,
     ChunkOutcome,
+    CopyJob,
     DropJob,
     Job,
     JobId,
@@ -27,16 +29,16 @@ from cwm_connector.jobs import (
     Report,
     SaveJob,
     StepReports,
+    VerifyJob,
 )
 from cwm_connector.paging import Fence, PagedCopier, payload_bytes
 from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import TierName
-from cwm_connector.tiers.base import (
-    ChunkId,
-    ChunkStore,
-)
+from cwm_connector.terms import ChunkKey, TierName
+from cwm_connector.tiers.base import ChunkId, ChunkStore
 from cwm_connector.tiers.chunk import HEADER_BYTES, seal
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer
+from cwm_connector.tiers.ladder import Ladder
+from cwm_connector.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
@@ -57,18 +59,30 @@ def _one_thread(name: str) -> ThreadPoolExecutor:
 class WorkerSide:
     """One for each rank. `submit`, `take_*` belong to the model's thread and never block."""
 
-    def __init__(self, rank: int, copier: PagedCopier, block_tokens: int, cpu: CpuTier, disk: ChunkStore) -> None:
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        copier: PagedCopier,
+        block_tokens: int,
+        cpu: CpuTier,
+        stores: Sequence[ChunkStore],
+    ) -> None:
+        """`stores`: the durable tiers, fastest first. They and `cpu` are closed with the worker side."""
         self._rank = rank
         self._copier = copier
         self._cpu = cpu
-        self._disk = disk
+        self._ladder = Ladder(stores, self._saw_bad)
         self._shape = ChunkShape(rank, copier.layout, block_tokens, payload_bytes(copier, 1))
-        self._fetcher = Fetcher(cpu, disk, self._shape)
-        self._saving, self._loading, self._keeping = _one_thread("save"), _one_thread("load"), _one_thread("keep")
+        self._fetcher = Fetcher(cpu, self._ladder, self._shape)
+        self._upkeep = Upkeep(rank, world_size, cpu, self._ladder)
+        self._saving, self._loading = _one_thread("save"), _one_thread("load")
+        self._keeping, self._tending = _one_thread("keep"), _one_thread("tend")
         self._lock = threading.Lock()
         self._reports: list[Report] = []
         self._came: list[ChunkId] = []
         self._went: list[ChunkId] = []
+        self._bad_copies: set[tuple[ChunkKey, TierName]] = set()
         self._loaded_requests: set[str] = set()
         self._bad_blocks: set[int] = set()
 
@@ -83,8 +97,10 @@ class WorkerSide:
                 self._loading.submit(self._load, job)
             elif isinstance(job, PromoteJob):
                 self._keeping.submit(self._guarded, job.id, self._promote, job)
-            else:
+            elif isinstance(job, DropJob):
                 self._keeping.submit(self._guarded, job.id, self._drop, job)
+            else:
+                self._tending.submit(self._guarded, job.id, self._tend, job)
 
     def take_loaded(self) -> set[str]:
         """Requests whose load is over, well or not, since the last call."""
@@ -105,18 +121,23 @@ class WorkerSide:
             reports, self._reports = self._reports, []
             came, self._came = self._came, []
             went, self._went = self._went, []
-        if not (reports or came or went or evicted):
+            bad, self._bad_copies = self._bad_copies, set()
+        if not (reports or came or went or evicted or bad):
             return None
-        return StepReports(reports, came, went + evicted)
+        return StepReports(reports, came, went + evicted, list(bad))
 
     def close(self) -> None:
         """Ends the threads after what they have begun, and gives the memory back."""
-        for executor in (self._saving, self._loading, self._keeping):
+        for executor in (self._saving, self._loading, self._keeping, self._tending):
             executor.shutdown(wait=True, cancel_futures=True)
-        self._disk.close()
+        self._ladder.close()
         self._cpu.close()
 
     # --- transfer threads ---
+
+    def _saw_bad(self, key: ChunkKey, tier: TierName) -> None:
+        with self._lock:
+            self._bad_copies.add((key, tier))
 
     def _report(self, job: JobId, phase: Phase, **more: object) -> None:
         with self._lock:
@@ -138,10 +159,11 @@ class WorkerSide:
         outcomes: list[ChunkOutcome] = []
         try:
             for part in job.chunks:
-                captured.append(self._capture(part, fence, captured, outcomes))
+                captured.append(self._capture(job, part, fence, captured, outcomes))
             self._report(job.id, Phase.CAPTURED, done=len(outcomes))
-            self._persist(captured, outcomes)
-            self._disk.sync()
+            self._persist(job, captured, outcomes)
+            for tier in job.tiers:
+                self._ladder.stores[tier].sync()
         finally:
             for each in captured:
                 self._cpu.release(each.buffer)
@@ -154,7 +176,12 @@ class WorkerSide:
         )
 
     def _capture(
-        self, part: ChunkBlocks, fence: Fence | None, captured: list[_Captured], outcomes: list[ChunkOutcome]
+        self,
+        job: SaveJob,
+        part: ChunkBlocks,
+        fence: Fence | None,
+        captured: list[_Captured],
+        outcomes: list[ChunkOutcome],
     ) -> _Captured:
         """Copies one chunk out; where CPU memory is full, what was captured before is written first to make room."""
         size = self._shape.sealed_bytes(part.chunk)
@@ -163,7 +190,7 @@ class WorkerSide:
         except CWMError as problem:
             if problem.code is not Code.MEMORY or not captured:
                 raise
-            self._persist(captured, outcomes)
+            self._persist(job, captured, outcomes)
             buffer = self._cpu.reserve(size)
         try:
             payload = buffer.tensor[HEADER_BYTES : HEADER_BYTES + self._shape.payload_bytes(part.chunk)]
@@ -173,19 +200,23 @@ class WorkerSide:
             raise
         return _Captured(part.chunk, buffer)
 
-    def _persist(self, captured: list[_Captured], outcomes: list[ChunkOutcome]) -> None:
+    def _persist(self, job: SaveJob, captured: list[_Captured], outcomes: list[ChunkOutcome]) -> None:
         """Seals and writes everything in `captured`, publishes it in CPU memory and empties the list."""
-        writes: list[tuple[_Captured, Future[None]]] = []
+        stores = [self._ladder.stores[tier] for tier in job.tiers]
+        writes: list[tuple[_Captured, list[Future[None]]]] = []
         for each in captured:
             seal(each.buffer.view, self._shape.header(each.chunk))
-            writes.append((each, self._disk.write(self._shape.id(each.chunk), each.buffer.view)))
+            chunk_id = self._shape.id(each.chunk)
+            writes.append((each, [store.write(chunk_id, each.buffer.view, job.claim) for store in stores]))
         captured.clear()
-        failures = [problem for _, write in writes if (problem := write.exception()) is not None]
-        if failures:
-            for each, write in writes:
-                give_back(self._cpu, each.buffer, write)
-            raise failures[0]
-        for each, _ in writes:
+        outcome = {each: [write.exception() for write in copies] for each, copies in writes}
+        failure = next((problem for problems in outcome.values() for problem in problems if problem is not None), None)
+        if failure is not None:
+            for each, problems in outcome.items():
+                if not any(in_use(problem) for problem in problems):
+                    self._cpu.release(each.buffer)
+            raise failure
+        for each in outcome:
             self._keep(each.chunk, each.buffer)
             outcomes.append(ChunkOutcome(each.chunk.key, TierName.CPU, each.buffer.nbytes))
 
@@ -240,14 +271,14 @@ class WorkerSide:
         while remaining:
             try:
                 for fetched in self._fetcher.fetch(remaining):
-                    if self._cpu.pin(self._shape.id(fetched.chunk)) is not None:
+                    if self._cpu.pin(self._shape.id(fetched.chunk), counts=False) is not None:
                         pinned.append(self._shape.id(fetched.chunk))
                     outcomes.append(self._fetched(fetched.chunk, fetched.tier))
                     self._report(job.id, Phase.RUNNING, done=len(outcomes))
             except CWMError as problem:
                 failed = job.chunks[len(outcomes)]
                 if problem.code is Code.MEMORY:
-                    outcomes += [self._on_disk(chunk) for chunk in job.chunks[len(outcomes) :]]
+                    outcomes += [self._unread(chunk) for chunk in job.chunks[len(outcomes) :]]
                 else:
                     outcomes.append(self._lost(failed, (problem.code, problem.message)))
             remaining = job.chunks[len(outcomes) :]
@@ -259,27 +290,29 @@ class WorkerSide:
                 self._came.append(self._shape.id(chunk))
         return ChunkOutcome(chunk.key, tier, self._shape.sealed_bytes(chunk))
 
-    def _on_disk(self, chunk: ChunkSpec) -> ChunkOutcome:
+    def _unread(self, chunk: ChunkSpec) -> ChunkOutcome:
         """Where a chunk that does not fit into memory stands; it will be verified when it is loaded."""
-        if self._disk.size_of(self._shape.id(chunk)) == self._shape.sealed_bytes(chunk):
-            return ChunkOutcome(chunk.key, TierName.DISK, self._shape.sealed_bytes(chunk))
-        return self._lost(chunk, (Code.CHUNK_MISSING, "its file is not there or has another length"))
+        size = self._shape.sealed_bytes(chunk)
+        for store in self._ladder.stores.values():
+            if store.size_of(self._shape.id(chunk)) == size:
+                return ChunkOutcome(chunk.key, store.name, size)
+        return self._lost(chunk, (Code.CHUNK_MISSING, "no tier has it whole"))
 
     @staticmethod
     def _lost(chunk: ChunkSpec, failure: tuple[Code, str]) -> ChunkOutcome:
         return ChunkOutcome(chunk.key, None, 0, failure)
 
     def _drop(self, job: DropJob) -> None:
-        chunks: Sequence[ChunkId] = [ChunkId(key, self._rank) for key in job.keys]
-        dropped = [chunk for chunk in chunks if self._cpu.drop(chunk)]
+        outcomes, left_memory = self._upkeep.drop(job)
         with self._lock:
-            self._went += dropped
-        outcomes = []
-        for chunk in chunks:
-            size = self._disk.size_of(chunk) or 0
-            if self._disk.delete(chunk):
-                outcomes.append(ChunkOutcome(chunk.key, TierName.DISK, size))
-        self._report(job.id, Phase.FINISHED, done=len(chunks), outcomes=tuple(outcomes))
+            self._went += left_memory
+        self._report(job.id, Phase.FINISHED, done=len(job.chunks), outcomes=tuple(outcomes))
+
+    def _tend(self, job: CopyJob | VerifyJob) -> None:
+        started = time.perf_counter()
+        outcomes = self._upkeep.copy(job) if isinstance(job, CopyJob) else self._upkeep.verify(job)
+        seconds = time.perf_counter() - started
+        self._report(job.id, Phase.FINISHED, done=len(outcomes), outcomes=tuple(outcomes), seconds=seconds)
 
 
 def _unexpected(problem: Exception) -> str:

@@ -42,6 +42,8 @@ class ChunkStore(Protocol):
     """
 
     name: TierName
+    shared: bool
+    """Other engines may write and delete here as well: then every write and delete carries a claim."""
 
     def write(self, chunk: ChunkId, sealed: memoryview, claim: Claim = NO_CLAIM) -> "Future[None]":
         """Replaces whatever stands under the id and claims it. Done: it survives a power cut once `sync` has returned.
@@ -55,11 +57,26 @@ class ChunkStore(Protocol):
         Raises: CWM-4001; CWM-5002 for a server that can't promise it (a Redis without an append-only file).
         """
 
+    def limit_bytes(self) -> int | None:
+        """What it may hold, where it knows; None also while it can't be asked."""
+
+    def condition(self) -> str:
+        """In words for people, how it is and what it keeps. Raises: CWM-4002, CWM-5002 with what to do about it."""
+
+    def require_lasting(self) -> None:
+        """Returns if what is written here now can be relied on as the only copy. Cheap enough to ask before each batch.
+
+        Raises: CWM-5002 for a server that is away or keeps nothing over a restart.
+        """
+
     def read(self, chunk: ChunkId, into: memoryview) -> "Future[None]":
         """Fills `into` (the sealed length) with unverified bytes."""
 
     def delete(self, chunk: ChunkId, claim: Claim = NO_CLAIM) -> bool:
         """Ends the claim, and removes the bytes if that was the last one. True if they were there and are gone."""
+
+    def claims_of(self, chunk: ChunkId) -> frozenset[Claim]:
+        """The claims on a chunk part; in a store of one engine alone, `NO_CLAIM` or nothing. Raises CWM-4002, 5002."""
 
     def size_of(self, chunk: ChunkId) -> int | None:
         """The length in bytes of what lies under the id, verified or not; None if nothing does."""

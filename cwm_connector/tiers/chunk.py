@@ -12,7 +12,7 @@ This module needs neither torch nor LMCache: a store can be verified without an 
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NoReturn
 
 from awscrt.checksums import crc64nvme
@@ -117,6 +117,15 @@ def check(buffer: memoryview, expected: ChunkHeader) -> None:
     (stored,) = _CHECKSUM.unpack_from(buffer, _CHECKSUM_AT)
     if stored != _checksum(buffer):
         _refuse("checksum", "its bytes have changed since it was stored")
+
+
+def check_intact(buffer: memoryview, key: ChunkKey, kv_rank: int) -> None:
+    """As `check`, for whoever can't know the layout (another model's chunk): the rest must be as the header says.
+
+    Raises: CWM-4004 as `check`.
+    """
+    found = read_header(buffer)
+    check(buffer, replace(found, key=key, kv_rank=kv_rank))
 
 
 def _checksum(buffer: memoryview) -> int:

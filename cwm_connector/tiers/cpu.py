@@ -2,8 +2,8 @@
 
 The memory is LMCache's pool; who may use which piece of it is decided here. A piece is **reserved** (one caller fills
 it), then **published** under a chunk's id, and from then on found by others. A **pin** keeps a published chunk in
-place while somebody reads it; without one it may be evicted, least recently pinned first, whenever a reservation needs
-the room. Nothing here is the only copy: what is evicted is on disk still.
+place while somebody reads it; without one it may be evicted, whenever a reservation needs the room, in the order that
+the policy says. Nothing here is the only copy: what is evicted is in a durable tier still.
 
 Threads: any but the engine's own. One lock guards everything; only `ready`, and the first `reserve`, can wait long.
 """
@@ -11,7 +11,7 @@ Threads: any but the engine's own. One lock guards everything; only `ready`, and
 import atexit
 import itertools
 import threading
-from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,8 @@ from cwm_connector.protocol import Code, CWMError
 from cwm_connector.tiers.base import ChunkId, TierUsage
 from cwm_connector.tiers.chunk import ALIGNMENT
 from cwm_connector.tiers.lmcache_parts import L1Error, L1MemoryManager, L1MemoryManagerConfig, MemoryLayoutDesc
+from cwm_connector.tiers.policies.base import TierPolicy
+from cwm_connector.tiers.policies.lru import LeastRecentlyUsed
 
 _MIB: Final = 1 << 20
 
@@ -61,7 +63,7 @@ class CpuTier:
     Raises: CWM-7001 if the machine has not that much memory available.
     """
 
-    def __init__(self, capacity_bytes: int) -> None:
+    def __init__(self, capacity_bytes: int, policy: TierPolicy[ChunkId] | None = None) -> None:
         self._capacity = capacity_bytes // ALIGNMENT * ALIGNMENT
         available = _available_bytes()
         if self._capacity > available:
@@ -71,8 +73,9 @@ class CpuTier:
                 "are available; set CWM_CPU_CACHE_GB lower",
             )
         self._lock = threading.Lock()
-        self._entries: OrderedDict[ChunkId, _Entry] = OrderedDict()
-        """Least recently pinned first."""
+        self._entries: dict[ChunkId, _Entry] = {}
+        self._policy: TierPolicy[ChunkId] = LeastRecentlyUsed() if policy is None else policy
+        """Knows every chunk that can be found."""
         self._reserved: set[HostBuffer] = set()
         self._evicted: dict[ChunkId, None] = {}
         self._used = 0
@@ -117,7 +120,7 @@ class CpuTier:
             for chunk in self._victims(needed):
                 self._evict(chunk)
             while (buffer := self._allocate(n_bytes)) is None:  # enough is free, but in pieces
-                unpinned = next((chunk for chunk, entry in self._entries.items() if entry.pins == 0), None)
+                unpinned = next(self._evictable(), None)
                 if unpinned is None:
                     raise self._full(needed)
                 self._evict(unpinned)
@@ -148,20 +151,21 @@ class CpuTier:
             else:
                 self._free(buffer)
             entry.pins += 1
-            self._entries.move_to_end(chunk)
+            self._policy.used(chunk)
             in_force = entry.buffer
             if self._closed:
                 self._lose(chunk, entry)
             return in_force
 
-    def pin(self, chunk: ChunkId) -> HostBuffer | None:
-        """The chunk's buffer, in place until `unpin`; None if it is not here."""
+    def pin(self, chunk: ChunkId, *, counts: bool = True) -> HostBuffer | None:
+        """The chunk's buffer, in place until `unpin`; None if it is not here. It `counts` as a use for the policy."""
         with self._lock:
             entry = self._entries.get(chunk)
             if entry is None or entry.buffer is None:
                 return None
             entry.pins += 1
-            self._entries.move_to_end(chunk)
+            if counts:
+                self._policy.used(chunk)
             return entry.buffer
 
     def unpin(self, chunk: ChunkId) -> None:
@@ -257,6 +261,7 @@ class CpuTier:
             else:
                 self._free(entry.buffer)
             entry.buffer = None
+            self._policy.forget(chunk)
         self._forget_if_gone(chunk, entry)
 
     def _forget_if_gone(self, chunk: ChunkId, entry: _Entry) -> None:
@@ -264,21 +269,25 @@ class CpuTier:
             del self._entries[chunk]
 
     def _victims(self, needed: int) -> list[ChunkId]:
-        """What has to go for `needed` bytes, least recently pinned first. Raises: CWM-7001 if that would not do."""
+        """What has to go for `needed` bytes, coldest first. Raises: CWM-7001 if that would not do."""
         free = self._capacity - self._used
         victims: list[ChunkId] = []
-        for chunk, entry in self._entries.items():
-            if free >= needed:
-                break
-            if entry.buffer is not None and entry.pins == 0:
-                victims.append(chunk)
-                free += entry.buffer.memory.get_physical_size()
-        if free < needed:
-            raise self._full(needed)
+        evictable = self._evictable()
+        while free < needed:
+            chunk = next(evictable, None)
+            if chunk is None:
+                raise self._full(needed)
+            victims.append(chunk)
+            buffer = self._entries[chunk].buffer
+            free += 0 if buffer is None else buffer.memory.get_physical_size()
         return victims
+
+    def _evictable(self) -> Iterator[ChunkId]:
+        return (chunk for chunk in self._policy.coldest() if self._entries[chunk].pins == 0)
 
     def _evict(self, chunk: ChunkId) -> None:
         entry = self._entries.pop(chunk)
+        self._policy.forget(chunk)
         if entry.buffer is not None:
             self._free(entry.buffer)
         self._evicted[chunk] = None

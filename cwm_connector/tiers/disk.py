@@ -15,6 +15,7 @@ import itertools
 import logging
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import ChunkKey, TierName
+from cwm_connector.terms import NO_CLAIM, ChunkKey, Claim, TierName
 from cwm_connector.tiers import staging
 from cwm_connector.tiers.base import (
     ChunkId,
@@ -49,6 +50,7 @@ class DiskTier:
     """
 
     name = TierName.DISK
+    shared = False
 
     def __init__(self, folder: Path, *, workers: int = 4, timeout_s: float = 60.0) -> None:
         if not folder.is_dir():
@@ -65,7 +67,7 @@ class DiskTier:
 
     # --- transfers ----------------------------------------------------------------------------------------------------
 
-    def write(self, chunk: ChunkId, sealed: memoryview) -> "Future[None]":
+    def write(self, chunk: ChunkId, sealed: memoryview, claim: Claim = NO_CLAIM) -> "Future[None]":
         """Replaces whatever stands under the id, at once and whole. Fails with CWM-4003 (full) or CWM-4001."""
         _check_buffer(sealed)
         given_up = threading.Event()
@@ -152,7 +154,23 @@ class DiskTier:
         """Makes every finished write findable after a power cut. Raises CWM-4001."""
         self._change(lambda: _fsync(self._folder))
 
-    def delete(self, chunk: ChunkId) -> bool:
+    def limit_bytes(self) -> int | None:
+        """None: the limit is the keeper's, not the folder's."""
+        return None
+
+    def condition(self) -> str:
+        """Raises CWM-4002."""
+        free = self._look(lambda: shutil.disk_usage(self._folder).free)
+        return f"{free / (1 << 30):.1f} GiB free in {self._folder}"
+
+    def require_lasting(self) -> None:
+        """A disk keeps what it has; whether it can be written shows when it is."""
+
+    def claims_of(self, chunk: ChunkId) -> frozenset[Claim]:
+        """One engine's folder: nobody else can lay claim to a file. Raises CWM-4002."""
+        return frozenset() if self.size_of(chunk) is None else frozenset({NO_CLAIM})
+
+    def delete(self, chunk: ChunkId, claim: Claim = NO_CLAIM) -> bool:
         """True if it was there. Raises CWM-4001."""
 
         def unlink() -> bool:

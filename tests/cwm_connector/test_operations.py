@@ -344,7 +344,7 @@ async def test_a_window_s_exact_tokens_can_be_had(engine: Miniature) -> None:
 async def test_health_names_its_parts_and_can_be_asked_for_one(engine: Miniature) -> None:
     whole = await engine.call(Op.HEALTH)
     assert whole["status"] == "healthy"
-    assert [each["name"] for each in whole["components"]] == ["engine", "catalog", "cpu", "disk"]
+    assert [each["name"] for each in whole["components"]] == ["engine", "catalog", "cpu", "disk", "redis"]
     engine.settings.chunks_path.rename(engine.settings.home / "away")
     part = await engine.call(Op.HEALTH, component="disk")
     assert part["status"] == "degraded" and part["components"][0]["status"] == "unhealthy"

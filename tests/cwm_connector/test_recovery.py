@@ -1,6 +1,8 @@
 """recovery.py: after a start the disk holds what the catalog says, and another catalog's chunks are never touched."""
 
 from array import array
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,16 @@ from cwm_connector.catalog.base import (
     NewWindow,
 )
 from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.claims import Claims
 from cwm_connector.protocol import CWMError
 from cwm_connector.recovery import pair_store, recover
-from cwm_connector.terms import ChunkKey, Micros
+from cwm_connector.terms import ChunkKey, Micros, TierName
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import ChunkHeader, seal, sealed_bytes
 from cwm_connector.tiers.disk import DiskTier
 
 SIZE = sealed_bytes(8192)
+MINE = Claims("mine", shared=False, since=Micros(0))
 
 
 def key(number: int) -> ChunkKey:
@@ -68,7 +72,7 @@ def test_what_nobody_refers_to_is_swept_and_what_a_window_needs_stays(store) -> 
     for number in (1, 2, 3):
         put(disk, number)
     catalog.commit_window(window("w", 1, 2))
-    found = recover(catalog, disk, world_size=1)
+    found = recover(catalog, [disk], MINE)
     assert (found.orphans, found.damaged) == (1, 0)
     assert {chunk.key for chunk, _ in disk.inventory()} == {key(1), key(2)}
 
@@ -78,7 +82,7 @@ def test_half_written_leftovers_are_swept(store, tmp_path: Path) -> None:
     folder = tmp_path / "chunks"
     (folder / ".tmp-0123456789abcdef0123456789abcdef").mkdir()
     (folder / ".tmp-0123456789abcdef0123456789abcdef" / "cwm-half").write_bytes(b"x")
-    assert recover(catalog, disk, world_size=1).leftovers >= 1
+    assert recover(catalog, [disk], MINE).leftovers >= 1
     assert not list(folder.glob(".tmp-*/cwm-half"))
 
 
@@ -88,15 +92,46 @@ def test_a_missing_or_cut_chunk_is_reported_and_its_window_kept(store) -> None:
         put(disk, number)
     catalog.commit_window(window("w", 1, 2))
     disk.delete(ChunkId(key(1), 0))
-    assert recover(catalog, disk, world_size=1).damaged == 1
+    assert recover(catalog, [disk], MINE).damaged == 1
     assert catalog.window("w").block_count == 2
 
 
 def test_a_rank_s_missing_part_is_damage(store) -> None:
     disk, catalog = store
     put(disk, 1)
+    put(disk, 2)
+    put(disk, 2, rank=1)
+    rows = [ChunkRow(key(number), 16, 2 * SIZE) for number in (1, 2)]
+    catalog.commit_window(replace(window("w", 1, 2), stored=rows))
+    assert recover(catalog, [disk], MINE).damaged == 1
+    assert [bool(row.tiers) for row in catalog.chunks_of("w")] == [False, True]
+
+
+def test_where_a_chunk_lies_is_recorded_anew_from_what_is_there(store) -> None:
+    disk, catalog = store
+    for number in (1, 2):
+        put(disk, number)
+    catalog.commit_window(window("w", 1, 2))
+    catalog.place(TierName.DISK, came=[], went=[key(1)])
+    disk.delete(ChunkId(key(2), 0))
+    recover(catalog, [disk], MINE)
+    assert [row.tiers for row in catalog.chunks_of("w")] == [{TierName.DISK}, set()]
+
+
+def test_a_tier_that_cannot_be_asked_is_left_as_recorded(store, tmp_path: Path) -> None:
+    disk, catalog = store
+    put(disk, 1)
     catalog.commit_window(window("w", 1))
-    assert recover(catalog, disk, world_size=2).damaged == 1
+    (tmp_path / "chunks").rename(tmp_path / "away")
+    assert recover(catalog, [disk], MINE).damaged == 0
+    assert [row.tiers for row in catalog.chunks_of("w")] == [{TierName.DISK}]
+
+
+def test_processes_that_pair_a_store_at_once_agree_on_its_id(tmp_path: Path) -> None:
+    (tmp_path / "chunks").mkdir()
+    with ThreadPoolExecutor(8) as threads:
+        ids = list(threads.map(lambda _: pair_store(tmp_path, tmp_path / "chunks"), range(64)))
+    assert set(ids) == {(tmp_path / "store.id").read_text()}
 
 
 def test_a_folder_with_another_home_s_chunks_is_refused(tmp_path: Path) -> None:

@@ -12,14 +12,12 @@ from cwm_connector.identity import ChunkSpec, Geometry, Passport, chunk_specs
 from cwm_connector.jobs import ChunkOutcome, LoadJob, Phase, Report, SaveJob, StepReports
 from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
-from cwm_connector.placement import CpuPlacement
+from cwm_connector.placement import Placement
 from cwm_connector.protocol import Code, CWMError
-from cwm_connector.scheduler import SchedulerSide
+from cwm_connector.scheduler import SaveOrder, SchedulerSide
 from cwm_connector.sessions import SessionIndex, salt_hash
-from cwm_connector.terms import TierName
-from cwm_connector.tiers.base import (
-    ChunkId,
-)
+from cwm_connector.terms import NO_CLAIM, TierName
+from cwm_connector.tiers.base import ChunkId
 from cwm_connector.visibility import BoundWindow, Visibility
 from tests.support.vllm_parts import BLOCK_TOKENS, compute, new_pool, request
 
@@ -34,7 +32,7 @@ class Side:
         self.pool = new_pool(32)
         self.visibility = Visibility()
         self.board = JobBoard(world_size=1)
-        self.placement = CpuPlacement(world_size=1)
+        self.placement = Placement(world_size=1)
         self.metrics = Metrics()
         self.woken = 0
         self.mailbox = Mailbox(self._wake)
@@ -66,6 +64,10 @@ class Side:
         self.scheduler.deliver(StepReports([Report(job.id, 0, Phase.FINISHED, 0, outcomes, failure)]))
 
 
+def order(chunks: tuple[ChunkSpec, ...]) -> SaveOrder:
+    return SaveOrder(chunks, (TierName.DISK,), NO_CLAIM)
+
+
 @dataclass
 class Blocks:
     ids: list[int]
@@ -90,7 +92,7 @@ def test_a_save_holds_the_session_s_blocks_until_they_are_captured() -> None:
     side.serve(request(range(64), session_id="alice"))
     free = side.free()
     snapshot = side.scheduler.snapshot("alice", None)
-    plan = side.scheduler.plan_save(snapshot, specs(range(64)))
+    plan = side.scheduler.plan_save(snapshot, order(specs(range(64))))
     (job,) = side.scheduler.step_jobs().jobs
     assert isinstance(job, SaveJob) and [len(part.block_ids) for part in job.chunks] == [2, 2]
     assert side.free() == free - 4
@@ -104,7 +106,7 @@ def test_blocks_are_let_go_when_a_save_fails() -> None:
     side.serve(request(range(64), session_id="alice"))
     free = side.free()
     snapshot = side.scheduler.snapshot("alice", None)
-    plan = side.scheduler.plan_save(snapshot, specs(range(64)))
+    plan = side.scheduler.plan_save(snapshot, order(specs(range(64))))
     (job,) = side.scheduler.step_jobs().jobs
     side.finish(job, failure=(Code.WRITE_FAILED, "no disk"))
     assert side.free() == free
@@ -119,7 +121,7 @@ def test_an_evicted_block_is_counted_and_nothing_is_held() -> None:
     snapshot = side.scheduler.snapshot("alice", None)
     side.pool.get_new_blocks(29)  # 31 are free: vLLM's null block is never given away
     free = side.free()
-    plan = side.scheduler.plan_save(snapshot, specs(range(64)))
+    plan = side.scheduler.plan_save(snapshot, order(specs(range(64))))
     assert plan.ticket is None and plan.lost_blocks == 2
     assert side.free() == free and not side.scheduler.step_jobs().jobs
 
@@ -127,7 +129,7 @@ def test_an_evicted_block_is_counted_and_nothing_is_held() -> None:
 def test_a_recompute_is_saved_before_its_blocks_can_be_evicted_and_is_no_session_s_turn() -> None:
     side = Side()
     stored = BoundWindow("", array("i", range(64)), specs(range(64)), usable_blocks=2)
-    future = side.scheduler.expect_recompute("cwm-1", stored, specs(range(64))[1:])
+    future = side.scheduler.expect_recompute("cwm-1", stored, order(specs(range(64))[1:]))
     ours = request(range(64), request_id="cwm-1", session_id="alice")
     side.scheduler.request_added(ours)
     assert side.scheduler.matched_tokens(ours, 0) == 32

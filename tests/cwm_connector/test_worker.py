@@ -11,13 +11,11 @@ import torch
 
 from cwm_connector.board import JobBoard, Ticket
 from cwm_connector.identity import ChunkSpec, Geometry, Passport, chunk_specs
-from cwm_connector.jobs import ChunkBlocks, DropJob, Job, LoadJob, PromoteJob, SaveJob
+from cwm_connector.jobs import ChunkBlocks, ClaimedChunk, DropJob, Job, LoadJob, PromoteJob, SaveJob
 from cwm_connector.paging import copier_for
 from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import TierName
-from cwm_connector.tiers.base import (
-    ChunkId,
-)
+from cwm_connector.terms import NO_CLAIM, ChunkKey, TierName
+from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.disk import DiskTier
 from cwm_connector.worker import WorkerSide
@@ -31,14 +29,18 @@ CHUNK_BYTES = 4096 + 2 * LAYERS * 2 * BLOCK_TOKENS * 64 * 2
 class Rank:
     """A worker side over caches of its own, and the scheduler side's board."""
 
+    bad: list[tuple[ChunkKey, TierName]]
+    """Copies that loads reported as bad."""
+
     def __init__(self, folder: Path, cpu_chunks: int = 64, device: str = "cpu") -> None:
+        self.bad = []
         torch.manual_seed(1)
         shape = (LAYERS, BLOCKS, 2, BLOCK_TOKENS, 64)
         bits = torch.randint(-(2**15), 2**15, shape, dtype=torch.int16, device=device)
         self.caches = list(bits.view(torch.bfloat16))
         self.folder = folder
         self.cpu = CpuTier(cpu_chunks * CHUNK_BYTES)
-        self.side = WorkerSide(0, copier_for(self.caches), BLOCK_TOKENS, self.cpu, DiskTier(folder))
+        self.side = WorkerSide(0, 1, copier_for(self.caches), BLOCK_TOKENS, self.cpu, [DiskTier(folder)])
         self.board = JobBoard(1)
 
     def run(self, job: Job) -> Ticket:
@@ -49,11 +51,12 @@ class Rank:
         while not ticket.finished.done():
             if (reports := self.side.take_reports()) is not None:
                 self.board.deliver(reports.reports)
+                self.bad += reports.bad_copies
             pause.wait(0.001)
         return ticket
 
     def save(self, specs: tuple[ChunkSpec, ...], first_block: int = 0) -> Ticket:
-        return self.run(SaveJob(self.board.next_id(), parts(specs, first_block)))
+        return self.run(SaveJob(self.board.next_id(), parts(specs, first_block), (TierName.DISK,), NO_CLAIM))
 
     def load(self, specs: tuple[ChunkSpec, ...], first_block: int, request: str = "r") -> Ticket:
         return self.run(LoadJob(self.board.next_id(), request, parts(specs, first_block)))
@@ -148,6 +151,7 @@ def test_a_flipped_bit_fails_its_block_and_all_after_it_and_none_before(rank: Ra
     assert failure is not None and failure[0] is Code.CORRUPT
     assert later.side.take_bad_blocks() == {12, 13, 14, 15}
     assert later.side.take_loaded() == {"r"}
+    assert later.bad == [(chunks[1].key, TierName.DISK)]
     later.side.close()
 
 
@@ -171,6 +175,7 @@ def test_a_missing_file_fails_the_load_and_names_the_chunk(rank: Rank) -> None:
     outcome = later.load(chunks, 10).finished.result().outcomes[chunks[1].key]
     assert outcome.failure is not None and outcome.failure[0] is Code.CHUNK_MISSING
     assert later.side.take_bad_blocks() == {12, 13}
+    assert later.bad == [(chunks[1].key, TierName.DISK)]
     later.side.close()
 
 
@@ -212,7 +217,9 @@ def test_dropped_chunks_leave_every_tier_and_give_back_their_bytes(rank: Rank) -
     chunks = specs(4)
     rank.save(chunks).finished.result()
     sizes = [rank.file_of(chunk).stat().st_size for chunk in chunks]
-    dropped = rank.run(DropJob(rank.board.next_id(), tuple(chunk.key for chunk in chunks))).finished.result()
+    doomed = tuple(ClaimedChunk(chunk.key, NO_CLAIM) for chunk in chunks)
+    job = DropJob(rank.board.next_id(), doomed, (TierName.CPU, TierName.DISK))
+    dropped = rank.run(job).finished.result()
     assert sorted(outcome.size_bytes for outcome in dropped.outcomes.values()) == sorted(sizes)
     assert rank.cpu.usage().chunks == 0
     assert not [path for path in rank.folder.iterdir() if path.is_file()]

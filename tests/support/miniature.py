@@ -21,20 +21,22 @@ import torch
 
 from cwm_connector.board import JobBoard
 from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.claims import Claims
 from cwm_connector.engine import CatalogThread, Engine
 from cwm_connector.identity import Geometry, Passport
 from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations import EngineOperations
 from cwm_connector.paging import copier_for, payload_bytes
-from cwm_connector.placement import CpuPlacement
+from cwm_connector.placement import Placement
 from cwm_connector.protocol import ARGUMENTS, Op
 from cwm_connector.recovery import pair_store, recover
 from cwm_connector.scheduler import SchedulerSide
-from cwm_connector.sessions import SessionIndex
-from cwm_connector.settings import load_settings, private_folder
+from cwm_connector.sessions import SessionIndex, now_micros
+from cwm_connector.settings import CatalogKind, load_settings, private_folder
 from cwm_connector.tiers.cpu import CpuTier
-from cwm_connector.tiers.disk import DiskTier
+from cwm_connector.tiers.policies import new_policy
+from cwm_connector.tiers.stores import open_stores
 from cwm_connector.visibility import Visibility
 from cwm_connector.worker import WorkerSide
 from tests.support.vllm_parts import BLOCK_TOKENS, compute, new_pool, request
@@ -73,24 +75,27 @@ class Miniature:
         pool_blocks: int = 64,
         cpu_cache_gb: float = 0.01,
         disk_cache_gb: float = 1.0,
+        **more: Any,
     ) -> None:
-        settings = load_settings(
-            {"home": str(home), "cpu_cache_gb": cpu_cache_gb, "disk_cache_gb": disk_cache_gb, "chunk_tokens": 32}
-        )
+        """`more`: further settings, named as in kv_connector_extra_config."""
+        limits = {"cpu_cache_gb": cpu_cache_gb, "disk_cache_gb": disk_cache_gb, "chunk_tokens": 32}
+        settings = load_settings({"home": str(home), **limits, **more})
         private_folder(settings.chunks_path, "CWM_DISK_PATH")
-        pair_store(settings.home, settings.chunks_path)
+        store_id = pair_store(settings.home, settings.chunks_path)
         self.settings = settings
         self.pool = new_pool(pool_blocks)
         self.cache = torch.zeros((LAYERS, pool_blocks, PAGE_WORDS), dtype=torch.int64)
         copier = copier_for(list(self.cache))
         assert payload_bytes(copier, 1) == BLOCK_BYTES
-        self.disk = DiskTier(settings.chunks_path)
-        self.cpu = CpuTier(settings.cpu_cache_bytes)
-        self.worker = WorkerSide(0, copier, BLOCK_TOKENS, self.cpu, self.disk)
+        self.stores = open_stores(settings, store_id)
+        self.disk = self.stores[0]
+        self.cpu = CpuTier(settings.cpu_cache_bytes, new_policy(settings.tier_policy))
+        self.worker = WorkerSide(0, 1, copier, BLOCK_TOKENS, self.cpu, self.stores)
         self.catalog = CatalogThread(lambda: SqliteCatalog.open(settings.catalog_path))
+        self.claims = Claims(store_id, settings.catalog is CatalogKind.REDIS, now_micros())
         self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._stopped = False
-        board, visibility, placement = JobBoard(1), Visibility(), CpuPlacement(1)
+        board, visibility, placement = JobBoard(1), Visibility(), Placement(1)
         mailbox, metrics = Mailbox(lambda: self._inbox.put(None)), Metrics()
         geometry = Geometry.of(BLOCK_TOKENS, settings.chunk_tokens)
         sessions = SessionIndex("small", BLOCK_TOKENS, visibility.thawed_into)
@@ -111,6 +116,8 @@ class Miniature:
             visibility=visibility,
             metrics=metrics,
             submit_prefill=self._prefill,
+            stores={store.name: store for store in self.stores},
+            claims=self.claims,
         )
         self.operations = EngineOperations(self.engine)
         self._thread = threading.Thread(target=self._run, daemon=True, name="miniature-engine")
@@ -120,8 +127,8 @@ class Miniature:
     async def started(cls, home: Path, **more: Any) -> "Miniature":
         """After what a start does first: recovery, and the thaws of before."""
         one = cls(home, **more)
-        await one.catalog.run(lambda catalog: recover(catalog, one.disk, 1))
-        await one.operations.restore_thaws()
+        await one.catalog.run(lambda catalog: recover(catalog, one.stores, one.claims))
+        await one.operations.prepare()
         return one
 
     def close(self) -> None:
