@@ -58,18 +58,20 @@ class Cloned(BaseModel):
 
 
 class WindowItem(BaseModel):
+    """Of a damaged window the name alone is known."""
+
     name: str
-    description: str
+    description: str | None
     tags: list[str]
-    model: str
-    token_count: int
-    size_bytes: int
-    unique_bytes: int
+    model: str | None
+    token_count: int | None
+    size_bytes: int | None
+    unique_bytes: int | None
     storage_tier: str | None
     state: str
-    created_at: str
+    created_at: str | None
     parent_window: str | None
-    session_id: str
+    session_id: str | None
 
 
 class WindowList(BaseModel):

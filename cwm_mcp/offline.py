@@ -1,21 +1,19 @@
 """What can be said without an engine: the catalog, opened read-only for each question and never written.
 
-Where chunks lie besides the disk, what sessions are doing and what was hit only a running engine knows: it is None.
+What is in memory, what sessions are doing and what was hit only a running engine knows: it is None.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from cwm_connector.catalog import views
-from cwm_connector.catalog.base import Catalog, CatalogTotals
+from cwm_connector.catalog.base import Catalog, CatalogTotals, WindowRow
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.protocol import Code, CWMError, ListArgs, SessionsArgs, StatusArgs, TokensArgs
 from cwm_connector.terms import TierName
 
 T = TypeVar("T")
-
-_ON_DISK: Final = views.OnDisk()
 
 
 class OfflineCatalog:
@@ -29,8 +27,11 @@ class OfflineCatalog:
 
     def windows(self, args: ListArgs) -> dict[str, Any]:
         query = views.parse_list_args(args)
-        page = self._read(lambda catalog: catalog.list_windows(query))
-        return views.window_page(page, query, lambda row: TierName.DISK.value)
+
+        def listed(catalog: Catalog) -> dict[str, Any]:
+            return views.window_page(catalog.list_windows(query), query, lambda row: _tier_of(catalog, row))
+
+        return self._read(listed)
 
     def status(self, args: StatusArgs) -> dict[str, Any]:
         """Raises: CWM-2002 for an unknown window; CWM-5001 for a session that only an engine could know."""
@@ -57,7 +58,13 @@ class OfflineCatalog:
                 "hits": None,
                 "misses": None,
                 "dedup_ratio": ratio,
-                "tiers": {tier.value: None for tier in TierName},
+                "tiers": {
+                    TierName.CPU.value: None,
+                    **{
+                        tier.value: {"blocks": held.chunks, "bytes": held.stored_bytes, "limit_bytes": None}
+                        for tier, held in totals.tiers.items()
+                    },
+                },
             }
         }
 
@@ -72,13 +79,25 @@ class OfflineCatalog:
             catalog.close()
 
 
+def _tier_of(catalog: Catalog, row: WindowRow) -> str | None:
+    """None for a window whose chunks the catalog can't tell any more: the list goes on without."""
+    try:
+        chunks = catalog.chunks_of(row.name)
+    except CWMError as problem:
+        if problem.code is not Code.CORRUPT:
+            raise
+        return None
+    return views.tier_to_read(views.AsRecorded(chunks).tiers_of([chunk.key for chunk in chunks]), len(chunks))
+
+
 def _status(catalog: Catalog, args: StatusArgs) -> dict[str, Any]:
     if args.window_name is not None:
+        chunks = catalog.chunks_of(args.window_name)
         return views.window_status(
             catalog.window(args.window_name),
-            catalog.chunks_of(args.window_name),
+            chunks,
             catalog.children(args.window_name),
-            _ON_DISK,
+            views.AsRecorded(chunks),
             include_blocks=args.include_blocks,
         )
     row = catalog.session(args.session_id or "")

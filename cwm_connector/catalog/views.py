@@ -1,13 +1,14 @@
 """The catalog's rows as the contract's result fields: plain dictionaries, for the engine and for clients alike.
 
-Pure functions; nothing here opens a catalog or asks an engine. What only a running engine knows (where chunks lie, what
-a session is doing) is handed in, and without it is None, but for the tier: every acknowledged chunk is on disk.
+Pure functions; nothing here opens a catalog or asks an engine. What only a running engine knows (what is in memory,
+what a session is doing) is handed in, and without it is None; the durable tiers stand in the chunks' rows.
 
 In these fields a "block" is a stored chunk. Times are ISO 8601 in UTC to the millisecond: `2026-01-23T09:30:00.250Z`.
 """
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
@@ -27,6 +28,10 @@ from cwm_connector.terms import ChunkKey, Micros, TierName
 MAX_LIMIT: Final = 100
 MAX_SEARCH: Final = 200
 _MAX_OFFSET: Final = 2**63 - 1
+_WINDOW_ITEM: Final = (
+    *("name", "description", "tags", "model", "token_count", "size_bytes", "unique_bytes", "storage_tier", "state"),
+    *("created_at", "parent_window", "session_id"),
+)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -37,11 +42,15 @@ class Placement(Protocol):
         """How many of `keys` each tier holds; a chunk can be in several. Tiers with none are left out."""
 
 
-class OnDisk:
-    """The placement of acknowledged chunks as a client without an engine knows it."""
+class AsRecorded:
+    """The placement of chunks as their rows have it: all that a client without an engine knows."""
+
+    def __init__(self, chunks: Iterable[ChunkRow]) -> None:
+        self._tiers = {chunk.key: chunk.tiers for chunk in chunks}
 
     def tiers_of(self, keys: Sequence[ChunkKey]) -> dict[str, int]:
-        return {TierName.DISK.value: len(keys)} if keys else {}
+        counts = Counter(tier for key in keys for tier in self._tiers.get(key, ()))
+        return {tier.value: counts[tier] for tier in TierName if counts[tier]}
 
 
 class SessionState(enum.StrEnum):
@@ -120,13 +129,24 @@ def storage_tier(tiers: Mapping[str, int]) -> str:
     return next((tier.value for tier in TierName if whole and tiers.get(tier.value) == whole), TierName.DISK.value)
 
 
+def tier_to_read(tiers: Mapping[str, int], chunks: int) -> str | None:
+    """The same of so many chunks that may lie apart: then the slowest tier that has some; None if no tier has any."""
+    if max(tiers.values(), default=0) == chunks:
+        return storage_tier(tiers)
+    return next((tier.value for tier in reversed(TierName) if tiers.get(tier.value)), None)
+
+
 def window_state(row: WindowRow) -> str:
-    """Thawed once it has a binding, and a binding ends only with its window."""
+    """Thawed once it has been; damaged if nothing but its name is known."""
+    if row.damaged:
+        return "damaged"
     return "frozen" if row.thawed_at is None else "thawed"
 
 
 def window_item(row: WindowRow, tier: str | None) -> dict[str, Any]:
     """One entry of window_list."""
+    if row.damaged:
+        return {**dict.fromkeys(_WINDOW_ITEM), "name": row.name, "tags": [], "state": window_state(row)}
     return {
         "name": row.name,
         "description": row.description,
@@ -172,7 +192,7 @@ def window_status(
         "kv_cache": {
             "block_count": row.block_count,
             "total_size_bytes": row.size_bytes,
-            "storage_tier": storage_tier(tiers),
+            "storage_tier": tier_to_read(tiers, len(chunks)),
             "hit_rate": hit_rate,
             "tiers": tiers,
         },
@@ -194,7 +214,7 @@ def _block(chunk: ChunkRow, placement: Placement) -> dict[str, Any]:
         "hash": chunk.key.hex(),
         "tokens": chunk.tokens,
         "size_bytes": chunk.size_bytes,
-        "storage_tier": storage_tier(placement.tiers_of([chunk.key])),
+        "storage_tier": tier_to_read(placement.tiers_of([chunk.key]), 1),
     }
 
 

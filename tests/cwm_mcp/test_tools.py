@@ -184,7 +184,11 @@ async def test_statistics_are_the_catalogs_and_what_only_the_engine_knows_is_nul
     # Five chunks, referred to by 3 + 5 + 3 places.
     assert (store["total_blocks"], store["total_bytes"]) == (5, 5 * 4096)
     assert (store["hit_rate"], store["hits"], store["misses"]) == (None, None, None)
-    assert store["tiers"] == {"cpu": None, "disk": None, "redis": None}
+    assert store["tiers"] == {
+        "cpu": None,
+        "disk": {"blocks": 5, "bytes": 5 * 4096, "limit_bytes": None},
+        "redis": {"blocks": 0, "bytes": 0, "limit_bytes": None},
+    }
     assert stats["vllm"] == {
         "connected": False,
         "prefix_cache_hit_rate": None,

@@ -18,8 +18,8 @@ from cwm_connector.catalog.base import (
     WindowRow,
 )
 from cwm_connector.catalog.views import (
+    AsRecorded,
     LiveSession,
-    OnDisk,
     SessionState,
     iso,
     live_session_item,
@@ -29,14 +29,16 @@ from cwm_connector.catalog.views import (
     session_page,
     session_status,
     storage_tier,
+    tier_to_read,
     window_item,
     window_page,
     window_status,
 )
 from cwm_connector.protocol import Code, CWMError, ListArgs, SessionsArgs
-from cwm_connector.terms import ChunkKey, Micros
+from cwm_connector.terms import ChunkKey, Micros, TierName
 from tests.cwm_connector.catalog.samples import at, chain
 
+DISK, REDIS = TierName.DISK, TierName.REDIS
 ROW = WindowRow(
     name="stem",
     description="the stem",
@@ -248,17 +250,43 @@ def test_a_status_tells_where_the_chunks_are() -> None:
     ]
 
 
-def test_without_an_engine_chunks_are_on_disk_and_the_rest_is_unknown() -> None:
-    status = window_status(ROW, chain("a", 3), [], OnDisk())
-    assert status["kv_cache"]["tiers"] == {"disk": 3}
-    assert (status["kv_cache"]["storage_tier"], status["kv_cache"]["hit_rate"]) == ("disk", None)
+def test_without_an_engine_chunks_are_where_their_rows_say_and_the_rest_is_unknown() -> None:
+    chunks = [
+        replace(each, tiers=frozenset(tiers))
+        for each, tiers in zip(chain("a", 3), ((DISK, REDIS), (REDIS,), ()), strict=True)
+    ]
+    status = window_status(ROW, chunks, [], AsRecorded(chunks), include_blocks=True)
+    assert status["kv_cache"]["tiers"] == {"disk": 1, "redis": 2}
+    assert (status["kv_cache"]["storage_tier"], status["kv_cache"]["hit_rate"]) == ("redis", None)
+    assert [block["storage_tier"] for block in status["blocks"]] == ["disk", "redis", None]
     assert status["timestamps"]["thawed_at"] is None
-    assert "blocks" not in status
+    assert "blocks" not in window_status(ROW, chunks, [], AsRecorded(chunks))
 
 
 def test_a_window_without_chunks_is_on_disk() -> None:
-    status = window_status(replace(ROW, block_count=0), [], [], OnDisk())
+    status = window_status(replace(ROW, block_count=0), [], [], AsRecorded([]))
     assert (status["kv_cache"]["storage_tier"], status["kv_cache"]["tiers"]) == ("disk", {})
+
+
+def test_of_a_damaged_window_only_the_name_is_told() -> None:
+    item = window_item(replace(ROW, damaged=True), "disk")
+    assert set(item) == set(window_item(ROW, "disk"))
+    told = {field: value for field, value in item.items() if value is not None}
+    assert told == {"name": "stem", "tags": [], "state": "damaged"}
+
+
+@pytest.mark.parametrize(
+    ("tiers", "slowest"),
+    [
+        ({"cpu": 1, "disk": 3}, "disk"),
+        ({"cpu": 3, "redis": 3}, "cpu"),
+        ({"cpu": 2, "disk": 2, "redis": 1}, "redis"),
+        ({"cpu": 1, "disk": 2}, "disk"),
+        ({}, None),
+    ],
+)
+def test_of_chunks_that_lie_apart_the_slowest_tier_counts(tiers: dict[str, int], slowest: str | None) -> None:
+    assert tier_to_read(tiers, 3) == slowest
 
 
 @pytest.mark.parametrize(
