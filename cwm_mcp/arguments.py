@@ -23,7 +23,7 @@ from cwm_connector.protocol import (
 
 CURRENT: Final = "current"
 MAX_OFFSET: Final = (1 << 63) - 1
-_CURRENT_VARIABLE: Final = "CLAUDE_CODE_SESSION_ID"
+CURRENT_VARIABLE: Final = "CLAUDE_CODE_SESSION_ID"
 _SHOWN: Final = 80
 """Characters of a wrong value that an error repeats."""
 
@@ -32,7 +32,7 @@ def _real_session_id(text: str) -> str:
     """The id itself; "current" stands for the conversation of the client that started this process."""
     if text != CURRENT:
         return check_session_id(text)
-    current = os.environ.get(_CURRENT_VARIABLE)
+    current = os.environ.get(CURRENT_VARIABLE)
     if not current:
         raise CWMError(
             Code.SESSION_ID,

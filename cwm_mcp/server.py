@@ -44,7 +44,8 @@ async def _announce_list_changes(ctx: ServerRequestContext[Any, Any], call_next:
     return result
 
 
-def build_server(settings: Settings) -> WindowServer:
+def build_server(settings: Settings, **options: Any) -> WindowServer:
+    """The server, to be run over a transport; `options` are further ones of the library's."""
     operations = Operations(settings, client_name="cwm_mcp")
 
     @asynccontextmanager
@@ -63,6 +64,7 @@ def build_server(settings: Settings) -> WindowServer:
         lifespan=lifespan,
         log_level=cast(_LogLevel, settings.log_level),
         middleware=[_announce_list_changes],
+        **options,
     )
     for part in (resources, prompts, completion):
         part.register(server, operations)

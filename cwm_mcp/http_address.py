@@ -1,0 +1,53 @@
+"""Where the MCP server listens for HTTP."""
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+
+from cwm_connector.protocol import Code, CWMError
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, text: str) -> "Address":
+        """[HOST:]PORT, with an IPv6 address in brackets. Raises: CWM-1003."""
+        host, _, port = text.rpartition(":")
+        if not (port.isascii() and port.isdigit() and int(port) < 1 << 16) or (":" in host and host[0] != "["):
+            raise CWMError(Code.ARGUMENT, f"{text!r} is no address; write --http 8765 or --http 127.0.0.1:8765")
+        return cls(host.strip("[]") or "127.0.0.1", int(port))
+
+    @property
+    def is_loopback(self) -> bool:
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def is_any(self) -> bool:
+        try:
+            return ipaddress.ip_address(self.host).is_unspecified
+        except ValueError:
+            return False
+
+    def listen(self) -> socket.socket:
+        """Raises: CWM-1003 for an address that is taken or not this machine's."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        try:
+            return socket.create_server((self.host, self.port), family=family)
+        except OSError as problem:
+            reason = problem.strerror or str(problem)
+            raise CWMError(
+                Code.ARGUMENT, f"{self.host} port {self.port} can't be listened on ({reason}); choose another"
+            ) from None
+
+
+def bracketed(host: str) -> str:
+    """The host as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host

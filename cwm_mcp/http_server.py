@@ -1,0 +1,61 @@
+"""The MCP server over streamable HTTP, at /mcp: for clients that can't start a process, or that are elsewhere.
+
+On loopback nothing has to be configured; CWM_HTTP_TOKEN, if set, must then be presented. Beyond loopback a token is
+always required (`Authorization: Bearer …`): CWM_HTTP_TOKEN, else one that is made once and kept, mode 0600, in
+$CWM_HOME/http-token. A request whose Host or Origin is none of this server's names is refused, so that no web page can
+reach it by rebinding a name; CWM_HTTP_HOSTS, separated by commas, adds names under which a proxy is addressed.
+"""
+
+import logging
+import os
+import sys
+from typing import Final
+
+from mcp.server.auth.settings import AuthSettings
+
+from cwm_connector.settings import Settings
+from cwm_mcp.arguments import CURRENT_VARIABLE
+from cwm_mcp.http_access import HttpSettings, OneToken, allowed, http_settings, kept_token, token_path
+from cwm_mcp.http_address import Address, bracketed
+from cwm_mcp.server import build_server
+
+_PATH: Final = "/mcp"
+_SHUTDOWN_S: Final = 2
+"""Streams that clients hold open don't keep the process longer."""
+_TALKATIVE: Final = ("mcp.server.streamable_http", "mcp.server.streamable_http_manager")
+"""At INFO they log the ids of clients' sessions, with which somebody else could go on in these."""
+
+
+def run(settings: Settings, where: str) -> None:
+    """Serves at [HOST:]PORT until a signal ends the process. Raises: CWM-1003 for what can't work, CWM-8001."""
+    import uvicorn
+
+    address = Address.of(where)
+    # It names the conversation of whoever started this process, and not of the clients that come over HTTP.
+    os.environ.pop(CURRENT_VARIABLE, None)
+    own = http_settings()
+    token = own.token or (None if address.is_loopback else kept_token(settings))
+    listener = address.listen()
+    url = f"http://{bracketed(address.host)}:{listener.getsockname()[1]}{_PATH}"
+    server = build_server(
+        settings,
+        # No authorization server stands behind the one token; the library wants a name for it and shows it to nobody.
+        auth=AuthSettings.model_validate({"issuer_url": url, "resource_server_url": None}) if token else None,
+        token_verifier=OneToken(token) if token else None,
+    )
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    app = server.streamable_http_app(streamable_http_path=_PATH, transport_security=allowed(address, own))
+    config = uvicorn.Config(
+        app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=_SHUTDOWN_S
+    )
+    print(f"serving MCP at {url}{_how_to_enter(settings, own, token)}", file=sys.stderr, flush=True)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _how_to_enter(settings: Settings, own: HttpSettings, token: str | None) -> str:
+    """Where the token stands; the token itself is never printed."""
+    if token is None:
+        return ""
+    where = "CWM_HTTP_TOKEN" if own.token else str(token_path(settings))
+    return f"; clients send 'Authorization: Bearer …' with the token in {where}"
