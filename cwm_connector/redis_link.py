@@ -25,22 +25,23 @@ CALL_TIMEOUT_S: Final = 3.0
 SETTLE_TIMEOUT_S: Final = 5.0
 _POLL_S: Final = 0.02
 _SYNC_PERIOD_MICROS: Final = 1_000_000
-_MAX_MOVES: Final = 3
+_MAX_TRIES: Final = 3
 
 
 class NoReply(CWMError):
     """CWM-5002 after the command left: it may have been executed, be executed later, or never."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, timed_out: bool = False) -> None:
         super().__init__(
             Code.BACKEND, "Redis stopped answering; check the server of CWM_REDIS_URL and call again", reason=reason
         )
+        self.timed_out = timed_out
 
 
 class Durability(enum.Enum):
     """How a write on this server is known to be on its disk.
 
-    WAITAOF is not asked: with `everysec` it answers before the sync in releases of Redis 7.4 and Valkey (redis/redis#13793).
+    WAITAOF is not asked: in releases of Redis 7.4 and Valkey it answers before an `everysec` sync (redis/redis#13793).
     """
 
     EACH_WRITE = "always"
@@ -56,6 +57,11 @@ class Server:
     version: str
     durability: Durability
     cluster: bool
+
+    @property
+    def settles_at_once(self) -> bool:
+        """Whatever is seen there is on its disk already."""
+        return self.durability is Durability.EACH_WRITE
 
 
 class RedisLink:
@@ -93,28 +99,35 @@ class RedisLink:
             raise _refusal(problem) from None
         self._connection = connection
 
-    def call(self, *command: bytes | str | int | float, timeout_s: float | None = None) -> Any:
-        """One command's reply, in bytes.
+    def call(
+        self, *command: bytes | str | int | float, timeout_s: float | None = None, repeatable: bool = False
+    ) -> Any:
+        """One command's reply, in bytes. `repeatable`: it may be sent again where the server had hung up, as it does
+        when it restarts.
 
         Raises: NoReply if the command was sent and no reply came; CWM-5002 if it can't have been executed: no
         connection, or the server refused it; CWM-4003 if the server has no memory left for it.
         """
-        for _ in range(_MAX_MOVES):
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        for _ in range(_MAX_TRIES):
             self.connect()
             try:
-                return self._exchange(command, self._timeout_s if timeout_s is None else timeout_s)
+                return self._exchange(command, limit_s)
             except redis.ResponseError as refused:
                 # A cluster's node names the one that has the key. Every key of a caller is in one slot.
                 if not str(refused).startswith("MOVED "):
                     raise _refusal(refused) from None
                 self._move(str(refused).split()[2])
-        raise CWMError(Code.BACKEND, "the Redis cluster is moving its slots; call again in a while")
+            except NoReply as lost:
+                if not repeatable or lost.timed_out:
+                    raise
+        raise CWMError(Code.BACKEND, "Redis keeps hanging up or moving its slots; call again in a while")
 
     def _exchange(self, command: tuple[Any, ...], timeout_s: float) -> Any:
         connection = self._connection
         assert connection is not None
         try:
-            connection.send_command(*command)
+            connection.send_command(*command)  # type: ignore[no-untyped-call]
             return connection.read_response(timeout=timeout_s)
         except redis.ResponseError:
             raise
@@ -122,7 +135,7 @@ class RedisLink:
             # A reply that comes late must never be taken for the next command's.
             self.close()
             if isinstance(problem, redis.RedisError | OSError):
-                raise NoReply(str(problem)) from None
+                raise NoReply(str(problem), timed_out=isinstance(problem, redis.TimeoutError)) from None
             raise
 
     def _move(self, address: str) -> None:
@@ -179,7 +192,7 @@ class RedisLink:
     def close(self) -> None:
         """The next call connects anew."""
         if self._connection is not None:
-            self._connection.disconnect()
+            self._connection.disconnect()  # type: ignore[no-untyped-call]
             self._connection = None
             self._server = None
 

@@ -6,7 +6,7 @@ in other processes see whole transactions only, without ever holding the writer 
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -92,8 +92,6 @@ class SqliteFile:
         self._connection = connection
         self.path = path
         self._inode = inode
-        self.before_commit: Callable[[], None] | None = None
-        """Runs at the end of every write transaction, its changes made and not yet durable; raising undoes them."""
 
     @classmethod
     def open(cls, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S, store: str = "") -> "SqliteFile":
@@ -183,16 +181,14 @@ class SqliteFile:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction: durable when the block ends, undone by any exception in it.
+        """A write transaction: durable when the block ends, undone by any exception in it. Inside another one it is a
+        part of that: durable or undone with it.
 
-        Raises: CWM-4001 if the file is no longer at its path, where nobody would ever find what is written to it; what
-        `before_commit` raises.
+        Raises: CWM-4001 if the file is no longer at its path, where nobody would ever find what is written to it.
         """
         self._require_in_place()
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
-            if self.before_commit is not None:
-                self.before_commit()
 
     def compact(self) -> int:
         """Writes the file anew without the pages that nothing uses; returns the bytes that went."""

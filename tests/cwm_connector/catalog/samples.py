@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cwm_connector.catalog.base import (
+    Catalog,
     CatalogTotals,
     ChunkRow,
     NewWindow,
     TierTotals,
     WindowQuery,
 )
-from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.terms import ChunkKey, Micros, TierName
 
 PASSPORT = {"weights": "sha256:1234", "dtype": "bfloat16"}
@@ -76,5 +76,5 @@ def content(path: Path) -> dict[str, list[Any]]:
         return {name: raw.execute(f"SELECT * FROM {name}").fetchall() for name in tables}
 
 
-def names(catalog: SqliteCatalog) -> set[str]:
+def names(catalog: Catalog) -> set[str]:
     return {row.name for row in catalog.list_windows(WindowQuery(limit=1_000_000)).windows}

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from cwm_connector.catalog.base import ChunkRow
+from cwm_connector.catalog.base import Catalog, ChunkRow
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.terms import ChunkKey
@@ -31,7 +31,7 @@ class Changes(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.catalog = SqliteCatalog.open(Path(self.folder.name) / "catalog.sqlite")
+        self.catalog: Catalog = SqliteCatalog.open(Path(self.folder.name) / "catalog.sqlite")
         self.chunks: dict[str, list[ChunkKey]] = {}
         self.snapshots: dict[str, int] = {}
         self.tags: dict[str, list[str]] = {}

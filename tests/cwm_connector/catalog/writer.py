@@ -8,6 +8,7 @@ import sys
 from itertools import count
 from pathlib import Path
 
+from cwm_connector.catalog.base import Catalog
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from tests.cwm_connector.catalog.samples import at, chain, new_window
 
@@ -20,7 +21,7 @@ def window_of(step: int) -> tuple[str, int]:
     return f"w{step}", CHUNKS + NEW * (step % 2)
 
 
-def do(catalog: SqliteCatalog, step: int) -> None:
+def do(catalog: Catalog, step: int) -> None:
     """Of four steps: two commits, a clone of the second, the deletion of the first."""
     match step % 4:
         case 0 | 1:

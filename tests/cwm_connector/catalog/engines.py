@@ -1,0 +1,79 @@
+"""Engines that share a catalog, as far as the catalog goes: each with a home and a replica of its own."""
+
+import itertools
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from cwm_connector.catalog.redis import Limits, RedisCatalog
+from cwm_connector.catalog.redis_replica import Gone
+from cwm_connector.catalog.sqlite import SqliteCatalog
+
+AOF = ("--appendonly", "yes", "--appendfsync", "always")
+BRISK = Limits(connect_s=0.5, call_s=0.5, read_s=0.2, pause_s=0.2, write_s=1.0, patience_s=0.2)
+"""For tests in which Redis fails: its time-outs are waited for."""
+_LOCAL = ("notes", "about", "totals", "sqlite_stat1")
+_numbers = itertools.count(1)
+
+
+def namespace() -> str:
+    """One that no other test uses."""
+    return f"ns{next(_numbers)}"
+
+
+class Engines:
+    """Opens catalogs over one log; `gone` has what each was told about others' deletions."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder = folder
+        self.url = url
+        self.namespace = namespace()
+        self.gone: dict[str, list[Gone]] = {}
+        self.opened: list[RedisCatalog] = []
+
+    def path(self, name: str) -> Path:
+        (self.folder / name).mkdir(exist_ok=True)
+        return self.folder / name / "catalog.sqlite"
+
+    def open(self, name: str, limits: Limits | None = None, *, url: str | None = None) -> RedisCatalog:
+        told = self.gone.setdefault(name, [])
+        catalog = RedisCatalog.open(
+            url or self.url, self.namespace, self.path(name), store=name, on_gone=told.append, limits=limits or Limits()
+        )
+        self.opened.append(catalog)
+        return catalog
+
+    def key(self, kind: str) -> str:
+        return f"{self.namespace}:catalog:{{{self.namespace}}}:{kind}"
+
+
+@contextmanager
+def engines(folder: Path, url: str) -> Iterator[Engines]:
+    """Whatever a test did, every replica is consistent afterwards."""
+    made = Engines(folder, url)
+    try:
+        yield made
+    finally:
+        for catalog in made.opened:
+            catalog.close()
+    for name in made.gone:
+        with closing(SqliteCatalog.open(made.path(name))) as replica:
+            replica.check_integrity()
+
+
+def shared_content(path: Path) -> dict[str, Any]:
+    """What has to be equal in every replica that has applied the same records."""
+    with closing(sqlite3.connect(path)) as raw:
+        raw.text_factory = bytes
+        tables = [
+            name.decode()
+            for (name,) in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+            if not name.startswith(b"window_words_") and name.decode() not in _LOCAL
+        ]
+        content = {name: sorted(raw.execute(f"SELECT * FROM {name}"), key=repr) for name in tables}
+        content["chunks"] = raw.execute(
+            "SELECT id, key, tokens, size_bytes, claim, refs, owners FROM chunks"
+        ).fetchall()
+        return content
