@@ -25,6 +25,7 @@ help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
 
 setup: $(PROJECT) ## Make .venv: the locked packages (CUDA with an NVIDIA GPU, else CPU) and this project
+	@tools/redis.sh
 
 $(PACKAGES):
 	@tools/setup.sh $(LOCK) $@
