@@ -51,15 +51,17 @@ from cwm_connector.catalog.sqlite_thaws import (
 )
 from cwm_connector.catalog.sqlite_totals import counting, read_totals
 from cwm_connector.catalog.sqlite_windows import (
+    Tagged,
     Window,
     add_window,
     change_window,
     children_of,
+    contract_row,
     delete_window,
     find_window,
     list_window,
-    load_window,
     read_window,
+    read_window_named,
     refuse_taken_name,
     snapshot_of,
 )
@@ -111,13 +113,13 @@ class SqliteCatalog:
             add_window(db, window, new.tags)
             count_windows(db, snapshot.id, 1)
             remember_session(db, new.session_id, window, SessionEvent.FROZEN, new.created_at)
-            return load_window(db, window.id)
+            return contract_row(db, read_window(db, window.id))
 
     def clone_window(
         self, source: str, target: str, description: str | None, tags: Sequence[str] | None, now: Micros
     ) -> WindowRow:
         with self._writing() as db:
-            stem = read_window(db, self._find(db, source))
+            stem = self._found(db, source)
             refuse_taken_name(db, target)
             window = replace(
                 stem.window,
@@ -132,7 +134,7 @@ class SqliteCatalog:
             )
             add_window(db, window, stem.tags if tags is None else tags)
             count_windows(db, window.snapshot_id, 1)
-            return load_window(db, window.id)
+            return contract_row(db, read_window(db, window.id))
 
     def delete_window(self, name: str, keep: Iterable[ChunkKey] = ()) -> DeletedWindow:
         """A damaged window can be deleted while it is known what it holds. Raises: CWM-4004 otherwise."""
@@ -151,16 +153,16 @@ class SqliteCatalog:
     ) -> WindowRow:
         """A tag that is both removed and added stays. Raises: CWM-1003 if there would be too many tags."""
         with self._writing() as db:
-            before = read_window(db, self._find(db, name))
+            before = self._found(db, name)
             text = before.window.description if description is None else description
             window = replace(before.window, description=text, updated_at=now)
             tags = (*(tag for tag in before.tags if tag not in remove), *add)
             change_window(db, before, replace(before, window=window, tags=tags))
-            return load_window(db, window.id)
+            return contract_row(db, read_window(db, window.id))
 
     def window(self, name: str) -> WindowRow:
         with self._reading() as db:
-            return load_window(db, self._find(db, name))
+            return contract_row(db, self._found(db, name))
 
     def children(self, name: str) -> tuple[str, ...]:
         with self._reading("windows") as db:
@@ -170,6 +172,7 @@ class SqliteCatalog:
         count, page = count_of(query), page_of(query)
         if self._read_only and query.search:
             with self._file.reading_with_tables_of_its_own() as db:
+                self._compare(db, ("windows", "window_tags"))
                 gather_words(db)
         with self._reading("windows", "window_tags") as db:
             (total,) = db.execute(count.sql, count.values).fetchone()
@@ -180,12 +183,12 @@ class SqliteCatalog:
 
     def token_ids_of(self, name: str) -> bytes:
         with self._reading() as db:
-            window = read_window(db, self._find(db, name)).window
+            window = self._found(db, name).window
             return read_token_ids(db, read_snapshot(db, window.snapshot_id, name), name)
 
     def chunks_of(self, name: str) -> tuple[ChunkRow, ...]:
         with self._reading() as db:
-            window = read_window(db, self._find(db, name)).window
+            window = self._found(db, name).window
             chunks = read_chunks(db, read_snapshot(db, window.snapshot_id, name), name)
             return tuple(held.chunk for held in chunks)
 
@@ -226,7 +229,7 @@ class SqliteCatalog:
 
     def bind(self, binding: Binding) -> None:
         with self._writing() as db:
-            before = read_window(db, self._find(db, binding.window_name))
+            before = self._found(db, binding.window_name)
             window = replace(before.window, thawed_at=binding.created_at)
             add_binding(db, window.id, binding)
             change_window(db, before, replace(before, window=window))
@@ -261,6 +264,9 @@ class SqliteCatalog:
     def totals(self) -> CatalogTotals:
         with self._reading() as db:
             return read_totals(db)
+
+    def settled(self) -> bool:
+        return True
 
     def state(self) -> str | None:
         return None
@@ -300,6 +306,10 @@ class SqliteCatalog:
                 if fault is not None:
                     raise self._inconsistent(fault)
                 self._compared.add(table)
+
+    def _found(self, db: sqlite3.Connection, name: str) -> Tagged:
+        """The window's record. Raises: CWM-2002; CWM-4004."""
+        return read_window_named(db, self._find(db, name), name)
 
     def _find(self, db: sqlite3.Connection, name: str) -> int:
         """The window's id. Raises: CWM-2002."""

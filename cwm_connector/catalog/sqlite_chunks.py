@@ -73,7 +73,11 @@ def held_chunks(db: sqlite3.Connection, keys: Iterable[ChunkKey]) -> dict[ChunkK
     for key in keys:
         fields = db.execute(f"SELECT {_FIELDS} FROM chunks WHERE key = ?", (key,)).fetchone()
         if fields is not None:
-            found[key] = checked(fields)
+            held = checked(fields)
+            if held.chunk.key != key:
+                # The index leads to another chunk, which is whole.
+                raise damaged(f"chunk {key.hex()}")
+            found[key] = held
     return found
 
 

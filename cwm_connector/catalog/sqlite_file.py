@@ -22,6 +22,8 @@ _CACHE_KIB = 16 << 10
 _WAL_LIMIT_BYTES = 64 << 20
 """The log's file is cut to this size once its content has moved into the main file."""
 
+_SHORTEST_BYTES = 512
+"""SQLite's smallest page."""
 _IN_MEMORY = ":memory:"
 
 _DAMAGED = "it is damaged; restore it from a copy, or move it away and start anew"
@@ -110,6 +112,7 @@ class SqliteFile:
                 f"the catalog {path} can't be made ({problem.strerror}); set CWM_HOME to another folder",
             ) from None
         with translated(str(path), checked=False):
+            _refuse_a_stump(path)
             connection = _connect(str(path), busy_timeout_s)
             try:
                 _require_sound(connection, path, _version(connection, path))
@@ -138,6 +141,7 @@ class SqliteFile:
         one; CWM-4002 if it can't be read.
         """
         with translated(str(path), checked=False):
+            _refuse_a_stump(path)
             connection = _connect(
                 f"{path.absolute().as_uri()}?mode=ro" if path.exists() else _IN_MEMORY, busy_timeout_s
             )
@@ -264,6 +268,12 @@ def _make_private(path: Path) -> None:
     except FileExistsError:
         if path.is_file():
             path.chmod(0o600)
+
+
+def _refuse_a_stump(path: Path) -> None:
+    """Raises: CWM-4004 for a file too short to be one, which SQLite takes for an empty one all the same."""
+    if path.is_file() and 0 < path.stat().st_size < _SHORTEST_BYTES:
+        raise _damaged(path, "it was cut short")
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection, path: Path) -> None:

@@ -19,6 +19,6 @@ def read_note(db: sqlite3.Connection, name: str) -> str | None:
     fields = db.execute("SELECT id, name, note, digest FROM notes WHERE name = ?", (name,)).fetchone()
     if fields is None:
         return None
-    if seal("note", *fields[:-1]) != fields[-1]:
+    if seal("note", *fields[:-1]) != fields[-1] or fields[1] != name:
         raise damaged(f"note {name!r}")
     return str(fields[2])

@@ -50,7 +50,10 @@ def last_thaw_into(db: sqlite3.Connection, session_id: str) -> Binding | None:
     fields = db.execute(
         f"{_BINDING} WHERE b.session_id = ? ORDER BY b.created_at DESC, b.id DESC LIMIT 1", (session_id,)
     ).fetchone()
-    return None if fields is None else _binding(fields)
+    binding = None if fields is None else _binding(fields)
+    if binding is not None and binding.session_id != session_id:
+        raise damaged("a thaw")
+    return binding
 
 
 def remember_session(db: sqlite3.Connection, session_id: str, window: Window, event: SessionEvent, now: Micros) -> None:

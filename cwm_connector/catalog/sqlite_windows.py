@@ -11,7 +11,7 @@ from typing import Final
 
 from cwm_connector.catalog.base import WindowRow
 from cwm_connector.catalog.sqlite_rows import damaged_window, seal
-from cwm_connector.catalog.sqlite_snapshots import Snapshot, read_snapshot
+from cwm_connector.catalog.sqlite_snapshots import read_snapshot
 from cwm_connector.protocol import Code, CWMError, check_tags
 from cwm_connector.terms import Micros
 
@@ -71,6 +71,14 @@ def refuse_taken_name(db: sqlite3.Connection, name: str) -> None:
         )
 
 
+def read_window_named(db: sqlite3.Connection, window: int, name: str) -> Tagged:
+    """What `find_window` found, or CWM-4004: a damaged index can lead to another window, which is whole."""
+    found = read_window(db, window)
+    if found.window.name != name:
+        raise damaged_window(name)
+    return found
+
+
 def read_window(db: sqlite3.Connection, window: int) -> Tagged:
     """Raises: CWM-4004."""
     fields = db.execute(f"SELECT {_FIELDS}, digest FROM windows WHERE id = ?", (window,)).fetchone()
@@ -81,16 +89,34 @@ def read_window(db: sqlite3.Connection, window: int) -> Tagged:
     raise damaged_window(certain_name(db, window) or f"number {window}")
 
 
-def load_window(db: sqlite3.Connection, window: int) -> WindowRow:
-    """The contract's row. Raises: CWM-4004."""
-    found = read_window(db, window)
-    return _row(found, read_snapshot(db, found.window.snapshot_id, found.window.name))
+def contract_row(db: sqlite3.Connection, found: Tagged) -> WindowRow:
+    """Raises: CWM-4004."""
+    window = found.window
+    snapshot = read_snapshot(db, window.snapshot_id, window.name)
+    return WindowRow(
+        name=window.name,
+        description=window.description,
+        tags=found.tags,
+        model=window.model,
+        passport=json.loads(snapshot.passport),
+        session_id=window.session_id,
+        head=window.head,
+        parent=window.parent,
+        token_count=window.token_count,
+        restorable_tokens=snapshot.restorable_tokens,
+        block_count=snapshot.block_count,
+        size_bytes=window.size_bytes,
+        unique_bytes=snapshot.unique_bytes(),
+        created_at=window.created_at,
+        updated_at=window.updated_at,
+        thawed_at=window.thawed_at,
+    )
 
 
 def list_window(db: sqlite3.Connection, window: int) -> WindowRow:
-    """The same; a damaged one with its name alone. Raises: CWM-4004 if not even that can be trusted."""
+    """The row; of a damaged one the name alone. Raises: CWM-4004 if not even that can be trusted."""
     try:
-        return load_window(db, window)
+        return contract_row(db, read_window(db, window))
     except CWMError:
         name = certain_name(db, window)
         if name is None:
@@ -112,13 +138,17 @@ def certain_name(db: sqlite3.Connection, window: int) -> str | None:
 
 def snapshot_of(db: sqlite3.Connection, window: int, name: str) -> int:
     """The snapshot's id, also of a window that is damaged elsewhere. Raises: CWM-4004 if row and index differ."""
-    (snapshot,) = db.execute("SELECT snapshot_id FROM windows WHERE id = ?", (window,)).fetchone()
-    indexed = db.execute(
-        "SELECT 1 FROM windows INDEXED BY windows_by_snapshot WHERE snapshot_id = ? AND id = ?", (snapshot, window)
+    row = db.execute(
+        """
+        SELECT i.snapshot_id FROM windows w JOIN windows i INDEXED BY windows_by_snapshot
+            ON i.snapshot_id = w.snapshot_id AND i.id = w.id
+        WHERE w.id = ? AND w.name = ?
+        """,
+        (window, name),
     ).fetchone()
-    if indexed is None:
+    if row is None:
         raise damaged_window(name)
-    return int(snapshot)
+    return int(row[0])
 
 
 def add_window(db: sqlite3.Connection, window: Window, tags: Sequence[str]) -> None:
@@ -160,28 +190,6 @@ def write_words(db: sqlite3.Connection, tagged: Tagged) -> None:
 def children_of(db: sqlite3.Connection, name: str) -> tuple[str, ...]:
     rows = db.execute("SELECT name FROM windows WHERE parent = ? ORDER BY created_at, id", (name,))
     return tuple(child for (child,) in rows)
-
-
-def _row(found: Tagged, snapshot: Snapshot) -> WindowRow:
-    window = found.window
-    return WindowRow(
-        name=window.name,
-        description=window.description,
-        tags=found.tags,
-        model=window.model,
-        passport=json.loads(snapshot.passport),
-        session_id=window.session_id,
-        head=window.head,
-        parent=window.parent,
-        token_count=window.token_count,
-        restorable_tokens=snapshot.restorable_tokens,
-        block_count=snapshot.block_count,
-        size_bytes=window.size_bytes,
-        unique_bytes=snapshot.unique_bytes(),
-        created_at=window.created_at,
-        updated_at=window.updated_at,
-        thawed_at=window.thawed_at,
-    )
 
 
 def _write_tags(db: sqlite3.Connection, tagged: Tagged) -> None:

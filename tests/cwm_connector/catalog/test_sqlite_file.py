@@ -107,6 +107,49 @@ def test_a_newer_schema_is_refused_and_left_alone(path: Path, opening) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("opening", [SqliteCatalog.open, SqliteCatalog.open_read_only])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "PRAGMA user_version = 0",
+        "DROP TRIGGER chunk_gone",
+        "CREATE INDEX extra ON windows (head)",
+        "DROP INDEX windows_by_model",
+        "UPDATE about SET definitions = 1",
+        "DELETE FROM about",
+    ],
+)
+def test_tables_that_are_not_as_they_were_made_are_refused_and_left_alone(path: Path, opening, statement: str) -> None:
+    with closing(SqliteCatalog.open(path)) as catalog:
+        catalog.commit_window(new_window("first", chain("a", 1)))
+    with closing(sqlite3.connect(path, isolation_level=None)) as raw:
+        raw.execute(statement)
+    before = path.read_bytes()
+    assert code_of(lambda: opening(path)) is Code.CORRUPT
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_was_analysed_or_rewritten_by_sqlite_itself_is_as_before(path: Path) -> None:
+    with closing(SqliteCatalog.open(path)) as catalog:
+        committed = catalog.commit_window(new_window("first", chain("a", 1)))
+    with closing(sqlite3.connect(path, isolation_level=None)) as raw:
+        raw.execute("ANALYZE")
+        raw.execute("VACUUM")
+    with closing(SqliteCatalog.open(path)) as catalog:
+        assert catalog.window("first") == committed
+
+
+def test_an_index_of_words_that_finds_other_words_is_noticed_at_the_start(path: Path) -> None:
+    with closing(SqliteCatalog.open(path)) as catalog:
+        catalog.commit_window(new_window("first", chain("a", 1), description="fresh words"))
+    with closing(sqlite3.connect(path)) as raw, raw:
+        raw.execute("UPDATE window_words_content SET c1 = 'other words'")
+    assert code_of(lambda: SqliteCatalog.open(path)) is Code.CORRUPT
+    with closing(SqliteCatalog.open_read_only(path)) as reader:
+        assert reader.list_windows(WindowQuery(search="fresh")).total == 1
+        assert reader.list_windows(WindowQuery(search="other")).total == 0
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CWMError, match="No such file or directory") as refused:
         SqliteCatalog.open(tmp_path / "none" / "catalog.sqlite")
@@ -200,6 +243,20 @@ def test_a_torn_end_of_the_log_costs_only_what_was_not_acknowledged(path: Path, 
         with closing(SqliteCatalog.open(torn)) as catalog:
             catalog.check_integrity()
             assert names(catalog) == {f"w{n}" for n, end in enumerate(ends) if end <= cut}
+
+
+def test_compacting_gives_back_what_deleted_windows_took(catalog: SqliteCatalog, path: Path) -> None:
+    for n in range(4):
+        catalog.commit_window(new_window(f"w{n}", chain("a", 100), token_ids=bytes(400_000)))
+    for n in range(3):
+        catalog.delete_window(f"w{n}")
+    kept = catalog.window("w3")
+    given_back = catalog.compact()
+    assert given_back > 1_200_000
+    assert path.stat().st_size + given_back < 1_800_000
+    assert catalog.compact() == 0
+    assert catalog.window("w3") == kept
+    assert catalog.state() is None
 
 
 # --- reading only ---

@@ -11,6 +11,7 @@ import pytest
 from cwm_connector.catalog.base import SortBy, WindowQuery, WindowRow
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.catalog.sqlite_query import count_of, page_of
+from cwm_connector.protocol import Code, CWMError
 from tests.cwm_connector.catalog.samples import at, chain, new_window
 
 TAGS = ("debug", "auth", "wip", "project-x")
@@ -192,3 +193,18 @@ def test_a_clone_is_found_by_its_own_words(library: SqliteCatalog) -> None:
     assert found(library, "alice") == found(library, "strategies") == found(library, "shared") == {"for-alice"}
     library.delete_window("for-alice")
     assert found(library, "alice") == set()
+
+
+def test_a_reader_finds_what_the_engine_finds(library: SqliteCatalog, path: Path) -> None:
+    """It makes an index of words of its own, anew for each search: the engine goes on meanwhile."""
+    searches = ("debug", "DEB", "debug session", "refr tok", "naive", "project-x", "v1.2:rc", '"', "", "-", "nothing")
+    with closing(SqliteCatalog.open_read_only(path)) as reader:
+        for search in searches:
+            assert reader.list_windows(WindowQuery(search=search)) == library.list_windows(WindowQuery(search=search))
+        library.tag_window(FIRST, ["fresh"], ["auth"], None, at(9))
+        library.delete_window(THIRD)
+        for search in ("fresh", "auth", "session"):
+            assert found(reader, search) == found(library, search)
+        with pytest.raises(CWMError) as refused:
+            reader.delete_window(FIRST)
+        assert refused.value.code is Code.NOT_ALLOWED
