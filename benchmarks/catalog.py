@@ -13,7 +13,7 @@ import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from cwm_connector.catalog.base import (
     WindowQuery,
 )
 from cwm_connector.catalog.sqlite import SqliteCatalog
-from cwm_connector.terms import ChunkKey, Micros
+from cwm_connector.terms import ChunkKey, Micros, TierName
 
 CHUNK_TOKENS = 256
 CHUNK_BYTES = 5 << 20
@@ -109,8 +109,20 @@ def reads(catalog: SqliteCatalog, windows: int, choose: random.Random) -> Iterat
     yield "search, a name", lambda: listing(search=f"window-{choose.randrange(windows // PER_SESSION)}-3")()
     yield "window, by name", lambda: catalog.window(f"window-{choose.randrange(windows // PER_SESSION)}-1")
     yield f"chunks of a window of {LONG}", lambda: catalog.chunks_of("window-0-0")
-    yield f"which of {LONG} are stored", lambda: catalog.stored([chunk.key for chunk in chain("session-0", LONG)])
+    keys = [chunk.key for chunk in chain("session-0", LONG)]
+    yield f"token ids of a window of {LONG}", lambda: catalog.token_ids_of("window-0-0")
+    yield f"which of {LONG} are stored", lambda: catalog.stored(keys)
+    yield f"windows with each of {LONG}", lambda: catalog.windows_with(keys)
+    yield "next 1,000 chunks of a walk", lambda: catalog.chunks_after(ChunkKey(choose.randbytes(32)), 1000)
+    yield "last thaw into a session", lambda: catalog.last_thaw_into(f"session-{choose.randrange(windows)}")
     yield "totals", catalog.totals
+
+
+def walks(catalog: SqliteCatalog) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Over everything: a demotion's choice, a start."""
+    yield "chunks by use", catalog.chunks_by_use
+    yield "all chunks", catalog.all_chunks
+    yield "sessions", catalog.sessions
 
 
 def writes(catalog: SqliteCatalog, rounds: int, minute: int) -> dict[str, list[float]]:
@@ -131,6 +143,8 @@ def writes(catalog: SqliteCatalog, rounds: int, minute: int) -> dict[str, list[f
         timed(f"commit, 8 new after {LONG} stored", lambda: catalog.commit_window(second))  # noqa: B023
         timed(f"clone, {LONG} chunks", lambda: catalog.clone_window(first.name, f"{session}-c", None, None, now))  # noqa: B023
         timed("tag", lambda: catalog.tag_window(first.name, ["new"], ["wip"], "another text", now))  # noqa: B023
+        moved = [chunk.key for chunk in chain(session, LONG)]
+        timed(f"place {LONG} chunks", lambda: catalog.place(TierName.REDIS, moved, []))  # noqa: B023
         binding = Binding(first.name, session, os.urandom(32), now)
         timed("bind (a thaw)", lambda: catalog.bind(binding))  # noqa: B023
         timed("delete a clone", lambda: catalog.delete_window(f"{session}-c"))  # noqa: B023
@@ -147,6 +161,36 @@ def fsync_times(folder: Path, rounds: int) -> list[float]:
             begun = time.perf_counter()
             os.fdatasync(file.fileno())
             times.append((time.perf_counter() - begun) * 1000)
+    return times
+
+
+def openings(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+    """An engine checks the file when it opens it, a reader with the first question what the answer rests on."""
+
+    def asked(question: Callable[[SqliteCatalog], object]) -> Callable[[], object]:
+        def ask() -> None:
+            with closing(SqliteCatalog.open_read_only(path)) as reader:
+                question(reader)
+
+        return ask
+
+    yield "open, engine", lambda: SqliteCatalog.open(path).close()
+    yield "open, reader", asked(lambda reader: None)
+    yield "open and totals, reader", asked(lambda reader: reader.totals())
+    yield "open and a window, reader", asked(lambda reader: reader.window("window-0-0"))
+    yield "open and list, reader", asked(lambda reader: reader.list_windows(WindowQuery()))
+    yield "open and search, reader", asked(lambda reader: reader.list_windows(WindowQuery(search=WORDS[0])))
+
+
+def measured(calls: Iterable[tuple[str, Callable[[], object]]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each call; the first of each is not counted."""
+    times: dict[str, list[float]] = {}
+    for what, call in calls:
+        call()
+        for _ in range(rounds):
+            begun = time.perf_counter()
+            call()
+            times.setdefault(what, []).append((time.perf_counter() - begun) * 1000)
     return times
 
 
@@ -181,19 +225,16 @@ def main() -> None:
                 f"{totals.chunks} chunks, {path.stat().st_size >> 20} MiB, "
                 f"filled in {time.perf_counter() - begun:.0f} s"
             )
-            measured: dict[str, list[float]] = {}
-            for what, call in reads(catalog, options.windows, random.Random(2)):
-                call()
-                for _ in range(options.rounds):
-                    begun = time.perf_counter()
-                    call()
-                    measured.setdefault(what, []).append((time.perf_counter() - begun) * 1000)
-            show(console, "reading", measured)
+            choose = random.Random(2)
+            show(console, "reading", measured(reads(catalog, options.windows, choose), options.rounds))
+            show(console, "walking over everything", measured(walks(catalog), options.rounds // 10))
             show(console, "writing, each durable when it returns", writes(catalog, options.rounds, options.windows))
             show(console, "the disk", {"fsync of 8 KiB": fsync_times(Path(folder), options.rounds)})
             begun = time.perf_counter()
             catalog.check_integrity()
             console.print(f"check_integrity: {time.perf_counter() - begun:.1f} s, nothing wrong")
+        show(console, "opening, the operating system's cache warm", measured(openings(path), options.rounds // 10))
+        console.print(f"load {os.getloadavg()[0]:.1f} at the end")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from cwm_connector.catalog.base import Binding, Catalog, ChunkRow, SessionEvent,
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.catalog.sqlite_thaws import BINDINGS
 from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import Claim, TierName
+from cwm_connector.terms import ChunkKey, Claim, TierName
 from tests.cwm_connector.catalog.samples import PASSPORT, at, chain, chunk, content, names, new_window, totals
 
 DISK, REDIS = TierName.DISK, TierName.REDIS
@@ -408,7 +408,7 @@ def test_a_chunks_tiers_are_those_that_were_told(catalog: SqliteCatalog) -> None
     keys = [row.key for row in chunks]
     catalog.place(TierName.REDIS, keys[:3], [])
     catalog.place(TierName.DISK, [], keys[1:])
-    catalog.place(TierName.REDIS, [keys[3], b"unknown"], [keys[2]])
+    catalog.place(TierName.REDIS, [keys[3], ChunkKey(b"unknown")], [keys[2]])
     assert placed(catalog, chunks) == [{DISK, REDIS}, {REDIS}, frozenset(), {REDIS}]
     assert catalog.chunks_of("first") == tuple(catalog.stored(keys).values()) == catalog.all_chunks()
     totals = catalog.totals()

@@ -4,6 +4,7 @@ import random
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ KEYS = [row.key for name in "abc" for row in chain(name, 7)]
 WINDOWS = ("first", "second", "third", "short", "copy")
 
 Question = Callable[[SqliteCatalog], Any]
-Refused = type[CWMError]
 
 
 def fill(catalog: SqliteCatalog) -> None:
@@ -80,10 +80,10 @@ QUESTIONS: dict[str, Question] = {
     "holders": lambda catalog: catalog.windows_with(KEYS),
     "stored": lambda catalog: catalog.stored(KEYS),
     "notes": lambda catalog: (catalog.noted("cursor"), catalog.noted("none")),
-    **{f"window {name}": lambda catalog, name=name: catalog.window(name) for name in WINDOWS},
-    **{f"chunks of {name}": lambda catalog, name=name: catalog.chunks_of(name) for name in WINDOWS},
-    **{f"tokens of {name}": lambda catalog, name=name: catalog.token_ids_of(name) for name in WINDOWS},
-    **{f"children of {name}": lambda catalog, name=name: catalog.children(name) for name in WINDOWS},
+    **{f"window {name}": partial(SqliteCatalog.window, name=name) for name in WINDOWS},
+    **{f"chunks of {name}": partial(SqliteCatalog.chunks_of, name=name) for name in WINDOWS},
+    **{f"tokens of {name}": partial(SqliteCatalog.token_ids_of, name=name) for name in WINDOWS},
+    **{f"children of {name}": partial(SqliteCatalog.children, name=name) for name in WINDOWS},
 }
 
 
