@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -93,6 +93,16 @@ def hold_blocks(pool: "BlockPool", blocks: "Sequence[KVCacheBlock]") -> None:
 def let_go_blocks(pool: "BlockPool", blocks: "Sequence[KVCacheBlock]") -> None:
     """In reverse, so that the end of a sequence is evicted before its beginning."""
     pool.free_blocks(reversed(blocks))
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def tokenizer(vllm_config: "VllmConfig") -> Any:
+    """The model's tokenizer, loaded at the first call; None where vLLM was told to do without."""
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    return cached_tokenizer_from_config(vllm_config.model_config)
 
 
 # --- accounts --------------------------------------------------------------------------------------------------------

@@ -104,16 +104,20 @@ class Reader:
         window = (row.name, row.created_at)
         keys = self._keys_of.get(window)
         if keys is None:
-            keys = self._keys_of[window] = tuple(chunk.key for chunk in catalog.chunks_of(row.name))
+            chunks = catalog.chunks_of(row.name)
+            self._engine.placement.learn(chunks)
+            keys = self._keys_of[window] = tuple(chunk.key for chunk in chunks)
             while len(self._keys_of) > REMEMBERED_WINDOWS:
                 self._keys_of.popitem(last=False)
         return views.storage_tier(self._engine.placement.tiers_of(keys))
 
     async def _window_status(self, name: str, include_blocks: bool) -> dict[str, Any]:
         def read(catalog: Catalog) -> dict[str, Any]:
+            chunks = catalog.chunks_of(name)
+            self._engine.placement.learn(chunks)
             return views.window_status(
                 catalog.window(name),
-                catalog.chunks_of(name),
+                chunks,
                 catalog.children(name),
                 self._engine.placement,
                 include_blocks=include_blocks,
@@ -149,6 +153,7 @@ class Reader:
                 cached_tokens=cached if fresh else None,
                 created_at=view.created_at,
                 last_active_at=view.last_active_at,
+                title=view.title,
             )
             items.append(views.live_session_item(session, row))
         return items + [views.session_item(row) for row in stored.values()]
@@ -169,5 +174,5 @@ def _tier(held: TierTotals, limit_bytes: int | None) -> dict[str, Any]:
 def _state(view: SessionView, row: SessionRow | None) -> SessionState:
     """Frozen or thawed until the session speaks again."""
     if row is None or view.running or view.last_active_at > row.updated_at:
-        return SessionState.ACTIVE
+        return SessionState.EXPIRED if view.expired else SessionState.ACTIVE
     return SessionState(row.event.value)

@@ -175,6 +175,7 @@ class SchedulerSide:
         """The sessions, and how many tokens of each the prefix cache still has."""
         size = self._geometry.block_tokens
         pool = self._require_pool()
+        self._sessions.expire(lambda block: compat.cached_blocks(pool, [block])[0] is not None)
         return [
             (view, size * sum(block is not None for block in compat.cached_blocks(pool, view.block_hashes)))
             for view in self._sessions.views()
@@ -209,7 +210,7 @@ class SchedulerSide:
         if recompute is not None:
             return (recompute.stored,)
         salt = salt_hash(request.cache_salt) if request.cache_salt else None
-        return self._visibility.of(request.session_id, salt)
+        return self._visibility.of(self._sessions.session_id_of(request), salt)
 
     def _tokens_by_tier(self, parts: Sequence[ChunkBlocks]) -> dict[TierName, int]:
         tokens: dict[TierName, int] = {}

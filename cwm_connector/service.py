@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Final
 import cwm_connector
 from cwm_connector import compat
 from cwm_connector.board import JobBoard
-from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.catalog.opening import open_catalog
 from cwm_connector.claims import Claims
 from cwm_connector.control import ControlServer, ControlThread, StoreLock
 from cwm_connector.engine import CatalogThread, Engine
 from cwm_connector.fingerprints import files_digest
+from cwm_connector.follow import Follower
 from cwm_connector.identity import FORMAT_VERSION, Geometry, Passport
 from cwm_connector.jobs import WorkerFacts
 from cwm_connector.mailbox import Mailbox
@@ -26,6 +27,7 @@ from cwm_connector.scheduler import SchedulerSide
 from cwm_connector.sessions import SessionIndex, now_micros
 from cwm_connector.settings import CatalogKind, Settings, private_folder
 from cwm_connector.tiers.stores import open_stores
+from cwm_connector.titles import Titler
 from cwm_connector.visibility import Visibility
 
 if TYPE_CHECKING:
@@ -58,15 +60,17 @@ class EngineService:
         self._core = compat.find_engine_core()
         self._geometry = Geometry.of(compat.block_tokens(kv_cache_config), settings.chunk_tokens)
         self._visibility = Visibility()
+        self._titler = Titler(lambda: compat.tokenizer(vllm_config))
         self._board = JobBoard(self._world_size)
         self._mailbox = Mailbox(self._wake)
         self._placement = Placement(self._world_size)
         self._metrics = Metrics()
         self._control: ControlThread | None = None
+        self._follower = Follower()
         self._background: list[asyncio.Task[None]] = []
         self.scheduler = SchedulerSide(
             self._geometry,
-            SessionIndex(self._model, self._geometry.block_tokens, self._visibility.thawed_into),
+            SessionIndex(self._model, self._geometry.block_tokens, self._visibility.thawed_into, self._titler.entitle),
             self._visibility,
             self._board,
             self._mailbox,
@@ -94,6 +98,7 @@ class EngineService:
         self._board.fail_all(CWMError(Code.ENGINE_UNREACHABLE, "the engine shut down; call again when it is back"))
         if self._control is not None:
             self._control.stop()
+        self._titler.close()
         for store in self._stores:
             store.close()
         self._lock.release()
@@ -104,7 +109,7 @@ class EngineService:
 
     async def _open(self, facts: Sequence[WorkerFacts]) -> None:
         passport = await asyncio.to_thread(self._passport, facts)
-        catalog = CatalogThread(lambda: SqliteCatalog.open(self._settings.catalog_path))
+        catalog = CatalogThread(lambda: open_catalog(self._settings, self._claims.engine_id, self._follower.note_gone))
         recovered = await catalog.run(lambda catalog: recover(catalog, self._stores, self._claims))
         logger.info(
             "store %s: swept %d leftovers and %d orphans; %d chunks are damaged",
@@ -136,6 +141,8 @@ class EngineService:
         server = ControlServer(self._settings.socket_path, operations, self._model, cwm_connector.__version__)
         await server.start()
         self._background = [asyncio.create_task(operations.keeper.run())]
+        if self._claims.shared:
+            self._background.append(asyncio.create_task(self._follower.run(engine, operations.keeper)))
 
     def _submit_prefill(self, request_id: str, token_ids: "memoryview[int]", cache_salt: str | None) -> None:
         if self._core is None:

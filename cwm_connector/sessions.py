@@ -1,20 +1,33 @@
 """Who is speaking, and the chain of tokens and blocks of each of a session's heads.
 
 Engine thread only; what is handed out (`HeadSnapshot`) is immutable and may go anywhere. A session is known by the
-request's session id, else by its cache salt, of which only a hash is ever shown.
+request's session id, else by its cache salt, of which only a hash is ever shown. A request that says nothing belongs to
+the anonymous session whose conversation it continues, else it opens one (anonymous.py). What a request says is never
+overruled: with an id, legal or not, or with a salt it is never taken for anonymous.
 
 One session can carry several unrelated chains (subagents, title generation, a branch taken after a thaw): each is a
-head. A finished request extends the head with which it shares at least half of the head's blocks, else it opens one.
+head. A client may name the head in the session id, as `SESSION/HEAD`; that is how the middleware tells subagents. Else
+a finished request extends the head with which it shares at least half of the head's blocks, or opens one.
+
+A session expires when it was unused for `EXPIRES_AFTER` and the prefix cache has lost its beginning, so that nothing of
+it could be hit: it is still listed, its tokens are let go, and it can't be frozen any more. That is looked at whenever
+sessions are listed. Speaking again revives it. Without ever expiring, sessions are bounded by number, anonymous ones
+(a benchmark makes thousands) by fewer and by tokens, the longest unused dropped first.
 """
 
 import hashlib
+import secrets
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
+from cwm_connector.anonymous import Beginnings
+from cwm_connector.heads import Chain, Heads, meant
 from cwm_connector.protocol import Code, CWMError, is_session_id
 from cwm_connector.terms import Micros
 
@@ -23,7 +36,14 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 MAX_SESSIONS: Final = 4096
-MAX_HEADS: Final = 16
+MAX_ANONYMOUS: Final = 1024
+MAX_ANONYMOUS_TOKENS: Final = 8_000_000
+"""In all anonymous sessions together: 32 MB of ids, and as much again of hashes at 16 tokens a block."""
+EXPIRES_AFTER: Final = 24 * 3600 * 1_000_000
+"""Microseconds."""
+
+Entitle = Callable[["array[int]", Callable[[str], None]], None]
+"""(token ids, where to tell the title): see titles.Titler.entitle."""
 
 
 def now_micros() -> Micros:
@@ -38,6 +58,27 @@ def salt_hash(cache_salt: str) -> bytes:
 def session_of_salt(cache_salt: str) -> str:
     """The id of a session that is known by its salt alone."""
     return f"salt-{salt_hash(cache_salt).hex()[:24]}"
+
+
+def is_text_only(request: "Request") -> bool:
+    """True if token ids and weights alone determine the request's KV: no adapter, no images, no embeddings."""
+    return request.lora_request is None and not request.mm_features and request.prompt_embeds is None
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """Who a request comes from: a session, and the head that the client names."""
+
+    session_id: str
+    head: str | None = None
+
+
+def told_speaker(session_id: str | None) -> Speaker | None:
+    """What a request's session id says: `SESSION` or `SESSION/HEAD`; None where it is neither."""
+    session, _, head = (session_id or "").partition("/")
+    if not is_session_id(session) or (head and not is_session_id(head)):
+        return None
+    return Speaker(session, head or None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,29 +96,9 @@ class HeadSnapshot:
     last_active_at: Micros
 
 
-@dataclass(slots=True)
-class _Head:
-    name: str
-    token_ids: "array[int]"
-    block_hashes: "tuple[BlockHash, ...]"
-    cache_salt: str | None
-    text_only: bool
-    last_active_at: Micros
-
-
-@dataclass(slots=True)
-class _Session:
-    session_id: str
-    created_at: Micros
-    last_active_at: Micros
-    heads: "OrderedDict[str, _Head]" = field(default_factory=OrderedDict)
-    running: "dict[str, Request]" = field(default_factory=dict)
-    opened: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class SessionView:
-    """A session as listed. `token_count` is that of the head last active."""
+    """A session as listed. Tokens, hashes and title are those of the head that a freeze without a head would take."""
 
     session_id: str
     created_at: Micros
@@ -86,163 +107,244 @@ class SessionView:
     heads: tuple[str, ...]
     running: bool
     block_hashes: "tuple[BlockHash, ...]" = field(repr=False)
+    title: str | None = field(default=None, repr=False)
+    expired: bool = False
 
 
-def _common(ours: "tuple[BlockHash, ...]", theirs: "tuple[BlockHash, ...]") -> int:
-    """How many leading hashes agree. Hashes are chained, so the last equal one decides: a binary search."""
-    low, high = 0, min(len(ours), len(theirs))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if ours[middle - 1] == theirs[middle - 1]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+@dataclass(slots=True)
+class _Session:
+    session_id: str
+    created_at: Micros
+    last_active_at: Micros
+    heads: Heads = field(default_factory=Heads)
+    running: "dict[str, tuple[Request, str | None]]" = field(default_factory=dict)
+    """The requests, and the heads that their clients named."""
+    expired: SessionView | None = None
+    """As it was last listed before its tokens were let go."""
 
 
 class SessionIndex:
-    """The sessions of this engine since its start, the longest unused dropped beyond `MAX_SESSIONS`."""
+    """The sessions of this engine since its start; see the module's text for which are kept."""
 
-    def __init__(self, model: str, block_tokens: int, thawed_into: Callable[[bytes], str | None]) -> None:
+    def __init__(
+        self,
+        model: str,
+        block_tokens: int,
+        thawed_into: Callable[[bytes], str | None],
+        entitle: Entitle | None = None,
+        clock: Callable[[], Micros] = now_micros,
+    ) -> None:
         """`thawed_into` tells the session of a thaw's salt hash, or None for a salt that no thaw made."""
         self._model = model
         self._block_tokens = block_tokens
         self._thawed_into = thawed_into
+        self._entitle = entitle
+        self._clock = clock
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        self._anonymous: OrderedDict[str, _Session] = OrderedDict()
+        self._anonymous_tokens = 0
+        self._beginnings = Beginnings(block_tokens)
+        self._speaking: dict[str, Speaker] = {}
 
-    def identify(self, request: "Request") -> str | None:
-        """The session of a request, or None where it says nothing."""
-        if request.session_id and is_session_id(request.session_id):
-            return str(request.session_id)
-        if request.cache_salt:
-            return self._thawed_into(salt_hash(request.cache_salt)) or session_of_salt(request.cache_salt)
-        return None
+    # --- requests ---
 
     def request_added(self, request: "Request") -> None:
-        if (name := self.identify(request)) is not None:
-            session = self._open(name)
-            session.running[request.request_id] = request
+        speaker = self._told(request)
+        if speaker is not None:
+            session = self._open(speaker.session_id)
+        elif request.session_id or not is_text_only(request):
+            return  # what it says is no session id, or nothing of it could ever be frozen
+        else:
+            session = self._open_anonymous(request)
+            speaker = Speaker(session.session_id)
+        self._speaking[request.request_id] = speaker
+        session.running[request.request_id] = (request, speaker.head)
 
     def request_finished(self, request: "Request") -> None:
         """Takes over the request's computed tokens as the new end of one of its session's heads."""
-        name = self.identify(request)
-        if name is None:
+        speaker = self._speaking.pop(request.request_id, None)
+        session = None if speaker is None else self._known(speaker.session_id)
+        if speaker is None or session is None:
             return
-        session = self._open(name)
         session.running.pop(request.request_id, None)
-        chain = self._chain(request)
-        if not chain[1]:
-            return  # not one full block was computed: nothing that could be frozen
-        head = self._head_for(session, chain[1])
-        head.token_ids, head.block_hashes = chain
-        head.cache_salt = request.cache_salt
-        head.text_only = head.text_only and is_text_only(request)
-        head.last_active_at = session.last_active_at
-        session.heads.move_to_end(head.name)
-        while len(session.heads) > MAX_HEADS:
-            session.heads.popitem(last=False)
+        before = session.heads.tokens
+        self._touch(session)
+        computed = self._chain(request)
+        # Without one full block there is nothing that could be frozen.
+        if computed.block_hashes:
+            head = session.heads.extend(computed, speaker.head, session.last_active_at)
+            if head.title is None and self._entitle is not None:
+                self._entitle(computed.token_ids, lambda title: setattr(head, "title", title))
+        if session.session_id in self._anonymous:
+            self._anonymous_tokens += session.heads.tokens - before
+            if not session.heads and not session.running:
+                self._drop_anonymous(session.session_id)
+            self._bound_anonymous()
+
+    def session_id_of(self, request: "Request") -> str | None:
+        """The session whose windows the request may load: the one it names, or the anonymous one it belongs to.
+
+        A salt alone names none: it opens what was thawed for it and no more.
+        """
+        if request.session_id:
+            told = told_speaker(request.session_id)
+            return None if told is None else told.session_id
+        speaker = self._speaking.get(request.request_id)
+        return None if request.cache_salt or speaker is None else speaker.session_id
+
+    # --- what is asked for ---
 
     def snapshot(self, session_id: str, head: str | None) -> HeadSnapshot:
         """The head named, or the one last active (a running request counts as soon as it is ahead of what it extends).
 
-        `session_id` may also be the cache salt that the session is known by.
+        Heads that clients named, as subagents', are left out unless there are no others. `session_id` may also be the
+        cache salt that the session is known by.
         Raises: CWM-2001 where there is no such session or head; CWM-3001 where no full block of it was computed yet.
         """
-        session = self._sessions.get(session_id) or self._sessions.get(session_of_salt(session_id))
-        if session is None:
+        session = self._known(session_id) or self._known(session_of_salt(session_id))
+        if session is None or session.expired is not None:
+            state = "knows no session" if session is None else "has let the tokens go of the expired session"
             raise CWMError(
                 Code.SESSION_NOT_FOUND,
-                f"this engine knows no session {session_id!r}; session_list shows the ones it knows",
+                f"this engine {state} {session_id!r}; session_list shows the ones it knows",
                 session_id=session_id,
             )
-        candidates = {each.name: each for each in session.heads.values()}
-        for request in session.running.values():
-            tokens, hashes = self._chain(request)
-            extended = self._nearest(session, hashes)
-            if hashes and (extended is None or len(hashes) > len(extended.block_hashes)):
-                name = extended.name if extended else f"h{session.opened + 1}"
-                candidates.pop(name, None)
-                candidates[name] = _Head(
-                    name, tokens, hashes, request.cache_salt, is_text_only(request), session.last_active_at
-                )
+        running = [(self._chain(request), name) for request, name in session.running.values()]
+        candidates = session.heads.with_running(running, session.last_active_at)
+        chosen = meant(candidates.values()) if head is None else candidates.get(head)
         if not candidates:
             raise CWMError(
                 Code.STATE,
                 f"session {session_id!r} has no full block of {self._block_tokens} tokens yet; freeze it later",
                 session_id=session_id,
             )
-        if head is not None and head not in candidates:
+        if chosen is None:
             raise CWMError(
                 Code.SESSION_NOT_FOUND,
                 f"session {session_id!r} has no head {head!r}; it has {', '.join(candidates)}",
                 session_id=session_id,
                 head=head,
             )
-        chosen = candidates[head] if head is not None else next(reversed(candidates.values()))
         return HeadSnapshot(
             session.session_id,
             chosen.name,
             self._model,
-            chosen.token_ids,
-            chosen.block_hashes,
-            chosen.cache_salt,
-            chosen.text_only,
+            chosen.chain.token_ids,
+            chosen.chain.block_hashes,
+            chosen.chain.cache_salt,
+            chosen.chain.text_only,
             session.created_at,
             chosen.last_active_at,
         )
 
     def views(self) -> tuple[SessionView, ...]:
         """Last active first."""
-        return tuple(self._view(session) for session in reversed(self._sessions.values()))
+        return tuple(_view(session) for session in sorted(self._all(), key=_last_active, reverse=True))
 
-    def _view(self, session: _Session) -> SessionView:
-        newest = next(reversed(session.heads.values()), None)
-        return SessionView(
-            session.session_id,
-            session.created_at,
-            session.last_active_at,
-            len(newest.token_ids) if newest else 0,
-            tuple(session.heads),
-            bool(session.running),
-            newest.block_hashes if newest else (),
-        )
+    def expire(self, is_cached: "Callable[[BlockHash], bool]") -> None:
+        """Lets the tokens go of what the module's text calls expired."""
+        latest = self._clock() - EXPIRES_AFTER
+        for session in self._all():
+            if session.expired is not None or session.running or session.last_active_at > latest:
+                continue
+            if any(is_cached(head.chain.block_hashes[0]) for head in session.heads):
+                continue
+            session.expired = replace(_view(session), block_hashes=(), expired=True)
+            if session.session_id in self._anonymous:
+                self._anonymous_tokens -= session.heads.tokens
+            session.heads = Heads()
+
+    # --- inside ---
+
+    def _told(self, request: "Request") -> Speaker | None:
+        """Who the request says that it is."""
+        if (told := told_speaker(request.session_id)) is not None:
+            return told
+        if request.cache_salt:
+            return Speaker(self._thawed_into(salt_hash(request.cache_salt)) or session_of_salt(request.cache_salt))
+        return None
+
+    def _all(self) -> Iterator[_Session]:
+        return chain(self._sessions.values(), self._anonymous.values())
+
+    def _known(self, name: str) -> _Session | None:
+        return self._sessions.get(name) or self._anonymous.get(name)
 
     def _open(self, name: str) -> _Session:
-        now = now_micros()
-        session = self._sessions.get(name)
-        if session is None:
-            session = self._sessions[name] = _Session(name, now, now)
+        if name not in self._sessions:
+            # Who calls an anonymous session by its name has read it in a list: from now on the session is known by it.
+            self._sessions[name] = self._drop_anonymous(name) or self._new(name)
             while len(self._sessions) > MAX_SESSIONS:
                 self._sessions.popitem(last=False)
-        session.last_active_at = now
-        self._sessions.move_to_end(name)
+        return self._touch(self._sessions[name])
+
+    def _open_anonymous(self, request: "Request") -> _Session:
+        name = self._beginnings.find(request)
+        if name is None:
+            name = self._new_name()
+            self._beginnings.add(name, request)
+            self._anonymous[name] = self._new(name)
+            self._bound_anonymous()
+        return self._touch(self._anonymous[name])
+
+    def _new(self, name: str) -> _Session:
+        now = self._clock()
+        return _Session(name, now, now)
+
+    def _new_name(self) -> str:
+        """When it began, and enough beside that for another engine to make the same one hardly ever."""
+        begun = datetime.fromtimestamp(self._clock() / 1e6, UTC)
+        name = f"anon-{begun:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        return self._new_name() if self._known(name) else name
+
+    def _touch(self, session: _Session) -> _Session:
+        session.last_active_at = self._clock()
+        session.expired = None
+        (self._anonymous if session.session_id in self._anonymous else self._sessions).move_to_end(session.session_id)
         return session
 
-    def _chain(self, request: "Request") -> "tuple[array[int], tuple[BlockHash, ...]]":
+    def _bound_anonymous(self) -> None:
+        while len(self._anonymous) > MAX_ANONYMOUS or (
+            self._anonymous_tokens > MAX_ANONYMOUS_TOKENS and len(self._anonymous) > 1
+        ):
+            self._drop_anonymous(next(iter(self._anonymous)))
+
+    def _drop_anonymous(self, name: str) -> _Session | None:
+        session = self._anonymous.pop(name, None)
+        if session is not None:
+            self._beginnings.remove(name)
+            self._anonymous_tokens -= session.heads.tokens
+        return session
+
+    def _chain(self, request: "Request") -> Chain:
         """Computed tokens and the hashes of their full blocks.
 
         vLLM counts tokens of steps that are still under way as computed; they are left out.
         """
         computed = min(request.num_computed_tokens - request.num_in_flight_tokens, request.num_tokens)
-        tokens = array("i", request.all_token_ids[:computed])
-        return tokens, tuple(request.block_hashes[: computed // self._block_tokens])
-
-    @staticmethod
-    def _nearest(session: _Session, hashes: "tuple[BlockHash, ...]") -> _Head | None:
-        """The head of which `hashes` repeats at least half, the most of it first."""
-        shared = [(_common(each.block_hashes, hashes), each) for each in session.heads.values()]
-        fitting = [(count, each) for count, each in shared if count and 2 * count >= len(each.block_hashes)]
-        return max(fitting, key=lambda pair: pair[0])[1] if fitting else None
-
-    def _head_for(self, session: _Session, hashes: "tuple[BlockHash, ...]") -> _Head:
-        found = self._nearest(session, hashes)
-        if found is None:
-            session.opened += 1
-            found = _Head(f"h{session.opened}", array("i"), (), None, True, session.last_active_at)
-            session.heads[found.name] = found
-        return found
+        return Chain(
+            array("i", request.all_token_ids[:computed]),
+            tuple(request.block_hashes[: computed // self._block_tokens]),
+            request.cache_salt,
+            is_text_only(request),
+        )
 
 
-def is_text_only(request: "Request") -> bool:
-    """True if token ids and weights alone determine the request's KV: no adapter, no images, no embeddings."""
-    return request.lora_request is None and not request.mm_features and request.prompt_embeds is None
+def _last_active(session: _Session) -> Micros:
+    return session.last_active_at
+
+
+def _view(session: _Session) -> SessionView:
+    if session.expired is not None:
+        return session.expired
+    head = meant(session.heads)
+    return SessionView(
+        session.session_id,
+        session.created_at,
+        session.last_active_at,
+        len(head.chain.token_ids) if head else 0,
+        tuple(each.name for each in session.heads),
+        bool(session.running),
+        head.chain.block_hashes if head else (),
+        head.title if head else None,
+    )

@@ -55,6 +55,22 @@ def test_a_request_has_the_fields_that_a_session_reads() -> None:
     assert is_text_only(one)
 
 
+def test_a_list_of_token_ids_is_sliced_and_compared_as_beginnings_do() -> None:
+    one = request(range(20))
+    assert one.all_token_ids[16:19] == [16, 17, 18]
+    assert isinstance(one.block_hashes[0], bytes)
+
+
+def test_the_tokenizer_is_the_model_s_and_none_where_vllm_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("vllm.tokenizers.registry.cached_get_tokenizer", lambda name, **_: asked.append(name))
+    model = {"tokenizer": "name", "runner_type": "generate", "tokenizer_mode": "auto", "tokenizer_revision": None}
+    for skipped in (True, False):
+        config = SimpleNamespace(**model, skip_tokenizer_init=skipped, trust_remote_code=False, hf_config=None)
+        compat.tokenizer(SimpleNamespace(model_config=config))
+    assert asked == ["name"]
+
+
 def test_the_salt_changes_vllm_s_hashes_but_is_the_same_for_the_same_salt() -> None:
     plain, salted, again = (
         request(range(BLOCK)),

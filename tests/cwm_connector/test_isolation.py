@@ -1,0 +1,63 @@
+"""Whose windows a request may load, from its headers to loaded pages: its own session's and no other's."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cwm_connector.middleware import SessionHeader
+from cwm_connector.protocol import Op
+from tests.support.miniature import Miniature
+from tests.support.vllm_parts import BLOCK_TOKENS
+
+WORDS = list(range(1, 4 * BLOCK_TOKENS + 1))
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Miniature]:
+    engine = Miniature(tmp_path / "home")
+    yield engine
+    engine.close()
+
+
+async def session_of(**headers: str) -> str | None:
+    """What vLLM puts on the request of a client with these headers."""
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope: dict[str, Any] = {"type": "http", "headers": raw}
+
+    async def app(*_: object) -> None:
+        pass
+
+    await SessionHeader(app)(scope, None, None)  # type: ignore[arg-type]
+    return next((value.decode() for name, value in scope["headers"] if name == b"x-session-id"), None)
+
+
+async def test_a_thawed_window_is_open_to_its_session_and_its_subagents_and_to_nobody_else(engine: Miniature) -> None:
+    alice = await session_of(x_claude_code_session_id="alice")
+    agent = await session_of(x_claude_code_session_id="alice", x_claude_code_agent_id="a1")
+    bob = await session_of(x_claude_code_session_id="bob", x_claude_code_agent_id="alice")
+    codex = await session_of(session_id="carol")
+    await engine.serve([*WORDS, 1], alice)
+    await engine.call(Op.FREEZE, session_id="alice", window_name="w")
+    thawed = await engine.call(Op.THAW, window_name="w")
+    await engine.evict()
+    assert thawed["session_id"] == alice
+    assert await engine.resume(WORDS, alice) == len(WORDS)
+    assert await engine.resume(WORDS, agent) == len(WORDS)
+    for stranger in (bob, codex, await session_of(), "alice/a/b", "salt-alice"):
+        assert await engine.resume(WORDS, stranger) == 0, stranger
+    assert await engine.resume(WORDS, None, "some salt") == 0
+
+
+async def test_an_anonymous_session_can_be_frozen_and_its_window_stays_its_own(engine: Miniature) -> None:
+    await engine.serve([*WORDS, 1])
+    (view, _), *others = engine.scheduler.session_views()
+    assert not others
+    frozen = await engine.call(Op.FREEZE, session_id=view.session_id, window_name="w")
+    assert frozen["captured_tokens"] == len(WORDS)
+    await engine.call(Op.THAW, window_name="w", new_session_id="alice")
+    await engine.evict()
+    assert await engine.resume(WORDS) == 0
+    assert await engine.resume(WORDS, "bob") == 0
+    assert await engine.resume(WORDS, "alice") == len(WORDS)
