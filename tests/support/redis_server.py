@@ -1,6 +1,7 @@
-"""A real redis-server (or valkey-server) for tests: on a free port of 127.0.0.1 and a Unix socket, in a folder of its own.
+"""A real redis-server for tests: on a free port of 127.0.0.1 and a Unix socket, in a folder of its own.
 
-CWM_TEST_REDIS_SERVER names another binary. Where there is none, what asks for a server is skipped by name.
+CWM_TEST_REDIS_SERVER names another binary, such as valkey-server. Where there is none, what asks for a server is
+skipped by name.
 """
 
 import datetime
@@ -141,6 +142,7 @@ class RedisServer:
         with self.client() as client:
             while self._process.poll() is None and time.monotonic() < deadline:
                 try:
+                    client.ping()  # refused while it loads its file
                     if client.info("server")["process_id"] == self._process.pid:
                         return True
                 except redis.RedisError:

@@ -1,0 +1,277 @@
+"""The coldest tier: sealed chunks as values of a Redis or Valkey server, one for each part of a chunk.
+
+    NAMESPACE:{<chunk key in hex>.<rank>}:chunk     the sealed bytes
+    NAMESPACE:{<chunk key in hex>.<rank>}:claims    the claims on them, a set
+
+Both keys of a part lie in one slot of a cluster; parts spread over all of them. Value and claim are written in one
+transaction, and the value goes with its last claim, in one script: nobody sees half of either.
+
+Threads: any but the engine's own. Reads, writes and upkeep have threads of their own, each with its own connection.
+Every call is answered within its time-out, and the connections are made anew by themselves once the server is back.
+"""
+
+import functools
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import closing
+from typing import Any, Final, TypeVar
+
+from cwm_connector.protocol import Code, CWMError
+from cwm_connector.redis_link import RedisLink, info
+from cwm_connector.terms import NO_CLAIM, ChunkKey, Claim, TierName
+from cwm_connector.tiers.base import ChunkId
+from cwm_connector.tiers.bounded import BoundedThreads
+from cwm_connector.tiers.redis_errors import silence
+from cwm_connector.tiers.redis_pipe import Breaker, Command, Pipe, WrongLength
+from cwm_connector.tiers.redis_state import ServerState, look
+from cwm_connector.tiers.redis_written import Written
+
+T = TypeVar("T")
+
+MAX_VALUE_BYTES: Final = 512 << 20
+"""Redis' own limit (proto-max-bulk-len)."""
+CONNECT_TIMEOUT_S: Final = 5.0
+TIMEOUT_S: Final = 30.0
+REST_S: Final = 1.0
+"""How long nobody tries again after a connect that timed out."""
+_SETTLE_S: Final = 15.0
+_MARGIN_S: Final = 1.0
+_SCAN_COUNT: Final = 1000
+_NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,200}")
+"""Nothing that means something in a pattern of SCAN or in a cluster's hash tag."""
+_DELETE: Final = """
+redis.call('SREM', KEYS[2], ARGV[1])
+if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+return redis.call('UNLINK', KEYS[1])
+"""
+
+
+class RedisTier:
+    """A `ChunkStore` in `namespace` of the server that `url` names: redis://, rediss:// (TLS) or unix://.
+
+    Making one asks nothing of the server. `workers` transfers run at once in each direction. A connect may take
+    `connect_timeout_s`, and so may the server's first answers on it; then each call may take `timeout_s`. Failures are
+    CWM-5002 where the server is away, refuses us or does not answer; what else a method fails with is said there.
+
+    Raises: CWM-1003 for a URL that can't be one; ValueError for a namespace with other than `A-Za-z0-9._:-`.
+    """
+
+    name = TierName.REDIS
+
+    def __init__(
+        self,
+        url: str,
+        namespace: str,
+        *,
+        shared: bool = False,
+        workers: int = 2,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        if not _NAMESPACE.fullmatch(namespace):
+            raise ValueError(f"{namespace!r} is no namespace")
+        self.shared = shared
+        self._url = url
+        self._namespace = namespace
+        self._connect_timeout_s = connect_timeout_s
+        self._timeout_s = timeout_s
+        self._breaker = Breaker(REST_S)
+        self._written = Written()
+        self._own = threading.local()
+        self._new_pipe()  # complains of the URL now
+        self._pipes_lock = threading.Lock()
+        self._pipes: list[Pipe] = []
+        patience_s = 2 * connect_timeout_s + timeout_s + _MARGIN_S
+        self._readers = BoundedThreads("cwm-redis-read", workers, patience_s)
+        self._writers = BoundedThreads("cwm-redis-write", workers, patience_s)
+        self._upkeep = BoundedThreads("cwm-redis-upkeep", 2, patience_s)
+
+    # --- transfers ----------------------------------------------------------------------------------------------------
+
+    def write(self, chunk: ChunkId, sealed: memoryview, claim: Claim = NO_CLAIM) -> "Future[None]":
+        """Fails with CWM-4003 for a server at its memory limit, which then has nothing of it, and for a chunk beyond
+        `MAX_VALUE_BYTES`."""
+        _check_buffer(sealed)
+        return self._writers.submit(lambda: self._write(chunk, sealed, claim), _overdue)
+
+    def read(self, chunk: ChunkId, into: memoryview) -> "Future[None]":
+        """Fails with CWM-2003 (not there) or CWM-4004 (another length), `into` being untouched then."""
+        _check_buffer(into)
+        return self._readers.submit(lambda: self._read(chunk, into), _overdue)
+
+    def _write(self, chunk: ChunkId, sealed: memoryview, claim: Claim) -> None:
+        if sealed.nbytes > MAX_VALUE_BYTES:
+            raise CWMError(
+                Code.QUOTA,
+                f"a chunk of {sealed.nbytes} bytes is larger than a value of Redis may be ({MAX_VALUE_BYTES}); set "
+                "CWM_CHUNK_TOKENS lower",
+            )
+        value, claims = self._keys(chunk)
+        pipe, deadline = self._pipe(), self._deadline()
+        pipe.ask(("MULTI",), ("SET", value, sealed), ("SADD", claims, claim), deadline=deadline)
+        pipe.ask(("EXEC",), deadline=deadline)  # not after its time-out: its caller was told that it failed
+        self._written.note(pipe.run_id)
+
+    def _read(self, chunk: ChunkId, into: memoryview) -> None:
+        value, _ = self._keys(chunk)
+        try:
+            (found,) = self._pipe().ask(("GET", value), deadline=self._deadline(), into=into)
+        except WrongLength as other:
+            raise CWMError(
+                Code.CORRUPT,
+                f"a stored chunk has {other.found} bytes instead of {into.nbytes}; its tokens are computed again, "
+                "freeze anew to replace it",
+                fault="length",
+            ) from None
+        if found is None:
+            raise CWMError(Code.CHUNK_MISSING, "a chunk is not in Redis; its tokens are computed again")
+
+    # --- upkeep -------------------------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Returns once every finished write is on the server's disk: at once, or after a second or two where the server
+        syncs its file every second.
+
+        Raises: CWM-5002, also for a server that keeps nothing over a restart, and for one that has restarted since a
+        write that no sync had settled; the callers' threads are told of that once each.
+        """
+        count = self._written.count()
+        run_id = self._with_link(self._settle)
+        if not self._written.settle(run_id, count):
+            raise CWMError(Code.BACKEND, "the Redis server restarted in the middle of the writes; write them again")
+
+    def _settle(self, link: RedisLink) -> bytes:
+        run_id = info(link, "server").get("run_id", "").encode()
+        try:
+            link.settle(_SETTLE_S)
+        except CWMError as problem:
+            if problem.code is not Code.ARGUMENT:
+                raise
+            raise _keeps_nothing(problem.context["reason"]) from None
+        return run_id
+
+    def delete(self, chunk: ChunkId, claim: Claim = NO_CLAIM) -> bool:
+        """See `ChunkStore`. Works at the memory limit as well."""
+        return bool(self._ask(("EVAL", _DELETE, 2, *self._keys(chunk), claim)))
+
+    def claims_of(self, chunk: ChunkId) -> frozenset[Claim]:
+        return frozenset(Claim(claim.decode()) for claim in self._ask(("SMEMBERS", self._keys(chunk)[1])))
+
+    def size_of(self, chunk: ChunkId) -> int | None:
+        """The value's length in bytes, whatever that is; None if there is none."""
+        return int(self._ask(("STRLEN", self._keys(chunk)[0]))) or None
+
+    def inventory(self) -> Iterator[tuple[ChunkId, int]]:
+        """Every part in the namespace with its length in bytes, whatever that is."""
+        ours = re.compile(rf"{re.escape(self._namespace)}:\{{([0-9a-f]{{64}})\.([0-9]+)\}}:chunk".encode())
+        found: dict[ChunkId, int] = {}
+        cursor = b"0"
+        while True:
+            cursor, keys, sizes = self._do(functools.partial(self._scan, cursor))
+            for key, size in zip(keys, sizes, strict=True):
+                if size and (match := ours.fullmatch(key)):
+                    found[ChunkId(ChunkKey(bytes.fromhex(match[1].decode())), int(match[2]))] = size
+            if cursor == b"0":
+                return iter(found.items())
+
+    def _scan(self, cursor: bytes) -> tuple[bytes, list[bytes], list[int]]:
+        pipe, deadline = self._pipe(), self._deadline()
+        pattern = f"{self._namespace}:{{*}}:chunk"
+        ((following, keys),) = pipe.ask(("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT), deadline=deadline)
+        return following, keys, pipe.ask(*(("STRLEN", key) for key in keys), deadline=deadline) if keys else []
+
+    def sweep_leftovers(self) -> int:
+        """There are none: a write is there whole, or not."""
+        return 0
+
+    # --- the server ---------------------------------------------------------------------------------------------------
+
+    def check_server(self) -> ServerState:
+        """Raises: CWM-5002 for a server that chunks can't be left to, with what to set; see `redis_state.look`."""
+        return self._with_link(look)
+
+    def limit_bytes(self) -> int | None:
+        """The server's maxmemory; None where it has none or can't be asked."""
+        try:
+            return self.check_server().maxmemory or None
+        except CWMError:
+            return None
+
+    def condition(self) -> str:
+        return self.check_server().sentence
+
+    def require_lasting(self) -> None:
+        """Also raises CWM-5002 for a server that keeps nothing over a restart."""
+        state = self.check_server()
+        if not state.durable:
+            raise _keeps_nothing(state.sentence)
+
+    def close(self) -> None:
+        """Fails what has not begun, waits for the rest as long as its time-out allows."""
+        for threads in (self._readers, self._writers, self._upkeep):
+            threads.close()
+        with self._pipes_lock:
+            for pipe in self._pipes:
+                pipe.close()
+
+    # --- connections --------------------------------------------------------------------------------------------------
+
+    def _ask(self, command: Command) -> Any:
+        return self._do(lambda: self._pipe().ask(command, deadline=self._deadline()))[0]
+
+    def _do(self, work: Callable[[], T]) -> T:
+        return self._upkeep.submit(work, _overdue).result()
+
+    def _with_link(self, work: Callable[[RedisLink], T]) -> T:
+        """For what only a link knows of the server. A new one each time: it must not outlive the server's start."""
+
+        def run() -> T:
+            self._pipe().ask(("PING",), deadline=self._deadline())  # says best what is wrong
+            patience = {"connect_timeout_s": self._connect_timeout_s, "timeout_s": self._connect_timeout_s}
+            with closing(RedisLink(self._url, **patience)) as link:
+                link.connect()
+                return work(link)
+
+        try:
+            return self._do(run)
+        except CWMError as problem:
+            raise CWMError(problem.code, problem.message) from None  # a link's context repeats the server's address
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._timeout_s
+
+    def _pipe(self) -> Pipe:
+        """This thread's own."""
+        pipe: Pipe | None = getattr(self._own, "pipe", None)
+        if pipe is None:
+            pipe = self._own.pipe = self._new_pipe()
+            with self._pipes_lock:
+                self._pipes.append(pipe)
+        return pipe
+
+    def _new_pipe(self) -> Pipe:
+        return Pipe(self._url, self._breaker, connect_timeout_s=self._connect_timeout_s)
+
+    def _keys(self, chunk: ChunkId) -> tuple[str, str]:
+        part = f"{self._namespace}:{{{chunk.key.hex()}.{chunk.kv_rank}}}"
+        return f"{part}:chunk", f"{part}:claims"
+
+
+def _check_buffer(buffer: memoryview) -> None:
+    if buffer.itemsize != 1 or not buffer.contiguous or buffer.nbytes == 0:
+        raise ValueError(f"{buffer!r} of {buffer.nbytes} bytes is no sealed chunk's buffer")
+
+
+def _overdue(started: bool) -> CWMError:
+    problem = silence("no reply in time")
+    problem.context["buffer_in_use"] = started
+    return problem
+
+
+def _keeps_nothing(why: str) -> CWMError:
+    return CWMError(
+        Code.BACKEND, f"the Redis server may lose what it has, so nothing leaves the disk for it: {why}", reason=why
+    )
