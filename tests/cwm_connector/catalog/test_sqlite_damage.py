@@ -162,24 +162,25 @@ def test_a_flipped_bit_changes_no_answer(path: Path, whole: tuple[bytes, dict[st
     assert caught > FLIPS // 2, "damage that nothing notices was not looked for where it matters"
 
 
+def lead_elsewhere(path: Path, index: str, key: bytes, row: int, other: int) -> None:
+    """Makes the entry of `key` in an index, in the file, lead to the row `other`, which is whole."""
+    with closing(sqlite3.connect(path)) as raw:
+        (root,) = raw.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (index,)).fetchone()
+        (size,) = raw.execute("PRAGMA page_size").fetchone()
+    data = bytearray(path.read_bytes())
+    # An entry ends with the row's id; 1 would be stored in no byte at all.
+    place = data.index(key, (root - 1) * size, root * size) + len(key)
+    assert data[place] == row
+    data[place] = other
+    with path.open("r+b") as file:
+        file.write(data)
+
+
 @pytest.mark.parametrize("opening", [SqliteCatalog.open, SqliteCatalog.open_read_only])
 def test_an_index_that_leads_to_another_window_gives_no_wrong_tokens(path: Path, opening: Any) -> None:
     with closing(SqliteCatalog.open(path)) as catalog:
         fill(catalog)
-    with closing(sqlite3.connect(path)) as raw, raw:
-        roots = dict(raw.execute("SELECT name, rootpage FROM sqlite_master"))
-        (size,) = raw.execute("PRAGMA page_size").fetchone()
-        (one, other) = (
-            raw.execute("SELECT id FROM windows WHERE name = ?", (name,)).fetchone()[0] for name in ("first", "third")
-        )
-    data = bytearray(path.read_bytes())
-    start = (roots["sqlite_autoindex_windows_1"] - 1) * size
-    page = data[start : start + size]
-    assert one == 1  # stored in no byte at all: its entry ends with the name
-    entry = page.index(b"third") + len(b"third")
-    assert page[entry] == other
-    data[start + entry] = 2
-    rewrite(path, bytes(data))
+    lead_elsewhere(path, "sqlite_autoindex_windows_1", b"third", 3, 2)
     with pytest.raises(CWMError) as refused, closing(opening(path)) as catalog:
         catalog.token_ids_of("third")
     assert refused.value.code is Code.CORRUPT
@@ -239,6 +240,13 @@ def filled(path: Path) -> Iterator[SqliteCatalog]:
 def damage(path: Path, statement: str) -> None:
     with closing(sqlite3.connect(path)) as raw, raw:
         assert raw.execute(statement).rowcount
+
+
+def forget_what_was_read(catalog: SqliteCatalog) -> None:
+    """What is asked from now on is read from the file."""
+    with catalog._file.reading() as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        db.execute("PRAGMA shrink_memory")
 
 
 def refusal(call: Callable[[], object]) -> CWMError:
@@ -343,3 +351,36 @@ def test_damage_to_one_window_keeps_no_other_from_being_frozen(filled: SqliteCat
     filled.commit_window(new_window("sharing", chain("b", 3), stored=[], session_id="dora"))
     assert filled.window("sharing").unique_bytes == 0
     refusal(lambda: filled.window("third"))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c: c.window("third"),
+        lambda c: c.chunks_of("third"),
+        lambda c: c.token_ids_of("third"),
+        lambda c: c.clone_window("third", "new", None, None, at(1)),
+        lambda c: c.tag_window("third", ["new"], [], None, at(1)),
+        lambda c: c.bind(Binding("third", "bob", bytes(32), at(1))),
+        lambda c: c.delete_window("third"),
+    ],
+)
+def test_a_running_engine_is_led_to_no_other_window(filled: SqliteCatalog, path: Path, call: Question) -> None:
+    forget_what_was_read(filled)
+    lead_elsewhere(path, "sqlite_autoindex_windows_1", b"third", 3, 2)
+    assert refusal(lambda: call(filled)).context == {"window": "third"}
+
+
+@pytest.mark.parametrize("call", [lambda c: c.stored(KEYS[1:2]), lambda c: c.place(TierName.DISK, KEYS[1:2], [])])
+def test_a_running_engine_is_led_to_no_other_chunk(filled: SqliteCatalog, path: Path, call: Question) -> None:
+    forget_what_was_read(filled)
+    lead_elsewhere(path, "sqlite_autoindex_chunks_1", KEYS[1], 2, 3)
+    refusal(lambda: call(filled))
+
+
+def test_a_reader_lists_a_damaged_window_for_the_words_that_it_had(filled: SqliteCatalog, path: Path) -> None:
+    damage(path, "UPDATE windows SET description = 'other text' WHERE name = 'first'")
+    with closing(SqliteCatalog.open_read_only(path)) as reader:
+        (row,) = reader.list_windows(WindowQuery(search="widget")).windows
+        assert (row.name, row.damaged) == ("first", True)
+        assert reader.list_windows(WindowQuery(search="other")).total == 0
