@@ -163,7 +163,8 @@ async def test_a_prompt_that_cannot_be_sent_leaves_no_thaw_behind(served: Settin
         no_path = await error(client, "window_thaw", **ASK)
         vllm.answers["/tokenize"] = 200, b"<html>"
         something_else = await error(client, "window_thaw", **ASK)
-        vllm.answers["/tokenize"] = 400, {"error": {"message": "roles must alternate.\nTraceback"}}
+        del vllm.answers["/tokenize"]
+        vllm.template, vllm.refusal = None, "roles must alternate.\nTraceback"
         refused = await error(client, "window_thaw", **ASK)
     assert [each["code"] for each in (too_long, no_key, no_path, something_else, refused)] == [
         *(1003, 8001, 5001, 5001, 1003)

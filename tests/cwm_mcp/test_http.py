@@ -273,7 +273,8 @@ async def test_neither_tokens_nor_session_ids_are_logged(filled: Path, tmp_path:
         async with Client(streamable_http_client(server.url, http_client=http), mode=era) as client:
             await answer(client, "window_list")
         server.post({"Authorization": "Bearer wrong-token-of-a-stranger"})
-    said = server.log.read_text()
+    # Without white space, because the library's log breaks lines.
+    said = "".join(server.log.read_text().split())
     assert bool(ids) is (era == "legacy")
     for secret in (TOKEN, "wrong-token-of-a-stranger", *ids):
         assert secret not in said

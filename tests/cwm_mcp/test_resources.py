@@ -147,11 +147,13 @@ async def test_the_engine_is_asked_for_the_ids_where_there_is_one(settings: Sett
         assert (await read_json(client, "window://w/tokens?offset=1"))["token_ids"] == [6, 7]
 
 
-@pytest.mark.parametrize("unit", ["The lock at Harrow was drained. ", "Ärger mit dem Tor 🚧 ", "水門の修理。"])
+@pytest.mark.parametrize(
+    "unit", ["The lock at Harrow was drained. ", "Ärger mit dem Tor 🚧 ", "水門の修理。", "responsibilities "]
+)
 async def test_the_transcript_read_page_by_page_is_the_whole_text(
     home: Path, served: Settings, vllm: VllmServer, unit: str
 ) -> None:
-    ids = vllm.ids(unit * 400)
+    ids = vllm.ids(unit * 1_000)
     keep(home, "long", ids)
     text, uri = "", "window://long/transcript"
     async with connected(served) as client:
@@ -161,6 +163,19 @@ async def test_the_transcript_read_page_by_page_is_the_whole_text(
             uri = more.partition("go on at ")[2].removesuffix("]")
     assert text == vllm.text(ids)
     assert len(vllm.asked["/detokenize"]) > 1
+
+
+async def test_no_page_of_the_transcript_ends_within_a_character(
+    home: Path, served: Settings, vllm: VllmServer
+) -> None:
+    keep(home, "signs", vllm.ids("🚧🛶🌊" * 20))
+    async with connected(served) as client:
+        pages = [await read(client, f"window://signs/transcript?limit={limit}") for limit in range(4, 12)]
+    assert len(pages) == 8
+    for page in pages:
+        text = page.partition("\n\n[tokens ")[0]
+        assert text
+        assert "🚧🛶🌊🚧🛶🌊".startswith(text)
 
 
 async def test_without_vllm_the_transcript_says_what_is_missing_and_the_ids_are_there(
@@ -185,7 +200,7 @@ async def test_without_vllm_the_transcript_says_what_is_missing_and_the_ids_are_
         ("window://nothing/tokens", 2002),
         ("window://nothing/transcript", 2002),
         ("window://.hidden", 1002),
-        ("window://a%2Fb", None),
+        ("window://a%2Fb", 1002),
         ("window://stem/blocks", None),
         ("windows://others", None),
         ("http://stem", None),
@@ -197,7 +212,9 @@ async def test_what_is_not_there_is_an_unknown_resource(
     async with connected(settings, era) as client:
         refused = await refusal(client, uri)
     assert refused.code == INVALID_PARAMS
-    assert refused.message.startswith(f"CWM-{code}: " if code else "") or "Unknown resource" in refused.message
+    assert refused.message.startswith(f"CWM-{code}: " if code else "Unknown resource: ")
+    # The library's own, and its data: the code stands in the text.
+    assert refused.data == {"uri": uri}
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ class VllmServer(ThreadingHTTPServer):
             pytest.skip("the small model is missing: run `make model`")
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.template: Template | None = Template((folder / "chat_template.jinja").read_text())
+        self.refusal = NO_TEMPLATE
+        """Of a conversation, where `template` is None."""
         self.max_model_len = 8192
         self.asked: dict[str, list[Body]] = {}
         self.headers: dict[str, str] = {}
@@ -66,7 +68,7 @@ class VllmServer(ThreadingHTTPServer):
         text = body.get("prompt")
         if text is None:
             if self.template is None:
-                return 400, {"error": {"message": NO_TEMPLATE}}
+                return 400, {"error": {"message": self.refusal}}
             text = self.template.render(messages=body["messages"], add_generation_prompt=True)
         ids = self.ids(text)
         return 200, {"tokens": ids, "count": len(ids), "max_model_len": self.max_model_len}
