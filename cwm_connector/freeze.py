@@ -19,6 +19,7 @@ from cwm_connector.catalog.base import (
     Catalog,
     ChunkRow,
     NewWindow,
+    OutcomeUnknown,
     WindowRow,
 )
 from cwm_connector.catalog.views import storage_tier
@@ -254,6 +255,8 @@ class Freezer:
     async def _commit(self, new: NewWindow, order: SaveOrder) -> WindowRow:
         try:
             row = await to_the_end(self._engine.catalog.run(lambda catalog: catalog.commit_window(new)))
+        except OutcomeUnknown:
+            raise  # the window may be there: what it refers to has to stay
         except CWMError:
             await to_the_end(self._discard(None, order))
             raise

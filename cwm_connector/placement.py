@@ -9,6 +9,7 @@ import queue
 from collections.abc import Collection, Iterable
 from typing import Final, TypeVar
 
+from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.terms import ChunkKey, TierName
 from cwm_connector.tiers.base import ChunkId
 
@@ -53,6 +54,16 @@ class Placement:
         """A durable tier's changes, once the catalog has them."""
         self._durable[tier].update(came)
         self._durable[tier].difference_update(went)
+
+    def learn(self, rows: Iterable[ChunkRow]) -> None:
+        """Takes over what the catalog has of chunks that no durable tier is known to hold; another engine's, perhaps.
+
+        Any thread.
+        """
+        for row in rows:
+            if not any(row.key in chunks for chunks in self._durable.values()):
+                for tier in row.tiers:
+                    self._durable[tier].add(row.key)
 
     def take_uses(self) -> list[ChunkKey]:
         """Chunks that were loaded since the last call."""

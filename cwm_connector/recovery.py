@@ -82,14 +82,19 @@ def recover(catalog: Catalog, stores: Iterable[ChunkStore], claims: Claims) -> R
 
     A tier that can't be asked (a Redis that is away) is left as it is recorded.
     """
-    catalog.sweep_unreferenced()
+    try:
+        catalog.sweep_unreferenced()
+    except CWMError as problem:
+        if not problem.retryable:
+            raise
+        logger.warning("chunks without references are left for a collection: %s", problem)
     rows = {row.key: row for row in catalog.all_chunks()}
     leftovers = orphans = 0
     for store in stores:
         try:
             leftovers += store.sweep_leftovers()
             found = list(store.inventory())
-            orphans += sweep(store, found, rows, claims).chunks
+            orphans += sweep(store, found, rows, claims).chunks if catalog.settled() else 0
         except CWMError as problem:
             logger.warning("the %s tier is left as it was: %s", store.name.value, problem)
             continue

@@ -11,7 +11,7 @@ from typing import Any
 from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.engine import Engine, claimed, to_the_end
 from cwm_connector.keeper import Keeper
-from cwm_connector.protocol import CWMError, DeleteArgs, check_window_name
+from cwm_connector.protocol import Code, CWMError, DeleteArgs, check_window_name
 from cwm_connector.recovery import Swept, sweep
 from cwm_connector.terms import ChunkKey, TierName
 from cwm_connector.tiers.base import ChunkStore
@@ -50,6 +50,8 @@ class Remover:
         unreferenced = await engine.catalog.run(lambda catalog: catalog.sweep_unreferenced())
         freed = await self._remove(unreferenced)
         rows = {row.key: row for row in await engine.catalog.run(lambda catalog: catalog.all_chunks())}
+        if not await engine.catalog.run(lambda catalog: catalog.settled()):
+            raise CWMError(Code.BACKEND, "a freeze's outcome is not known yet; collect again once Redis is back")
         orphans, away = 0, []
         for store in engine.stores.values():
             try:

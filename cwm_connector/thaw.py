@@ -132,7 +132,9 @@ class Thawer:
         def read(catalog: Catalog) -> _Stored:
             tokens = array("i")
             tokens.frombytes(catalog.token_ids_of(name))
-            return _Stored(catalog.window(name), catalog.chunks_of(name), tokens)
+            chunks = catalog.chunks_of(name)
+            self._engine.placement.learn(chunks)
+            return _Stored(catalog.window(name), chunks, tokens)
 
         return await self._engine.catalog.run(read)
 

@@ -268,6 +268,10 @@ class Catalog(Protocol):
 
     def totals(self) -> CatalogTotals: ...
 
+    def settled(self) -> bool:
+        """True if no transaction of this engine can happen any more that it does not know of: what has no row now is
+        referred to by nobody."""
+
     def state(self) -> str | None:
         """None where all is as it should be; else in words why answers may be stale and writes fail."""
 

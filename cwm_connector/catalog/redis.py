@@ -109,8 +109,6 @@ class RedisCatalog:
         self._fault: CWMError | None = None
         self._paused_until = 0.0
         self._settled = False
-        self._unknown: set[bytes] = set()
-        """The seals of this engine's records that its replica could not take when they were written."""
         self._tail: tuple[int, float] | None = None
         """Up to where the log was settled when a record beyond was first seen, and when that was."""
         self._compaction: threading.Thread | None = None
@@ -166,6 +164,9 @@ class RedisCatalog:
         connected = self._fault is None and self._head is not None
         behind = max(0, self._head - applied) if connected and self._head is not None else None
         return Sharing(connected, applied, behind, self._settled, self._fault)
+
+    def settled(self) -> bool:
+        return self._settled
 
     def state(self) -> str | None:
         return None if self._fault is None else self._fault.message
@@ -306,13 +307,12 @@ class RedisCatalog:
                 result = perform(change, replica.catalog)
                 if isinstance(change, Sweep) and not result:
                     raise _Nothing
-                record = record_after(base, change)
+                record = record_after(base, change, replica.engine)
                 replica.note(record.at)
                 try:
                     append(self._log, base, record, self._limits.write_s)
                 except OutcomeUnknown:
                     self._settled = False
-                    self._unknown.add(record.at.seal)
                     raise
                 appended = True
         except _Nothing:
@@ -323,12 +323,10 @@ class RedisCatalog:
             # It has happened; that this file could not take it as well is made up for when it can be written again.
             self._failed(problem)
             self._settled = True
-            self._unknown.add(record.at.seal)
             self._tell_settled(record.at)
             return result
         replica.at = record.at
         self._settled = True
-        self._unknown.clear()
         self._tell_settled(record.at)
         self._tell_gone(gone)
         return result
@@ -345,7 +343,7 @@ class RedisCatalog:
                 raise Moved from None
             if not records:
                 raise Moved
-            went, _ = self._replica.apply(records, self._unknown)
+            went, _ = self._replica.apply(records)
             gone += went
             base = records[-1].at
         return base, gone
@@ -396,7 +394,7 @@ class RedisCatalog:
                 records = []
             records = [record for record in records if record.at.number <= upto]
             if records:
-                gone = self._replica.absorb(records, self._unknown)
+                gone = self._replica.absorb(records)
             elif view.checkpoint is not None and view.checkpoint.number > base.number:
                 if hurried:
                     return view

@@ -20,9 +20,10 @@ from typing import Any, TypeVar
 import torch
 
 from cwm_connector.board import JobBoard
-from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.catalog.opening import open_catalog
 from cwm_connector.claims import Claims
 from cwm_connector.engine import CatalogThread, Engine
+from cwm_connector.follow import Follower
 from cwm_connector.identity import Geometry, Passport
 from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
@@ -91,7 +92,8 @@ class Miniature:
         self.disk = self.stores[0]
         self.cpu = CpuTier(settings.cpu_cache_bytes, new_policy(settings.tier_policy))
         self.worker = WorkerSide(0, 1, copier, BLOCK_TOKENS, self.cpu, self.stores)
-        self.catalog = CatalogThread(lambda: SqliteCatalog.open(settings.catalog_path))
+        self.follower = Follower()
+        self.catalog = CatalogThread(lambda: open_catalog(settings, store_id, self.follower.note_gone))
         self.claims = Claims(store_id, settings.catalog is CatalogKind.REDIS, now_micros())
         self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._stopped = False

@@ -1,5 +1,6 @@
 """Real pieces of vLLM's scheduler (requests, block pool) for tests that need no engine."""
 
+import hashlib
 from typing import Any
 
 from vllm import SamplingParams
@@ -11,7 +12,8 @@ BLOCK_TOKENS = 16
 
 
 def _hash(value: Any) -> bytes:
-    return repr(value).encode()
+    # A digest: the parent's hash is part of the value, and what it is would else double with every block.
+    return hashlib.sha256(repr(value).encode()).digest()
 
 
 init_none_hash(_hash)

@@ -1,0 +1,64 @@
+"""Windows to fill a store with, and its files and values to look at and damage, for tests with a `Miniature`."""
+
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cwm_connector.protocol import Op
+from cwm_connector.terms import TierName
+from cwm_connector.tiers.base import ChunkId
+from tests.support.miniature import Miniature, chunk_files
+
+CHUNK_TOKENS = 32
+CHUNK_BYTES = 4096 + 2 * 2 * 512 * 8
+"""Sealed: two blocks of two layers' pages."""
+
+
+def text(seed: int, chunks: int = 3) -> list[int]:
+    """Token ids of so many whole chunks, like no other seed's."""
+    return random.Random(seed).choices(range(1, 30_000), k=chunks * CHUNK_TOKENS)
+
+
+async def frozen(engine: Miniature, name: str, tokens: list[int]) -> dict[str, Any]:
+    """Serves the tokens in a session of the window's name and freezes that."""
+    await engine.serve(tokens, name)
+    return await engine.call(Op.FREEZE, session_id=name, window_name=name)
+
+
+async def tiers_of(engine: Miniature, name: str) -> dict[str, int]:
+    status = await engine.call(Op.STATUS, window_name=name)
+    tiers: dict[str, int] = status["kv_cache"]["tiers"]
+    return tiers
+
+
+async def hashes_of(engine: Miniature, name: str) -> list[str]:
+    status = await engine.call(Op.STATUS, window_name=name, include_blocks=True)
+    return [block["hash"] for block in status["blocks"]]
+
+
+async def demote(engine: Miniature, name: str) -> int:
+    """Moves the window's chunks from disk to Redis."""
+    rows = await engine.catalog.run(lambda catalog: catalog.chunks_of(name))
+    return await engine.operations.keeper.demote([row.key for row in rows])
+
+
+def forget_memory(engine: Miniature) -> None:
+    """Empties CPU memory, as other work would."""
+    for key in engine.engine.placement.in_memory():
+        engine.cpu.drop(ChunkId(key, 0))
+        engine.engine.placement.update([], [ChunkId(key, 0)])
+
+
+def flip(path: Path, at: int = 6000) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 16
+    path.write_bytes(content)
+
+
+def files_of(home: Path, hashes: Iterable[str]) -> list[Path]:
+    return [path for path in chunk_files(home) for each in hashes if each in path.name]
+
+
+def redis_bytes(engine: Miniature) -> int:
+    return sum(size for _, size in engine.engine.stores[TierName.REDIS].inventory())
