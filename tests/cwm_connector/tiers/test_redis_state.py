@@ -1,0 +1,197 @@
+"""What the Redis tier says of a server, promises of it, and keeps to itself."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cwm_connector.protocol import Code, CWMError
+from cwm_connector.tiers.redis import RedisTier
+from tests.cwm_connector.tiers.chunks import aligned_buffer, sealed_chunk
+from tests.cwm_connector.tiers.redis_tiers import (
+    MIB,
+    NAMESPACE,
+    SECRET,
+    UNKNOWN,
+    assert_reads_back,
+    failure,
+    opened,
+    put,
+)
+from tests.support.redis_server import RedisServer, redis_server
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+def durable() -> Iterator[RedisServer]:
+    with redis_server(append_fsync="always") as server:
+        yield server
+
+
+# --- durability -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["always", "everysec"])
+def test_what_was_synced_is_there_after_a_kill(how: str) -> None:
+    chunks = [sealed_chunk(seed, 100_000) for seed in range(8)]
+    with redis_server(append_fsync=how) as server, opened(server.url) as tier:
+        put(tier, *chunks)
+        tier.sync()
+        state = tier.check_server()
+        assert (state.durable, state.append_file) == (True, True)
+        tier.require_lasting()
+        server.kill()
+        server.start()
+        assert_reads_back(tier, *chunks)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "appendonly yes"),
+        ({"append_fsync": "no"}, "appendfsync"),
+        ({"append_fsync": "everysec", "more": ("--no-appendfsync-on-rewrite", "yes")}, "no-appendfsync-on-rewrite"),
+        ({"append_fsync": "always", "more": ("--rename-command", "CONFIG", "")}, "CONFIG GET"),
+    ],
+    ids=["no file", "never synced", "not while rewriting", "does not tell"],
+)
+def test_a_server_that_may_lose_what_it_has_is_no_place_for_the_only_copy(options: dict[str, Any], reason: str) -> None:
+    chunk = sealed_chunk(1, 1000)
+    with redis_server(**options) as server, opened(server.url) as tier:
+        put(tier, chunk)
+        for call in (tier.sync, tier.require_lasting):
+            with pytest.raises(CWMError, match=r"CWM-5002.*nothing leaves the disk for it") as raised:
+                call()
+            assert reason in raised.value.message
+        assert not tier.check_server().durable
+        assert reason in tier.condition()
+        assert_reads_back(tier, chunk)
+
+
+def test_a_sync_does_not_vouch_for_writes_to_an_earlier_start_of_the_server(durable: RedisServer) -> None:
+    before, after = sealed_chunk(1, 1000), sealed_chunk(2, 1000)
+    with opened(durable.url) as tier:
+        put(tier, before)
+        durable.restart()
+        put(tier, after)
+        with pytest.raises(CWMError, match=r"CWM-5002.*restarted"):
+            tier.sync()
+        tier.sync()
+        durable.restart()
+        tier.sync()  # what was settled needs no server to vouch for it
+
+
+# --- the server itself ------------------------------------------------------------------------------------------------
+
+
+def test_the_server_is_described() -> None:
+    with redis_server(append_fsync="always", maxmemory="100mb") as server, opened(server.url) as tier:
+        state = tier.check_server()
+        assert state.version.startswith(("Redis ", "Valkey "))
+        assert (state.maxmemory, state.maxmemory_policy, state.snapshots) == (100 * MIB, "noeviction", False)
+        assert 0 < state.used_memory < 50 * MIB
+        assert tier.condition() == state.sentence
+        assert "of 100 MiB" in state.sentence
+        assert "synced with every write" in state.sentence
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+def test_a_server_that_evicts_is_refused(policy: str) -> None:
+    with redis_server(append_fsync="always", policy=policy) as server, opened(server.url) as tier:
+        for call in (tier.check_server, tier.condition, tier.require_lasting):
+            with pytest.raises(CWMError, match=r"CWM-5002.*set maxmemory-policy noeviction"):
+                call()
+
+
+def test_a_replica_is_refused(durable: RedisServer) -> None:
+    chunk = sealed_chunk(1, 1000)
+    with redis_server(append_fsync="always") as primary, opened(durable.url) as tier:
+        with durable.client() as client:
+            client.replicaof("127.0.0.1", primary.port)
+        with pytest.raises(CWMError, match=r"CWM-5002.*primary"):
+            tier.require_lasting()
+        problem = failure(tier.write(chunk.id, chunk.buffer))
+        assert problem.code is Code.BACKEND
+        assert "give the primary's address" in problem.message
+
+
+def test_a_refused_command_is_named_by_what_to_allow(server: RedisServer) -> None:
+    chunk = sealed_chunk(1, 1000)
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", "cwm", "on", ">word", "~cwm:*", "+@all", "-eval")
+    with opened(server.url.replace("redis://", "redis://cwm:word@")) as tier:
+        put(tier, chunk)
+        with pytest.raises(CWMError, match=r"CWM-5002.*refuses a command.*allow its user"):
+            tier.delete(chunk.id)
+        assert_reads_back(tier, chunk)
+
+
+def test_a_server_without_connections_left_is_named() -> None:
+    with redis_server(more=("--maxclients", "1")) as server, server.client() as only:
+        only.ping()
+        with opened(server.url) as tier, pytest.raises(CWMError, match=r"CWM-5002.*maxclients"):
+            tier.size_of(UNKNOWN)
+
+
+# --- what people wrote in the setting ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1",
+        "redis://:half#pass@127.0.0.1:1",
+        "redis://127.0.0.1:port",
+        "redis://127.0.0.1:1?ssl_tricks=1",
+        "redis://127.0.0.1:1/0?db=x",
+        "rediss://127.0.0.1:1?ssl_cert_reqs=sometimes",
+    ],
+)
+def test_what_can_be_no_url_is_refused_at_once_and_not_repeated(url: str) -> None:
+    with pytest.raises(CWMError, match=r"CWM-1003.*CWM_REDIS_URL") as raised:
+        RedisTier(url, NAMESPACE)
+    assert not any(part in f"{raised.value} {raised.value.context}" for part in ("half", "#", "tricks", "127.0.0.1"))
+
+
+@pytest.mark.parametrize("made", ["no password", "wrong password", "no TLS", "TLS on plain", "unknown authority"])
+def test_no_error_and_no_log_line_shows_anything_of_the_url(made: str, caplog: pytest.LogCaptureFixture) -> None:
+    chunk = sealed_chunk(1, 1000)
+    caplog.set_level(logging.DEBUG)
+    tls = made in ("no TLS", "unknown authority")
+    with redis_server(password=SECRET, tls=tls, append_fsync="always") as server:
+        url, says = {
+            "no password": (f"redis://127.0.0.1:{server.port}", "password"),
+            "wrong password": (f"redis://:letmein@127.0.0.1:{server.port}", "password"),
+            "no TLS": (f"redis://:letmein@127.0.0.1:{server.port}", "does not answer"),
+            "TLS on plain": (f"rediss://:letmein@127.0.0.1:{server.port}", "does not answer"),
+            "unknown authority": (f"rediss://:letmein@127.0.0.1:{server.port}", "ssl_ca_certs"),
+        }[made]
+        problems = []
+        with opened(url, connect_timeout_s=2) as tier:
+            problems.append(failure(tier.write(chunk.id, chunk.buffer)))
+            problems.append(failure(tier.read(chunk.id, aligned_buffer(chunk.buffer.nbytes))))
+            for call in (tier.sync, tier.check_server, lambda: tier.delete(chunk.id)):
+                with pytest.raises(CWMError) as raised:
+                    call()
+                problems.append(raised.value)
+    for problem in problems:
+        assert problem.code is Code.BACKEND
+        assert says in problem.message
+        assert "CWM_REDIS_URL" in problem.message
+        shown = f"{problem} {problem.context} {caplog.text}"
+        assert not any(part in shown for part in ("letmein", SECRET, "127.0.0.1", str(server.port)))
+
+
+def test_a_certificate_may_go_unchecked_where_the_url_says_so() -> None:
+    chunk = sealed_chunk(1, MIB)
+    with redis_server(tls=True) as server:
+        url = f"rediss://127.0.0.1:{server.port}/0?ssl_cert_reqs=none"
+        with opened(url) as tier:
+            put(tier, chunk)
+            assert_reads_back(tier, chunk)
