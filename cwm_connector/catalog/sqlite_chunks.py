@@ -5,21 +5,22 @@ Every function runs inside its caller's transaction.
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain, combinations
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
 
 from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.catalog.sqlite_rows import damaged, seal
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.terms import ChunkKey, Claim, Micros, TierName
 
-_BITS: Final = {TierName.DISK: 1, TierName.REDIS: 2}
-DURABLE: Final = tuple(_BITS)
 _SETS: Final = {
-    sum(_BITS[tier] for tier in tiers): frozenset(tiers)
-    for tiers in chain.from_iterable(combinations(DURABLE, count) for count in range(len(DURABLE) + 1))
+    0: frozenset[TierName](),
+    1: frozenset({TierName.DISK}),
+    2: frozenset({TierName.REDIS}),
+    3: frozenset({TierName.DISK, TierName.REDIS}),
 }
+"""What `tiers` says: a bit for each durable tier."""
+_MASKS: Final = {tiers: mask for mask, tiers in _SETS.items()}
 
 _FIELDS: Final = "id, key, tokens, size_bytes, tiers, claim, refs, owners, digest"
 _INSERT: Final = f"INSERT INTO chunks ({_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -36,8 +37,7 @@ _BY_USE: Final = """
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """A chunk's row with what only the catalog keeps of it; `sqlite_schema.py` says what the counters count."""
 
     id: int
@@ -45,12 +45,8 @@ class Held:
     refs: int
     owners: int
 
-
-def bit_of(tier: TierName) -> int:
-    """Raises: CWM-9001 for memory, which no row can promise."""
-    if tier not in _BITS:
-        raise CWMError(Code.INTERNAL, f"{tier.value} is no durable tier; report this as a bug")
-    return _BITS[tier]
+    def with_tiers(self, tiers: frozenset[TierName]) -> "Held":
+        return self._replace(chunk=replace(self.chunk, tiers=tiers))
 
 
 def checked(fields: Sequence[Any], **context: Any) -> Held:
@@ -108,33 +104,36 @@ def with_stored(
             after[chunk.key] = Held(following, chunk, 0, 0)
             following += 1
         else:
-            after[chunk.key] = replace(known, chunk=replace(known.chunk, tiers=known.chunk.tiers | chunk.tiers))
+            after[chunk.key] = known.with_tiers(known.chunk.tiers | chunk.tiers)
     return after
 
 
 def place(db: sqlite3.Connection, tier: TierName, came: Sequence[ChunkKey], went: Sequence[ChunkKey]) -> None:
     """A key that came and went counts as gone; keys without a row are ignored."""
-    bit_of(tier)
     before = held_chunks(db, dict.fromkeys([*came, *went]))
     gone = frozenset(went)
     after = []
     for key, held in before.items():
         tiers = held.chunk.tiers - {tier} if key in gone else held.chunk.tiers | {tier}
-        after.append(replace(held, chunk=replace(held.chunk, tiers=tiers)))
+        after.append(held.with_tiers(tiers))
     write_chunks(db, before, after)
 
 
 def write_chunks(db: sqlite3.Connection, before: Mapping[ChunkKey, Held], after: Iterable[Held]) -> None:
     """Brings the rows from `before`, as they were read in this transaction, to `after`."""
+    new, placed, counted = [], [], []
     for held in after:
         known = before.get(held.chunk.key)
         if known is None:
-            db.execute(_INSERT, _sealed(held))
+            new.append(_sealed(held))
         elif held.chunk.tiers != known.chunk.tiers:
             _, _, _, _, tiers, _, *counters = _sealed(held)
-            db.execute(_CHANGE_TIERS, (tiers, *counters, held.id))
+            placed.append((tiers, *counters, held.id))
         elif held != known:
-            db.execute(_CHANGE_COUNTERS, (*_sealed(held)[-3:], held.id))
+            counted.append((*_sealed(held)[6:], held.id))
+    db.executemany(_INSERT, new)
+    db.executemany(_CHANGE_TIERS, placed)
+    db.executemany(_CHANGE_COUNTERS, counted)
 
 
 def delete_chunks(db: sqlite3.Connection, keys: Iterable[ChunkKey]) -> None:
@@ -160,17 +159,10 @@ def windows_with(db: sqlite3.Connection, key: ChunkKey) -> tuple[str, ...]:
 
 
 def _sealed(held: Held) -> tuple[Any, ...]:
-    """All fields, the checksum last."""
+    """All fields, the checksum last. Raises: CWM-9001 for memory, which no row can promise."""
     chunk = held.chunk
-    tiers = sum(bit_of(tier) for tier in chunk.tiers)
-    fields = (
-        held.id,
-        bytes(chunk.key),
-        chunk.tokens,
-        chunk.size_bytes,
-        tiers,
-        str(chunk.claim),
-        held.refs,
-        held.owners,
-    )
+    tiers = _MASKS.get(chunk.tiers)
+    if tiers is None:
+        raise CWMError(Code.INTERNAL, "a chunk can't be recorded in memory; report this as a bug")
+    fields = (held.id, chunk.key, chunk.tokens, chunk.size_bytes, tiers, chunk.claim, held.refs, held.owners)
     return (*fields, seal("chunk", *fields))

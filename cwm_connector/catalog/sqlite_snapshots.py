@@ -113,7 +113,7 @@ def add_snapshot(db: sqlite3.Connection, new: NewWindow) -> tuple[Snapshot, int]
     for held in chunks:
         if held.refs == 1:
             losses[held.owners] -= held.chunk.size_bytes
-        known[held.chunk.key] = replace(held, refs=held.refs + 1, owners=held.owners + snapshot.id)
+        known[held.chunk.key] = held._replace(refs=held.refs + 1, owners=held.owners + snapshot.id)
     write_chunks(db, before, known.values())
     _own(db, losses)
     return snapshot, sum(held.chunk.size_bytes for held in chunks)
@@ -135,7 +135,7 @@ def drop_snapshot(db: sqlite3.Connection, snapshot: Snapshot, name: str, keep: I
     orphans: list[ChunkRow] = []
     after = []
     for held in chunks:
-        left = replace(held, refs=held.refs - 1, owners=held.owners - snapshot.id)
+        left = held._replace(refs=held.refs - 1, owners=held.owners - snapshot.id)
         if left.refs == 1:
             gains[left.owners] += held.chunk.size_bytes
         if left.refs == 0 and held.chunk.key not in kept:
