@@ -15,7 +15,7 @@ from typing import Any, Final
 import redis
 from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, ConnectionPool
-from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.exceptions import AuthenticationError, MovedError, NoPermissionError, OutOfMemoryError
 from redis.retry import Retry
 
 from cwm_connector.protocol import Code, CWMError
@@ -83,6 +83,9 @@ class RedisLink:
             raise CWMError(
                 Code.ARGUMENT, "CWM_REDIS_URL is no Redis URL; write it as in redis://user:password@host:6379/0"
             ) from None
+        self._home = {name: at for name, at in self._pool.connection_kwargs.items() if name in ("host", "port")}
+            name: self._pool.connection_kwargs[name] for name in _ADDRESS & self._pool.connection_kwargs.keys()
+        }
         self._timeout_s = timeout_s
         self._connection: AbstractConnection | None = None
         self._server: Server | None = None
@@ -96,6 +99,8 @@ class RedisLink:
             connection.connect()
         except (redis.RedisError, OSError) as problem:
             connection.disconnect()
+            # A node that the cluster named may have ended; the URL's knows which has taken over.
+            self._pool.connection_kwargs.update(self._home)
             raise _refusal(problem) from None
         self._connection = connection
 
@@ -113,11 +118,11 @@ class RedisLink:
             self.connect()
             try:
                 return self._exchange(command, limit_s)
-            except redis.ResponseError as refused:
+            except MovedError as moved:
                 # A cluster's node names the one that has the key. Every key of a caller is in one slot.
-                if not str(refused).startswith("MOVED "):
-                    raise _refusal(refused) from None
-                self._move(str(refused).split()[2])
+                self._move(moved.host, moved.port)
+            except redis.ResponseError as refused:
+                raise _refusal(refused) from None
             except NoReply as lost:
                 if not repeatable or lost.timed_out:
                     raise
@@ -134,14 +139,15 @@ class RedisLink:
         except BaseException as problem:
             # A reply that comes late must never be taken for the next command's.
             self.close()
+            if isinstance(problem, redis.BusyLoadingError):
+                raise _refusal(problem) from None
             if isinstance(problem, redis.RedisError | OSError):
                 raise NoReply(str(problem), timed_out=isinstance(problem, redis.TimeoutError)) from None
             raise
 
-    def _move(self, address: str) -> None:
-        host, _, port = address.rpartition(":")
+    def _move(self, host: str, port: int) -> None:
         # A node that doesn't know its own name leaves it out: it means the one that answered.
-        self._pool.connection_kwargs.update({"host": host, "port": int(port)} if host else {"port": int(port)})
+        self._pool.connection_kwargs.update({"host": host, "port": port} if host else {"port": port})
         self.close()
 
     def server(self) -> Server:
@@ -257,7 +263,7 @@ def _unfit(why: str) -> CWMError:
 def _refusal(problem: Exception) -> CWMError:
     """What the server, or the network, said instead of doing it."""
     reason = str(problem)
-    if reason.startswith("OOM") or "used memory > 'maxmemory'" in reason:
+    if isinstance(problem, OutOfMemoryError) or "'maxmemory'" in reason:  # the words alone from inside a script
         return CWMError(Code.QUOTA, "Redis is at its memory limit; delete windows or raise its maxmemory")
     if isinstance(problem, AuthenticationError | NoPermissionError):
         return CWMError(Code.BACKEND, "Redis refuses the user or the password; correct CWM_REDIS_URL", reason=reason)

@@ -36,9 +36,9 @@ def publish(log: RedisLog, replica: Path, part_bytes: int = PART_BYTES) -> int:
     Opens the file by itself, so it may run beside the catalog's thread; seconds to minutes where the catalog is large.
     Raises: CWM-4004 if the replica is damaged or doesn't belong to this log; what the link raises.
     """
-    view = log.look()
     with _scratch(replica, "outgoing") as image:
         at = _make_image(replica, image)
+        view = log.look()  # after the copy: the log is never behind it
         if view is None or not _continues(log, view.head, at):
             raise damaged("its history is not this engine's")
         before = view.checkpoint
@@ -48,10 +48,11 @@ def publish(log: RedisLog, replica: Path, part_bytes: int = PART_BYTES) -> int:
         for number, part in enumerate(_packed(image, part_bytes)):
             log.put_part(name, number, part)
             digests.append(_digest(part))
-    if not log.publish(Checkpoint(name, tuple(digests), at.log, at.number, at.seal), before):
+    trimmed = log.publish(Checkpoint(name, tuple(digests), at.log, at.number, at.seal), before)
+    if trimmed is None:
         raise CWMError(Code.BUSY, "another engine makes a checkpoint of the shared catalog; call again in a while")
     log.settle()
-    return view.bytes
+    return trimmed
 
 
 @contextmanager
@@ -116,15 +117,22 @@ def _make_image(replica: Path, image: Path) -> Position:
 
 
 def _packed(image: Path, part_bytes: int) -> Iterator[bytes]:
+    """Compressed, in parts of `part_bytes`; the last may be shorter."""
+    ready = bytearray()
+    for block in _compressed(image):
+        ready += block
+        while len(ready) > part_bytes:
+            yield bytes(ready[:part_bytes])
+            del ready[:part_bytes]
+    yield bytes(ready)
+
+
+def _compressed(image: Path) -> Iterator[bytes]:
     packing = zlib.compressobj(_LEVEL)
-    part = bytearray()
     with image.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
-            part += packing.compress(block)
-            while len(part) >= part_bytes:
-                yield bytes(part[:part_bytes])
-                del part[:part_bytes]
-    yield bytes(part + packing.flush())
+            yield packing.compress(block)
+    yield packing.flush()
 
 
 @contextmanager

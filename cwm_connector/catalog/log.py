@@ -113,6 +113,7 @@ def perform(change: Change, catalog: Catalog) -> Any:
 class _Body(msgspec.Struct, frozen=True, array_like=True):
     number: int
     token: bytes
+    engine: str
     change: Change
 
 
@@ -121,12 +122,14 @@ class Record(NamedTuple):
     """Where the log stands once the record is in it."""
     body: bytes
     change: Change
+    engine: str
+    """The id of the engine that wrote it."""
 
 
-def record_after(base: Position, change: Change) -> Record:
+def record_after(base: Position, change: Change, engine: str) -> Record:
     """A new record; equal changes make different ones."""
-    body = msgspec.msgpack.encode(_Body(base.number + 1, os.urandom(_TOKEN_BYTES), change))
-    return Record(Position(base.log, base.number + 1, seal_of(base.seal, body)), body, change)
+    body = msgspec.msgpack.encode(_Body(base.number + 1, os.urandom(_TOKEN_BYTES), engine, change))
+    return Record(Position(base.log, base.number + 1, seal_of(base.seal, body)), body, change, engine)
 
 
 def opened(base: Position, seal: bytes, body: bytes) -> Record:
@@ -146,7 +149,7 @@ def opened(base: Position, seal: bytes, body: bytes) -> Record:
             f"record {base.number + 1} of the shared catalog comes from a newer version; update context-window-manager",
             record=base.number + 1,
         ) from None
-    return Record(Position(base.log, base.number + 1, seal), body, content.change)
+    return Record(Position(base.log, base.number + 1, seal), body, content.change, content.engine)
 
 
 def seal_of(before: bytes, body: bytes) -> bytes:

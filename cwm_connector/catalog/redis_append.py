@@ -56,7 +56,7 @@ def _whether(log: RedisLog, base: Position, record: Record) -> bool:
             return held
         view = log.look()
         if view is not None and view.head == base:
-            if log.append(base, record_after(base, Barrier())):
+            if log.append(base, record_after(base, Barrier(), record.engine)):
                 return False
             continue
         held = log.has(record)

@@ -13,7 +13,7 @@ as the link's time-outs say, and raises what the link raises; see `redis_link.py
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -35,9 +35,9 @@ end
 _APPEND: Final = """
 local now = redis.call('HMGET', KEYS[1], 'log', 'head')
 if now[1] ~= ARGV[1] or now[2] ~= ARGV[2] then return 0 end
-redis.call('XADD', KEYS[2], ARGV[3] .. '-0', 'seal', ARGV[4], 'body', ARGV[5])
-redis.call('HSET', KEYS[1], 'head', ARGV[3] .. ' ' .. ARGV[4])
-redis.call('HINCRBY', KEYS[1], 'bytes', #ARGV[5])
+redis.call('XADD', KEYS[2], ARGV[3] .. '-0', 'seal', ARGV[5], 'body', ARGV[6])
+redis.call('HSET', KEYS[1], 'head', ARGV[4])
+redis.call('HINCRBY', KEYS[1], 'bytes', #ARGV[6])
 return 1
 """
 _SETTLE: Final = """
@@ -46,15 +46,17 @@ if now[1] == ARGV[1] and tonumber(now[2]) < tonumber(ARGV[2]) then redis.call('H
 """
 # ARGV: log, the checkpoint it replaces, the new one, the first record to keep, parts, seconds for the replaced parts.
 _PUBLISH: Final = """
-local now = redis.call('HMGET', KEYS[1], 'log', 'checkpoint')
-if now[1] ~= ARGV[1] or (now[2] or '') ~= ARGV[2] then return 0 end
+local now = redis.call('HMGET', KEYS[1], 'log', 'checkpoint', 'bytes')
+if now[1] ~= ARGV[1] or (now[2] or '') ~= ARGV[2] then return -1 end
 local parts = tonumber(ARGV[5])
-for n = 3, 2 + parts do if redis.call('EXISTS', KEYS[n]) == 0 then return 0 end end
+for n = 3, 2 + parts do if redis.call('EXISTS', KEYS[n]) == 0 then return -1 end end
 for n = 3, 2 + parts do redis.call('PERSIST', KEYS[n]) end
-redis.call('HSET', KEYS[1], 'checkpoint', ARGV[3], 'bytes', 0)
 redis.call('XTRIM', KEYS[2], 'MINID', ARGV[4] .. '-0')
+local left = 0
+for _, entry in ipairs(redis.call('XRANGE', KEYS[2], '-', '+')) do left = left + #entry[2][4] end
+redis.call('HSET', KEYS[1], 'checkpoint', ARGV[3], 'bytes', left)
 for n = 3 + parts, #KEYS do redis.call('EXPIRE', KEYS[n], ARGV[6]) end
-return 1
+return now[3] - left
 """
 
 
@@ -107,7 +109,9 @@ class RedisLog:
         try:
             log, head, settled, checkpoint, size = found
             number, seal = head.split(b" ")
-            position = Position(bytes.fromhex(log.decode()), int(number), bytes.fromhex(seal.decode()))
+            position = Position(_unhex(log), int(number), _unhex(seal))
+            if _head(position).encode() != head:
+                raise ValueError("a number that is written otherwise")
             return View(position, int(settled), _checkpoint(checkpoint), int(size))
         except (AttributeError, ValueError, TypeError, msgspec.DecodeError):
             raise damaged("its facts can't be read") from None
@@ -142,10 +146,8 @@ class RedisLog:
         """In one step: the record goes behind `base` if that is the last one. False, and nothing was done, if not."""
         keys = (self._facts, self._log)
         at = record.at
-        done = self._link.call(
-            "EVAL", _APPEND, 2, *keys, base.log.hex(), _head(base), at.number, at.seal.hex(), record.body
-        )
-        return bool(done)
+        heads = (_head(base), at.number, _head(at))
+        return bool(self._link.call("EVAL", _APPEND, 2, *keys, base.log.hex(), *heads, at.seal, record.body))
 
     def settle(self) -> None:
         """Returns once all that was seen or appended over this connection is on Redis's disk."""
@@ -168,16 +170,17 @@ class RedisLog:
         found: bytes | None = self._link.call("GET", self._part(name, number))
         return found
 
-    def publish(self, new: Checkpoint, replaced: Checkpoint | None) -> bool:
-        """In one step: makes `new` the checkpoint and trims the log up to it. False, and nothing was done, if another
-        has replaced `replaced`, or a part is gone."""
+    def publish(self, new: Checkpoint, replaced: Checkpoint | None) -> int | None:
+        """In one step: makes `new` the checkpoint and trims the log up to it; returns the trimmed records' bytes. None,
+        and nothing was done, if another has replaced `replaced`, or a part is gone."""
         keys = [self._facts, self._log, *(self._part(new.name, n) for n in range(len(new.digests)))]
         before = b""
         if replaced is not None:
             before = _sealed(replaced)
             keys += [self._part(replaced.name, n) for n in range(len(replaced.digests))]
         values = (new.log.hex(), before, _sealed(new), new.number + 1, len(new.digests), REPLACED_S)
-        return bool(self._link.call("EVAL", _PUBLISH, len(keys), *keys, *values))
+        trimmed = int(self._link.call("EVAL", _PUBLISH, len(keys), *keys, *values))
+        return None if trimmed < 0 else trimmed
 
     def _part(self, name: str, number: int) -> str:
         return f"{self._prefix}:part:{name}:{number}"
@@ -205,13 +208,18 @@ def _head(at: Position) -> str:
     return f"{at.number} {at.seal.hex()}"
 
 
+def _unhex(text: bytes) -> bytes:
+    """Raises: ValueError, also for what is written in another way than ours."""
+    found = bytes.fromhex(text.decode())
+    if found.hex().encode() != text:
+        raise ValueError("hexadecimal digits that are written otherwise")
+    return found
+
+
 def _entry(fields: Sequence[bytes]) -> tuple[bytes, bytes]:
     """Seal and body. What is no record has a seal that fits nothing."""
-    found: dict[bytes, Any] = dict(zip(fields[::2], fields[1::2], strict=True))
-    try:
-        return bytes.fromhex(found[b"seal"].decode()), found[b"body"]
-    except (KeyError, ValueError):
-        return b"", b""
+    found = dict(zip(fields[::2], fields[1::2], strict=True))
+    return found.get(b"seal", b""), found.get(b"body", b"")
 
 
 def _sealed(checkpoint: Checkpoint) -> bytes:

@@ -4,7 +4,8 @@ The position is part of every transaction that moves it, so a kill leaves both o
 than what is known to be on Redis's disk, so a Redis that lost its last second is never behind a replica.
 """
 
-from collections.abc import Collection, Iterable
+import os
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +50,9 @@ class Gone:
 class Replica:
     """See the module's text. It belongs to the catalog's thread."""
 
-    def __init__(self, file: SqliteFile, path: Path) -> None:
+    def __init__(self, file: SqliteFile, path: Path, engine: str) -> None:
+        """`engine`: this engine's id, by which it knows what it wrote itself before it was killed."""
+        self.engine = engine
         self.file = file
         self.path = path
         self.catalog = SqliteCatalog(file, read_only=False)
@@ -58,8 +61,11 @@ class Replica:
 
     @classmethod
     def open(cls, path: Path, store: str = "") -> "Replica":
-        """Raises: as `SqliteFile.open`; CWM-1003 for a catalog with windows of its own."""
-        return cls(SqliteFile.open(path, store=store), path)
+        """`store`: see `SqliteFile.open`; it is the engine's id as well.
+
+        Raises: as `SqliteFile.open`; CWM-1003 for a catalog with windows of its own.
+        """
+        return cls(SqliteFile.open(path, store=store), path, store or os.urandom(8).hex())
 
     def _noted(self) -> Position | None:
         noted = self.catalog.noted(POSITION_NOTE)
@@ -79,21 +85,21 @@ class Replica:
             )
         return None
 
-    def absorb(self, records: Iterable[Record], own: Collection[bytes]) -> list[Gone]:
-        """Applies records in one transaction. `own`: seals of this engine's own."""
+    def absorb(self, records: Iterable[Record]) -> list[Gone]:
+        """Applies records in one transaction."""
         with self.file.writing():
-            gone, at = self.apply(records, own)
+            gone, at = self.apply(records)
             if at is not None:
                 self.note(at)
         self.at = at or self.at
         return gone
 
-    def apply(self, records: Iterable[Record], own: Collection[bytes]) -> tuple[list[Gone], Position | None]:
+    def apply(self, records: Iterable[Record]) -> tuple[list[Gone], Position | None]:
         """Inside the caller's transaction; returns also where the last record stands."""
         gone, at = [], None
         for record in records:
             change = record.change
-            if isinstance(change, Commit) and record.at.seal not in own:
+            if isinstance(change, Commit) and record.engine != self.engine:
                 change = self._as_seen_here(change)
             result = self._perform(change, record)
             if isinstance(change, Delete):

@@ -11,7 +11,6 @@ from cwm_connector.catalog.redis import Limits, RedisCatalog
 from cwm_connector.catalog.redis_replica import Gone
 from cwm_connector.catalog.sqlite import SqliteCatalog
 
-AOF = ("--appendonly", "yes", "--appendfsync", "always")
 BRISK = Limits(connect_s=0.5, call_s=0.5, read_s=0.2, pause_s=0.2, write_s=1.0, patience_s=0.2)
 """For tests in which Redis fails: its time-outs are waited for."""
 _LOCAL = ("notes", "about", "totals", "sqlite_stat1")

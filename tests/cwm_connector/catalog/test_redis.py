@@ -1,7 +1,6 @@
 """Several engines, one catalog: what one does the others see, and Redis being away hurts nobody's reads."""
 
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,16 +17,16 @@ from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.redis_link import RedisLink
 from cwm_connector.terms import TierName
-from tests.cwm_connector.catalog.engines import AOF, BRISK, Engines, engines, shared_content
-from tests.cwm_connector.catalog.redis_servers import RedisServer, free_port, running
+from tests.cwm_connector.catalog.engines import BRISK, Engines, engines, shared_content
 from tests.cwm_connector.catalog.samples import at, chain, names, new_window
+from tests.support.redis_server import RedisServer, redis_server
 
 BOTH = frozenset({TierName.DISK, TierName.REDIS})
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running(tmp_path_factory.mktemp("redis"), *AOF) as started:
+def server() -> Iterator[RedisServer]:
+    with redis_server(append_fsync="always") as started:
         yield started
 
 
@@ -167,14 +166,57 @@ def test_catching_up_with_nothing_new_is_one_round_trip(shared: Engines, server:
         assert int(client.info("stats")["total_commands_processed"]) - before == 2  # it and the INFO before it
 
 
+def test_a_cluster_serves_like_one_server(tmp_path: Path) -> None:
+    with redis_server(append_fsync="always", cluster=True) as server, engines(tmp_path, server.url) as shared:
+        a, b = shared.open("a"), shared.open("b")
+        a.commit_window(new_window("first", chain("x", 1)))
+        a.clone_window("first", "second", None, None, at(1))
+        a.compact()
+        a.delete_window("first")
+        b.catch_up()
+        assert names(a) == names(b) == names(shared.open("c")) == {"second"}
+
+
+def test_any_node_of_a_cluster_may_be_named(tmp_path: Path) -> None:
+    """The one that the URL names has no slot, and tells where to go."""
+    options = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf")
+    with (
+        redis_server(append_fsync="always", cluster=True) as owner,
+        redis_server(append_fsync="always", more=options) as other,
+        engines(tmp_path, other.url) as shared,
+    ):
+        with other.client() as client:
+            client.execute_command("CLUSTER MEET", "127.0.0.1", owner.port)
+            deadline = time.monotonic() + 20
+            while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok" and time.monotonic() < deadline:
+                time.sleep(0.01)  # the nodes gossip; nothing tells when they agree
+        a = shared.open("a")
+        a.commit_window(new_window("first", chain("x", 1)))
+        with owner.client() as client:
+            assert client.xlen(shared.key("log")) == 2
+        assert names(shared.open("b")) == {"first"}
+
+
+def test_a_password_is_used_and_never_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with redis_server(append_fsync="always", password="p4ssw0rd") as server, engines(tmp_path, server.url) as shared:
+        a = shared.open("a", BRISK)
+        a.commit_window(new_window("first", chain("x", 1)))
+        wrong = shared.open("b", BRISK, url=server.url.replace("p4ssw0rd", "wr0ng"))
+        server.kill()
+        for catalog in (a, wrong):
+            with pytest.raises(CWMError) as refused:
+                catalog.catch_up()
+            told = f"{refused.value} {refused.value.context} {catalog.state()} {caplog.text}"
+            assert "p4ssw0rd" not in told
+            assert "wr0ng" not in told
+
+
 # --- what is not acknowledged yet ---
 
 
 def test_a_record_that_its_writer_left_behind_is_made_durable_by_the_next(tmp_path: Path) -> None:
     """With `everysec` its writer died between append and sync: no read shows it, then another engine takes it over."""
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with running(folder, "--appendonly", "yes") as server, engines(tmp_path, server.url) as shared:
+    with redis_server(append_fsync="everysec") as server, engines(tmp_path, server.url) as shared:
         a, b = shared.open("a", replace(Limits(), patience_s=3600)), shared.open("b", BRISK)
         left_behind(server, shared)
         assert names(a) == names(b) == set()
@@ -191,24 +233,22 @@ def left_behind(server: RedisServer, shared: Engines) -> None:
     log = RedisLog(RedisLink(server.url), shared.namespace)
     view = log.look()
     assert view is not None
-    assert log.append(view.head, record_after(view.head, Commit(new_window("left", chain("x", 1)))))
+    assert log.append(view.head, record_after(view.head, Commit(new_window("left", chain("x", 1))), "dead"))
     log.close()
 
 
 def test_a_redis_that_lost_its_last_second_is_behind_nobody(tmp_path: Path) -> None:
     """Power fails before an unacknowledged record is on Redis's disk: every engine goes on."""
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with running(folder, "--appendonly", "yes") as server, engines(tmp_path, server.url) as shared:
+    with redis_server(append_fsync="everysec") as server, engines(tmp_path, server.url) as shared:
         a, b = shared.open("a", BRISK), shared.open("b", BRISK)
         a.commit_window(new_window("kept", chain("k", 1)))
         b.catch_up()
-        shutil.copytree(folder / "appendonlydir", tmp_path / "synced")
+        shutil.copytree(server.folder / "appendonlydir", tmp_path / "synced")
         left_behind(server, shared)
         assert names(a) == names(b) == {"kept"}
         server.kill()
-        shutil.rmtree(folder / "appendonlydir")
-        shutil.copytree(tmp_path / "synced", folder / "appendonlydir")
+        shutil.rmtree(server.folder / "appendonlydir")
+        shutil.copytree(tmp_path / "synced", server.folder / "appendonlydir")
         server.start()
         a.catch_up()
         b.commit_window(new_window("next", chain("n", 1)))
@@ -216,9 +256,7 @@ def test_a_redis_that_lost_its_last_second_is_behind_nobody(tmp_path: Path) -> N
 
 
 def test_an_acknowledged_write_waits_for_the_sync(tmp_path: Path) -> None:
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with running(folder, "--appendonly", "yes") as server, engines(tmp_path, server.url) as shared:
+    with redis_server(append_fsync="everysec") as server, engines(tmp_path, server.url) as shared:
         a = shared.open("a")
         with server.client() as client:
             client.config_set("appendfsync", "always")
@@ -234,9 +272,7 @@ def test_an_acknowledged_write_waits_for_the_sync(tmp_path: Path) -> None:
 
 
 def test_with_redis_away_reads_go_on_and_writes_fail(tmp_path: Path) -> None:
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with running(folder, *AOF) as server, engines(tmp_path, server.url) as shared:
+    with redis_server(append_fsync="always") as server, engines(tmp_path, server.url) as shared:
         a = shared.open("a", BRISK)
         a.commit_window(new_window("first", chain("x", 1)))
         server.kill()
@@ -255,13 +291,11 @@ def test_with_redis_away_reads_go_on_and_writes_fail(tmp_path: Path) -> None:
 
 
 def test_a_stopped_redis_holds_no_read_up(tmp_path: Path) -> None:
-    folder = tmp_path / "redis"
-    folder.mkdir()
     limits = replace(BRISK, pause_s=60)
-    with running(folder, *AOF) as server, engines(tmp_path, server.url) as shared:
+    with redis_server(append_fsync="always") as server, engines(tmp_path, server.url) as shared:
         a = shared.open("a", limits)
         a.commit_window(new_window("first", chain("x", 1)))
-        server.signal(signal.SIGSTOP)
+        server.pause()
         started = time.monotonic()
         for _ in range(100):
             assert names(a) == {"first"}
@@ -269,15 +303,13 @@ def test_a_stopped_redis_holds_no_read_up(tmp_path: Path) -> None:
         started = time.monotonic()
         assert code_of(lambda: a.commit_window(new_window("second", chain("y", 1)))) is Code.BACKEND
         assert time.monotonic() - started < limits.connect_s + 2 * limits.call_s + limits.write_s
-        server.signal(signal.SIGCONT)
+        server.resume()
         a.catch_up()
         assert names(a) == {"first"}
 
 
 def test_an_engine_starts_from_its_replica_without_redis(tmp_path: Path) -> None:
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with running(folder, *AOF) as server, engines(tmp_path, server.url) as shared:
+    with redis_server(append_fsync="always") as server, engines(tmp_path, server.url) as shared:
         a = shared.open("a")
         a.commit_window(new_window("first", chain("x", 1)))
         a.close()
@@ -293,7 +325,7 @@ def test_an_engine_starts_from_its_replica_without_redis(tmp_path: Path) -> None
 
 
 def test_an_engine_without_redis_and_replica_starts_empty(tmp_path: Path) -> None:
-    with engines(tmp_path, f"redis://127.0.0.1:{free_port()}/0") as shared:
+    with engines(tmp_path, "redis://127.0.0.1:1/0") as shared:
         a = shared.open("a", BRISK)
         assert names(a) == set()
         assert code_of(lambda: a.commit_window(new_window("first", chain("x", 1)))) is Code.BACKEND
@@ -302,24 +334,21 @@ def test_an_engine_without_redis_and_replica_starts_empty(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "hint"),
     [
-        ((), "appendonly yes"),
-        (("--appendonly", "yes", "--appendfsync", "no"), "appendfsync everysec"),
-        ((*AOF, "--maxmemory-policy", "allkeys-lru"), "noeviction"),
+        ({}, "appendonly yes"),
+        ({"append_fsync": "no"}, "appendfsync everysec"),
+        ({"append_fsync": "always", "policy": "allkeys-lru"}, "noeviction"),
+        ({"append_fsync": "everysec", "more": ("--no-appendfsync-on-rewrite", "yes")}, "no-appendfsync-on-rewrite no"),
     ],
 )
-def test_a_redis_that_could_lose_windows_is_refused_at_the_start(tmp_path: Path, options: tuple, hint: str) -> None:
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with running(folder, *options) as server, engines(tmp_path, server.url) as shared:
+def test_a_redis_that_could_lose_windows_is_refused_at_the_start(tmp_path: Path, options: dict, hint: str) -> None:
+    with redis_server(**options) as server, engines(tmp_path, server.url) as shared:
         with pytest.raises(CWMError, match=hint) as refused:
             shared.open("a")
         assert refused.value.code is Code.ARGUMENT
 
 
 def test_a_full_redis_refuses_a_freeze_and_serves_on(tmp_path: Path) -> None:
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with running(folder, *AOF) as server, engines(tmp_path, server.url) as shared:
+    with redis_server(append_fsync="always") as server, engines(tmp_path, server.url) as shared:
         a, b = shared.open("a"), shared.open("b")
         a.commit_window(new_window("first", chain("x", 1)))
         with server.client() as client:
@@ -344,20 +373,18 @@ def test_a_catalog_with_windows_of_its_own_is_not_mixed_in(shared: Engines) -> N
 
 
 def test_a_redis_from_an_older_copy_is_not_mixed_in(tmp_path: Path) -> None:
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with running(folder, *AOF) as server, engines(tmp_path, server.url) as shared:
+    with redis_server(append_fsync="always") as server, engines(tmp_path, server.url) as shared:
         a, b = shared.open("a", BRISK), shared.open("b", BRISK)
         a.commit_window(new_window("first", chain("x", 1)))
         b.catch_up()
         b.close()
         server.kill()
-        shutil.copytree(folder / "appendonlydir", tmp_path / "older")
+        shutil.copytree(server.folder / "appendonlydir", tmp_path / "older")
         server.start()
         a.commit_window(new_window("second", chain("y", 1)))
         server.kill()
-        shutil.rmtree(folder / "appendonlydir")
-        shutil.copytree(tmp_path / "older", folder / "appendonlydir")
+        shutil.rmtree(server.folder / "appendonlydir")
+        shutil.copytree(tmp_path / "older", server.folder / "appendonlydir")
         server.start()
         before = shared_content(shared.path("a"))
         with pytest.raises(CWMError, match="another history") as refused:
@@ -375,9 +402,7 @@ def test_a_redis_from_an_older_copy_is_not_mixed_in(tmp_path: Path) -> None:
 
 
 def test_a_flushed_redis_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with running(folder, *AOF) as server, engines(tmp_path, server.url) as shared:
+    with redis_server(append_fsync="always") as server, engines(tmp_path, server.url) as shared:
         a = shared.open("a", BRISK)
         a.commit_window(new_window("first", chain("x", 1)))
         with server.client() as client:

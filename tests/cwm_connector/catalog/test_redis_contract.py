@@ -10,15 +10,15 @@ from hypothesis import settings
 from cwm_connector.catalog.base import Catalog
 from cwm_connector.catalog.redis import RedisCatalog
 from tests.cwm_connector.catalog import test_sqlite, test_sqlite_states
-from tests.cwm_connector.catalog.engines import AOF, namespace
-from tests.cwm_connector.catalog.redis_servers import RedisServer, running
+from tests.cwm_connector.catalog.engines import namespace
+from tests.support.redis_server import RedisServer, redis_server
 
 _URL: list[str] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running(tmp_path_factory.mktemp("redis"), *AOF) as started:
+def server() -> Iterator[RedisServer]:
+    with redis_server(append_fsync="always") as started:
         _URL.append(started.url)
         yield started
         _URL.clear()
