@@ -84,8 +84,6 @@ class RedisLink:
                 Code.ARGUMENT, "CWM_REDIS_URL is no Redis URL; write it as in redis://user:password@host:6379/0"
             ) from None
         self._home = {name: at for name, at in self._pool.connection_kwargs.items() if name in ("host", "port")}
-            name: self._pool.connection_kwargs[name] for name in _ADDRESS & self._pool.connection_kwargs.keys()
-        }
         self._timeout_s = timeout_s
         self._connection: AbstractConnection | None = None
         self._server: Server | None = None
