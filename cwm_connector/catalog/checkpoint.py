@@ -28,6 +28,8 @@ POSITION_NOTE: Final = "shared-log"
 PART_BYTES: Final = 16 << 20
 _BLOCK_BYTES: Final = 1 << 20
 _LEVEL: Final = 3
+_OUTGOING: Final = "outgoing"
+_INCOMING: Final = "incoming"
 
 
 def publish(log: RedisLog, replica: Path, part_bytes: int = PART_BYTES) -> int:
@@ -36,7 +38,7 @@ def publish(log: RedisLog, replica: Path, part_bytes: int = PART_BYTES) -> int:
     Opens the file by itself, so it may run beside the catalog's thread; seconds to minutes where the catalog is large.
     Raises: CWM-4004 if the replica is damaged or doesn't belong to this log; what the link raises.
     """
-    with _scratch(replica, "outgoing") as image:
+    with _scratch(replica, _OUTGOING) as image:
         at = _make_image(replica, image)
         view = log.look()  # after the copy: the log is never behind it
         if view is None or not _continues(log, view.head, at):
@@ -55,13 +57,19 @@ def publish(log: RedisLog, replica: Path, part_bytes: int = PART_BYTES) -> int:
     return trimmed
 
 
+def sweep_leftovers(replica: Path) -> None:
+    """Removes the files that a killed engine left when it made or loaded a checkpoint. Only before either begins."""
+    for what in (_OUTGOING, _INCOMING):
+        _remove(_beside(replica, what))
+
+
 @contextmanager
 def fetched(log: RedisLog, checkpoint: Checkpoint, replica: Path) -> Iterator[Path]:
     """The checkpoint as a file that `SqliteCatalog` opens, beside the replica; removed again at the end.
 
     Raises: CWM-4004 if it is damaged; CWM-7003 if it was replaced meanwhile.
     """
-    with _scratch(replica, "incoming") as image:
+    with _scratch(replica, _INCOMING) as image:
         unpacking = zlib.decompressobj()
         with image.open("wb") as file:
             for number, digest in enumerate(checkpoint.digests):
@@ -138,13 +146,17 @@ def _compressed(image: Path) -> Iterator[bytes]:
 @contextmanager
 def _scratch(replica: Path, what: str) -> Iterator[Path]:
     """An empty file for its owner alone, with SQLite's files beside it removed before and after."""
-    path = replica.with_name(f"{replica.name}.{what}")
+    path = _beside(replica, what)
     _remove(path)
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:
         yield path
     finally:
         _remove(path)
+
+
+def _beside(replica: Path, what: str) -> Path:
+    return replica.with_name(f"{replica.name}.{what}")
 
 
 def _remove(path: Path) -> None:

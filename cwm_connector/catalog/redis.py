@@ -7,9 +7,6 @@
 Names, references and limits are checked against the log's head itself, because the append succeeds only there. Where
 Redis is away, reads go on from the replica and say so (`state`), and writes fail with CWM-5002.
 
-A transaction that somebody else's process is still making durable is not applied before it is: with `appendfsync
-always` that is at once, with `everysec` a second later, or, should that process have died, by this one.
-
 Threads: like every catalog it belongs to one thread; a checkpoint that is due is made on a thread of its own.
 """
 
@@ -33,7 +30,7 @@ from cwm_connector.catalog.base import (
     WindowQuery,
     WindowRow,
 )
-from cwm_connector.catalog.checkpoint import PART_BYTES, publish
+from cwm_connector.catalog.checkpoint import publish, sweep_leftovers
 from cwm_connector.catalog.log import (
     Barrier,
     Bind,
@@ -48,9 +45,9 @@ from cwm_connector.catalog.log import (
     record_after,
 )
 from cwm_connector.catalog.redis_append import Moved, append
-from cwm_connector.catalog.redis_log import RedisLog, Trimmed, View, damaged
+from cwm_connector.catalog.redis_follow import USUAL, Follower, Limits
+from cwm_connector.catalog.redis_log import RedisLog, Trimmed, View
 from cwm_connector.catalog.redis_replica import Gone, Replica
-from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.redis_link import RedisLink
 from cwm_connector.terms import ChunkKey, Micros, TierName
@@ -58,26 +55,6 @@ from cwm_connector.terms import ChunkKey, Micros, TierName
 logger = logging.getLogger(__name__)
 _FAREWELL_S: Final = 5.0
 """What a checkpoint under way gets at the end; one that is cut off does no harm."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long things may take and how much may gather."""
-
-    connect_s: float = 1.0
-    call_s: float = 3.0
-    read_s: float = 0.5
-    """For a read: longer without an answer, and it is served as the replica is."""
-    pause_s: float = 5.0
-    """How long reads leave Redis alone after it failed."""
-    write_s: float = 5.0
-    """For a write that others keep overtaking, and again to find out what became of one whose reply was lost."""
-    patience_s: float = 3.0
-    """How long another engine may take to make its record durable before this one does it."""
-    log_records: int = 2000
-    log_bytes: int = 256 << 20
-    """More records, or more bytes of them, since the last checkpoint, and it is time for the next."""
-    part_bytes: int = PART_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +79,10 @@ class RedisCatalog:
         self._url = url
         self._namespace = namespace
         self._replica = replica
-        self._on_gone = on_gone
         self._limits = limits
         self._log = self._open_log()
-        self._head: int | None = None
-        self._fault: CWMError | None = None
-        self._paused_until = 0.0
+        self._follower = Follower(self._log, replica, on_gone, limits)
         self._settled = False
-        self._tail: tuple[int, float] | None = None
-        """Up to where the log was settled when a record beyond was first seen, and when that was."""
         self._compaction: threading.Thread | None = None
 
     @classmethod
@@ -122,7 +94,7 @@ class RedisCatalog:
         *,
         store: str = "",
         on_gone: Callable[[Gone], None] = lambda gone: None,
-        limits: Limits = Limits(),
+        limits: Limits = USUAL,
     ) -> "RedisCatalog":
         """Opens the replica and catches up; with Redis away it starts as the replica is, and tries again later.
 
@@ -130,6 +102,7 @@ class RedisCatalog:
         Raises: as `SqliteFile.open`; CWM-1003 for a Redis that can't keep a catalog, or a replica with windows that are
         not shared; CWM-4004 if Redis holds another history than the replica, or a damaged one.
         """
+        sweep_leftovers(replica_path)
         catalog = cls(url, namespace, Replica.open(replica_path, store), on_gone, limits)
         try:
             catalog.catch_up()
@@ -152,7 +125,7 @@ class RedisCatalog:
         Raises: CWM-5002 with Redis away; CWM-4004 if Redis holds another history than the replica, or a damaged one.
         """
         if self._settled:
-            self._follow()
+            self._follower.follow()
         else:
             # Once a record of ours is in the log, whatever was sent for an earlier place can't arrive any more.
             self._write(Barrier())
@@ -161,20 +134,20 @@ class RedisCatalog:
         """As of the last contact; asks nobody."""
         at = self._replica.at
         applied = 0 if at is None else at.number
-        connected = self._fault is None and self._head is not None
-        behind = max(0, self._head - applied) if connected and self._head is not None else None
-        return Sharing(connected, applied, behind, self._settled, self._fault)
+        head, fault = self._follower.head, self._follower.fault
+        behind = None if head is None or fault is not None else max(0, head - applied)
+        return Sharing(behind is not None, applied, behind, self._settled, fault)
 
     def settled(self) -> bool:
         return self._settled
 
     def state(self) -> str | None:
-        return None if self._fault is None else self._fault.message
+        return None if self._follower.fault is None else self._follower.fault.message
 
     def compact(self) -> int:
         """Makes a checkpoint and drops the log's records up to it: nothing of a deleted window is left in them."""
         self._end_compaction(None)
-        self._follow()
+        self._follower.follow()
         freed = self._replica.catalog.compact()
         return freed + publish(self._log, self._replica.path, self._limits.part_bytes)
 
@@ -210,43 +183,43 @@ class RedisCatalog:
     # --- reads ---
 
     def window(self, name: str) -> WindowRow:
-        return self._fresh().window(name)
+        return self._follower.fresh().window(name)
 
     def children(self, name: str) -> tuple[str, ...]:
-        return self._fresh().children(name)
+        return self._follower.fresh().children(name)
 
     def list_windows(self, query: WindowQuery) -> WindowPage:
-        return self._fresh().list_windows(query)
+        return self._follower.fresh().list_windows(query)
 
     def token_ids_of(self, name: str) -> bytes:
-        return self._fresh().token_ids_of(name)
+        return self._follower.fresh().token_ids_of(name)
 
     def chunks_of(self, name: str) -> tuple[ChunkRow, ...]:
-        return self._fresh().chunks_of(name)
+        return self._follower.fresh().chunks_of(name)
 
     def stored(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, ChunkRow]:
-        return self._fresh().stored(keys)
+        return self._follower.fresh().stored(keys)
 
     def all_chunks(self) -> tuple[ChunkRow, ...]:
-        return self._fresh().all_chunks()
+        return self._follower.fresh().all_chunks()
 
     def windows_with(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[str, ...]]:
-        return self._fresh().windows_with(keys)
+        return self._follower.fresh().windows_with(keys)
 
     def bindings(self) -> tuple[Binding, ...]:
-        return self._fresh().bindings()
+        return self._follower.fresh().bindings()
 
     def last_thaw_into(self, session_id: str) -> Binding | None:
-        return self._fresh().last_thaw_into(session_id)
+        return self._follower.fresh().last_thaw_into(session_id)
 
     def session(self, session_id: str) -> SessionRow | None:
-        return self._fresh().session(session_id)
+        return self._follower.fresh().session(session_id)
 
     def sessions(self) -> tuple[SessionRow, ...]:
-        return self._fresh().sessions()
+        return self._follower.fresh().sessions()
 
     def totals(self) -> CatalogTotals:
-        return self._fresh().totals()
+        return self._follower.fresh().totals()
 
     # --- the engine's own: in the replica alone ---
 
@@ -280,7 +253,7 @@ class RedisCatalog:
         OutcomeUnknown."""
         deadline = time.monotonic() + self._limits.write_s
         while True:
-            view = self._follow()
+            view = self._follower.follow()
             try:
                 result = self._attempt(change, view)
             except Moved:
@@ -292,7 +265,7 @@ class RedisCatalog:
                     ) from None
                 continue
             except OutcomeUnknown as problem:
-                self._failed(problem)
+                self._follower.failed(problem)
                 raise
             self._compact_if_due(view)
             return result
@@ -321,20 +294,20 @@ class RedisCatalog:
             if not appended or record is None:
                 raise
             # It has happened; that this file could not take it as well is made up for when it can be written again.
-            self._failed(problem)
+            self._follower.failed(problem)
             self._settled = True
             self._tell_settled(record.at)
             return result
         replica.at = record.at
         self._settled = True
         self._tell_settled(record.at)
-        self._tell_gone(gone)
+        self._follower.tell_gone(gone)
         return result
 
     def _apply_tail(self, view: View) -> tuple[Position, list[Gone]]:
         """Inside the transaction: what others appended and nobody knows to be on disk; with our record behind it, it
         will be."""
-        base = self._base(view)
+        base = self._follower.base(view)
         gone: list[Gone] = []
         while base.number < view.head.number:
             try:
@@ -353,104 +326,7 @@ class RedisCatalog:
             self._log.tell_settled(at)
         except CWMError as problem:
             # Others find out by themselves after a while.
-            self._failed(problem)
-
-    # --- inside: following ---
-
-    def _fresh(self) -> SqliteCatalog:
-        """The replica, caught up if that takes no longer than a moment."""
-        if time.monotonic() >= self._paused_until:
-            try:
-                self._follow(hurried=True)
-            except CWMError as problem:
-                logger.debug("a read is served as the replica is: %s", problem)
-        return self._replica.catalog
-
-    def _follow(self, *, hurried: bool = False) -> View:
-        """Applies what is durable in the log. `hurried`: waits for nothing, and leaves the rest for another time."""
-        try:
-            view = self._apply_new(hurried)
-        except CWMError as problem:
-            self._failed(problem)
-            raise
-        self._fault, self._paused_until = None, 0.0
-        return view
-
-    def _failed(self, problem: CWMError) -> None:
-        self._fault, self._paused_until = problem, time.monotonic() + self._limits.pause_s
-
-    def _apply_new(self, hurried: bool) -> View:
-        deadline = time.monotonic() + self._limits.read_s
-        empty = 0
-        while True:
-            view = self._look(hurried)
-            base = self._base(view)
-            upto = self._lasting(view, base, hurried)
-            if upto <= base.number or (hurried and time.monotonic() > deadline):
-                return view
-            try:
-                records = self._log.read(base)
-            except Trimmed:
-                records = []
-            records = [record for record in records if record.at.number <= upto]
-            if records:
-                gone = self._replica.absorb(records)
-            elif view.checkpoint is not None and view.checkpoint.number > base.number:
-                if hurried:
-                    return view
-                gone = self._replica.load(self._log, view.checkpoint)
-            elif empty:
-                raise damaged(f"record {base.number + 1} is missing")
-            else:
-                # Trimmed since the look: the next one shows the checkpoint.
-                empty += 1
-                continue
-            self._tell_gone(gone)
-
-    def _look(self, hurried: bool) -> View:
-        """Raises: CWM-4004 if what is there is not the replica's history."""
-        timeout_s = self._limits.read_s if hurried else None
-        view = self._log.look(timeout_s)
-        if view is None and self._replica.at is None:
-            self._log.create()
-            view = self._log.look(timeout_s)
-            if view is None:
-                raise damaged("its facts are missing")
-        self._head = None if view is None else view.head.number
-        at = self._replica.at
-        if view is None or (at is not None and not _may_continue(at, view.head)):
-            raise self._other_history()
-        return view
-
-    def _other_history(self) -> CWMError:
-        return CWMError(
-            Code.CORRUPT,
-            "Redis holds another history of the shared catalog than this engine has seen: an older copy, or none; "
-            "restore the newest copy of Redis, or, to go on with what Redis has, move the replica away and restart",
-            replica=str(self._replica.path),
-        )
-
-    def _base(self, view: View) -> Position:
-        return self._replica.at or Position(view.head.log, 0, view.head.log)
-
-    def _lasting(self, view: View, base: Position, hurried: bool) -> int:
-        """Up to where records are known to be on Redis's disk; found out here if their writer does not say so."""
-        settled = max(view.settled, base.number)
-        if view.head.number <= settled:
-            self._tail = None
-            return settled
-        if not self._log.settles_at_once:
-            if self._tail is None or self._tail[0] != settled:
-                self._tail = (settled, time.monotonic())
-            if hurried or time.monotonic() < self._tail[1] + self._limits.patience_s:
-                return settled
-        self._log.settle()
-        self._log.tell_settled(view.head)
-        return view.head.number
-
-    def _tell_gone(self, gone: Iterable[Gone]) -> None:
-        for each in gone:
-            self._on_gone(each)
+            self._follower.failed(problem)
 
     # --- inside: checkpoints ---
 
@@ -478,8 +354,3 @@ class RedisCatalog:
 
 class _Nothing(Exception):
     """The transaction would change nothing."""
-
-
-def _may_continue(at: Position, head: Position) -> bool:
-    """False if the log that has this head can't have been at `at`."""
-    return head.log == at.log and (head.number > at.number or head == at)

@@ -7,7 +7,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from cwm_connector.catalog.redis import Limits, RedisCatalog
+from cwm_connector.catalog.redis import RedisCatalog
+from cwm_connector.catalog.redis_follow import Limits
 from cwm_connector.catalog.redis_replica import Gone
 from cwm_connector.catalog.sqlite import SqliteCatalog
 

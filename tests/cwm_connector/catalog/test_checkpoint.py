@@ -13,7 +13,8 @@ import pytest
 
 from cwm_connector.catalog.base import Binding
 from cwm_connector.catalog.checkpoint import publish
-from cwm_connector.catalog.redis import Limits, RedisCatalog
+from cwm_connector.catalog.redis import RedisCatalog
+from cwm_connector.catalog.redis_follow import Limits
 from cwm_connector.catalog.redis_log import RedisLog
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.protocol import Code, CWMError
@@ -78,6 +79,8 @@ def test_a_new_engine_joins_from_the_checkpoint_and_the_rest(shared: Engines, se
 
 def test_an_engine_that_lags_behind_the_trimmed_log_catches_up(shared: Engines, server: RedisServer) -> None:
     a, b = shared.open("a", SMALL_PARTS), shared.open("b")
+    a.note("cursor", "another's")
+    a.note("quota", "another's")
     fill(a, 4)
     b.catch_up()
     b.note("cursor", "mine")
@@ -94,8 +97,7 @@ def test_an_engine_that_lags_behind_the_trimmed_log_catches_up(shared: Engines, 
     assert names(b) == names(a)
     assert shared_content(shared.path("a")) == shared_content(shared.path("b"))
     # What is the engine's own stayed: its notes, and what it has on its disk.
-    assert b.noted("cursor") == "mine"
-    assert a.noted("cursor") is None
+    assert (b.noted("cursor"), b.noted("quota")) == ("mine", None)
     assert [row.tiers for row in b.chunks_of("w2")] == [BOTH, {TierName.REDIS}]
     assert [row.tiers for row in b.chunks_of("w1")] == [set()]
     # It is told what is gone, with the copies that it had: also of the name that was given anew.
@@ -191,6 +193,14 @@ class Cut(RedisLog):
             raise ConnectionAbortedError
         self._left -= 1
         super().put_part(name, number, part)
+
+
+def test_what_a_killed_engine_left_of_a_checkpoint_goes_at_its_next_start(shared: Engines) -> None:
+    folder = shared.path("a").parent
+    for name in ("outgoing", "incoming", "incoming-wal"):
+        (folder / f"catalog.sqlite.{name}").write_bytes(b"somebody's text")
+    shared.open("a").close()
+    assert [path.name for path in folder.iterdir()] == ["catalog.sqlite"]
 
 
 def test_a_checkpoint_with_a_missing_part_is_not_published(shared: Engines, server: RedisServer) -> None:

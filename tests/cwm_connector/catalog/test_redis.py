@@ -11,7 +11,7 @@ import pytest
 
 from cwm_connector.catalog.base import Binding, WindowQuery
 from cwm_connector.catalog.log import Commit, record_after
-from cwm_connector.catalog.redis import Limits
+from cwm_connector.catalog.redis_follow import Limits
 from cwm_connector.catalog.redis_log import RedisLog
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.protocol import Code, CWMError

@@ -16,7 +16,8 @@ import pytest
 
 from cwm_connector.catalog.base import Catalog, SortBy, WindowQuery
 from cwm_connector.catalog.checkpoint import publish
-from cwm_connector.catalog.redis import Limits, RedisCatalog
+from cwm_connector.catalog.redis import RedisCatalog
+from cwm_connector.catalog.redis_follow import Limits
 from cwm_connector.catalog.redis_log import RedisLog
 from cwm_connector.redis_link import RedisLink
 from tests.cwm_connector.catalog.engines import Engines, engines, shared_content
