@@ -333,11 +333,12 @@ def _damaged(path: Path, fault: str) -> CWMError:
 def _migrate(file: SqliteFile) -> None:
     with file.writing() as db:
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version == SCHEMA_VERSION:
-            return
         for step in MIGRATIONS[version:]:
             step(db)
-        db.execute("UPDATE about SET definitions = ?", (definitions(db),))
+        if version != SCHEMA_VERSION:
+            db.execute("UPDATE about SET definitions = ?", (definitions(db),))
+        # Written in any case, and synced: a killed engine's last transaction may not be durable, and what a start does
+        # about it (a deletion's bytes) would outlast it.
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 

@@ -80,9 +80,10 @@ class PowerCut:
             raise RuntimeError("this process runs without the shim: no fsync of it would be seen")
         self.image.mkdir(exist_ok=True)
         os.environ.update(self.environment())
-        self._settle()
+        self.settle()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """What stands below the root now is durable."""
         for stale in self.image.iterdir():
             stale.unlink()
         for path in (self.root, *self.root.rglob("*")):
@@ -102,7 +103,7 @@ class PowerCut:
         for path in after.iterdir():
             path.rename(self.root / path.name)
         after.rmdir()
-        self._settle()
+        self.settle()
 
 
 def cut_after(folder: Path, work: str, *, seed: int | None = None) -> Path:
