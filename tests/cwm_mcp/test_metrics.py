@@ -25,12 +25,12 @@ def test_the_text_format_reads_back_sample_by_sample() -> None:
 
 
 def test_a_prefix_chooses_by_name() -> None:
-    samples = [engine_up(False), *catalog_samples(CatalogTotals(3, 20, 4096, 8192))]
+    samples = [engine_up(False), *catalog_samples(CatalogTotals(3, 20, 4096, 8192, {}))]
     assert [each.name for each in with_prefix(samples, "cwm_ch")] == ["cwm_chunks", "cwm_chunk_bytes"]
     assert with_prefix(samples, None) == samples
 
 
 def test_the_catalogs_gauges_are_the_engines_own_by_name() -> None:
     theirs = {sample["name"]: sample["help"] for sample in EngineMetrics().samples()}
-    ours = {each.name: each.help for each in catalog_samples(CatalogTotals(3, 20, 4096, 8192))}
+    ours = {each.name: each.help for each in catalog_samples(CatalogTotals(3, 20, 4096, 8192, {}))}
     assert ours == {name: theirs[name] for name in ours}
