@@ -95,11 +95,13 @@ def recover(catalog: Catalog, stores: Iterable[ChunkStore], claims: Claims) -> R
             leftovers += store.sweep_leftovers()
             found = list(store.inventory())
             orphans += sweep(store, found, rows, claims).chunks if catalog.settled() else 0
+            whole = _whole(found, rows)
+            recorded = {key for key, row in rows.items() if store.name in row.tiers}
+            if whole - recorded:
+                store.sync()  # a killed process may have written what it never made durable
         except CWMError as problem:
             logger.warning("the %s tier is left as it was: %s", store.name.value, problem)
             continue
-        whole = _whole(found, rows)
-        recorded = {key for key, row in rows.items() if store.name in row.tiers}
         catalog.place(store.name, sorted(whole - recorded), sorted(recorded - whole))
     return Recovered(leftovers, orphans, sum(not row.tiers for row in catalog.all_chunks()))
 

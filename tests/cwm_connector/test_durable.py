@@ -71,3 +71,30 @@ def test_what_a_start_reads_from_a_killed_engine_s_log_is_durable_before_anythin
         folder = tmp_path / left
         folder.mkdir()
         assert noted(cut_after(folder, f"{CATALOG}\n{start}")) == left
+
+
+FOUND = """
+from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.recovery import recover
+from cwm_connector.settings import private_folder
+from cwm_connector.terms import TierName
+from cwm_connector.tiers.disk import DiskTier
+from tests.cwm_connector.test_recovery import MINE, key, put, window
+
+disk = DiskTier(private_folder(root / "chunks", "CWM_DISK_PATH"))
+catalog = SqliteCatalog.open(root / "catalog.sqlite")
+catalog.commit_window(window("w", 1))
+catalog.place(TierName.DISK, (), [key(1)])  # its copy was lost
+disk.sync = lambda: None
+put(disk, 1)  # and written anew by an engine that was killed before it could make the name durable
+del disk.sync
+"""
+
+
+def test_a_chunk_that_a_start_found_and_recorded_survives_a_power_cut(tmp_path: Path) -> None:
+    """Else a freeze that relies on the record is acknowledged, and the chunk is gone."""
+    for start, left in (("", 0), ("recover(catalog, [disk], MINE)", 1)):
+        folder = tmp_path / str(left)
+        folder.mkdir()
+        root = cut_after(folder, f"{FOUND}\n{start}")
+        assert len(list((root / "chunks").glob("cwm@*"))) == left
