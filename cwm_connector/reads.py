@@ -100,16 +100,22 @@ class Reader:
 
     # --- inside ---
 
-    def _tier_of(self, catalog: Catalog, row: WindowRow) -> str:
+    def _tier_of(self, catalog: Catalog, row: WindowRow) -> str | None:
+        """None where no tier is known to have any of it, or the catalog's row is damaged: the list goes on without."""
         window = (row.name, row.created_at)
         keys = self._keys_of.get(window)
         if keys is None:
-            chunks = catalog.chunks_of(row.name)
+            try:
+                chunks = catalog.chunks_of(row.name)
+            except CWMError as problem:
+                if problem.code is not Code.CORRUPT:
+                    raise
+                return None
             self._engine.placement.learn(chunks)
             keys = self._keys_of[window] = tuple(chunk.key for chunk in chunks)
             while len(self._keys_of) > REMEMBERED_WINDOWS:
                 self._keys_of.popitem(last=False)
-        return views.storage_tier(self._engine.placement.tiers_of(keys))
+        return views.tier_to_read(self._engine.placement.tiers_of(keys), len(keys))
 
     async def _window_status(self, name: str, include_blocks: bool) -> dict[str, Any]:
         def read(catalog: Catalog) -> dict[str, Any]:

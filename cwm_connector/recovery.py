@@ -77,6 +77,20 @@ def _write_once(path: Path, text: str) -> str:
     return path.read_text()
 
 
+def require_catalog(catalog: Path, chunks: Path) -> None:
+    """Before a catalog is opened, and made where there is none: chunks without one are somebody's, not orphans.
+
+    Raises: CWM-4004 if the catalog is gone while the folder holds chunks.
+    """
+    if catalog.exists() and catalog.stat().st_size:
+        return
+    if any(path.suffix == ".data" for path in chunks.iterdir()):
+        raise CWMError(
+            Code.CORRUPT,
+            f"the catalog {catalog} is gone and {chunks} holds chunks; restore it from a copy, or move the chunks away",
+        )
+
+
 def recover(catalog: Catalog, stores: Iterable[ChunkStore], claims: Claims) -> Recovered:
     """Runs once, on the catalog thread, while no job is under way and the store's lock is held.
 

@@ -22,7 +22,7 @@ from cwm_connector.metrics import Metrics
 from cwm_connector.operations import EngineOperations
 from cwm_connector.placement import Placement
 from cwm_connector.protocol import Code, CWMError
-from cwm_connector.recovery import pair_store, recover
+from cwm_connector.recovery import pair_store, recover, require_catalog
 from cwm_connector.scheduler import SchedulerSide
 from cwm_connector.sessions import SessionIndex, now_micros
 from cwm_connector.settings import CatalogKind, Settings, private_folder
@@ -53,6 +53,7 @@ class EngineService:
         self._lock = StoreLock(settings.home)
         self._lock.acquire()
         store_id = pair_store(settings.home, settings.chunks_path)
+        require_catalog(settings.catalog_path, settings.chunks_path)
         self._stores = open_stores(settings, store_id)
         self._claims = Claims(store_id, settings.catalog is CatalogKind.REDIS, now_micros())
         self._world_size = vllm_config.parallel_config.world_size

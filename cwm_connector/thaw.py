@@ -1,6 +1,7 @@
 """Thaw and clone, and the bindings that a restart must bring back: nothing here writes a chunk."""
 
 import asyncio
+import logging
 import secrets
 import time
 from array import array
@@ -28,6 +29,8 @@ from cwm_connector.protocol import (
 from cwm_connector.sessions import now_micros, salt_hash
 from cwm_connector.terms import ChunkKey, TierName
 from cwm_connector.visibility import BoundWindow
+
+logger = logging.getLogger(__name__)
 
 REBOUND_AT_START: Final = 256
 """Thaws that survive a restart: the newest so many."""
@@ -111,20 +114,30 @@ class Thawer:
         return {"source_window": source, "target_window": target, "shared_blocks": row.block_count, "new_bytes": 0}
 
     async def rebind(self) -> int:
-        """Makes the thaws of before a restart loadable again; returns how many."""
+        """Makes the thaws of before a restart loadable again; returns how many. A damaged window is left out."""
         bindings = (await self._engine.catalog.run(lambda catalog: catalog.bindings()))[-REBOUND_AT_START:]
-        windows: dict[str, _Stored] = {}
+        windows: dict[str, _Stored | None] = {}
         rebound = 0
         for binding in bindings:
             if binding.window_name not in windows:
-                windows[binding.window_name] = await self._stored(binding.window_name)
+                windows[binding.window_name] = await self._fitting(binding.window_name)
             stored = windows[binding.window_name]
-            if self._engine.passport.first_difference(stored.row.passport) is not None:
-                continue  # another model's window: it waits in the catalog for its own engine
-            specs = self._specs(stored)
-            self._bind(binding, stored, specs, specs[-1].end_block)
-            rebound += 1
+            if stored is not None:
+                specs = self._specs(stored)
+                self._bind(binding, stored, specs, specs[-1].end_block)
+                rebound += 1
         return rebound
+
+    async def _fitting(self, name: str) -> _Stored | None:
+        """None for another model's window, which waits for its own engine, and for one that can't be read."""
+        try:
+            stored = await self._stored(name)
+        except CWMError as problem:
+            if problem.code is not Code.CORRUPT:
+                raise
+            logger.warning("the thaws of window %s are not taken up again: %s", name, problem)
+            return None
+        return stored if self._engine.passport.first_difference(stored.row.passport) is None else None
 
     # --- steps ---
 

@@ -89,7 +89,7 @@ async def test_a_chunk_deleted_by_another_engine_during_a_freeze_is_stored_again
     await other.serve([*stem, *text(2)], "new")
     commit = other.operations._freezer._commit
 
-    async def late(new, order):  # type: ignore[no-untyped-def]
+    async def late(new, order):
         if "old" in await listed(one):
             await one.call(Op.DELETE, window_name="old")
         return await commit(new, order)
@@ -138,7 +138,7 @@ async def test_an_engine_killed_in_mid_freeze_leaves_claims_that_its_next_start_
     await frozen(first, "w", text(1))
     await first.serve(text(2), "s")
 
-    async def killed(new, order):  # type: ignore[no-untyped-def]
+    async def killed(new, order):
         raise SystemExit
 
     first.operations._freezer._commit = killed  # type: ignore[method-assign]
@@ -157,7 +157,7 @@ async def test_another_engine_s_collection_spares_a_freeze_that_is_under_way(pai
     await one.serve(text(1), "s")
     commit = one.operations._freezer._commit
 
-    async def late(new, order):  # type: ignore[no-untyped-def]
+    async def late(new, order):
         collected = await other.call(Op.COLLECT)
         assert collected["chunks_deleted"] == 0
         return await commit(new, order)
@@ -197,7 +197,7 @@ async def test_a_freeze_whose_outcome_is_unknown_keeps_its_bytes(pair: Pair, mon
     catalog = await one.catalog.run(lambda catalog: catalog)
     honest = catalog.commit_window
 
-    def landed_but_unheard(new):  # type: ignore[no-untyped-def]
+    def landed_but_unheard(new):
         honest(new)
         raise OutcomeUnknown(CWMError(Code.BACKEND, "lost"))
 

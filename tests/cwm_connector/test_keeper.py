@@ -128,7 +128,7 @@ async def test_a_copy_that_redis_gives_back_changed_does_not_count_and_the_disk_
     store = engine.engine.stores[TierName.REDIS]
     honest = store.write
 
-    def write(chunk, sealed, claim=""):  # type: ignore[no-untyped-def]
+    def write(chunk, sealed, claim=""):
         bent = memoryview(bytearray(sealed))
         bent[5000] ^= 1
         return honest(chunk, bent, claim)
@@ -170,7 +170,7 @@ async def test_a_chunk_that_no_tier_has_is_stored_anew_by_the_next_freeze_of_its
     first.close()
 
 
-async def rows(engine: Miniature, name: str):  # type: ignore[no-untyped-def]
+async def rows(engine: Miniature, name: str):
     return await engine.catalog.run(lambda catalog: catalog.chunks_of(name))
 
 

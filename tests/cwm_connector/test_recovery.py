@@ -14,7 +14,7 @@ from cwm_connector.catalog.base import (
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.claims import Claims
 from cwm_connector.protocol import CWMError
-from cwm_connector.recovery import pair_store, recover
+from cwm_connector.recovery import pair_store, recover, require_catalog
 from cwm_connector.terms import ChunkKey, Micros, TierName
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import ChunkHeader, seal, sealed_bytes
@@ -143,3 +143,15 @@ def test_a_folder_with_another_home_s_chunks_is_refused(tmp_path: Path) -> None:
     pair_store(homes[0], shared)
     with pytest.raises(CWMError, match=r"CWM-1003.*another CWM_HOME"):
         pair_store(homes[1], shared)
+
+
+def test_chunks_whose_catalog_is_gone_are_kept_and_the_start_is_refused(store, tmp_path: Path) -> None:
+    disk, _ = store
+    require_catalog(tmp_path / "none.sqlite", tmp_path / "chunks")  # an empty folder: a new store
+    put(disk, 1)
+    (tmp_path / "empty.sqlite").touch()
+    for name in ("none.sqlite", "empty.sqlite"):
+        with pytest.raises(CWMError, match=r"CWM-4004.*restore it"):
+            require_catalog(tmp_path / name, tmp_path / "chunks")
+    require_catalog(tmp_path / "catalog.sqlite", tmp_path / "chunks")
+    assert disk.size_of(ChunkId(key(1), 0)) == SIZE

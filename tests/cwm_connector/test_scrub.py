@@ -96,7 +96,7 @@ async def test_a_bad_value_in_redis_is_replaced_from_the_disk(engine: Miniature,
     key = (await hashes_of(engine, "w"))[2]
     client = server.client()
     (name,) = client.keys(f"*{key}*chunk")
-    value = bytearray(client.get(name))
+    value = bytearray(bytes(client.get(name)))  # type: ignore[arg-type]
     value[7000] ^= 2
     client.set(name, bytes(value))
     report = await engine.call(Op.VERIFY, repair=True)

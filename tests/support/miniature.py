@@ -31,7 +31,7 @@ from cwm_connector.operations import EngineOperations
 from cwm_connector.paging import copier_for, payload_bytes
 from cwm_connector.placement import Placement
 from cwm_connector.protocol import ARGUMENTS, Op
-from cwm_connector.recovery import pair_store, recover
+from cwm_connector.recovery import pair_store, recover, require_catalog
 from cwm_connector.scheduler import SchedulerSide
 from cwm_connector.sessions import SessionIndex, now_micros
 from cwm_connector.settings import CatalogKind, load_settings, private_folder
@@ -83,6 +83,7 @@ class Miniature:
         settings = load_settings({"home": str(home), **limits, **more})
         private_folder(settings.chunks_path, "CWM_DISK_PATH")
         store_id = pair_store(settings.home, settings.chunks_path)
+        require_catalog(settings.catalog_path, settings.chunks_path)
         self.settings = settings
         self.pool = new_pool(pool_blocks)
         self.cache = torch.zeros((LAYERS, pool_blocks, PAGE_WORDS), dtype=torch.int64)
