@@ -81,6 +81,7 @@ class Miniature:
         """`more`: further settings, named as in kv_connector_extra_config."""
         limits = {"cpu_cache_gb": cpu_cache_gb, "disk_cache_gb": disk_cache_gb, "chunk_tokens": 32}
         settings = load_settings({"home": str(home), **limits, **more})
+        private_folder(settings.home, "CWM_HOME")
         private_folder(settings.chunks_path, "CWM_DISK_PATH")
         store_id = pair_store(settings.home, settings.chunks_path)
         require_catalog(settings.catalog_path, settings.chunks_path)

@@ -40,6 +40,16 @@ def mounted(kind: str, at: Path, size_mib: int = 0) -> Iterator[Path]:
 
 
 @contextmanager
+def read_only(mount: Path) -> Iterator[None]:
+    """Nothing can be written to the file system meanwhile: who tries is refused."""
+    _run("mount", "-o", "remount,ro", str(mount))
+    try:
+        yield
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(mount)], check=True)
+
+
+@contextmanager
 def frozen(mount: Path) -> Iterator[None]:
     """Nothing can be written to the file system meanwhile: who tries hangs in the kernel."""
     _run("fsfreeze", "--freeze", str(mount))
