@@ -202,6 +202,13 @@ def test_bytes_stay_as_long_as_another_store_claims_them(server: RedisServer) ->
         assert client.dbsize() == 0
 
 
+def test_a_write_whose_claim_can_not_be_kept_has_failed(tier: RedisTier, server: RedisServer) -> None:
+    chunk = sealed_chunk(1, 1000)
+    with server.client() as client:
+        client.set(value_key(chunk).replace(":chunk", ":claims"), b"somebody's")
+    assert failure(tier.write(chunk.id, chunk.buffer, MINE)).code is Code.BACKEND
+
+
 def test_namespaces_do_not_see_each_other(server: RedisServer) -> None:
     chunk, inner = sealed_chunk(1, 1000), sealed_chunk(2, 1000)
     names = ["cwm:a", "cwm:a:b", "cwm", "cwm:A"]

@@ -1,7 +1,9 @@
 """What the Redis tier says of a server, promises of it, and keeps to itself."""
 
 import logging
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,8 @@ from tests.cwm_connector.tiers.redis_tiers import (
     opened,
     put,
 )
-from tests.support.redis_server import RedisServer, redis_server
+from tests.support.powercut import compiler, cut_after
+from tests.support.redis_server import Options, RedisServer, redis_server
 
 
 @pytest.fixture
@@ -49,6 +52,35 @@ def test_what_was_synced_is_there_after_a_kill(how: str) -> None:
         server.kill()
         server.start()
         assert_reads_back(tier, *chunks)
+
+
+_WRITE_AND_SYNC = """
+from tests.cwm_connector.tiers.chunks import sealed_chunk
+from tests.cwm_connector.tiers.redis_tiers import opened, put
+from tests.support.redis_server import Options, RedisServer
+
+server = RedisServer(root, Options(append_fsync={how!r}))
+server.start()
+power.settle()
+with opened(server.url) as tier:
+    put(tier, *(sealed_chunk(seed, 100_000) for seed in range(8)))
+    tier.sync()
+server.kill()
+"""
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C compiler (cc, gcc): power cuts can't be modelled")
+@pytest.mark.parametrize("how", ["always", "everysec"])
+def test_what_was_synced_is_there_after_a_power_cut(how: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="cwm-redis-") as folder:  # a Unix socket's path must be short
+        root = cut_after(Path(folder), _WRITE_AND_SYNC.format(how=how))
+        server = RedisServer(root, Options(append_fsync=how))
+        server.start()
+        try:
+            with opened(server.url) as tier:
+                assert_reads_back(tier, *(sealed_chunk(seed, 100_000) for seed in range(8)))
+        finally:
+            server.close()
 
 
 @pytest.mark.parametrize(
