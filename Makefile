@@ -19,7 +19,7 @@ LOCK := requirements/$(PLATFORM).txt
 PACKAGES := .venv/.packages-$(shell { pwd; cat $(LOCK); } | sha256sum | cut -c1-16)
 PROJECT := .venv/.project-$(shell sha256sum pyproject.toml | cut -c1-16)
 
-.PHONY: help setup model demo test check bench lock clean
+.PHONY: help setup model demo test check torture bench lock clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -48,9 +48,11 @@ check: setup ## Style and types: ruff, mypy
 test: setup model check ## Style, types and every test that can run here
 	@$(PY) -m pytest
 
-bench: setup model ## Measure on this machine: time to first token and, where there, copy rates
-	@$(PY) -m benchmarks.ttft
-	@if [ -e benchmarks/paging.py ]; then $(PY) -m benchmarks.paging; fi
+torture: setup model ## Kill -9 and power cuts, 1,000 loops over stores and 20 over a real vLLM (up to 40 minutes)
+	@$(PY) -m tests.torture --loops 1000 --engine-loops 20 --minutes 40
+
+bench: setup model ## Measure on this machine: time to first token, copies, tiers, Redis, catalog (20 minutes)
+	@for part in ttft paging tiers redis catalog; do $(PY) -m benchmarks.$$part || exit 1; done
 
 lock: ## Resolve both locks anew (wants uv)
 	@tools/lock.sh

@@ -35,6 +35,13 @@ BATCH_BYTES: Final = 128 * MIB
 WORKERS: Final = 4
 
 
+SHARES: Final = {
+    "disk put / plain, of each round": ("disk put: tier, sealed and synced", "disk put: plain O_DIRECT + fsync"),
+    "disk get / plain, of each round (target: 80 %)": ("disk get: tier, checked", "disk get: plain O_DIRECT"),
+}
+"""What is measured against which ceiling."""
+
+
 class Batch:
     """The same chunks for every candidate: sealed bytes in one half of the memory, room to read into in the other."""
 
@@ -169,16 +176,24 @@ def main() -> None:
                     for name, speed in one_round(batch, cpu, disk, plain, threads):
                         if number:  # the first one starts threads and clients
                             figures.setdefault(name, {}).setdefault(size, []).append(speed)
-    table = Table(title=f"MiB/s, median (lowest–highest) of {options.rounds}; {os.cpu_count()} CPUs, {WORKERS} threads")
+    load = Path("/proc/loadavg").read_text().split()[0]
+    head = f"MiB/s, median (lowest–highest) of {options.rounds}; {os.cpu_count()} CPUs, load {load}, {WORKERS} threads"
+    table = Table(title=head)
     table.add_column("")
     for size in SIZES:
         table.add_column(f"{size / MIB:g} MiB", justify="right")
     for name, speeds in figures.items():
-        table.add_row(
-            name,
-            *(f"{statistics.median(each):,.0f} ({min(each):,.0f}–{max(each):,.0f})" for each in speeds.values()),
-        )
+        table.add_row(name, *(spread(each, "{:,.0f}") for each in speeds.values()))
+    table.add_section()
+    for what, (part, ceiling) in SHARES.items():
+        rounds = [zip(figures[part][size], figures[ceiling][size], strict=True) for size in SIZES]
+        table.add_row(what, *(spread([ours / theirs for ours, theirs in each], "{:.0%}") for each in rounds))
     Console().print(table)
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    low, middle, high = (form.format(value) for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low}–{high})"
 
 
 if __name__ == "__main__":
