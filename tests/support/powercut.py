@@ -19,7 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Final, NamedTuple
@@ -62,6 +62,8 @@ class PowerCut:
     library: Path
     root: Path
     image: Path
+    strict: frozenset[str] = frozenset()
+    """Names of folders in the root for which no dice are thrown: nothing is left there that was not durable."""
 
     def environment(self) -> dict[str, str]:
         """For the processes that write below the root."""
@@ -97,7 +99,7 @@ class PowerCut:
         identify = _Identify(self.library)
         standing = {identify(path): path for path in self.root.rglob("*") if _is_kept(path)}
         standing["root"] = self.root
-        _Cut(self.image, standing, identify, dice).folder("root", after)
+        _Cut(self.image, standing, identify, dice, self.strict).folder("root", after)
         for path in self.root.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         for path in after.iterdir():
@@ -154,6 +156,7 @@ class _Cut:
     """What is there now, by identity."""
     identify: _Identify
     dice: Random | None
+    strict: frozenset[str] = frozenset()
 
     def folder(self, identity: str, target: Path) -> None:
         """Fills `target` with what is left of the folder."""
@@ -165,7 +168,8 @@ class _Cut:
             path = target / name
             if entry.kind == "d":
                 path.mkdir(mode=0o700)
-                self.folder(entry.identity, path)
+                inner = replace(self, dice=None) if name in self.strict else self
+                inner.folder(entry.identity, path)
             else:
                 path.write_bytes(self._content(entry.identity))
                 path.chmod(0o600)

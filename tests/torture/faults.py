@@ -1,0 +1,119 @@
+"""Bugs to plant in a child, so that it shows whether the harness finds them. The product itself has no hook for any.
+
+Each replaces something by name and fails at once where there is nothing of that name any more.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cwm_connector.catalog.base import ChunkRow
+from cwm_connector.catalog.sqlite_file import SqliteFile
+from cwm_connector.engine import claimed
+from cwm_connector.keeper import Keeper
+from cwm_connector.removal import Remover
+from cwm_connector.terms import TierName
+from cwm_connector.tiers import chunk, disk
+from cwm_connector.tiers.redis import RedisTier
+from tests.support.miniature import chunk_files
+from tests.torture.judge import Violation
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A violation whose text has one of `says` in it must have been found within `loops`."""
+
+    plant: Callable[[], None]
+    says: tuple[str, ...]
+    loops: int
+    between: Callable[[Path], None] | None = None
+    """Done to the store, whose home is given, after each loop."""
+    needs_power_cuts: bool = True
+    redis: str | None = None
+    """The `appendfsync` of the Redis that it needs."""
+
+    def is_found(self, violation: Violation) -> bool:
+        return any(words in violation.text for words in self.says)
+
+
+def _replace(owner: Any, name: str, value: Any) -> None:
+    assert hasattr(owner, name), f"{owner} has no {name} any more: plant the fault where its work is done now"
+    setattr(owner, name, value)
+
+
+def commit_without_fsync() -> None:
+    opened = SqliteFile.open
+
+    def open_carelessly(*arguments: Any) -> SqliteFile:
+        file = opened(*arguments)
+        file._connection.execute("PRAGMA synchronous = OFF")
+        return file
+
+    _replace(SqliteFile, "open", open_carelessly)
+
+
+def chunks_without_fsync() -> None:
+    _replace(disk, "_fsync", lambda path: None)
+
+
+def chunk_names_without_fsync() -> None:
+    _replace(disk.DiskTier, "sync", lambda self: None)
+
+
+def no_checksum() -> None:
+    """Header and length are still looked at."""
+    at = chunk._CHECKSUM_AT
+    _replace(chunk, "_checksum", lambda buffer: int.from_bytes(buffer[at : at + 8], "little"))
+
+
+def flip_a_bit(home: Path) -> None:
+    """In the middle of a chunk's payload."""
+    for path in chunk_files(home)[:1]:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+
+def bytes_before_the_transaction() -> None:
+    async def delete(self: Remover, name: str) -> dict[str, Any]:
+        rows = await self._engine.catalog.run(lambda catalog: catalog.chunks_of(name))
+        unshared = await self._engine.catalog.run(lambda catalog: catalog.window(name).unique_bytes)
+        if unshared == sum(row.size_bytes for row in rows):
+            await self._remove(rows)
+        return await deleted(self, name)
+
+    deleted = Remover._delete
+    _replace(Remover, "_delete", delete)
+
+
+def disk_before_redis() -> None:
+    """A chunk leaves the disk before Redis has it."""
+
+    async def demote(self: Keeper, rows: Sequence[ChunkRow]) -> int:
+        await self._record(TierName.DISK, went=[row.key for row in rows])
+        await self._engine.drop(claimed(rows), (TierName.DISK,))
+        return await demoted(self, rows)
+
+    demoted = Keeper._demote
+    _replace(Keeper, "_demote", demote)
+
+
+def redis_without_fsync() -> None:
+    _replace(RedisTier, "sync", lambda self: None)
+
+
+_NOT_WHOLE: Final = ("is in no tier", "bad copies", "holds other bytes")
+"""What a window, a verification and a reader say of bytes that went."""
+
+FAULTS: Final = {
+    "commit-without-fsync": Fault(
+        commit_without_fsync, ("is not listed", "is listed and was deleted", "it is damaged"), 40
+    ),
+    "chunks-without-fsync": Fault(chunks_without_fsync, _NOT_WHOLE, 150),
+    "chunk-names-without-fsync": Fault(chunk_names_without_fsync, _NOT_WHOLE, 150),
+    "no-checksum": Fault(no_checksum, ("wrong bytes",), 150, flip_a_bit, needs_power_cuts=False),
+    "bytes-before-the-transaction": Fault(bytes_before_the_transaction, _NOT_WHOLE, 300, needs_power_cuts=False),
+    "disk-before-redis": Fault(disk_before_redis, _NOT_WHOLE, 300, needs_power_cuts=False, redis="always"),
+    "redis-without-fsync": Fault(redis_without_fsync, _NOT_WHOLE, 150, redis="everysec"),
+}
