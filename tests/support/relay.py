@@ -19,6 +19,7 @@ class Relay:
         self._left: int | None = None
         self._cut = False
         self._trickle_s: float | None = None
+        self._before_trickle = 0
         self.stopped = threading.Event()
         """Set while bytes are held back."""
         threading.Thread(target=self._accept, daemon=True).start()
@@ -31,10 +32,10 @@ class Relay:
         """So many more bytes come, then the connection breaks off. New ones are whole."""
         self._turn(n_bytes, cut=True)
 
-    def trickle(self, every_s: float) -> None:
-        """From now on each byte comes by itself."""
+    def trickle(self, every_s: float, after: int = 0) -> None:
+        """From now on each byte comes by itself, but for the first `after`."""
         with self._lock:
-            self._trickle_s = every_s
+            self._trickle_s, self._before_trickle = every_s, after
 
     def pass_on(self) -> None:
         """Everything, as it comes."""
@@ -90,8 +91,11 @@ class Relay:
                     self._lock.wait()
                     continue
                 if self._trickle_s is not None:
-                    size = 1
-                    self._lock.wait(self._trickle_s)
+                    size = min(size, self._before_trickle) or 1
+                    if self._before_trickle:
+                        self._before_trickle -= size
+                    else:
+                        self._lock.wait(self._trickle_s)
                 if self._left is not None:
                     self._left -= size
             client.sendall(data[:size])

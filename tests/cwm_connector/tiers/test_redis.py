@@ -73,6 +73,7 @@ def test_an_inventory_of_thousands_is_complete_and_counts_each_once(tier: RedisT
     chunk = sealed_chunk(1, 1)
     with server.client() as client:
         client.mset({f"somebody:{number}": b"else's" for number in range(3000)})
+        client.mset({f"{NAMESPACE}:{{me}}:chunk": b"no chunk", f"{NAMESPACE}:{{{'0' * 64}.1}}:{{}}:chunk": b"neither"})
         client.mset(
             {f"{NAMESPACE}:{{{number.to_bytes(32).hex()}.{number % 3}}}:chunk": b"x" * 10 for number in range(3000)}
         )

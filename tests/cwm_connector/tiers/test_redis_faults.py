@@ -209,17 +209,29 @@ def test_a_value_that_trickles_is_given_up_at_its_time_out(server: RedisServer) 
         assert time.monotonic() - begun < 2
 
 
-def test_a_transfer_that_can_not_be_ended_says_that_the_buffer_is_in_use(server: RedisServer) -> None:
-    """A reply of five bytes, one every 0.5 s: no wait between them is too long, so the watchdog answers."""
+def test_replies_that_trickle_are_given_up_at_the_time_out_of_all_of_them(server: RedisServer) -> None:
     chunk = sealed_chunk(1, 1000)
     with relay(server.port) as way, opened(way.url, workers=1, connect_timeout_s=0.2, timeout_s=0.6) as tier:
-        tier.write(UNKNOWN, chunk.buffer).result(timeout=30)
-        way.trickle(0.5)
+        put(tier, chunk)
+        way.trickle(0.1)  # three replies, none of which takes too long
+        problem = failure(tier.write(chunk.id, chunk.buffer))
+        assert problem.code is Code.BACKEND
+        assert "buffer_in_use" not in problem.context
+
+
+def test_a_transfer_that_can_not_be_ended_says_so_and_leaves_nothing_behind(server: RedisServer) -> None:
+    """The last reply before EXEC has nine bytes, one every 0.4 s: no wait is too long, so the watchdog answers."""
+    chunk, other = sealed_chunk(1, 1000), sealed_chunk(2, 1000)
+    with relay(server.port) as way, opened(way.url, workers=1, connect_timeout_s=0.2, timeout_s=0.6) as tier:
+        put(tier, other)
+        way.trickle(0.4, after=len("+OK\r\n+QUEUED\r\n"))
         problem = failure(tier.write(chunk.id, chunk.buffer))
         assert (problem.code, problem.context["buffer_in_use"]) == (Code.BACKEND, True)
         way.pass_on()
-    with opened(server.url) as tier:  # and it does not appear afterwards: its caller was told that it failed
-        assert {found for found, _ in tier.inventory()} == {UNKNOWN}
+        until = time.monotonic() + 10
+        while tier.write(other.id, other.buffer).exception() is not None:  # by the same thread, so after the first
+            assert time.monotonic() < until
+        assert {found for found, _ in tier.inventory()} == {other.id}  # its caller was told that it failed
 
 
 # --- a server that is full --------------------------------------------------------------------------------------------

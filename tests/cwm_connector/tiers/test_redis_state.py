@@ -2,11 +2,14 @@
 
 import logging
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.tiers.redis import RedisTier
@@ -23,6 +26,7 @@ from tests.cwm_connector.tiers.redis_tiers import (
 )
 from tests.support.powercut import compiler, cut_after
 from tests.support.redis_server import Options, RedisServer, redis_server
+from tests.support.relay import relay
 
 
 @pytest.fixture
@@ -146,11 +150,36 @@ def test_a_replica_is_refused(durable: RedisServer) -> None:
     with redis_server(append_fsync="always") as primary, opened(durable.url) as tier:
         with durable.client() as client:
             client.replicaof("127.0.0.1", primary.port)
-        with pytest.raises(CWMError, match=r"CWM-5002.*primary"):
-            tier.require_lasting()
+        for call in (tier.check_server, tier.require_lasting):
+            with pytest.raises(CWMError, match=r"CWM-5002.*primary"):
+                call()
         problem = failure(tier.write(chunk.id, chunk.buffer))
         assert problem.code is Code.BACKEND
         assert "give the primary's address" in problem.message
+
+
+def test_one_node_of_several_is_refused() -> None:
+    chunks = [sealed_chunk(seed, 1000) for seed in range(40)]
+    joining = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf")
+    with redis_server(cluster=True) as one, redis_server(more=joining) as two, opened(one.url) as tier:
+        with one.client() as first, two.client() as second:
+            second.execute_command("CLUSTER MEET", "127.0.0.1", one.port)
+            first.execute_command("CLUSTER DELSLOTS", *range(8192))
+            until = time.monotonic() + 30
+            while first.execute_command("CLUSTER INFO")["cluster_size"] != "2":
+                with suppress(redis.ResponseError):  # it may know the slots as the other's still
+                    second.execute_command("CLUSTER ADDSLOTS", *range(8192))
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            while first.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        with pytest.raises(CWMError, match=r"CWM-5002.*one node of a cluster of several"):
+            tier.check_server()
+        problems = [tier.write(chunk.id, chunk.buffer).exception(timeout=30) for chunk in chunks]
+        refused = [problem for problem in problems if problem is not None]
+        assert 0 < len(refused) < len(chunks)
+        assert all("one node of a cluster of several" in str(problem) for problem in refused)
 
 
 def test_a_refused_command_is_named_by_what_to_allow(server: RedisServer) -> None:
@@ -218,6 +247,15 @@ def test_no_error_and_no_log_line_shows_anything_of_the_url(made: str, caplog: p
         assert "CWM_REDIS_URL" in problem.message
         shown = f"{problem} {problem.context} {caplog.text}"
         assert not any(part in shown for part in ("letmein", SECRET, "127.0.0.1", str(server.port)))
+
+
+def test_a_time_out_of_the_servers_description_shows_no_address(server: RedisServer) -> None:
+    with relay(server.port) as way, opened(way.url, connect_timeout_s=0.4) as tier:
+        tier.size_of(UNKNOWN)
+        way.hold_after(len("+PONG\r\n"))
+        with pytest.raises(CWMError, match=r"CWM-5002") as raised:
+            tier.check_server()
+        assert not any(part in f"{raised.value} {raised.value.context}" for part in ("127.0.0.1", str(way.port)))
 
 
 def test_a_certificate_may_go_unchecked_where_the_url_says_so() -> None:
