@@ -41,8 +41,8 @@ class Upkeep:
                 outcomes.append(ChunkOutcome(key, job.target, sum(parts)))
             except CWMError as problem:
                 outcomes.append(_failed(key, problem))
-        if written:
-            target.sync()
+        if any(each.tier for each in outcomes):
+            target.sync()  # also for what was there: whoever wrote it may have died, or failed, before its sync
         for part in written:
             try:
                 self._check(part, target)

@@ -98,3 +98,39 @@ def test_a_chunk_that_a_start_found_and_recorded_survives_a_power_cut(tmp_path: 
         folder.mkdir()
         root = cut_after(folder, f"{FOUND}\n{start}")
         assert len(list((root / "chunks").glob("cwm@*"))) == left
+
+
+COPIED = """
+import asyncio
+from cwm_connector.terms import TierName
+from tests.support.miniature import Miniature
+from tests.support.redis_server import redis_server
+from tests.support.stores import demote, frozen, text
+
+async def restored(url):
+    engine = await Miniature.started(root / "home", redis_url=url)
+    await frozen(engine, "w", text(1))
+    await demote(engine, "w")
+    disk, keeper = engine.disk, engine.operations.keeper
+    disk.sync()
+    keys = [row.key for row in await engine.catalog.run(lambda catalog: catalog.chunks_of("w"))]
+    disk.sync = lambda: None  # copies are written, and never made durable, nor recorded
+    await keeper.restore(keys)
+    await keeper._record(TierName.DISK, went=keys)
+    if again:
+        del disk.sync
+        await keeper.restore(keys)
+    engine.close()
+
+with redis_server(append_fsync="always") as server:
+    asyncio.run(restored(server.url))
+"""
+
+
+def test_a_copy_that_was_there_already_is_made_durable_before_it_is_recorded(tmp_path: Path, server: object) -> None:
+    """`server` only skips this where no Redis can run."""
+    for again, left in ((False, 0), (True, 3)):
+        folder = tmp_path / str(again)
+        folder.mkdir()
+        root = cut_after(folder, f"again = {again}\n{COPIED}")
+        assert len(list((root / "home" / "chunks").glob("cwm@*"))) == left

@@ -108,7 +108,7 @@ _NOT_WHOLE: Final = ("is in no tier", "bad copies", "holds other bytes")
 
 FAULTS: Final = {
     "commit-without-fsync": Fault(
-        commit_without_fsync, ("is not listed", "is listed and was deleted", "it is damaged"), 40
+        commit_without_fsync, ("is not listed", "is listed and was deleted", "it is damaged"), 150
     ),
     "chunks-without-fsync": Fault(chunks_without_fsync, _NOT_WHOLE, 150),
     "chunk-names-without-fsync": Fault(chunk_names_without_fsync, _NOT_WHOLE, 150),
