@@ -44,6 +44,10 @@ class Relay:
             self.stopped.clear()
             self._lock.notify_all()
 
+    def refuse(self) -> None:
+        """New connections; the old ones go on."""
+        _end(self._listener)
+
     def close(self) -> None:
         self.pass_on()
         for each in [self._listener, *self._sockets]:
