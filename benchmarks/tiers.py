@@ -45,9 +45,9 @@ SHARES: Final = {
 class Batch:
     """The same chunks for every candidate: sealed bytes in one half of the memory, room to read into in the other."""
 
-    def __init__(self, sealed_size: int) -> None:
+    def __init__(self, sealed_size: int, n_bytes: int = BATCH_BYTES) -> None:
         content = random.Random(sealed_size)
-        count = BATCH_BYTES // sealed_size
+        count = n_bytes // sealed_size
         self.n_bytes = count * sealed_size
         self.headers = [
             ChunkHeader(ChunkKey(content.randbytes(32)), 0, 256, 16, sealed_size - HEADER_BYTES, bytes(32))
