@@ -1,10 +1,11 @@
 """What the Redis tier says of a server, promises of it, and keeps to itself."""
 
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,24 @@ def test_a_refused_command_is_named_by_what_to_allow(server: RedisServer) -> Non
         with pytest.raises(CWMError, match=r"CWM-5002.*refuses a command.*allow its user"):
             tier.delete(chunk.id)
         assert_reads_back(tier, chunk)
+
+
+def test_the_commands_that_the_docs_list_are_enough() -> None:
+    chunk = sealed_chunk(1, 1000)
+    listed = re.search(r"^    (-@all [^\n]+)$", (Path(__file__).parents[3] / "docs/redis.md").read_text(), re.MULTILINE)
+    assert listed is not None
+    with ExitStack() as stack:
+        server = stack.enter_context(redis_server(append_fsync="everysec"))
+        client = stack.enter_context(server.client())
+        client.execute_command("ACL", "SETUSER", "cwm", "on", ">word", "resetkeys", "~cwm:*", *listed[1].split())
+        tier = stack.enter_context(opened(server.url.replace("redis://", "redis://cwm:word@"), shared=True))
+        put(tier, chunk)
+        assert_reads_back(tier, chunk)
+        tier.sync()
+        tier.require_lasting()
+        assert [found for found, _ in tier.inventory()] == [chunk.id]
+        assert tier.claims_of(chunk.id) == {""}
+        assert tier.delete(chunk.id)
 
 
 def test_a_server_without_connections_left_is_named() -> None:
