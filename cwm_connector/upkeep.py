@@ -41,6 +41,9 @@ class Upkeep:
                 outcomes.append(ChunkOutcome(key, job.target, sum(parts)))
             except CWMError as problem:
                 outcomes.append(_failed(key, problem))
+                if problem.code is Code.BACKEND:  # each of the others would wait for its time-out as well
+                    outcomes += [_failed(other.key, problem) for other in job.chunks[len(outcomes) :]]
+                    break
         if any(each.tier for each in outcomes):
             target.sync()  # also for what was there: whoever wrote it may have died, or failed, before its sync
         for part in written:
@@ -63,19 +66,24 @@ class Upkeep:
                     outcomes.append(ChunkOutcome(key, job.tier, sum(sizes)))
             except CWMError as problem:
                 outcomes.append(_failed(key, problem))
+                if problem.code is Code.BACKEND:
+                    outcomes += [_failed(other, problem) for other in job.keys[len(outcomes) :]]
+                    break
         return outcomes
 
     def drop(self, job: DropJob) -> tuple[list[ChunkOutcome], list[ChunkId]]:
         """One outcome for each chunk and tier that gave bytes back, and what left CPU memory."""
         outcomes, left_memory = [], []
+        stores = [self._stores[name] for name in job.tiers if name in self._stores]
         for key, claim in job.chunks:
             if TierName.CPU in job.tiers and self._cpu.drop(ChunkId(key, self._rank)):
                 left_memory.append(ChunkId(key, self._rank))
-            for store in (self._stores[name] for name in job.tiers if name in self._stores):
+            for store in list(stores):
                 try:
                     freed = sum(_delete(store, part, claim) for part in self._parts(key, (store,)))
-                except CWMError as problem:  # nobody refers to it any more: a collection removes it later
-                    logger.warning("a chunk could not be removed from the %s tier: %s", store.name.value, problem)
+                except CWMError as problem:  # nobody refers to them any more: a collection removes them later
+                    logger.warning("chunks could not be removed from the %s tier: %s", store.name.value, problem)
+                    stores.remove(store)
                     continue
                 if freed:
                     outcomes.append(ChunkOutcome(key, store.name, freed))

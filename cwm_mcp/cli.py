@@ -165,6 +165,29 @@ def tag(
     _show(_run(lambda cwm: cwm.tag(args)), as_json)
 
 
+@app.command("gc")
+def collect(as_json: Json = False) -> None:
+    """Remove what no window refers to: chunks that a killed freeze or delete left, and the catalog's own slack."""
+    _show(_run(lambda cwm: cwm.collect(a.NoArguments())), as_json)
+
+
+@app.command()
+def verify(
+    repair: Annotated[bool, typer.Option("--repair", help="Replace bad copies from good ones in other tiers.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="From the beginning, not where it was broken off.")
+    ] = False,
+    rate: Annotated[float, typer.Option(help="MiB a second at most; 0 for no limit.")] = 200.0,
+    as_json: Json = False,
+) -> None:
+    """Read and check every stored copy; exit code 1 if a bad one is left. Can be broken off and goes on there."""
+    args = _parsed(a.VerifyArguments, repair=repair, restart=restart, rate_mb_s=rate)
+    report = _run(lambda cwm: _with_bar("verifying", as_json, lambda on: cwm.verify(args, on)))
+    _show(report, as_json)
+    if report.bad_copies > report.repaired:
+        raise typer.Exit(1)
+
+
 @app.command()
 def sessions(
     state: Annotated[str | None, typer.Option(help="active, frozen, thawed or expired.")] = None,

@@ -62,6 +62,18 @@ def _(result: m.Status) -> RenderableType:
 
 
 @of.register
+def _(result: m.Verified) -> RenderableType:
+    fields = _fields(result.model_dump(exclude={"bad"}))
+    if not result.bad:
+        return fields
+    table = _table("block", "tier", "fault", "repaired", "windows")
+    for each in result.bad:
+        repaired = "yes" if each.repaired else "no"
+        _row(table, each.hash[:_HASH_SHOWN], each.storage_tier, each.fault, repaired, each.windows)
+    return Group(fields, table)
+
+
+@of.register
 def _(result: m.Thawed) -> RenderableType:
     fields = _fields(result.model_dump(exclude={"reply"}, exclude_defaults=True))
     if result.reply is None:

@@ -35,6 +35,10 @@ MAX_VALUE_BYTES: Final = 512 << 20
 """Redis' own limit (proto-max-bulk-len)."""
 CONNECT_TIMEOUT_S: Final = 5.0
 TIMEOUT_S: Final = 30.0
+ANSWER_S: Final = 5.0
+"""For a command that carries no chunk, and for a chunk beside what its length takes."""
+_SLOWEST: Final = 8 << 20
+"""Bytes a second that a chunk is waited for at least."""
 REST_S: Final = 1.0
 """How long nobody tries again after a connect that timed out."""
 _SETTLE_S: Final = 15.0
@@ -53,8 +57,9 @@ class RedisTier:
     """A `ChunkStore` in `namespace` of the server that `url` names: redis://, rediss:// (TLS) or unix://.
 
     Making one asks nothing of the server. `workers` transfers run at once in each direction. A connect may take
-    `connect_timeout_s`, and so may the server's first answers on it; then each call may take `timeout_s`. Failures are
-    CWM-5002 where the server is away, refuses us or does not answer; what else a method fails with is said there.
+    `connect_timeout_s`, and so may the server's first answers on it; then a call may take `ANSWER_S`, and a chunk what
+    its length adds, but never over `timeout_s`. Failures are CWM-5002 where the server is away, refuses us or does not
+    answer; what else a method fails with is said there.
 
     Raises: CWM-1003 for a URL that can't be one; ValueError for a namespace with other than `A-Za-z0-9._:-`.
     """
@@ -110,7 +115,7 @@ class RedisTier:
                 "CWM_CHUNK_TOKENS lower",
             )
         value, claims = self._keys(chunk)
-        pipe, deadline = self._pipe(), self._deadline()
+        pipe, deadline = self._pipe(), self._deadline(sealed.nbytes)
         pipe.ask(("MULTI",), ("SET", value, sealed), ("SADD", claims, claim), deadline=deadline)
         pipe.ask(("EXEC",), deadline=deadline)  # not after its time-out: its caller was told that it failed
         self._written.note(pipe.run_id)
@@ -118,7 +123,7 @@ class RedisTier:
     def _read(self, chunk: ChunkId, into: memoryview) -> None:
         value, _ = self._keys(chunk)
         try:
-            (found,) = self._pipe().ask(("GET", value), deadline=self._deadline(), into=into)
+            (found,) = self._pipe().ask(("GET", value), deadline=self._deadline(into.nbytes), into=into)
         except WrongLength as other:
             raise CWMError(
                 Code.CORRUPT,
@@ -240,8 +245,8 @@ class RedisTier:
         except CWMError as problem:
             raise CWMError(problem.code, problem.message) from None  # a link's context repeats the server's address
 
-    def _deadline(self) -> float:
-        return time.monotonic() + self._timeout_s
+    def _deadline(self, n_bytes: int = 0) -> float:
+        return time.monotonic() + min(self._timeout_s, ANSWER_S + n_bytes / _SLOWEST)
 
     def _pipe(self) -> Pipe:
         """This thread's own."""

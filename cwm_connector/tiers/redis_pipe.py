@@ -37,7 +37,7 @@ class WrongLength(Exception):
 
 
 class Breaker:
-    """Shared by the pipes to one server: after a connect that timed out nobody else waits for that, but fails at once
+    """Shared by the pipes to one server: after a time-out nobody else waits for one, but fails at once
     for `rest_s`. A server that refuses does so at once by itself."""
 
     def __init__(self, rest_s: float) -> None:
@@ -87,7 +87,10 @@ class Pipe:
         except BaseException as problem:
             connection.disconnect()
             if isinstance(problem, redis.RedisError | OSError):
-                raise refusal(problem) from None
+                failure = refusal(problem)
+                if isinstance(problem, redis.TimeoutError | TimeoutError):
+                    self._breaker.trip(failure)  # nor need others wait in turn for a server that answers nobody
+                raise failure from None
             raise
         finally:
             self._parser.fill(None, deadline)

@@ -42,6 +42,15 @@ async def test_a_freeze_over_the_disk_s_limit_moves_the_coldest_chunks_to_redis(
     assert len(chunk_files(engine.settings.home)) <= 10
 
 
+async def test_a_freeze_that_needs_room_does_not_push_out_the_chunks_that_it_refers_to(engine: Miniature) -> None:
+    await frozen(engine, "stem", text(1, chunks=5))
+    await frozen(engine, "other", text(2, chunks=4))
+    await engine.serve([*text(1, chunks=5), *text(3)], "stem")
+    await engine.call(Op.FREEZE, session_id="stem", window_name="grown")
+    assert await tiers_of(engine, "grown") == {"cpu": 8, "disk": 8}
+    assert (await tiers_of(engine, "other"))["redis"] == 2
+
+
 async def test_a_demoted_window_is_thawed_from_redis_bit_exact_and_comes_back_to_the_disk(engine: Miniature) -> None:
     await frozen(engine, "w", text(1))
     assert await demote(engine, "w") == 3 * CHUNK_BYTES

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from cwm_connector.protocol import CWMError
+from cwm_connector.protocol import Code, CWMError
 from cwm_connector.terms import ChunkKey
 from cwm_connector.tiers.base import ChunkId, ChunkStore
 from cwm_connector.tiers.chunk import check
@@ -55,11 +55,13 @@ def value_key(chunk: SealedChunk, namespace: str = NAMESPACE) -> str:
 
 
 def wait_until_it_answers(tier: RedisTier) -> None:
-    """After a hang: until nobody rests any more."""
+    """After a hang: until nobody rests any more, readers included."""
     until = time.monotonic() + REST_S + 5
     while True:
         try:
             tier.size_of(UNKNOWN)
-            return
-        except CWMError:
+            tier.read(UNKNOWN, aligned_buffer(4096)).result()
+        except CWMError as problem:
+            if problem.code is Code.CHUNK_MISSING:
+                return
             assert time.monotonic() < until

@@ -179,6 +179,7 @@ def test_a_late_reply_is_never_taken_for_the_next_ones(server: RedisServer) -> N
             server.pause()
             assert failure(tier.read(one.id, aligned_buffer(one.buffer.nbytes))).code is Code.BACKEND
             server.resume()
+            wait_until_it_answers(tier)
             assert_reads_back(tier, other)
 
 
@@ -194,6 +195,7 @@ def test_a_value_that_stops_in_the_middle_is_given_up_in_time(server: RedisServe
         assert "buffer_in_use" not in problem.context
         assert 0.4 < time.monotonic() - begun < 2
         way.pass_on()
+        wait_until_it_answers(tier)
         assert_reads_back(tier, other, chunk)
 
 
