@@ -123,8 +123,9 @@ class SqliteFile:
                 connection.execute("PRAGMA secure_delete = ON")
                 connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
                 file = cls(connection, str(path), _inode(path))
-                _migrate(file)
-                _belong(file, store)
+                with file.writing():  # another store's catalog is left as it was
+                    _migrate(file)
+                    _belong(file, store)
                 return file
             except BaseException:
                 connection.close()
