@@ -49,7 +49,7 @@ test: setup model check ## Style, types and every test that can run here
 	@$(PY) -m pytest
 
 torture: setup model ## Kill -9 and power cuts, 1,000 loops over stores and 20 over a real vLLM (an hour at most)
-	@$(PY) -m tests.torture --loops 1000 --engine-loops 20 --minutes 60
+	@$(PY) -m tests.torture --loops 1080 --engine-loops 20 --minutes 60
 
 bench: setup model ## Measure on this machine: time to first token, copies, tiers, Redis, catalog (20 minutes)
 	@for part in ttft paging tiers redis catalog; do $(PY) -m benchmarks.$$part || exit 1; done

@@ -20,7 +20,7 @@ _APPEND_FSYNC: Final = "always"
 
 
 def main(
-    loops: Annotated[int, typer.Option(help="Starts, each with work, an end and a look, over all lanes.")] = 1000,
+    loops: Annotated[int, typer.Option(help="Starts, each with work, an end and a look, over all lanes.")] = 1080,
     minutes: Annotated[float, typer.Option(help="Whatever is not through by then is a failure.")] = 25,
     seed: Annotated[int, typer.Option(help="What is done, and when it is meant to end, follows from it.")] = 1,
     lanes: Annotated[int, typer.Option(help="Stores that are tortured at the same time.")] = 2,
@@ -122,7 +122,8 @@ def _torture(
         if text is None:
             print(tried[name].summary())
         other = "; ".join(map(str, tried[name].violations[:3])) or "nothing"
-        print(f"planted {name}: {text or f'NOT FOUND, but {other}'} (loop {tried[name].loops})", flush=True)
+        said = " ".join((text or f"NOT FOUND, but {other}").split())
+        print(f"planted {name}: {said[:400]} (loop {tried[name].loops})", flush=True)
     if whole.loops < loops and not whole.violations:
         print(f"only {whole.loops} of {loops} loops were through in time")
     return {

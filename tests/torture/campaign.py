@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +75,12 @@ class Campaign:
     def home(self) -> Path:
         return self.root / "home"
 
+    def targets(self) -> Sequence[str]:
+        """What kills are aimed at."""
+        if self.fault is not None and self.fault.killed_in is not None:
+            return (self.fault.killed_in,)
+        return TARGETS if self.redis is None else WITH_REDIS
+
     def log(self, loop: int) -> Path:
         """All events of a loop."""
         return self.root.with_name(f"events-{loop}.jsonl")
@@ -124,7 +130,7 @@ def _loops(campaign: Campaign, ledger: Ledger, tally: Tally, redis: RedisServer 
 def _loop(campaign: Campaign, ledger: Ledger, tally: Tally, redis: RedisServer | None) -> None:
     tally.loops += 1
     seed, fault = f"{campaign.seed}/{tally.loops}", campaign.fault
-    plan = draw(seed, campaign.acts, TARGETS if redis is None else WITH_REDIS)
+    plan = draw(seed, campaign.acts, campaign.targets())
     known = {name: one for name, states in ledger.states().items() for one in states if one is not None}
     acts = campaign.acts // 2 if plan.orderly else None
     life = Life(

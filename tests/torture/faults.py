@@ -30,6 +30,8 @@ class Fault:
     between: Callable[[Path], None] | None = None
     """Done to the store, whose home is given, after each loop."""
     needs_power_cuts: bool = True
+    killed_in: str | None = None
+    """The act that kills are aimed at: a bug of an order shows only in the middle of it."""
     redis: str | None = None
     """The `appendfsync` of the Redis that it needs."""
 
@@ -103,7 +105,7 @@ def redis_without_fsync() -> None:
     _replace(RedisTier, "sync", lambda self: None)
 
 
-_NOT_WHOLE: Final = ("is in no tier", "bad copies", "holds other bytes")
+_NOT_WHOLE: Final = ("restores", "bad copies", "loaded")
 """What a window, a verification and a reader say of bytes that went."""
 
 FAULTS: Final = {
@@ -113,7 +115,11 @@ FAULTS: Final = {
     "chunks-without-fsync": Fault(chunks_without_fsync, _NOT_WHOLE, 150),
     "chunk-names-without-fsync": Fault(chunk_names_without_fsync, _NOT_WHOLE, 150),
     "no-checksum": Fault(no_checksum, ("wrong bytes",), 150, flip_a_bit, needs_power_cuts=False),
-    "bytes-before-the-transaction": Fault(bytes_before_the_transaction, _NOT_WHOLE, 300, needs_power_cuts=False),
-    "disk-before-redis": Fault(disk_before_redis, _NOT_WHOLE, 300, needs_power_cuts=False, redis="always"),
+    "bytes-before-the-transaction": Fault(
+        bytes_before_the_transaction, _NOT_WHOLE, 300, needs_power_cuts=False, killed_in="delete"
+    ),
+    "disk-before-redis": Fault(
+        disk_before_redis, _NOT_WHOLE, 300, needs_power_cuts=False, killed_in="demote", redis="always"
+    ),
     "redis-without-fsync": Fault(redis_without_fsync, _NOT_WHOLE, 150, redis="everysec"),
 }
