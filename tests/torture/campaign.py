@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +131,7 @@ def _loop(campaign: Campaign, ledger: Ledger, tally: Tally, redis: RedisServer |
     tally.loops += 1
     seed, fault = f"{campaign.seed}/{tally.loops}", campaign.fault
     plan = draw(seed, campaign.acts, campaign.targets())
-    known = {name: one for name, states in ledger.states().items() for one in states if one is not None}
+    known = {name: [one for one in states if one is not None] for name, states in ledger.states().items()}
     acts = campaign.acts // 2 if plan.orderly else None
     life = Life(
         campaign.home,
@@ -173,7 +173,7 @@ class _Watch:
         self._looked = False
         self._found = False
 
-    def follow(self, life: Life, known: dict[str, Window], plan: Plan) -> None:
+    def follow(self, life: Life, known: Mapping[str, Sequence[Window]], plan: Plan) -> None:
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -35,8 +35,8 @@ class Life:
     """Plants a bug in this process."""
 
 
-def live(life: Life, known: Mapping[str, Window], descriptor: int) -> None:
-    """Runs in a forked process and ends it. `known`: windows that may stand, with what they say."""
+def live(life: Life, known: Mapping[str, Sequence[Window]], descriptor: int) -> None:
+    """Runs in a forked process and ends it. `known`: for each name the windows that may stand under it."""
     tell = Teller(descriptor)
     try:
         if life.fault is not None:
@@ -48,15 +48,15 @@ def live(life: Life, known: Mapping[str, Window], descriptor: int) -> None:
     os._exit(0)
 
 
-async def _live(life: Life, known: Mapping[str, Window], tell: Teller) -> None:
+async def _live(life: Life, known: Mapping[str, Sequence[Window]], tell: Teller) -> None:
     limits = {} if life.redis_url is None else {"redis_url": life.redis_url, "disk_cache_gb": DISK_GB}
     engine = await Miniature.started(life.home, **limits)
     tell(Started())
-    windows = {}
+    windows: dict[str, Window] = {}
     async for found in look(engine):
         tell(found)
-        if isinstance(found, Seen) and found.name in known:
-            windows[found.name] = known[found.name]
+        if isinstance(found, Seen):
+            windows |= {each.name: each for each in known.get(found.name, ()) if _is(each, found)}
     tell(Looked())
     mix = MIX if life.redis_url is None else WITH_REDIS
     table = Table(engine, tell, life.loop, windows)
@@ -64,3 +64,8 @@ async def _live(life: Life, known: Mapping[str, Window], tell: Teller) -> None:
     await asyncio.gather(*(hand.work(None if life.acts is None else life.acts // HANDS) for hand in hands))
     tell(Ended())
     await asyncio.to_thread(engine.close)
+
+
+def _is(window: Window, seen: Seen) -> bool:
+    """Of the states that a kill left possible, the one that is there; what else they have is the same."""
+    return (window.description, window.tags) == (seen.description, seen.tags)
