@@ -27,6 +27,8 @@ _INSERT: Final = f"INSERT INTO chunks ({_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?
 _CHANGE_TIERS: Final = "UPDATE chunks SET tiers = ?, refs = ?, owners = ?, digest = ? WHERE id = ?"
 _CHANGE_COUNTERS: Final = "UPDATE chunks SET refs = ?, owners = ?, digest = ? WHERE id = ?"
 """Apart, because each change of `tiers` costs a trigger."""
+_AT_ONCE: Final = 128
+"""Keys asked for by one statement: each statement costs as much as the look-up of several keys."""
 _BY_USE: Final = """
     WITH used AS (
         SELECT snapshot_id, max(max(created_at, ifnull(thawed_at, 0))) AS at FROM windows GROUP BY snapshot_id
@@ -64,13 +66,13 @@ def chunks_where(db: sqlite3.Connection, condition: str = "", values: Sequence[o
 
 
 def held_chunks(db: sqlite3.Connection, keys: Iterable[ChunkKey]) -> dict[ChunkKey, Held]:
-    """Those of `keys` that have a row."""
+    """Those of `keys` that have a row, in no order."""
     found = {}
-    for key in keys:
-        fields = db.execute(f"SELECT {_FIELDS} FROM chunks WHERE key = ?", (key,)).fetchone()
-        if fields is not None:
-            # With the key that was asked for: a damaged index can lead to another chunk, which is whole.
-            found[key] = checked((fields[0], key, *fields[2:]))
+    asked = list(keys)
+    for begin in range(0, len(asked), _AT_ONCE):
+        some = asked[begin : begin + _AT_ONCE]
+        for fields in db.execute(_lookup_of(len(some)), some):
+            found[ChunkKey(fields[1])] = checked(fields)
     return found
 
 
@@ -156,6 +158,13 @@ def windows_with(db: sqlite3.Connection, key: ChunkKey) -> tuple[str, ...]:
         (key,),
     )
     return tuple(name for (name,) in rows)
+
+
+def _lookup_of(keys: int) -> str:
+    """The statement's text. It answers the keys asked for: a damaged index can lead to another chunk, which is whole."""
+    asked = ", ".join(["(?)"] * keys)
+    fields = _FIELDS.replace("key", "asked.key")
+    return f"WITH asked (key) AS (VALUES {asked}) SELECT {fields} FROM asked CROSS JOIN chunks ON chunks.key = asked.key"
 
 
 def _sealed(held: Held) -> tuple[Any, ...]:
