@@ -161,10 +161,10 @@ def windows_with(db: sqlite3.Connection, key: ChunkKey) -> tuple[str, ...]:
 
 
 def _lookup_of(keys: int) -> str:
-    """The statement's text. It answers the keys asked for: a damaged index can lead to another chunk, which is whole."""
+    """The statement's text. It answers the key asked for: a damaged index can lead to another chunk, which is whole."""
     asked = ", ".join(["(?)"] * keys)
     fields = _FIELDS.replace("key", "asked.key")
-    return f"WITH asked (key) AS (VALUES {asked}) SELECT {fields} FROM asked CROSS JOIN chunks ON chunks.key = asked.key"
+    return f"WITH asked (key) AS (VALUES {asked}) SELECT {fields} FROM asked CROSS JOIN chunks USING (key)"
 
 
 def _sealed(held: Held) -> tuple[Any, ...]:
