@@ -3,28 +3,17 @@
 Exit codes: 0 done; 1 an error, on stderr with its code; 2 a wrong command line or a setting that can't work.
 """
 
-import asyncio
-import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated
 
 import typer
-from pydantic import BaseModel
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from cwm_connector import protocol
 from cwm_connector.protocol import CWMError
-from cwm_connector.settings import Settings, private_folder
+from cwm_connector.settings import private_folder
 from cwm_mcp import arguments as a
-from cwm_mcp import render
 from cwm_mcp import serve as serving
-from cwm_mcp.client import OnProgress
-from cwm_mcp.models import as_content
-from cwm_mcp.operations import Operations
-from cwm_mcp.settings import client_settings
+from cwm_mcp.shell import Description, Json, Limit, Offset, Tags, failed, parsed, print_result, run, settings, with_bar
 
 app = typer.Typer(
     help="Named, durable snapshots of an LLM session's KV cache in vLLM.",
@@ -32,15 +21,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-_PIPE_WIDTH: Final = 240
-
-R = TypeVar("R", bound=BaseModel)
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Tags = Annotated[list[str] | None, typer.Option("--tag", "-t", help="Repeat for several.")]
-Description = Annotated[str | None, typer.Option("--description", "-d")]
-Limit = Annotated[int | None, typer.Option(help="1 to 100.")]
-Offset = Annotated[int | None, typer.Option(help="How many to skip.")]
 
 
 @app.command()
@@ -53,7 +33,7 @@ def freeze(
     as_json: Json = False,
 ) -> None:
     """Save a session's KV cache as a new window."""
-    args = _parsed(
+    args = parsed(
         a.FreezeArguments,
         session_id=session_id,
         window_name=window_name,
@@ -61,7 +41,9 @@ def freeze(
         tags=tag,
         head=head,
     )
-    _show(_run(lambda cwm: _with_bar(f"freezing {window_name}", as_json, lambda on: cwm.freeze(args, on))), as_json)
+    print_result(
+        run(lambda cwm: with_bar(f"freezing {window_name}", as_json, lambda on: cwm.freeze(args, on))), as_json
+    )
 
 
 @app.command()
@@ -74,7 +56,7 @@ def thaw(
     as_json: Json = False,
 ) -> None:
     """Restore a window into a session; prints its session id and cache salt."""
-    args = _parsed(
+    args = parsed(
         a.ThawArguments,
         window_name=window_name,
         new_session_id=session,
@@ -82,7 +64,7 @@ def thaw(
         max_tokens=max_tokens,
         prewarm=prewarm,
     )
-    _show(_run(lambda cwm: _with_bar(f"thawing {window_name}", as_json, lambda on: cwm.thaw(args, on))), as_json)
+    print_result(run(lambda cwm: with_bar(f"thawing {window_name}", as_json, lambda on: cwm.thaw(args, on))), as_json)
 
 
 @app.command()
@@ -90,10 +72,10 @@ def clone(
     source_window: str, target_window: str, description: Description = None, tag: Tags = None, as_json: Json = False
 ) -> None:
     """Branch: a second, independent window over the same blocks."""
-    args = _parsed(
+    args = parsed(
         a.CloneArguments, source_window=source_window, target_window=target_window, description=description, tags=tag
     )
-    _show(_run(lambda cwm: cwm.clone(args)), as_json)
+    print_result(run(lambda cwm: cwm.clone(args)), as_json)
 
 
 @app.command("ls")
@@ -111,7 +93,7 @@ def list_windows(
     as_json: Json = False,
 ) -> None:
     """List windows; works without the engine."""
-    args = _parsed(
+    args = parsed(
         a.ListArguments,
         tags=tag,
         model=model,
@@ -124,7 +106,7 @@ def list_windows(
         limit=limit,
         offset=offset,
     )
-    _show(_run(lambda cwm: cwm.list_windows(args)), as_json)
+    print_result(run(lambda cwm: cwm.list_windows(args)), as_json)
 
 
 @app.command()
@@ -135,8 +117,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Details of one window or session."""
-    args = _parsed(a.StatusArguments, window_name=window_name, session_id=session, include_blocks=blocks)
-    _show(_run(lambda cwm: cwm.status(args)), as_json)
+    args = parsed(a.StatusArguments, window_name=window_name, session_id=session, include_blocks=blocks)
+    print_result(run(lambda cwm: cwm.status(args)), as_json)
 
 
 @app.command()
@@ -146,10 +128,10 @@ def rm(
     as_json: Json = False,
 ) -> None:
     """Delete a window for good. Asks first where somebody can answer."""
-    args = _parsed(a.DeleteArguments, window_name=window_name, force=force)
+    args = parsed(a.DeleteArguments, window_name=window_name, force=force)
     if not force and sys.stdin.isatty() and not typer.confirm(f"Delete window '{window_name}'?", err=True):
         raise typer.Exit(1)
-    _show(_run(lambda cwm: cwm.delete(args)), as_json)
+    print_result(run(lambda cwm: cwm.delete(args)), as_json)
 
 
 @app.command()
@@ -161,14 +143,14 @@ def tag(
     as_json: Json = False,
 ) -> None:
     """Change a window's tags and description."""
-    args = _parsed(a.TagArguments, window_name=window_name, add=add, remove=remove, description=description)
-    _show(_run(lambda cwm: cwm.tag(args)), as_json)
+    args = parsed(a.TagArguments, window_name=window_name, add=add, remove=remove, description=description)
+    print_result(run(lambda cwm: cwm.tag(args)), as_json)
 
 
 @app.command("gc")
 def collect(as_json: Json = False) -> None:
     """Remove what no window refers to: chunks that a killed freeze or delete left, and the catalog's own slack."""
-    _show(_run(lambda cwm: cwm.collect(a.NoArguments())), as_json)
+    print_result(run(lambda cwm: cwm.collect(a.NoArguments())), as_json)
 
 
 @app.command()
@@ -181,9 +163,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Read and check every stored copy; exit code 1 if a bad one is left. Can be broken off and goes on there."""
-    args = _parsed(a.VerifyArguments, repair=repair, restart=restart, rate_mb_s=rate)
-    report = _run(lambda cwm: _with_bar("verifying", as_json, lambda on: cwm.verify(args, on)))
-    _show(report, as_json)
+    args = parsed(a.VerifyArguments, repair=repair, restart=restart, rate_mb_s=rate)
+    report = run(lambda cwm: with_bar("verifying", as_json, lambda on: cwm.verify(args, on)))
+    print_result(report, as_json)
     if report.bad_copies > report.repaired:
         raise typer.Exit(1)
 
@@ -197,22 +179,22 @@ def sessions(
     as_json: Json = False,
 ) -> None:
     """List sessions."""
-    args = _parsed(a.SessionsArguments, state_filter=state, model=model, limit=limit, offset=offset)
-    _show(_run(lambda cwm: cwm.sessions(args)), as_json)
+    args = parsed(a.SessionsArguments, state_filter=state, model=model, limit=limit, offset=offset)
+    print_result(run(lambda cwm: cwm.sessions(args)), as_json)
 
 
 @app.command()
 def stats(as_json: Json = False) -> None:
     """What is stored where, and the hit rates."""
-    _show(_run(lambda cwm: cwm.stats(a.NoArguments())), as_json)
+    print_result(run(lambda cwm: cwm.stats(a.NoArguments())), as_json)
 
 
 @app.command()
 def health(component: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
     """Health of all components or of one; exit code 1 if it is unhealthy."""
-    args = _parsed(a.HealthArguments, component=component)
-    report = _run(lambda cwm: cwm.health(args))
-    _show(report, as_json)
+    args = parsed(a.HealthArguments, component=component)
+    report = run(lambda cwm: cwm.health(args))
+    print_result(report, as_json)
     if report.status == "unhealthy":
         raise typer.Exit(1)
 
@@ -224,8 +206,8 @@ def metrics(
     as_json: Json = False,
 ) -> None:
     """Metric samples."""
-    args = _parsed(a.MetricsArguments, prefix=prefix, format="prometheus" if prometheus else None)
-    _show(_run(lambda cwm: cwm.metrics(args)), as_json)
+    args = parsed(a.MetricsArguments, prefix=prefix, format="prometheus" if prometheus else None)
+    print_result(run(lambda cwm: cwm.metrics(args)), as_json)
 
 
 @app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})
@@ -236,81 +218,24 @@ def serve(
 ) -> None:
     """Run vLLM with the connector. Everything behind MODEL goes to vLLM, and wins over our defaults."""
     options = [option for option in context.args if option != "--dry-run"]
-    settings = _settings()
+    chosen = settings()
     try:
         command = serving.compose(serving.installed_build(), model, options, os.environ)
         print(command, flush=True)
         if dry_run or len(options) < len(context.args):
             return
         # The engine would find out after a minute of loading weights.
-        private_folder(settings.home, "CWM_HOME")
-        private_folder(settings.chunks_path, "CWM_DISK_PATH")
-        serving.require_free_store(settings.home)
+        private_folder(chosen.home, "CWM_HOME")
+        private_folder(chosen.chunks_path, "CWM_DISK_PATH")
+        serving.require_free_store(chosen.home)
         serving.run(command)
     except CWMError as problem:
-        raise _failed(problem) from None
+        raise failed(problem) from None
 
 
 def main() -> None:
     """The `cwm` command."""
     app(prog_name="cwm")
-
-
-def _settings() -> Settings:
-    try:
-        return client_settings()
-    except CWMError as problem:
-        raise _failed(problem, exit_code=2) from None
-
-
-def _failed(problem: CWMError, exit_code: int = 1) -> typer.Exit:
-    print(problem, file=sys.stderr)
-    return typer.Exit(exit_code)
-
-
-def _parsed(arguments: type[a.A], **values: Any) -> a.A:
-    try:
-        return a.parse(arguments, values)
-    except CWMError as problem:
-        raise _failed(problem) from None
-
-
-def _run(work: Callable[[Operations], Awaitable[R]]) -> R:
-    settings = _settings()
-
-    async def whole() -> R:
-        operations = Operations(settings, client_name="cwm")
-        try:
-            return await work(operations)
-        finally:
-            await operations.aclose()
-
-    try:
-        return asyncio.run(whole())
-    except CWMError as problem:
-        raise _failed(problem) from None
-
-
-async def _with_bar(label: str, hidden: bool, run: Callable[[OnProgress | None], Awaitable[R]]) -> R:
-    """Runs an operation under a progress bar, where somebody watches; on stderr, which keeps stdout to the result."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
-
-        def on_progress(update: protocol.Progress) -> None:
-            text = f"{label}: {update.text}" if update.text else label
-            bar.update(task, completed=update.done, total=update.total or None, description=text)
-
-        return await run(on_progress)
-
-
-def _show(result: BaseModel, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(as_content(result), ensure_ascii=False, indent=2))
-    else:
-        # In a pipe there is no width to keep to, and a broken line is hard to search.
-        Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(render.of(result))
 
 
 if __name__ == "__main__":
