@@ -51,6 +51,13 @@ def wake(engine: "EngineCoreProc") -> None:
         inbox.put_nowait((EngineCoreRequestType.WAKEUP, None))
 
 
+def is_shutting_down(engine: "EngineCoreProc") -> bool:
+    """True once a signal has asked the engine to end; it goes on stepping while there is work. Any thread."""
+    from vllm.v1.engine.core import EngineShutdownState
+
+    return getattr(engine, "shutdown_state", EngineShutdownState.RUNNING) is not EngineShutdownState.RUNNING
+
+
 def submit_prefill(engine: "EngineCoreProc", request_id: str, token_ids: Sequence[int], cache_salt: str | None) -> None:
     """Has the engine compute `token_ids` and one token more; any thread. No client waits for its output.
 
@@ -93,6 +100,17 @@ def hold_blocks(pool: "BlockPool", blocks: "Sequence[KVCacheBlock]") -> None:
 def let_go_blocks(pool: "BlockPool", blocks: "Sequence[KVCacheBlock]") -> None:
     """In reverse, so that the end of a sequence is evicted before its beginning."""
     pool.free_blocks(reversed(blocks))
+
+
+def next_evicted(pool: "BlockPool", count: int) -> set[int]:
+    """The ids of the `count` free blocks that vLLM takes next, whose content is lost then."""
+    queue = pool.free_block_queue
+    found: set[int] = set()
+    block = queue.fake_free_list_head.next_free_block
+    while len(found) < count and block is not None and block is not queue.fake_free_list_tail:
+        found.add(block.block_id)
+        block = block.next_free_block
+    return found
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

@@ -209,7 +209,7 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
 
     @hook(lambda: False)
     def has_pending_push_work(self) -> bool:
-        return self._service is not None and self._service.scheduler.wants_step
+        return self._service is not None and self._service.still_at_work()
 
     @hook(lambda: True)
     def reset_cache(self) -> bool | None:

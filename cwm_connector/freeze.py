@@ -57,6 +57,14 @@ class _Saved:
     captured_at: float = 0.0
 
 
+class _Evicted(Exception):
+    """Blocks of `first` are gone and shall not be computed again."""
+
+    def __init__(self, first: ChunkSpec) -> None:
+        super().__init__()
+        self.first = first
+
+
 def tier_fields(engine: Engine, keys: Sequence[ChunkKey]) -> dict[str, Any]:
     """`storage_tier` (where a thaw would read) and chunks per tier, as placed right now."""
     tiers = engine.placement.tiers_of(keys)
@@ -71,8 +79,12 @@ class Freezer:
         self._keeper = keeper
         self._numbers = itertools.count(1)
 
-    async def freeze(self, args: FreezeArgs, progress: ProgressSink) -> dict[str, Any]:
-        """See the module's text. Raises: 1001–1003, 2001, 3001, 3003, 4001, 4003, 7001 and what the store raises."""
+    async def freeze(self, args: FreezeArgs, progress: ProgressSink, *, recompute: bool = True) -> dict[str, Any]:
+        """See the module's text. Without `recompute` evicted blocks are not computed again: the window then restores
+        what comes before them, and its description says so.
+
+        Raises: 1001–1003, 2001, 2003, 3001, 3003, 4001, 4003, 7001 and what the store raises.
+        """
         started = time.perf_counter()
         check_session_id(args.session_id)
         name = check_window_name(args.window_name)
@@ -99,8 +111,9 @@ class Freezer:
                 stored=(),
                 created_at=now_micros(),
             )
-            saved, row = await self._store(snapshot, chunks, new, progress)
-            self._keeper.used(new.chunks)
+            saved, row = await self._store(snapshot, chunks, new, progress, recompute)
+            keys = [chunk.key for chunk in chunks[: row.block_count]]
+            self._keeper.used(keys)
         metrics = self._engine.metrics
         metrics.recomputed_tokens.inc(saved.recomputed_tokens)
         metrics.stored_bytes.inc(sum(chunk.size_bytes for chunk in saved.rows))
@@ -115,7 +128,7 @@ class Freezer:
             "block_count": row.block_count,
             "total_size_bytes": row.size_bytes,
             "new_bytes": sum(chunk.size_bytes for chunk in saved.rows),
-            **tier_fields(self._engine, new.chunks),
+            **tier_fields(self._engine, keys),
             "parent_window": row.parent,
             "capture_ms": round((saved.captured_at - started) * 1000, 3),
             "duration_ms": round((time.perf_counter() - started) * 1000, 3),
@@ -124,19 +137,45 @@ class Freezer:
     # --- steps ---
 
     async def _store(
-        self, snapshot: HeadSnapshot, chunks: Sequence[ChunkSpec], new: NewWindow, progress: ProgressSink
+        self,
+        snapshot: HeadSnapshot,
+        chunks: Sequence[ChunkSpec],
+        new: NewWindow,
+        progress: ProgressSink,
+        recompute: bool,
     ) -> tuple[_Saved, WindowRow]:
         """Saves what is missing and commits; again with more where another engine has deleted some of it meanwhile."""
-        for attempt in itertools.count(1):
+        refused = 0
+        while True:
             missing = await self._missing(chunks)
             order = SaveOrder(tuple(missing), self._engine.freeze_tiers, self._engine.claims.new())
-            saved = await self._save(snapshot, chunks, order, progress)
             try:
-                return saved, await self._commit(replace(new, stored=saved.rows), order)
+                saved = await self._save(snapshot, chunks, order, progress, recompute)
+                return saved, await self._commit(self._holding(new, chunks, saved), order)
+            except _Evicted as lost:
+                chunks = chunks[: chunks.index(lost.first)]
+                if not chunks:
+                    raise CWMError(
+                        Code.CHUNK_MISSING, "the session's blocks were evicted; freeze it with window_freeze"
+                    ) from None
             except CWMError as problem:
-                if problem.code is not Code.CHUNK_MISSING or attempt == ATTEMPTS:
+                refused += 1
+                if problem.code is not Code.CHUNK_MISSING or refused == ATTEMPTS:
                     raise
-        raise AssertionError("unreachable")
+
+    def _holding(self, new: NewWindow, chunks: Sequence[ChunkSpec], saved: _Saved) -> NewWindow:
+        """The window over `chunks`, which are all of the session or what comes before the evicted blocks."""
+        restorable = chunks[-1].end_block * self._engine.geometry.block_tokens
+        description = new.description
+        if restorable < new.restorable_tokens:
+            description += f"; partial, {restorable} of {new.restorable_tokens} tokens: the rest was evicted"
+        return replace(
+            new,
+            description=description,
+            restorable_tokens=restorable,
+            chunks=[chunk.key for chunk in chunks],
+            stored=saved.rows,
+        )
 
     async def _require_free(self, name: str) -> None:
         """Refuses a taken name before any work is done; the commit refuses it again."""
@@ -178,10 +217,11 @@ class Freezer:
         chunks: Sequence[ChunkSpec],
         order: SaveOrder,
         progress: ProgressSink,
+        recompute: bool,
     ) -> _Saved:
         if not order.chunks:
             return _Saved(captured_at=time.perf_counter())
-        planning = asyncio.ensure_future(self._plan(snapshot, chunks, order, progress))
+        planning = asyncio.ensure_future(self._plan(snapshot, chunks, order, progress, recompute))
         try:
             plan = await asyncio.shield(planning)
         except asyncio.CancelledError:
@@ -190,6 +230,8 @@ class Freezer:
             await to_the_end(self._discard(plan.ticket, order))
             raise
         ticket = plan.ticket
+        if ticket is None and not recompute:
+            raise _Evicted(order.chunks[plan.whole_chunks])
         if ticket is None:
             raise CWMError(
                 Code.CHUNK_MISSING,
@@ -227,9 +269,10 @@ class Freezer:
         chunks: Sequence[ChunkSpec],
         order: SaveOrder,
         progress: ProgressSink,
+        recompute: bool,
     ) -> SavePlan:
         plan = await self._engine.ask(lambda side: side.plan_save(snapshot, order))
-        if plan.ticket is not None:
+        if plan.ticket is not None or not recompute:
             return plan
         progress(0, len(order.chunks), f"computing {plan.lost_blocks} evicted blocks again")
         return await self._recompute(snapshot, chunks, order)

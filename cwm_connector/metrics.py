@@ -32,6 +32,9 @@ class Metrics:
         self.recomputed_tokens = Counter(
             "cwm_recomputed_tokens", "Tokens computed again to complete a freeze.", registry=self.registry
         )
+        self.auto_freezes = Counter(
+            "cwm_auto_freezes", "Freezes that nobody asked for.", ["reason", "outcome"], registry=self.registry
+        )
         self.capture_seconds = Histogram(
             "cwm_capture_seconds",
             "From a freeze's call to its last block read.",

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable
 from typing import Any
 
+from cwm_connector.auto.freezer import AutoFreezer
 from cwm_connector.control import ProgressSink
 from cwm_connector.engine import Engine, to_the_end
 from cwm_connector.freeze import Freezer
@@ -17,6 +18,7 @@ from cwm_connector.protocol import (
     HealthArgs,
     ListArgs,
     Op,
+    PolicyArgs,
     SessionsArgs,
     StatusArgs,
     TagArgs,
@@ -44,12 +46,14 @@ class EngineOperations:
         self._thawer = Thawer(engine, self.keeper)
         self._remover = Remover(engine, self.keeper)
         self._scrubber = Scrubber(engine, self.keeper)
-        self._reader = Reader(engine)
+        self.auto = AutoFreezer(engine, self._freezer, self._remover)
+        self._reader = Reader(engine, self.auto)
         self._health = HealthReader(engine)
 
     async def prepare(self) -> None:
         """After recovery and before the socket opens: what lies where, and the thaws of before a restart."""
         await self.keeper.learn()
+        await self.auto.learn()
         await self._thawer.rebind()
 
     async def call(self, op: Op, args: Args, progress: ProgressSink) -> dict[str, Any]:
@@ -67,7 +71,7 @@ class EngineOperations:
     def _carry_out(self, op: Op, args: Args, progress: ProgressSink) -> Awaitable[dict[str, Any]]:
         match args:
             case FreezeArgs():
-                return self._freezer.freeze(args, progress)
+                return self._freeze(args, progress)
             case ThawArgs():
                 return self._thawer.thaw(args, progress)
             case CloneArgs():
@@ -88,6 +92,8 @@ class EngineOperations:
                 return self._health.health(args)
             case VerifyArgs():
                 return self._scrubber.verify(args, progress)
+            case PolicyArgs():
+                return self.auto.policy(args)
         plain = {
             Op.STATS: self._reader.stats,
             Op.METRICS: self._metrics,
@@ -95,6 +101,11 @@ class EngineOperations:
             Op.PING: self._ping,
         }
         return plain[op]()
+
+    async def _freeze(self, args: FreezeArgs, progress: ProgressSink) -> dict[str, Any]:
+        result = await self._freezer.freeze(args, progress)
+        await self.auto.frozen(args)
+        return result
 
     async def _tag(self, args: TagArgs) -> dict[str, Any]:
         name = check_window_name(args.window_name)

@@ -217,6 +217,18 @@ class VerifyArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     rate_mb_s: float = 200.0
 
 
+class PolicyArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Change what is given of the auto-freeze policy; `reset` forgets all earlier changes first. See auto/policy.py."""
+
+    enabled: bool | None = None
+    idle_timeout_minutes: float | None = None
+    token_threshold: int | None = None
+    naming_pattern: str | None = None
+    keep_last: int | None = None
+    tags: list[str] | None = None
+    reset: bool = False
+
+
 class NoArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     pass
 
@@ -233,6 +245,7 @@ Args = (
     | TokensArgs
     | HealthArgs
     | VerifyArgs
+    | PolicyArgs
     | NoArgs
 )
 
@@ -252,6 +265,7 @@ class Op(enum.StrEnum):
     STATS = "cache.stats"
     HEALTH = "health"
     METRICS = "metrics"
+    POLICY = "auto_freeze.policy"
     COLLECT = "store.collect"
     VERIFY = "store.verify"
     PING = "ping"
@@ -270,6 +284,7 @@ ARGUMENTS: Final[Mapping[Op, type[Args]]] = {
     Op.STATS: NoArgs,
     Op.HEALTH: HealthArgs,
     Op.METRICS: NoArgs,
+    Op.POLICY: PolicyArgs,
     Op.COLLECT: NoArgs,
     Op.VERIFY: VerifyArgs,
     Op.PING: NoArgs,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, Final
 
+from cwm_connector.auto.freezer import AutoFreezer
 from cwm_connector.catalog import views
 from cwm_connector.catalog.base import Catalog, CatalogTotals, ChunkRow, SessionRow, TierTotals, WindowRow
 from cwm_connector.catalog.views import LiveSession, SessionState
@@ -39,8 +40,9 @@ Sessions = tuple[list[tuple[SessionView, int]], bool]
 class Reader:
     """The control thread's."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, auto: AutoFreezer) -> None:
         self._engine = engine
+        self._auto = auto
         self._keys_of: OrderedDict[tuple[str, int], tuple[ChunkKey, ...]] = OrderedDict()
         """Of the windows listed last, by name and time: a name can be given anew, a window never changes."""
         self._last_views: list[tuple[SessionView, int]] = []
@@ -150,9 +152,10 @@ class Reader:
         items = []
         for view, cached in live:
             row = stored.pop(view.session_id, None)
+            state = _state(view, row)
             session = LiveSession(
                 session_id=view.session_id,
-                state=_state(view, row),
+                state=state,
                 model=self._engine.model,
                 token_count=view.token_count,
                 heads=len(view.heads),
@@ -160,6 +163,9 @@ class Reader:
                 created_at=view.created_at,
                 last_active_at=view.last_active_at,
                 title=view.title,
+                auto_freeze_at=None
+                if view.running or state is not SessionState.ACTIVE
+                else self._auto.due_at(view.session_id, view.last_active_at, view.token_count),
             )
             items.append(views.live_session_item(session, row))
         return items + [views.session_item(row) for row in stored.values()]

@@ -5,7 +5,7 @@ Every method runs on the engine thread and only computes: no I/O, no waiting. Ot
 
 import logging
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -19,7 +19,7 @@ from cwm_connector.metrics import Metrics
 from cwm_connector.placement import Placement
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.sessions import HeadSnapshot, SessionIndex, SessionView, is_text_only, salt_hash
-from cwm_connector.terms import Claim, TierName
+from cwm_connector.terms import Claim, Micros, TierName
 from cwm_connector.visibility import BoundWindow, Visibility
 
 if TYPE_CHECKING:
@@ -47,12 +47,26 @@ class SaveOrder:
 class SavePlan:
     """Either a job under way, or how many blocks the prefix cache no longer has.
 
+    `whole_chunks`: how many of the order's first chunks it still has whole.
     `computed_tokens`: what a recompute before it really computed, after local hits and loads.
     """
 
     ticket: Ticket | None
     lost_blocks: int = 0
+    whole_chunks: int = 0
     computed_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Freezable:
+    """A session that has spoken since it was last frozen, as auto-freeze looks at it."""
+
+    session_id: str
+    token_count: int
+    last_active_at: Micros
+    running: bool
+    near_eviction: bool
+    """vLLM will soon take blocks of its end for others, or has begun to."""
 
 
 @dataclass(slots=True)
@@ -181,6 +195,25 @@ class SchedulerSide:
             for view in self._sessions.views()
         ]
 
+    def freezable(self, settled: Mapping[str, Micros], near: float) -> list[Freezable]:
+        """Sessions of at least one chunk that were active after `settled`, where they stand in it.
+
+        `near`: which part of vLLM's blocks, of those that it takes next, counts as near to eviction. A session's end is
+        taken before its beginning, so that one look at its last block tells; no session costs more, however long.
+        """
+        pool = self._require_pool()
+        doomed = compat.next_evicted(pool, int(near * pool.num_gpu_blocks))
+        found = []
+        for view in self._sessions.views():
+            blocks = len(view.block_hashes)
+            fresh = view.last_active_at > settled.get(view.session_id, -1)
+            if view.expired or not fresh or blocks < self._geometry.blocks_per_chunk:
+                continue
+            (last,) = compat.cached_blocks(pool, view.block_hashes[-1:])
+            going = not view.running and (last is None or last.block_id in doomed)
+            found.append(Freezable(view.session_id, view.token_count, view.last_active_at, view.running, going))
+        return found
+
     def plan_save(self, snapshot: HeadSnapshot, order: SaveOrder) -> SavePlan:
         """Holds the blocks of the order and sends their save off, unless some are lost: then nothing is held."""
         return self._plan(snapshot.block_hashes, order)
@@ -250,7 +283,8 @@ class SchedulerSide:
         held = [block for blocks in found for block in blocks if block is not None]
         lost = sum(chunk.blocks for chunk in order.chunks) - len(held)
         if lost:
-            return SavePlan(None, lost_blocks=lost)
+            whole = next(at for at, blocks in enumerate(found) if None in blocks)
+            return SavePlan(None, lost, whole)
         compat.hold_blocks(pool, held)
         parts = tuple(
             ChunkBlocks(chunk, tuple(block.block_id for block in blocks if block is not None))

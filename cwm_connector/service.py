@@ -4,10 +4,12 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final
 
 import cwm_connector
 from cwm_connector import compat
+from cwm_connector.auto import policy as policies
 from cwm_connector.board import JobBoard
 from cwm_connector.catalog.opening import open_catalog
 from cwm_connector.claims import Claims
@@ -45,6 +47,7 @@ class EngineService:
 
     def __init__(self, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", settings: Settings) -> None:
         compat.check_supported(vllm_config, kv_cache_config)
+        policies.initial(settings)
         self._vllm_config = vllm_config
         self._kv_cache_config = kv_cache_config
         self._settings = settings
@@ -68,6 +71,8 @@ class EngineService:
         self._metrics = Metrics()
         self._control: ControlThread | None = None
         self._follower = Follower()
+        self._operations: EngineOperations | None = None
+        self._farewell: Future[None] | None = None
         self._background: list[asyncio.Task[None]] = []
         self.scheduler = SchedulerSide(
             self._geometry,
@@ -89,6 +94,20 @@ class EngineService:
             self._control.stop()
             self._lock.release()
             raise
+
+    def still_at_work(self) -> bool:
+        """True while the engine must go on stepping: somebody waits for a step, or, once vLLM shuts down and all
+        requests are over, sessions are frozen before it ends. Engine thread; never waits."""
+        return self.scheduler.wants_step or self._saying_farewell()
+
+    def _saying_farewell(self) -> bool:
+        if self._core is None or self._operations is None or self._control is None:
+            return False
+        if self._farewell is None:
+            if not compat.is_shutting_down(self._core):
+                return False
+            self._farewell = self._control.submit(self._operations.auto.before_shutdown())
+        return not self._farewell.done()
 
     def forget_thaws(self) -> None:
         """After vLLM dropped its caches on somebody's order: what is stored stays, but must be thawed anew."""
@@ -141,7 +160,8 @@ class EngineService:
         await operations.prepare()
         server = ControlServer(self._settings.socket_path, operations, self._model, cwm_connector.__version__)
         await server.start()
-        self._background = [asyncio.create_task(operations.keeper.run())]
+        self._operations = operations
+        self._background = [asyncio.create_task(operations.keeper.run()), asyncio.create_task(operations.auto.run())]
         if self._claims.shared:
             self._background.append(asyncio.create_task(self._follower.run(engine, operations.keeper)))
 

@@ -56,6 +56,12 @@ class Settings(BaseSettings):
     cold_after_hours: float = Field(default=168, gt=0)
     """Chunks that no freeze or thaw has touched for so long move from disk to Redis, where there is one."""
     chunk_tokens: int = Field(default=256, gt=0)
+    auto_freeze_enabled: bool = False
+    auto_freeze_idle_timeout_minutes: float = 30
+    auto_freeze_token_threshold: int = 100_000
+    auto_freeze_naming_pattern: str = "auto-{session_id}-{timestamp}"
+    auto_freeze_keep_last: int = 3
+    """What these five may be is checked where they become a policy (auto/policy.py)."""
     log_level: str = "INFO"
 
     @field_validator("home", "socket", "disk_path")

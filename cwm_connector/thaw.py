@@ -85,9 +85,11 @@ class Thawer:
         await to_the_end(self._engine.catalog.run(lambda catalog: catalog.bind(binding)))
         self._bind(binding, stored, specs, checked.blocks)
         restorable = checked.blocks * self._engine.geometry.block_tokens
-        warning = None
-        if checked.fault is not None:
-            warning = f"from token {restorable} on the window will be computed again: {checked.fault}"
+        full = stored.row.token_count - stored.row.token_count % self._engine.geometry.block_tokens
+        fault = checked.fault
+        if fault is None and restorable < full:
+            fault = "an auto-freeze found the rest of the session evicted"
+        warning = f"from token {restorable} on the window will be computed again: {fault}" if fault else None
         return {
             "session_id": session_id,
             "cache_salt": salt,
@@ -96,7 +98,7 @@ class Thawer:
             "restorable_tokens": restorable,
             "restored_by_tier": {tier.value: tokens for tier, tokens in checked.tokens_by_tier.items()},
             "restoration_time_ms": round((time.perf_counter() - started) * 1000, 3),
-            "partial": restorable < stored.row.restorable_tokens,
+            "partial": restorable < full,
             "warning": warning,
             "recompute_is_faster": None,
         }

@@ -157,6 +157,21 @@ class VerifyArguments(Arguments):
     rate_mb_s: float = 200.0
 
 
+class PolicyArguments(Arguments):
+    enabled: bool | None = None
+    idle_timeout_minutes: float | None = None
+    token_threshold: int | None = None
+    naming_pattern: str | None = None
+    keep_last: int | None = None
+    tags: Tags | None = None
+
+
+class PolicyChange(PolicyArguments):
+    """The command line's, which can also go back to the settings."""
+
+    reset: bool = False
+
+
 class NoArguments(Arguments):
     pass
 

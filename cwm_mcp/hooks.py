@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from cwm_connector.auto.mark import TAG, Mark, Reason
 from cwm_connector.protocol import Code, CWMError, FreezeArgs, ListArgs, Op, is_session_id
 from cwm_mcp.client import EngineClient
 
@@ -47,21 +48,21 @@ def pre_tool_use(told: Mapping[str, Any]) -> Answer:
 
 async def pre_compact(told: Mapping[str, Any]) -> Answer:
     trigger = "auto" if told.get("trigger") == "auto" else "manual"
-    return await _freeze(told, "compact", f"before Claude Code's {trigger} compaction")
+    return await _freeze(told, "compact", Reason.COMPACTION, f"before Claude Code's {trigger} compaction")
 
 
 async def session_end(told: Mapping[str, Any]) -> Answer:
-    return await _freeze(told, "end", "when Claude Code's session ended")
+    return await _freeze(told, "end", Reason.SESSION_END, "when Claude Code's session ended")
 
 
-async def _freeze(told: Mapping[str, Any], kind: str, description: str) -> Answer:
+async def _freeze(told: Mapping[str, Any], kind: str, reason: Reason, text: str) -> Answer:
     session = told.get("session_id")
     if not isinstance(session, str) or not is_session_id(session):
         return _say("not frozen: Claude Code named no session")
     client = EngineClient(socket_path(os.environ), "cwm_mcp.hooks")
     try:
         async with asyncio.timeout(FREEZE_LIMIT_S):
-            frozen = await _freeze_new_generation(client, session, kind, description)
+            frozen = await _freeze_new_generation(client, session, kind, reason, text)
     except TimeoutError:
         return _say(f"not frozen: the engine was not done within {FREEZE_LIMIT_S:g} s")
     except CWMError as problem:
@@ -71,7 +72,9 @@ async def _freeze(told: Mapping[str, Any], kind: str, description: str) -> Answe
     return _say(f"froze {frozen['token_count']} tokens as {frozen['window_name']}")
 
 
-async def _freeze_new_generation(client: EngineClient, session: str, kind: str, description: str) -> dict[str, Any]:
+async def _freeze_new_generation(
+    client: EngineClient, session: str, kind: str, reason: Reason, text: str
+) -> dict[str, Any]:
     """Under `KIND-SESSION-gN`, with the first N that is new."""
     stem = f"{kind}-{session.replace(':', '-').lstrip('.')[:8]}-g"
     windows = await client.call(Op.LIST, ListArgs(session_id=session, limit=_LISTED))
@@ -80,7 +83,7 @@ async def _freeze_new_generation(client: EngineClient, session: str, kind: str, 
     for generation in range(first, first + _ATTEMPTS):
         name = f"{stem}{generation}"
         try:
-            args = FreezeArgs(session, name, description, ["auto", kind])
+            args = FreezeArgs(session, name, Mark(reason, generation).described(text), [TAG, kind])
             return await client.call(Op.FREEZE, args, timeout_s=FREEZE_LIMIT_S)
         except CWMError as problem:
             # Another session that begins alike, or the same one at the same moment.

@@ -200,12 +200,30 @@ class SessionItem(BaseModel):
     created_at: str | None
     windows: list[str]
     title: str | None
+    auto_freeze_at: str | None
+    """When auto-freeze takes it if it stays silent."""
 
 
 class SessionList(BaseModel):
     sessions: list[SessionItem]
     total: int
     has_more: bool
+
+
+class NextFreeze(BaseModel):
+    session_id: str
+    reason: str
+    due_at: str
+
+
+class AutoFreezePolicy(BaseModel):
+    enabled: bool
+    idle_timeout_minutes: float
+    token_threshold: int
+    naming_pattern: str
+    keep_last: int
+    tags: list[str]
+    next_action: NextFreeze | None
 
 
 class TierStats(BaseModel):

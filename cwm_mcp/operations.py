@@ -102,6 +102,9 @@ class Operations:
     async def verify(self, args: a.VerifyArguments, on_progress: OnProgress | None = None) -> m.Verified:
         return checked(m.Verified, await self._ask(Op.VERIFY, args, on_progress=on_progress))
 
+    async def policy(self, args: a.PolicyArguments) -> m.AutoFreezePolicy:
+        return checked(m.AutoFreezePolicy, await self._ask(Op.POLICY, args))
+
     async def live_status(self, args: a.StatusArguments) -> m.Status:
         """The status as the engine has it; CWM-5001 without one."""
         return checked(m.Status, await self._ask(Op.STATUS, args, timeout_s=_READ_TIMEOUT_S))

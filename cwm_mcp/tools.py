@@ -159,6 +159,14 @@ async def get_metrics_data(args: a.MetricsArguments, ctx: ToolContext) -> m.Metr
     return await _operations(ctx).metrics(args)
 
 
+@contract_tool(a.PolicyArguments, m.AutoFreezePolicy, _CHANGES)
+async def auto_freeze_policy(args: a.PolicyArguments, ctx: ToolContext) -> m.AutoFreezePolicy:
+    """Read the auto-freeze policy, or change what is given. It freezes sessions that are idle, have grown by
+    token_threshold, or are about to be lost; 0 is off. naming_pattern takes {session_id}, {timestamp}, {generation};
+    keep_last: such windows per session, 0 for all."""
+    return await _operations(ctx).policy(args)
+
+
 TOOLS: Final[tuple[ContractTool, ...]] = (
     window_freeze,
     window_thaw,
@@ -171,4 +179,5 @@ TOOLS: Final[tuple[ContractTool, ...]] = (
     cache_stats,
     health_check,
     get_metrics_data,
+    auto_freeze_policy,
 )

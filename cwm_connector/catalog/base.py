@@ -82,6 +82,8 @@ class WindowRow:
     created_at: Micros
     updated_at: Micros
     thawed_at: Micros | None
+    cloned: bool = False
+    """Made by a clone, not by a freeze."""
     damaged: bool = False
     """Only in a listing: the row did not pass its checksum, and all but the name is unknown (empty or 0)."""
 

@@ -110,6 +110,7 @@ def contract_row(db: sqlite3.Connection, found: Tagged) -> WindowRow:
         created_at=window.created_at,
         updated_at=window.updated_at,
         thawed_at=window.thawed_at,
+        cloned=bool(window.cloned),
     )
 
 

@@ -74,6 +74,8 @@ class LiveSession:
     created_at: Micros
     last_active_at: Micros
     title: str | None = None
+    auto_freeze_at: Micros | None = None
+    """When auto-freeze will take it if it stays silent."""
 
 
 def iso(time: Micros) -> str:
@@ -231,6 +233,7 @@ def session_item(row: SessionRow) -> dict[str, Any]:
         "created_at": iso(row.created_at),
         "windows": list(row.windows),
         "title": None,
+        "auto_freeze_at": None,
     }
 
 
@@ -247,6 +250,7 @@ def live_session_item(live: LiveSession, row: SessionRow | None) -> dict[str, An
         "created_at": iso(live.created_at if row is None else min(live.created_at, row.created_at)),
         "windows": [] if row is None else list(row.windows),
         "title": live.title,
+        "auto_freeze_at": None if live.auto_freeze_at is None else iso(live.auto_freeze_at),
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.engine import EngineCoreRequest, EngineCoreRequestType
-from vllm.v1.engine.core import EngineCore, EngineCoreProc
+from vllm.v1.engine.core import EngineCore, EngineCoreProc, EngineShutdownState
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
 from vllm.v1.request import Request
@@ -45,6 +45,23 @@ def test_held_blocks_are_not_reused_and_let_go_ones_keep_their_content() -> None
     compat.let_go_blocks(pool, blocks)
     assert pool.get_num_free_blocks() == 2
     assert compat.cached_blocks(pool, known.block_hashes) == blocks
+
+
+def test_the_blocks_taken_next_are_told_in_vllm_s_own_order() -> None:
+    pool = new_pool(8)
+    blocks = compute(pool, request(range(3 * BLOCK)))
+    pool.free_blocks(reversed(blocks))
+    told = compat.next_evicted(pool, 5)
+    assert told == {block.block_id for block in pool.get_new_blocks(5)}
+    assert blocks[2].block_id in told and blocks[1].block_id not in told
+    assert len(compat.next_evicted(pool, 100)) == pool.get_num_free_blocks() == 2
+
+
+def test_an_engine_says_when_it_is_shutting_down_and_one_in_process_never_is() -> None:
+    told = [compat.is_shutting_down(SimpleNamespace(shutdown_state=state)) for state in EngineShutdownState]
+    assert told == [state is not EngineShutdownState.RUNNING for state in EngineShutdownState]
+    assert "shutdown_state" in inspect.getsource(EngineCoreProc._handle_shutdown)
+    assert not compat.is_shutting_down(SimpleNamespace())
 
 
 def test_a_request_has_the_fields_that_a_session_reads() -> None:

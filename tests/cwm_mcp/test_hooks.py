@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cwm_connector.auto.mark import Mark, Reason, mark_of
 from cwm_connector.control import ControlServer
 from cwm_connector.protocol import Op
 from cwm_connector.settings import Settings
@@ -71,6 +72,7 @@ async def test_before_a_compaction_the_session_is_frozen(home: Path, trigger: st
     assert name == "compact-8b1f9c1e-g1" and line == f"CWM: froze 41 tokens as {name}"
     assert window["session_id"] == SESSION and window["tags"] == ["auto", "compact"]
     assert trigger in window["description"]
+    assert mark_of(window["description"], window["tags"]) == Mark(Reason.COMPACTION, 1)  # retention knows it
 
 
 async def test_every_automatic_window_has_a_name_of_its_own(home: Path) -> None:

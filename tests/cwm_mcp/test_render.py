@@ -29,6 +29,7 @@ def a_session(title: str | None) -> m.SessionItem:
         created_at=None,
         windows=[],
         title=title,
+        auto_freeze_at=None,
     )
 
 

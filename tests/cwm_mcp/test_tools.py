@@ -31,6 +31,9 @@ TABLE = {
     "cache_stats": set(),
     "health_check": {"component"},
     "get_metrics_data": {"format", "prefix"},
+    "auto_freeze_policy": {
+        *("enabled", "idle_timeout_minutes", "token_threshold", "naming_pattern", "keep_last", "tags"),
+    },
 }
 ENGINE_ONLY: dict[str, dict[str, Any]] = {
     "window_freeze": {"session_id": "s", "window_name": "w"},
@@ -38,6 +41,7 @@ ENGINE_ONLY: dict[str, dict[str, Any]] = {
     "window_clone": {"source_window": "stem", "target_window": "w"},
     "window_delete": {"window_name": "stem"},
     "window_tag": {"window_name": "stem", "add": ["x"]},
+    "auto_freeze_policy": {},
 }
 
 

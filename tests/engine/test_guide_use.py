@@ -58,6 +58,30 @@ async def test_first_session(engine: Engine) -> None:
 # --- Advanced Usage ---
 
 
+async def test_auto_freeze_policies(engine: Engine) -> None:
+    auto_freeze_policy = {
+        "enabled": True,
+        "idle_timeout_minutes": 30,  # Freeze after 30 min idle
+        "token_threshold": 100000,  # Freeze when context exceeds 100k tokens
+        "naming_pattern": "auto-{session_id}-{timestamp}",
+    }
+    async with guide(engine) as cwm:
+        before = await cwm.call("auto_freeze_policy")
+        try:
+            told = await cwm.call("auto_freeze_policy", **auto_freeze_policy)
+            assert {name: told[name] for name in auto_freeze_policy} == auto_freeze_policy
+            await talked(engine.api, "watched", 340, tokens=400)
+            (session,) = [
+                each for each in (await cwm.call("session_list"))["sessions"] if each["session_id"] == "watched"
+            ]
+            assert session["auto_freeze_at"] > session["last_active_at"]
+            next_action = (await cwm.call("auto_freeze_policy"))["next_action"]
+            assert next_action["reason"] == "idle" and next_action["due_at"] <= session["auto_freeze_at"]
+        finally:
+            before.pop("next_action")
+            await cwm.call("auto_freeze_policy", **before)
+
+
 async def test_context_window_monitoring(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
     async with guide(engine) as cwm:
         health_check, get_metrics_data = cwm.tool("health_check"), cwm.tool("get_metrics_data")

@@ -189,6 +189,23 @@ class Engine:
         self._process = None
         return tuple(sorted(killed))
 
+    def stop(self, timeout_s: float = 60) -> None:
+        """Ends the server as a service manager would: SIGTERM, and time to finish.
+
+        Raises: EngineDied if it is still there afterwards.
+        """
+        if self._process is None:
+            return
+        self._process.terminate()
+        deadline = time.monotonic() + timeout_s
+        while self.processes():
+            if time.monotonic() > deadline:
+                self.kill_hard()
+                raise EngineDied(f"the server outlived SIGTERM; its log ends:\n{self.log_tail()}")
+            time.sleep(0.05)
+        self._process.wait()
+        self._process = None
+
     def restart(self) -> float:
         """kill -9, start again; returns the seconds of the start."""
         self.kill_hard()

@@ -318,6 +318,7 @@ def test_a_session_without_an_engine_is_as_it_was_last_stored() -> None:
         "created_at": "2026-01-23T09:30:00.000Z",
         "windows": ["stem", "root"],
         "title": None,
+        "auto_freeze_at": None,
     }
 
 
@@ -333,6 +334,7 @@ def test_a_live_session_is_as_the_engine_knows_it_with_its_windows() -> None:
         "created_at": "2026-01-23T09:29:00.000Z",
         "windows": ["stem", "root"],
         "title": None,
+        "auto_freeze_at": None,
     }
 
 
