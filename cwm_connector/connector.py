@@ -187,12 +187,15 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
     @hook(StepJobs)
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
         assert self._service is not None
-        return self._service.scheduler.step_jobs()
+        return self._service.scheduler.step_jobs(scheduler_output.total_num_scheduled_tokens)
 
     @hook(_nothing)
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
+        if self._service is None:
+            return
+        self._service.scheduler.pace.step_done()
         reports = connector_output.kv_connector_worker_meta
-        if self._service is not None and isinstance(reports, StepReports):
+        if isinstance(reports, StepReports):
             self._service.scheduler.deliver(reports)
 
     @hook(lambda: (False, None))

@@ -3,6 +3,7 @@
 Counters may be raised from any thread. They are served over the control socket.
 """
 
+import math
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -47,6 +48,9 @@ class Metrics:
         self.load_seconds = Histogram(
             "cwm_load_seconds", "Loading one request's chunks.", buckets=_SECONDS, registry=self.registry
         )
+        self.prefill_rate = Gauge(
+            "cwm_prefill_tokens_per_second", "Pace of the last prompts; NaN before the first.", registry=self.registry
+        )
         self.windows = Gauge("cwm_windows", "Windows in the catalog.", registry=self.registry)
         self.chunks = Gauge("cwm_chunks", "Chunks in the catalog.", registry=self.registry)
         self.chunk_bytes = Gauge("cwm_chunk_bytes", "Bytes of the catalog's chunks, each once.", registry=self.registry)
@@ -69,7 +73,7 @@ class Metrics:
         return hits / (hits + misses) if hits + misses else 0.0
 
     def samples(self) -> list[dict[str, Any]]:
-        """Every sample as name, type, value, labels and help."""
+        """Every sample as name, type, value, labels and help; what is not known yet (NaN) is left out."""
         return [
             {
                 "name": sample.name,
@@ -80,5 +84,5 @@ class Metrics:
             }
             for family in self.registry.collect()
             for sample in family.samples
-            if not sample.name.endswith("_created")
+            if not sample.name.endswith("_created") and not math.isnan(sample.value)
         ]

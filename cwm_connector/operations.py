@@ -1,5 +1,6 @@
 """Carries the control socket's calls out: each is handed to whoever does it, and counted."""
 
+import math
 from collections.abc import Awaitable
 from typing import Any
 
@@ -122,6 +123,8 @@ class EngineOperations:
         metrics.windows.set(totals.windows)
         metrics.chunks.set(totals.chunks)
         metrics.chunk_bytes.set(totals.stored_bytes)
+        seconds = self._engine.scheduler.pace.seconds_for(1000)
+        metrics.prefill_rate.set(1000 / seconds if seconds else math.nan)
         return {"metrics": metrics.samples()}
 
     async def _ping(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from cwm_connector.identity import ChunkSpec, Geometry
 from cwm_connector.jobs import ChunkBlocks, LoadJob, SaveJob, StepJobs, StepReports
 from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
+from cwm_connector.pace import Pace
 from cwm_connector.placement import Placement
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.sessions import HeadSnapshot, SessionIndex, SessionView, is_text_only, salt_hash
@@ -108,6 +109,7 @@ class SchedulerSide:
         self._mailbox = mailbox
         self._placement = placement
         self._metrics = metrics
+        self.pace = Pace()
         self._pool: BlockPool | None = None
         self._matches: dict[str, _Match] = {}
         self._no_more_loads: set[str] = set()
@@ -150,8 +152,9 @@ class SchedulerSide:
         """Tokens of the load that was just sent off, by the tier where they lay; asked once."""
         return self._sources.pop(request.request_id, {})
 
-    def step_jobs(self) -> StepJobs:
-        """What the workers shall do in this step; first, whatever other threads asked for is done."""
+    def step_jobs(self, tokens: int = 0) -> StepJobs:
+        """What the workers shall do in this step of so many tokens; first, what other threads asked for is done."""
+        self.pace.step_planned(tokens)
         self._mailbox.drain()
         return StepJobs(self._board.take())
 

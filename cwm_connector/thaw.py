@@ -78,6 +78,7 @@ class Thawer:
         self._check_passport(stored.row)
         specs = self._specs(stored)
         checked = await self._promote(specs, progress) if args.prewarm else self._placed(specs)
+        read_s = time.perf_counter() - started
         self._keep_warm(specs, checked)
         session_id = args.new_session_id or stored.row.session_id
         salt = f"cwm-{secrets.token_urlsafe(24)}"
@@ -100,7 +101,7 @@ class Thawer:
             "restoration_time_ms": round((time.perf_counter() - started) * 1000, 3),
             "partial": restorable < full,
             "warning": warning,
-            "recompute_is_faster": None,
+            "recompute_is_faster": self._is_slower(read_s, restorable) if args.prewarm else None,
         }
 
     async def clone(self, args: CloneArgs) -> dict[str, Any]:
@@ -152,6 +153,11 @@ class Thawer:
             return _Stored(catalog.window(name), chunks, tokens)
 
         return await self._engine.catalog.run(read)
+
+    def _is_slower(self, read_s: float, tokens: int) -> bool | None:
+        """Whether the engine, at the pace it last showed, would have computed the tokens in less time; None: unknown."""
+        computing_s = self._engine.scheduler.pace.seconds_for(tokens)
+        return computing_s < read_s if computing_s and tokens else None
 
     def _check_passport(self, row: WindowRow) -> None:
         difference = self._engine.passport.first_difference(row.passport)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cwm_connector.identity import Passport
+from cwm_connector.pace import Pace
 from cwm_connector.protocol import Code, CWMError, Op
 from tests.support.miniature import Miniature, chunk_files
 from tests.support.vllm_parts import BLOCK_TOKENS
@@ -180,6 +181,21 @@ async def test_a_thaw_restores_every_page_for_its_session_and_its_salt_and_for_n
     assert await engine.resume(TEXT, session_id="alice") == 0
     assert await engine.resume(TEXT, salt="cwm-guess") == 0
     assert await engine.resume(TEXT) == 0
+
+
+@pytest.mark.parametrize(("tokens_per_step", "faster"), [(1, None), (1_000_000_000, True), (200, False)])
+async def test_a_thaw_says_when_computing_would_have_been_faster(
+    engine: Miniature, tokens_per_step: int, faster: bool | None
+) -> None:
+    await engine.serve(TEXT, "alice")
+    await engine.call(Op.FREEZE, session_id="alice", window_name="w")
+    pace = engine.engine.scheduler.pace = Pace(iter(range(100)).__next__)  # a step is a second or so
+    pace.step_planned(tokens_per_step)
+    pace.step_done()
+    assert (await engine.call(Op.THAW, window_name="w"))["recompute_is_faster"] is faster
+    assert (await engine.call(Op.THAW, window_name="w", prewarm=False))["recompute_is_faster"] is None
+    rates = [each for each in (await engine.call(Op.METRICS))["metrics"] if "prefill" in each["name"]]
+    assert [each["value"] for each in rates] == ([] if faster is None else [tokens_per_step])
 
 
 async def test_every_thaw_has_a_salt_of_its_own(engine: Miniature) -> None:

@@ -1,6 +1,7 @@
 """Freezing a live session: idle, in mid-request, under load, after vLLM has evicted its blocks; and again."""
 
 import asyncio
+import time
 
 from tests.support.engine import Engine
 from tests.support.mcp_client import Tools, mcp_client
@@ -95,3 +96,14 @@ async def test_evicted_blocks_are_computed_again_and_counted(engine: Engine) -> 
     assert heard.completion.token_ids == prefix_hit.completion.token_ids
     assert heard.completion.top_logprobs == prefix_hit.completion.top_logprobs
     assert_equal_where_sure(heard.completion, uninterrupted.completion)
+    assert thawed["recompute_is_faster"] is False
+
+
+async def test_the_pace_of_prompts_is_what_a_client_sees_of_it(engine: Engine) -> None:
+    prompt = await prompt_of(engine.api, 230, 2000)
+    began = time.monotonic()
+    await engine.api.complete(prompt, 1, session_id="paced")
+    seen = len(prompt) / (time.monotonic() - began)
+    async with mcp_client(engine) as cwm:
+        (rate,) = (await cwm.call("get_metrics_data", prefix="cwm_prefill"))["metrics"]
+    assert seen / 4 < rate["value"] < seen * 4
