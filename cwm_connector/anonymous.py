@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_utils import BlockHash
     from vllm.v1.request import Request
 
+PREFIX: Final = "anon-"
+"""Begins the session ids that are made up here."""
 MAX_ALIKE: Final = 256
 """Conversations whose beginnings have the same full blocks; the one begun first is not recognised any more."""
 _LEFT_OUT: Final = 4

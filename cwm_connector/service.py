@@ -76,7 +76,13 @@ class EngineService:
         self._background: list[asyncio.Task[None]] = []
         self.scheduler = SchedulerSide(
             self._geometry,
-            SessionIndex(self._model, self._geometry.block_tokens, self._visibility.thawed_into, self._titler.entitle),
+            SessionIndex(
+                self._model,
+                self._geometry.block_tokens,
+                self._visibility.thawed_into,
+                self._titler.entitle,
+                continued=self._visibility.continued_by,
+            ),
             self._visibility,
             self._board,
             self._mailbox,

@@ -20,12 +20,13 @@ import secrets
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
+from cwm_connector.anonymous import PREFIX as ANONYMOUS
 from cwm_connector.anonymous import Beginnings
 from cwm_connector.heads import Chain, Heads, meant
 from cwm_connector.protocol import Code, CWMError, is_session_id
@@ -44,6 +45,10 @@ EXPIRES_AFTER: Final = 24 * 3600 * 1_000_000
 
 Entitle = Callable[["array[int]", Callable[[str], None]], None]
 """(token ids, where to tell the title): see titles.Titler.entitle."""
+
+
+Continued = Callable[[Sequence[int], int], str | None]
+"""(token ids, tokens per block): see Visibility.continued_by."""
 
 
 def now_micros() -> Micros:
@@ -133,13 +138,16 @@ class SessionIndex:
         thawed_into: Callable[[bytes], str | None],
         entitle: Entitle | None = None,
         clock: Callable[[], Micros] = now_micros,
+        continued: Continued | None = None,
     ) -> None:
-        """`thawed_into` tells the session of a thaw's salt hash, or None for a salt that no thaw made."""
+        """`thawed_into` tells the session of a thaw's salt hash, or None for a salt that no thaw made; `continued` the
+        anonymous session of a thawed window that tokens go on with."""
         self._model = model
         self._block_tokens = block_tokens
         self._thawed_into = thawed_into
         self._entitle = entitle
         self._clock = clock
+        self._continued = continued
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._anonymous: OrderedDict[str, _Session] = OrderedDict()
         self._anonymous_tokens = 0
@@ -281,11 +289,18 @@ class SessionIndex:
     def _open_anonymous(self, request: "Request") -> _Session:
         name = self._beginnings.find(request)
         if name is None:
-            name = self._new_name()
+            name = self._of_before(request) or self._new_name()
             self._beginnings.add(name, request)
             self._anonymous[name] = self._new(name)
             self._bound_anonymous()
         return self._touch(self._anonymous[name])
+
+    def _of_before(self, request: "Request") -> str | None:
+        """The session of before a restart that the request continues, if a window was thawed into it."""
+        if self._continued is None:
+            return None
+        name = self._continued(request.all_token_ids, self._block_tokens)
+        return None if name is None or self._known(name) else name
 
     def _new(self, name: str) -> _Session:
         now = self._clock()
@@ -294,7 +309,7 @@ class SessionIndex:
     def _new_name(self) -> str:
         """When it began, and enough beside that for another engine to make the same one hardly ever."""
         begun = datetime.fromtimestamp(self._clock() / 1e6, UTC)
-        name = f"anon-{begun:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        name = f"{ANONYMOUS}{begun:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         return self._new_name() if self._known(name) else name
 
     def _touch(self, session: _Session) -> _Session:

@@ -4,11 +4,13 @@ Written by the control thread, read by the engine thread: the two tables are rep
 """
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
+from cwm_connector.anonymous import PREFIX as ANONYMOUS
 from cwm_connector.identity import ChunkSpec
 
 MAX_BOUND: Final = 32
@@ -61,6 +63,23 @@ class Visibility:
 
     def clear(self) -> None:
         self._by_session, self._by_salt = {}, {}
+
+    def continued_by(self, token_ids: Sequence[int], block_tokens: int) -> str | None:
+        """The anonymous session that these tokens go on with, known by a window thawed into it: they repeat three
+        quarters of its blocks at least. So a client that says nothing of itself is recognised after a restart.
+        """
+        first = list(token_ids[:block_tokens])
+        found: list[tuple[int, str]] = []
+        for session_id, windows in self._by_session.items():
+            if not session_id.startswith(ANONYMOUS):
+                continue
+            for window in windows:
+                if window.usable_blocks and window.token_ids[:block_tokens].tolist() == first:
+                    limit = len(token_ids) // block_tokens
+                    common = window.common_blocks(array("i", token_ids), block_tokens, limit)
+                    if 4 * common >= 3 * window.usable_blocks:
+                        found.append((common, session_id))
+        return max(found)[1] if found else None
 
     def thawed_into(self, salt_hash: bytes) -> str | None:
         """The session that a thaw made this salt for."""

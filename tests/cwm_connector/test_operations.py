@@ -205,6 +205,22 @@ async def test_every_thaw_has_a_salt_of_its_own(engine: Miniature) -> None:
     assert len(salts) == 5 and all(len(salt) >= 32 and not set(salt) & set("@/\\") for salt in salts)
 
 
+async def test_after_a_restart_a_client_that_says_nothing_goes_on_in_its_thawed_session(tmp_path: Path) -> None:
+    first = await Miniature.started(tmp_path)
+    await first.serve(TEXT)
+    ((name,),) = [[each["session_id"]] for each in (await first.call(Op.SESSIONS))["sessions"]]
+    await first.call(Op.FREEZE, session_id=name, window_name="w")
+    first.close()
+    later = await Miniature.started(tmp_path)
+    assert await later.resume(TEXT) == 0  # nobody has thawed it
+    await later.call(Op.THAW, window_name="w")
+    await later.serve([*TEXT, 7, 7, 7])
+    assert [each["session_id"] for each in (await later.call(Op.SESSIONS))["sessions"]] == [name]
+    assert await later.resume_anonymous(TEXT) == 144
+    assert await later.resume_anonymous(range(500, 700)) == 0
+    later.close()
+
+
 async def test_windows_and_thaws_outlive_the_engine(tmp_path: Path) -> None:
     first = await Miniature.started(tmp_path)
     await first.serve(TEXT, "alice")

@@ -36,6 +36,26 @@ def test_the_newest_thaw_comes_first_and_old_ones_give_way() -> None:
     assert names[0] == f"w{MAX_BOUND + 2}" and len(names) == MAX_BOUND
 
 
+def test_a_conversation_without_a_name_is_known_again_by_what_was_thawed_into_it() -> None:
+    table = Visibility()
+    table.bind("anon-1", b"salt-a", window())
+    table.bind("alice", b"salt-b", window("hers", range(100, 116)))
+    assert table.continued_by([*range(16), 7, 8, 9], 4) == "anon-1"
+    assert table.continued_by([*range(12), 7, 8, 9, 10, 11], 4) == "anon-1"  # a template rendered the end otherwise
+    assert table.continued_by([*range(8), *range(50, 70)], 4) is None  # another question behind the same beginning
+    assert table.continued_by([*range(100, 116), 7], 4) is None  # a session with a name has to be named
+    assert table.continued_by([1, 2], 4) is None
+    table.unbind("w")
+    assert table.continued_by([*range(16), 7], 4) is None
+
+
+def test_of_several_conversations_without_a_name_the_one_that_is_repeated_furthest_is_meant() -> None:
+    table = Visibility()
+    table.bind("anon-short", b"a", window("short", range(8), 2))
+    table.bind("anon-long", b"b", window("long", range(16), 4))
+    assert table.continued_by(range(20), 4) == "anon-long"
+
+
 def test_a_salt_of_a_thaw_tells_its_session() -> None:
     table = Visibility()
     table.bind("alice", b"salt-a", window())

@@ -102,7 +102,7 @@ class Miniature:
         board, visibility, placement = JobBoard(1), Visibility(), Placement(1)
         mailbox, metrics = Mailbox(lambda: self._inbox.put(None)), Metrics()
         geometry = Geometry.of(BLOCK_TOKENS, settings.chunk_tokens)
-        sessions = SessionIndex("small", BLOCK_TOKENS, visibility.thawed_into)
+        sessions = SessionIndex("small", BLOCK_TOKENS, visibility.thawed_into, continued=visibility.continued_by)
         self.scheduler = SchedulerSide(geometry, sessions, visibility, board, mailbox, placement, metrics)
         self.scheduler.bind_pool(self.pool)
         self.engine = Engine(
@@ -169,6 +169,13 @@ class Miniature:
         """
         ids = [*token_ids, 7]
         one = request(ids, request_id=f"resume-{id(ids)}", session_id=session_id, cache_salt=salt)
+        return await asyncio.to_thread(self._resume, one, ids)
+
+    async def resume_anonymous(self, token_ids: Iterable[int]) -> int:
+        """The same from a client that says nothing of itself, whose session the engine finds."""
+        ids = [*token_ids, 7]
+        one = request(ids, request_id=f"resume-{id(ids)}")
+        self._do(lambda: self.scheduler.request_added(one)).result(10)
         return await asyncio.to_thread(self._resume, one, ids)
 
     def _resume(self, one: Any, ids: list[int]) -> int:
