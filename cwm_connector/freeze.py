@@ -19,14 +19,12 @@ from cwm_connector.catalog.base import (
     Catalog,
     ChunkRow,
     NewWindow,
-    OutcomeUnknown,
     WindowRow,
 )
 from cwm_connector.catalog.views import storage_tier
 from cwm_connector.control import ProgressSink
 from cwm_connector.engine import PERSIST_STEP_S, Engine, on_loop, settled, to_the_end
 from cwm_connector.identity import ChunkSpec, chunk_specs
-from cwm_connector.jobs import ClaimedChunk
 from cwm_connector.keeper import Keeper
 from cwm_connector.protocol import (
     Code,
@@ -39,7 +37,8 @@ from cwm_connector.protocol import (
 )
 from cwm_connector.scheduler import SaveOrder, SavePlan
 from cwm_connector.sessions import HeadSnapshot, now_micros
-from cwm_connector.terms import ChunkKey, TierName
+from cwm_connector.storing import Storing
+from cwm_connector.terms import ChunkKey
 from cwm_connector.visibility import BoundWindow
 
 CAPTURE_STEP_S: Final = 0.002
@@ -77,6 +76,7 @@ class Freezer:
     def __init__(self, engine: Engine, keeper: Keeper) -> None:
         self._engine = engine
         self._keeper = keeper
+        self._storing = Storing(engine, keeper)
         self._numbers = itertools.count(1)
 
     async def freeze(self, args: FreezeArgs, progress: ProgressSink, *, recompute: bool = True) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Freezer:
         check_session_id(args.session_id)
         name = check_window_name(args.window_name)
         description, tags = check_description(args.description), check_tags(args.tags)
-        await self._require_free(name)
+        await self._storing.require_free(name)
         async with self._engine.turn:
             snapshot = await self._snapshot(args)
             chunks = await asyncio.to_thread(
@@ -147,11 +147,11 @@ class Freezer:
         """Saves what is missing and commits; again with more where another engine has deleted some of it meanwhile."""
         refused = 0
         while True:
-            missing = await self._missing(chunks)
+            missing = await self._storing.missing(chunks)
             order = SaveOrder(tuple(missing), self._engine.freeze_tiers, self._engine.claims.new())
             try:
                 saved = await self._save(snapshot, chunks, order, progress, recompute)
-                return saved, await self._commit(self._holding(new, chunks, saved), order)
+                return saved, await self._storing.commit(self._holding(new, chunks, saved), order)
             except _Evicted as lost:
                 chunks = chunks[: chunks.index(lost.first)]
                 if not chunks:
@@ -177,20 +177,6 @@ class Freezer:
             stored=saved.rows,
         )
 
-    async def _require_free(self, name: str) -> None:
-        """Refuses a taken name before any work is done; the commit refuses it again."""
-        try:
-            await self._engine.catalog.run(lambda catalog: catalog.window(name))
-        except CWMError as problem:
-            if problem.code is Code.WINDOW_NOT_FOUND:
-                return
-            raise
-        raise CWMError(
-            Code.WINDOW_EXISTS,
-            f"a window named {name!r} exists; choose another name or delete it first",
-            window_name=name,
-        )
-
     async def _snapshot(self, args: FreezeArgs) -> HeadSnapshot:
         snapshot = await self._engine.ask(lambda side: side.snapshot(args.session_id, args.head))
         if not snapshot.text_only:
@@ -199,17 +185,6 @@ class Freezer:
                 "this session used an adapter, images or embeddings, whose KV can't be frozen yet; freeze text only",
             )
         return snapshot
-
-    async def _missing(self, chunks: Sequence[ChunkSpec]) -> list[ChunkSpec]:
-        """The chunks that have to be stored, for which there is room. Raises: CWM-4003 if there is none."""
-        await self._keeper.heed()
-        keys = [chunk.key for chunk in chunks]
-        stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
-        missing = [chunk for chunk in chunks if chunk.key not in stored or not stored[chunk.key].tiers]
-        if missing:
-            needed = sum(self._engine.stored_bytes(chunk.blocks) for chunk in missing)
-            await self._keeper.make_room(needed, spare=frozenset(keys))
-        return missing
 
     async def _save(
         self,
@@ -295,41 +270,13 @@ class Freezer:
             )
         return plan.result()
 
-    async def _commit(self, new: NewWindow, order: SaveOrder) -> WindowRow:
-        try:
-            row = await to_the_end(self._engine.catalog.run(lambda catalog: catalog.commit_window(new)))
-        except OutcomeUnknown:
-            raise  # the window may be there: what it refers to has to stay
-        except CWMError:
-            await to_the_end(self._discard(None, order))
-            raise
-        keys = [chunk.key for chunk in order.chunks]
-        for tier in order.tiers:
-            self._engine.placement.record(tier, keys)
-        if self._engine.claims.shared and keys:
-            await to_the_end(self._end_spare_claims(keys, order))
-        return row
-
-    async def _end_spare_claims(self, keys: Sequence[ChunkKey], order: SaveOrder) -> None:
-        """Chunks that another engine committed first stay under its claim; ours would keep them for ever."""
-        stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
-        spare = [ClaimedChunk(key, order.claim) for key in keys if stored[key].claim != order.claim]
-        if spare:
-            await self._engine.drop(spare, (TierName.REDIS,))
-
     async def _discard(self, ticket: Ticket | None, order: SaveOrder) -> None:
         """Removes what a failed freeze wrote, once its job is over, unless the catalog refers to it after all."""
         if ticket is not None:
             while not ticket.finished.done():
                 self._engine.mailbox.nudge()
                 await settled(ticket.finished, PERSIST_STEP_S)
-        keys = [chunk.key for chunk in order.chunks]
-        stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
-        ours = [ClaimedChunk(key, order.claim) for key in keys]
-        unreferenced = [chunk for chunk in ours if chunk.key not in stored or not stored[chunk.key].tiers]
-        if self._engine.claims.shared:
-            await self._engine.drop(ours, (TierName.REDIS,))  # ends our claim; another's keeps the bytes
-        await self._engine.drop(unreferenced, (TierName.CPU, *order.tiers))
+        await self._storing.discard(order)
 
 
 def _parent(catalog: Catalog, session_id: str) -> str | None:

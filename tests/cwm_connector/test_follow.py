@@ -87,14 +87,14 @@ async def test_a_chunk_deleted_by_another_engine_during_a_freeze_is_stored_again
     stem = text(1)
     await frozen(one, "old", stem)
     await other.serve([*stem, *text(2)], "new")
-    commit = other.operations._freezer._commit
+    commit = other.operations._freezer._storing.commit
 
     async def late(new, order):
         if "old" in await listed(one):
             await one.call(Op.DELETE, window_name="old")
         return await commit(new, order)
 
-    monkeypatch.setattr(other.operations._freezer, "_commit", late)
+    monkeypatch.setattr(other.operations._freezer._storing, "commit", late)
     result = await other.call(Op.FREEZE, session_id="new", window_name="new")
     assert result["new_bytes"] == 6 * CHUNK_BYTES
     forget_memory(other)
@@ -141,7 +141,7 @@ async def test_an_engine_killed_in_mid_freeze_leaves_claims_that_its_next_start_
     async def killed(new, order):
         raise SystemExit
 
-    first.operations._freezer._commit = killed  # type: ignore[method-assign]
+    first.operations._freezer._storing.commit = killed  # type: ignore[method-assign]
     with pytest.raises(SystemExit):
         await first.call(Op.FREEZE, session_id="s", window_name="half")
     assert redis_bytes(first) == 6 * CHUNK_BYTES
@@ -155,14 +155,14 @@ async def test_an_engine_killed_in_mid_freeze_leaves_claims_that_its_next_start_
 async def test_another_engine_s_collection_spares_a_freeze_that_is_under_way(pair: Pair) -> None:
     one, other = pair
     await one.serve(text(1), "s")
-    commit = one.operations._freezer._commit
+    commit = one.operations._freezer._storing.commit
 
     async def late(new, order):
         collected = await other.call(Op.COLLECT)
         assert collected["chunks_deleted"] == 0
         return await commit(new, order)
 
-    one.operations._freezer._commit = late  # type: ignore[method-assign]
+    one.operations._freezer._storing.commit = late  # type: ignore[method-assign]
     await one.call(Op.FREEZE, session_id="s", window_name="w")
     assert (await other.call(Op.THAW, window_name="w"))["restorable_tokens"] == 96
 
