@@ -54,9 +54,7 @@ class Durability(enum.Enum):
 class Server:
     """What a server said about itself when it was checked."""
 
-    version: str
     durability: Durability
-    cluster: bool
 
     @property
     def settles_at_once(self) -> bool:
@@ -201,23 +199,21 @@ class RedisLink:
             self._server = None
 
 
-def info(link: RedisLink, section: str) -> dict[str, str]:
-    lines = link.call("INFO", section).decode(errors="replace").splitlines()
+def info(link: RedisLink, section: str, command: str = "INFO") -> dict[str, str]:
+    """What INFO, or another command that answers likewise, tells of the section."""
+    lines = link.call(command, section).decode(errors="replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
 def check_server(link: RedisLink) -> Server:
     """Raises: CWM-1003 for a server that could lose or evict what it acknowledged, with what to set; CWM-5002."""
-    persistence, about = info(link, "persistence"), info(link, "server")
-    if persistence.get("aof_enabled") != "1":
+    if info(link, "persistence").get("aof_enabled") != "1":
         raise _unfit("it keeps no append-only file; set `appendonly yes`")
     if info(link, "replication").get("role") == "slave":
         raise _unfit("it is a replica; give the primary's address")
     if info(link, "memory").get("maxmemory_policy", "").startswith("allkeys"):
         raise _unfit("it evicts keys without asking; set `maxmemory-policy noeviction`")
-    version = about.get("valkey_version") or about.get("redis_version", "0")
-    cluster = about.get("redis_mode") == "cluster"
-    return Server(version, _durability(link), cluster)
+    return Server(_durability(link))
 
 
 def _durability(link: RedisLink) -> Durability:

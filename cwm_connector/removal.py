@@ -47,11 +47,11 @@ class Remover:
 
     async def _collect(self) -> dict[str, Any]:
         engine = self._engine
+        if not await engine.catalog.run(lambda catalog: catalog.settled()):
+            raise CWMError(Code.BACKEND, "a freeze's outcome is not known yet; collect again once Redis is back")
         unreferenced = await engine.catalog.run(lambda catalog: catalog.sweep_unreferenced())
         freed = await self._remove(unreferenced)
         rows = {row.key: row for row in await engine.catalog.run(lambda catalog: catalog.all_chunks())}
-        if not await engine.catalog.run(lambda catalog: catalog.settled()):
-            raise CWMError(Code.BACKEND, "a freeze's outcome is not known yet; collect again once Redis is back")
         orphans, away = 0, []
         for store in engine.stores.values():
             try:

@@ -22,6 +22,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Final, TypeVar
 
+from cwm_connector.durable import sync as sync_path
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.terms import NO_CLAIM, ChunkKey, Claim, TierName
 from cwm_connector.tiers import staging
@@ -95,7 +96,7 @@ class DiskTier:
             self._native(folder, staged, os.O_CREAT | os.O_WRONLY).write(key, sealed)
             if staged.stat().st_size != sealed.nbytes:
                 raise NativeFileError(f"{staged.stat().st_size} of {sealed.nbytes} bytes were written")
-            _fsync(staged)
+            sync_path(staged)
             if given_up.is_set():  # its caller was told that it failed, and may have deleted the chunk since
                 staged.unlink()
             else:
@@ -152,7 +153,7 @@ class DiskTier:
 
     def sync(self) -> None:
         """Makes every finished write findable after a power cut. Raises CWM-4001."""
-        self._change(lambda: _fsync(self._folder))
+        self._change(lambda: sync_path(self._folder))
 
     def limit_bytes(self) -> int | None:
         """None: the limit is the keeper's, not the folder's."""
@@ -279,14 +280,6 @@ def _chunk_of(match: re.Match[str]) -> ChunkId:
 def _check_buffer(buffer: memoryview) -> None:
     if buffer.itemsize != 1 or not buffer.contiguous or buffer.nbytes == 0 or buffer.nbytes % ALIGNMENT:
         raise ValueError(f"{buffer!r} of {buffer.nbytes} bytes is no sealed chunk's buffer")
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _discard(staged: Path) -> None:

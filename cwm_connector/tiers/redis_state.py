@@ -39,7 +39,7 @@ def look(link: RedisLink) -> ServerState:
         raise _unfit(f"evicts keys at its limit ({policy}); set maxmemory-policy noeviction, then try again")
     if about.get("role") == "slave":
         raise _unfit("is a replica; give the primary's address")
-    if about.get("cluster_enabled") == "1" and int(_cluster(link).get("cluster_size", "1")) > 1:
+    if about.get("cluster_enabled") == "1" and int(info(link, "INFO", "CLUSTER").get("cluster_size", "1")) > 1:
         raise _unfit("is one node of a cluster of several, which the tier can't use; give a server that has all keys")
     durable, kept = _durability(link)
     used, limit = int(about.get("used_memory", 0)), int(about.get("maxmemory", 0))
@@ -54,11 +54,6 @@ def look(link: RedisLink) -> ServerState:
         durable=durable,
         sentence=f"{version}, {used / _MIB:,.0f} MiB used {room}; {kept}",
     )
-
-
-def _cluster(link: RedisLink) -> dict[str, str]:
-    lines = link.call("CLUSTER", "INFO").decode(errors="replace").splitlines()
-    return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
 def _version(about: dict[str, str]) -> str:

@@ -56,7 +56,7 @@ def commit_without_fsync() -> None:
 
 
 def chunks_without_fsync() -> None:
-    _replace(disk, "_fsync", lambda path: None)
+    _replace(disk, "sync_path", lambda path: None)
 
 
 def chunk_names_without_fsync() -> None:
