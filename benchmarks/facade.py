@@ -1,0 +1,173 @@
+"""`python -m benchmarks.facade`: what a client waits for while the engine is saturated, and what the MCP process costs.
+
+One real engine with 200 sessions and 1,000 windows frozen from them. Lists are asked for over a real MCP client on
+stdio and straight over the socket, first of the idle engine, then while it computes prompts and answers without a
+pause. The process's start is measured by itself: from exec to the answer to `initialize`, nothing else running.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from cwm_connector.protocol import FreezeArgs, ListArgs, Op, SessionsArgs
+from cwm_mcp.client import EngineClient
+from tests.support.engine import ROOT, Engine, EngineOptions, model_folder
+from tests.support.machine import describe
+from tests.support.mcp_client import mcp_client
+from tests.support.texts import prompt_of
+
+SESSION_TOKENS: Final = 160
+"""One full block of the CPU build and a little."""
+BUSY_STREAMS: Final = 4
+BUSY_PROMPT_TOKENS: Final = 1500
+BUSY_ANSWER_TOKENS: Final = 40
+
+Ask = Callable[[], Awaitable[dict[str, Any]]]
+
+
+async def fill(engine: Engine, client: EngineClient, sessions: int, windows: int) -> None:
+    for number in range(sessions):
+        name = f"session-{number:03}"
+        await engine.api.complete(await prompt_of(engine.api, 5000 + number, SESSION_TOKENS), 1, session_id=name)
+        for turn in range(number * windows // sessions, (number + 1) * windows // sessions):
+            tags = [f"project-{turn % 20}", "wip" if turn % 2 else "done"]
+            await client.call(Op.FREEZE, FreezeArgs(name, f"window-{turn:04}", f"the state after turn {turn}", tags))
+
+
+@asynccontextmanager
+async def saturated(engine: Engine) -> AsyncIterator[list[int]]:
+    """Requests that follow each other without a pause; the list counts the tokens that they asked for."""
+    computed: list[int] = []
+
+    async def keep_busy(stream: int) -> None:
+        number = 0
+        while True:
+            prompt = await prompt_of(engine.api, 9000 + 1000 * stream + number, BUSY_PROMPT_TOKENS)
+            await engine.api.complete(prompt, BUSY_ANSWER_TOKENS, session_id=f"busy-{stream}")
+            computed.append(BUSY_PROMPT_TOKENS + BUSY_ANSWER_TOKENS)
+            number += 1
+
+    streams = [asyncio.create_task(keep_busy(stream)) for stream in range(BUSY_STREAMS)]
+    await asyncio.sleep(2)
+    try:
+        yield computed
+    finally:
+        for stream in streams:
+            stream.cancel()
+        await asyncio.gather(*streams, return_exceptions=True)
+
+
+async def measured(ask: Ask, rounds: int) -> list[float]:
+    """Milliseconds of each call; the first is not counted."""
+    await ask()
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        await ask()
+        times.append((time.perf_counter() - began) * 1000)
+        await asyncio.sleep(0.01)  # a person's client asks now and then
+    return times
+
+
+def starts(home: Path, rounds: int) -> tuple[list[float], float]:
+    """Milliseconds until `python -m cwm_mcp` has answered `initialize`, and MiB that it then takes."""
+    params = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "bench", "version": "0"}}
+    hello = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}) + "\n"
+    times, resident = [], 0.0
+    for _ in range(rounds):
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "cwm_mcp"]
+        environment = {**os.environ, "CWM_HOME": str(home)}
+        with subprocess.Popen(
+            command, env=environment, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as process:  # fmt: skip
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(hello)
+            process.stdin.flush()
+            process.stdout.readline()
+            times.append((time.perf_counter() - began) * 1000)
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            resident = int(status.split("VmRSS:")[1].split()[0]) / 1024
+            process.stdin.close()
+    return times, resident
+
+
+def show(console: Console, title: str, times: dict[str, Sequence[float]]) -> None:
+    table = Table(title=title, title_justify="left")
+    table.add_column("call")
+    for column in ("n", "median ms", "p25–p75", "p99", "max"):
+        table.add_column(column, justify="right")
+    for what, values in times.items():
+        cuts = statistics.quantiles(values, n=100, method="inclusive")
+        spread = f"{cuts[24]:.1f}–{cuts[74]:.1f}"
+        row = (f"{statistics.median(values):.1f}", spread, f"{cuts[98]:.1f}", f"{max(values):.1f}")
+        table.add_row(what, str(len(values)), *row)
+    console.print(table)
+
+
+async def lists(engine: Engine, client: EngineClient, rounds: int) -> dict[str, Sequence[float]]:
+    async with mcp_client(engine) as cwm:
+        asks: dict[str, Ask] = {
+            "socket: window_list, newest 20": lambda: client.call(Op.LIST, ListArgs()),
+            "socket: window_list, 100 by size": lambda: client.call(Op.LIST, ListArgs(limit=100, sort_by="size")),
+            "socket: window_list, tag and search": lambda: client.call(
+                Op.LIST, ListArgs(tags=["project-7"], search="state turn")
+            ),
+            "socket: session_list, 50": lambda: client.call(Op.SESSIONS, SessionsArgs()),
+            "MCP: window_list, newest 20": lambda: cwm.call("window_list"),
+            "MCP: window_list, 100": lambda: cwm.call("window_list", limit=100),
+            "MCP: session_list, 50": lambda: cwm.call("session_list"),
+        }
+        return {what: await measured(ask, rounds) for what, ask in asks.items()}
+
+
+async def run(console: Console, engine: Engine, options: argparse.Namespace) -> None:
+    client = EngineClient(engine.home / "engine.sock", "benchmarks.facade")
+    began = time.monotonic()
+    await fill(engine, client, options.sessions, options.windows)
+    filled = (
+        (await client.call(Op.LIST, ListArgs(limit=1)))["total"],
+        (await client.call(Op.SESSIONS, SessionsArgs(limit=1)))["total"],
+    )
+    console.print(f"{filled[0]} windows, {filled[1]} sessions, made in {time.monotonic() - began:.0f} s")
+    show(console, "the engine idle", await lists(engine, client, options.rounds))
+    async with saturated(engine) as computed:
+        began = time.monotonic()
+        times = await lists(engine, client, options.rounds)
+        rate = sum(computed) / (time.monotonic() - began)
+    show(console, f"the engine saturated: {BUSY_STREAMS} streams, {rate:.0f} tokens a second", times)
+    await client.aclose()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--windows", type=int, default=1000)
+    parser.add_argument("--sessions", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=200, help="calls of each list")
+    options = parser.parse_args()
+    console = Console()
+    console.print(describe())
+    with Engine(EngineOptions(model=model_folder(), max_model_len=4096, kv_tokens=40_960)) as engine:
+        asyncio.run(run(console, engine, options))
+        home = engine.home
+        engine.kill_hard()
+        times, resident = starts(home, 20)
+    show(console, "the MCP process", {"start to the answer to initialize": times})
+    console.print(f"{resident:.0f} MiB resident; load {os.getloadavg()[0]:.1f} at the end")
+
+
+if __name__ == "__main__":
+    main()
