@@ -20,6 +20,7 @@ from cwm_connector.settings import Settings
 from cwm_mcp import arguments as a
 from cwm_mcp import render
 from cwm_mcp.client import OnProgress
+from cwm_mcp.commands import words
 from cwm_mcp.models import as_content
 from cwm_mcp.operations import Operations
 from cwm_mcp.settings import client_settings
@@ -27,11 +28,23 @@ from cwm_mcp.settings import client_settings
 _PIPE_WIDTH: Final = 240
 
 R = TypeVar("R", bound=BaseModel)
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Tags = Annotated[list[str] | None, typer.Option("--tag", "-t", help="Repeat for several.")]
-Description = Annotated[str | None, typer.Option("--description", "-d")]
-Limit = Annotated[int | None, typer.Option(help="1 to 100.")]
-Offset = Annotated[int | None, typer.Option(help="How many to skip.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, with the MCP tools' fields.")]
+Tags = Annotated[
+    list[str] | None,
+    typer.Option("--tag", "-t", help="A tag of the new window. Repeat for several.", autocompletion=words.tags),
+]
+WithTags = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tag", "-t", help="Only windows with this tag. Repeat for several: all must match.", autocompletion=words.tags
+    ),
+]
+Description = Annotated[
+    str | None, typer.Option("--description", "-d", help="A text for people, found by ls --search; up to 2000 letters.")
+]
+Window = Annotated[str, typer.Argument(help="The window's name.", autocompletion=words.windows)]
+Limit = Annotated[int | None, typer.Option(help="The most that is listed, 1 to 100.")]
+Offset = Annotated[int | None, typer.Option(help="How many to skip before the first that is listed.")]
 
 
 def settings() -> Settings:

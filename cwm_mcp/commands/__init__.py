@@ -1,0 +1,1 @@
+"""The commands of `cwm`, one module for each panel of its help; cli.py puts them together."""

@@ -1,0 +1,103 @@
+"""Commands about the engine: starting it, and how it is."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from cwm_connector.protocol import CWMError
+from cwm_connector.settings import private_folder
+from cwm_mcp import arguments as a
+from cwm_mcp import serve as serving
+from cwm_mcp.commands.frame import ENGINE, command
+from cwm_mcp.shell import Json, failed, parsed, print_result, run, settings
+
+app = typer.Typer()
+_COMPONENTS = ("vllm", "engine", "catalog", "cpu", "disk", "redis")
+
+
+def _components(incomplete: str) -> list[str]:
+    return [name for name in _COMPONENTS if name.startswith(incomplete)]
+
+
+@command(
+    app,
+    ENGINE,
+    examples=[
+        "cwm serve Qwen/Qwen3-8B --port 8000 --max-model-len 32768",
+        "cwm serve --dry-run Qwen/Qwen3-8B    # print the command, run nothing",
+    ],
+    exits={1: "it could not be started", 2: "a wrong command line or setting"},
+    context={"allow_extra_args": True, "allow_interspersed_args": False},
+)
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="The model, as vLLM wants it; vLLM's own options follow.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop.")] = False,
+) -> None:
+    """Run vLLM with the connector.
+
+    Prints the whole command and becomes vLLM. Everything behind MODEL goes to vLLM, and wins over our defaults. They
+    are the connector, the middleware that knows Claude Code's and Codex' sessions, cached tokens in the usage, and
+    twenty seconds for a clean end.
+    """
+    options = [option for option in context.args if option != "--dry-run"]
+    chosen = settings()
+    try:
+        composed = serving.compose(serving.installed_build(), model, options, os.environ)
+        print(composed, flush=True)
+        if dry_run or len(options) < len(context.args):
+            return
+        # The engine would find out after a minute of loading weights.
+        private_folder(chosen.home, "CWM_HOME")
+        private_folder(chosen.chunks_path, "CWM_DISK_PATH")
+        serving.require_free_store(chosen.home)
+        serving.run(composed)
+    except CWMError as problem:
+        raise failed(problem) from None
+
+
+@command(
+    app,
+    ENGINE,
+    examples=["cwm health", "cwm health redis --json"],
+    exits={0: "healthy or degraded", 1: "an error, or something needed is unhealthy"},
+)
+def health(
+    component: Annotated[
+        str | None,
+        typer.Argument(
+            help="One of vllm, engine, catalog, cpu, disk, redis; all of them by default.",
+            autocompletion=_components,
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the health of all components or of one.
+
+    Asks vLLM over HTTP and the engine over its socket; without an engine the catalog, the disk and Redis are looked at
+    from here. What to do about a fault, cwm doctor says.
+    """
+    args = parsed(a.HealthArguments, component=component)
+    report = run(lambda cwm: cwm.health(args))
+    print_result(report, as_json)
+    if report.status == "unhealthy":
+        raise typer.Exit(1)
+
+
+@command(app, ENGINE, examples=["cwm metrics cwm_freeze", "cwm metrics --prometheus > cwm.prom"])
+def metrics(
+    prefix: Annotated[
+        str | None, typer.Argument(help="Only metrics whose names begin with it.", show_default=False)
+    ] = None,
+    prometheus: Annotated[bool, typer.Option("--prometheus", help="In Prometheus' text format.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the engine's metrics.
+
+    Counters and gauges of this moment, with what each means. Without an engine what the catalog can tell, and cwm_up
+    is 0.
+    """
+    args = parsed(a.MetricsArguments, prefix=prefix, format="prometheus" if prometheus else None)
+    print_result(run(lambda cwm: cwm.metrics(args)), as_json)

@@ -1,0 +1,98 @@
+"""Commands that look at windows and sessions, with or without an engine."""
+
+from typing import Annotated
+
+import typer
+
+from cwm_mcp import arguments as a
+from cwm_mcp.commands import words
+from cwm_mcp.commands.frame import LOOKING, command
+from cwm_mcp.shell import Json, Limit, Offset, WithTags, parsed, print_result, run
+
+app = typer.Typer()
+Model = Annotated[str | None, typer.Option(help="Only those of this model, as vLLM serves it.")]
+
+
+@command(
+    app,
+    LOOKING,
+    "ls",
+    examples=["cwm ls --tag planning --sort size", "cwm ls --search kickoff --after 2026-01-01 --json"],
+)
+def list_windows(
+    tag: WithTags = None,
+    model: Model = None,
+    search: Annotated[str | None, typer.Option(help="Words in name, description and tags.")] = None,
+    session: Annotated[
+        str | None, typer.Option(help="Windows frozen from this session id.", autocompletion=words.sessions)
+    ] = None,
+    after: Annotated[str | None, typer.Option(help="Created after this time, ISO 8601.")] = None,
+    before: Annotated[str | None, typer.Option(help="Created before this time, ISO 8601.")] = None,
+    sort: Annotated[
+        str | None, typer.Option(help="name, created_at (the default), token_count or size.", show_default=False)
+    ] = None,
+    order: Annotated[str | None, typer.Option(help="asc or desc (the default).")] = None,
+    limit: Limit = None,
+    offset: Offset = None,
+    as_json: Json = False,
+) -> None:
+    """List windows; works without the engine.
+
+    Shows 20 windows, the newest first, with their tokens, their size, and what of it is their own: the room that
+    deleting one would give back. All conditions hold together.
+    """
+    args = parsed(
+        a.ListArguments,
+        tags=tag,
+        model=model,
+        search=search,
+        session_id=session,
+        created_after=after,
+        created_before=before,
+        sort_by=sort,
+        sort_order=order,
+        limit=limit,
+        offset=offset,
+    )
+    print_result(run(lambda cwm: cwm.list_windows(args)), as_json)
+
+
+@command(
+    app,
+    LOOKING,
+    examples=["cwm show project-kickoff --blocks", "cwm show --session my-session --json"],
+)
+def show(
+    window_name: Annotated[
+        str | None, typer.Argument(help="The window's name.", autocompletion=words.windows, show_default=False)
+    ] = None,
+    session: Annotated[
+        str | None, typer.Option(help="Show this session instead of a window.", autocompletion=words.sessions)
+    ] = None,
+    blocks: Annotated[bool, typer.Option("--blocks", help="List the stored blocks and the tier of each.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show details of one window or session.
+
+    Tokens, blocks, the tiers they lie in, times, and the window's parent and children. A window can be shown without
+    the engine, and so can a session that was frozen or thawed once.
+    """
+    args = parsed(a.StatusArguments, window_name=window_name, session_id=session, include_blocks=blocks)
+    print_result(run(lambda cwm: cwm.status(args)), as_json)
+
+
+@command(app, LOOKING, examples=["cwm sessions --state active", "cwm sessions --limit 100 --json"])
+def sessions(
+    state: Annotated[str | None, typer.Option(help="Only those that are active, frozen, thawed or expired.")] = None,
+    model: Model = None,
+    limit: Limit = None,
+    offset: Offset = None,
+    as_json: Json = False,
+) -> None:
+    """List sessions, last active first.
+
+    The engine knows the sessions since its start, how many tokens they have and how many of these are still in the
+    prefix cache. Without an engine the ones that were frozen or thawed are listed, as they were then.
+    """
+    args = parsed(a.SessionsArguments, state_filter=state, model=model, limit=limit, offset=offset)
+    print_result(run(lambda cwm: cwm.sessions(args)), as_json)

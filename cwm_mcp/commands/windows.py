@@ -1,0 +1,156 @@
+"""Commands that make, change and remove windows. All of them need the engine."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cwm_mcp import arguments as a
+from cwm_mcp.commands import words
+from cwm_mcp.commands.frame import WINDOWS, command
+from cwm_mcp.shell import Description, Json, Tags, Window, parsed, print_result, run, with_bar
+
+app = typer.Typer()
+
+
+@command(
+    app,
+    WINDOWS,
+    examples=[
+        "cwm freeze my-session project-kickoff --tag planning -d 'the design is settled'",
+        "cwm freeze current before-lunch        # inside Claude Code: the conversation it is called from",
+    ],
+)
+def freeze(
+    session_id: Annotated[
+        str,
+        typer.Argument(help="The session, as cwm sessions lists it, or 'current'.", autocompletion=words.sessions),
+    ],
+    window_name: Annotated[str, typer.Argument(help="A new name: letters, digits and . _ - up to 128.")],
+    description: Description = None,
+    tag: Tags = None,
+    head: Annotated[str | None, typer.Option(help="Another head of the session than the one last active.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Save a session's KV cache as a new window.
+
+    The session's blocks are held in vLLM's prefix cache, copied out and made durable; what was evicted meanwhile is
+    computed again, and the result says how many tokens that were. When the command comes back the window survives
+    kill -9 and a power cut. Content that is stored already is not stored twice, and the session goes on undisturbed.
+    """
+    args = parsed(
+        a.FreezeArguments,
+        session_id=session_id,
+        window_name=window_name,
+        description=description,
+        tags=tag,
+        head=head,
+    )
+    print_result(
+        run(lambda cwm: with_bar(f"freezing {window_name}", as_json, lambda on: cwm.freeze(args, on))), as_json
+    )
+
+
+@command(
+    app,
+    WINDOWS,
+    examples=[
+        "cwm thaw project-kickoff",
+        "cwm thaw project-kickoff --session idea-a --prompt 'Where did we stop?' --max-tokens 200",
+    ],
+)
+def thaw(
+    window_name: Window,
+    session: Annotated[
+        str | None,
+        typer.Option(help="Session id to thaw into; a new one by default.", autocompletion=words.sessions),
+    ] = None,
+    prewarm: Annotated[bool, typer.Option(help="Read and verify the blocks now, not at the first request.")] = True,
+    prompt: Annotated[
+        str | None, typer.Option(help="The user's next message; vLLM is asked, and the model's reply printed.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The reply's length in tokens, 1 to 2048.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Restore a window into a session; prints its session id and cache salt.
+
+    The window's blocks are read into memory, their checksums verified, and the window is bound to a session id and to
+    a fresh cache salt. A request with either of them that begins with the window's tokens loads its blocks and
+    computes only the rest. A damaged block never reaches the model: it is computed again.
+    """
+    args = parsed(
+        a.ThawArguments,
+        window_name=window_name,
+        new_session_id=session,
+        continuation_prompt=prompt,
+        max_tokens=max_tokens,
+        prewarm=prewarm,
+    )
+    print_result(run(lambda cwm: with_bar(f"thawing {window_name}", as_json, lambda on: cwm.thaw(args, on))), as_json)
+
+
+@command(app, WINDOWS, examples=["cwm clone project-kickoff idea-b --tag experiment"])
+def clone(
+    source_window: Annotated[str, typer.Argument(help="The window to branch from.", autocompletion=words.windows)],
+    target_window: Annotated[str, typer.Argument(help="The new window's name.")],
+    description: Description = None,
+    tag: Tags = None,
+    as_json: Json = False,
+) -> None:
+    """Branch: a second, independent window over the same blocks.
+
+    Nothing is copied, so it takes a millisecond and no room. Both windows stay whole when the other one is deleted.
+    Without --tag and --description the clone inherits those of its source.
+    """
+    args = parsed(
+        a.CloneArguments, source_window=source_window, target_window=target_window, description=description, tags=tag
+    )
+    print_result(run(lambda cwm: cwm.clone(args)), as_json)
+
+
+@command(
+    app,
+    WINDOWS,
+    examples=["cwm tag project-kickoff --add keep --remove draft", "cwm tag project-kickoff -d 'signed off'"],
+)
+def tag(
+    window_name: Window,
+    add: Annotated[
+        list[str] | None,
+        typer.Option("--add", "-a", help="A tag to add. Repeat for several.", autocompletion=words.tags),
+    ] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option("--remove", "-r", help="A tag to take away. Repeat for several.", autocompletion=words.tags),
+    ] = None,
+    description: Description = None,
+    as_json: Json = False,
+) -> None:
+    """Change a window's tags and description.
+
+    Only what is given changes; the window's content never does. Prints the tags and the description that it has then.
+    """
+    args = parsed(a.TagArguments, window_name=window_name, add=add, remove=remove, description=description)
+    print_result(run(lambda cwm: cwm.tag(args)), as_json)
+
+
+@command(
+    app,
+    WINDOWS,
+    examples=["cwm rm idea-b", "cwm ls --tag draft --json | jq -r '.windows[].name' | xargs -n1 cwm rm --force"],
+    exits={0: "deleted", 1: "an error, or the answer was no"},
+)
+def rm(
+    window_name: Window,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Delete without asking.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete a window for good. Asks first where somebody can answer.
+
+    The blocks that no other window refers to are removed from every tier, and the result says how much room that
+    gave back. Clones and later freezes of the same conversation stay whole. There is no way back.
+    """
+    args = parsed(a.DeleteArguments, window_name=window_name, force=force)
+    if not force and sys.stdin.isatty() and not typer.confirm(f"Delete window '{window_name}'?", err=True):
+        raise typer.Exit(1)
+    print_result(run(lambda cwm: cwm.delete(args)), as_json)
