@@ -46,7 +46,8 @@ check: setup ## Style and types: ruff, mypy
 	@$(PY) -m mypy
 
 test: setup model check ## Style, types and every test that can run here
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/engine --ignore tests/torture
+	@$(PY) -m pytest tests/engine tests/torture
 
 torture: setup model ## Kill -9 and power cuts, 1,000 loops over stores and 20 over a real vLLM (an hour at most)
 	@$(PY) -m tests.torture --loops 1080 --engine-loops 20 --minutes 60

@@ -145,7 +145,14 @@ def test_a_clone_shares_every_chunk_and_inherits_the_rest(catalog: SqliteCatalog
     stem = catalog.commit_window(new_window("stem", chain("a", 3), description="the stem", tags=["debug", "auth"]))
     clone = catalog.clone_window("stem", "branch", None, None, at(9))
     assert clone == replace(
-        stem, name="branch", parent="stem", unique_bytes=0, created_at=at(9), updated_at=at(9), thawed_at=None
+        stem,
+        name="branch",
+        parent="stem",
+        unique_bytes=0,
+        created_at=at(9),
+        updated_at=at(9),
+        thawed_at=None,
+        cloned=True,
     )
     assert catalog.window("stem").unique_bytes == 0
     assert catalog.chunks_of("branch") == catalog.chunks_of("stem")
