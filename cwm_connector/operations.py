@@ -7,16 +7,20 @@ from typing import Any
 from cwm_connector.auto.freezer import AutoFreezer
 from cwm_connector.control import ProgressSink
 from cwm_connector.engine import Engine, to_the_end
+from cwm_connector.exporting import Exporter
 from cwm_connector.freeze import Freezer
 from cwm_connector.health import HealthReader
+from cwm_connector.importing import Importer
 from cwm_connector.keeper import Keeper
 from cwm_connector.protocol import (
     Args,
     CloneArgs,
     CWMError,
     DeleteArgs,
+    ExportArgs,
     FreezeArgs,
     HealthArgs,
+    ImportArgs,
     ListArgs,
     Op,
     PolicyArgs,
@@ -47,6 +51,8 @@ class EngineOperations:
         self._thawer = Thawer(engine, self.keeper)
         self._remover = Remover(engine, self.keeper)
         self._scrubber = Scrubber(engine, self.keeper)
+        self._exporter = Exporter(engine, self.keeper)
+        self._importer = Importer(engine, self.keeper)
         self.auto = AutoFreezer(engine, self._freezer, self._remover)
         self._reader = Reader(engine, self.auto)
         self._health = HealthReader(engine)
@@ -93,6 +99,10 @@ class EngineOperations:
                 return self._health.health(args)
             case VerifyArgs():
                 return self._scrubber.verify(args, progress)
+            case ExportArgs():
+                return self._exporter.export(args, progress)
+            case ImportArgs():
+                return self._importer.import_window(args, progress)
             case PolicyArgs():
                 return self.auto.policy(args)
         plain = {

@@ -217,6 +217,22 @@ class VerifyArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     rate_mb_s: float = 200.0
 
 
+class ExportArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Write a window to a file of the engine's machine. `path` is absolute; what is there is kept unless `force`."""
+
+    window_name: str
+    path: str
+    force: bool = False
+
+
+class ImportArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Make a window of an exported file, under its own name unless `window_name`; `tags` come to the file's."""
+
+    path: str
+    window_name: str | None = None
+    tags: list[str] = []
+
+
 class PolicyArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Change what is given of the auto-freeze policy; `reset` forgets all earlier changes first. See auto/policy.py."""
 
@@ -245,6 +261,8 @@ Args = (
     | TokensArgs
     | HealthArgs
     | VerifyArgs
+    | ExportArgs
+    | ImportArgs
     | PolicyArgs
     | NoArgs
 )
@@ -268,6 +286,8 @@ class Op(enum.StrEnum):
     POLICY = "auto_freeze.policy"
     COLLECT = "store.collect"
     VERIFY = "store.verify"
+    EXPORT = "window.export"
+    IMPORT = "window.import"
     PING = "ping"
 
 
@@ -287,6 +307,8 @@ ARGUMENTS: Final[Mapping[Op, type[Args]]] = {
     Op.POLICY: PolicyArgs,
     Op.COLLECT: NoArgs,
     Op.VERIFY: VerifyArgs,
+    Op.EXPORT: ExportArgs,
+    Op.IMPORT: ImportArgs,
     Op.PING: NoArgs,
 }
 

@@ -157,6 +157,18 @@ class VerifyArguments(Arguments):
     rate_mb_s: float = 200.0
 
 
+class ExportArguments(Arguments):
+    window_name: WindowName
+    path: str
+    force: bool = False
+
+
+class ImportArguments(Arguments):
+    path: str
+    window_name: WindowName | None = None
+    tags: Tags = []
+
+
 class PolicyArguments(Arguments):
     enabled: bool | None = None
     idle_timeout_minutes: float | None = None

@@ -183,6 +183,38 @@ class Verified(BaseModel):
     duration_ms: float
 
 
+class Exported(BaseModel):
+    """What `cwm export` has written."""
+
+    window_name: str
+    path: str
+    bytes: int
+    """The file's length."""
+    chunks: int
+    token_count: int
+    restorable_tokens: int
+    duration_ms: float
+
+
+class Imported(BaseModel):
+    """What `cwm import` has made of a file."""
+
+    window_name: str
+    path: str
+    bytes: int
+    chunks: int
+    token_count: int
+    restorable_tokens: int
+    new_bytes: int
+    shared_chunks: int
+    """That were stored already."""
+    exported_as: str
+    """The window's name, its freeze's time and its session where it was exported."""
+    frozen_at: str
+    frozen_from: str
+    duration_ms: float
+
+
 class Tagged(BaseModel):
     window_name: str
     tags: list[str]

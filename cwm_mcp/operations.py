@@ -102,6 +102,12 @@ class Operations:
     async def verify(self, args: a.VerifyArguments, on_progress: OnProgress | None = None) -> m.Verified:
         return checked(m.Verified, await self._ask(Op.VERIFY, args, on_progress=on_progress))
 
+    async def export(self, args: a.ExportArguments, on_progress: OnProgress | None = None) -> m.Exported:
+        return checked(m.Exported, await self._ask(Op.EXPORT, args, on_progress=on_progress))
+
+    async def import_window(self, args: a.ImportArguments, on_progress: OnProgress | None = None) -> m.Imported:
+        return checked(m.Imported, await self._ask(Op.IMPORT, args, on_progress=on_progress))
+
     async def policy(self, args: a.PolicyArguments) -> m.AutoFreezePolicy:
         return checked(m.AutoFreezePolicy, await self._ask(Op.POLICY, args))
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -79,12 +78,6 @@ def joined(fields: Any, parts: bytes, version: int = 1) -> bytes:
     begin = b"CWM-FILE" + version.to_bytes(4, "little") + len(body).to_bytes(8, "little")
     content = begin + hashlib.sha256(begin + body).digest() + body + parts + b"CWM-END."
     return content + hashlib.sha256(content).digest()
-
-
-def forge(path: Path, **changed: Any) -> None:
-    """Changes fields of an exported file's header and makes its digests right again."""
-    fields, parts = split(path.read_bytes())
-    path.write_bytes(joined(fields | changed, parts))
 
 
 def _key(number: int) -> ChunkKey:
