@@ -36,19 +36,19 @@ def checked_path(text: str) -> Path:
 
 
 class Source:
-    """A file that is being imported."""
+    """A file that is being imported: `open` it first, and `close` it whatever happens."""
 
     def __init__(self, path: Path) -> None:
-        """Raises: CWM-1003 for what is no regular file, CWM-4002; else as `ArchiveReader`."""
         self.path = path
-        with reading(path):
-            self._file = _opened(path)
-            try:
-                self.n_bytes = os.fstat(self._file.fileno()).st_size
-                self._reader = ArchiveReader(self._file, self.n_bytes)
-            except BaseException:
-                self._file.close()
-                raise
+        self.n_bytes = 0
+        self._file: BinaryIO | None = None
+
+    def open(self) -> None:
+        """Raises: CWM-1003 for what is no regular file, CWM-4002; else as `ArchiveReader`."""
+        with reading(self.path):
+            self._file = _opened(self.path)
+            self.n_bytes = os.fstat(self._file.fileno()).st_size
+            self._reader = ArchiveReader(self._file, self.n_bytes)
 
     @property
     def header(self) -> ArchiveHeader:
@@ -65,27 +65,27 @@ class Source:
             self._reader.finish()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Target:
-    """A file that is being exported. `finish` makes it; whatever else happens, `discard` leaves nothing of it."""
+    """A file that is being exported: `begin`, `add`, `finish`, which makes it. Otherwise `discard` leaves nothing."""
 
-    def __init__(self, path: Path, header: ArchiveHeader, *, force: bool) -> None:
-        """Raises: CWM-1003 if the path is taken; CWM-4001, CWM-4003."""
+    def __init__(self, path: Path, *, force: bool) -> None:
         self.path = path
         self._force = force
         self._unsynced = 0
         self._partial = path.with_name(f".{_shortened(path.name)}.{secrets.token_hex(4)}{PARTIAL}")
-        with writing(path):
+        self._file: BinaryIO | None = None
+
+    def begin(self, header: ArchiveHeader) -> None:
+        """Raises: CWM-1003 if the path is taken; CWM-4001, CWM-4003."""
+        with writing(self.path):
             self._require_free()
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self._file = os.fdopen(os.open(self._partial, flags, 0o600), "wb", buffering=0)
-            try:
-                self._writer = ArchiveWriter(self._file, header)
-            except BaseException:
-                self.discard()
-                raise
+            self._writer = ArchiveWriter(self._file, header)
 
     def add(self, part: memoryview) -> None:
         """See ArchiveWriter."""
@@ -94,28 +94,34 @@ class Target:
             self._unsynced += part.nbytes
             if self._unsynced >= _SYNC_EVERY:
                 self._settle()
+                self._unsynced = 0
 
     def finish(self) -> int:
         """Gives the file its name, whole and durable; returns its length in bytes."""
         with writing(self.path):
             self._writer.finish()
-            self._settle()
-            n_bytes = self._file.tell()
+            n_bytes = self._settle()
             self._require_free()
             self._partial.replace(self.path)
             durable.sync(self.path.parent)
-        self._file.close()
+        self._close()
         return n_bytes
 
     def discard(self) -> None:
         with suppress(OSError):
             self._partial.unlink(missing_ok=True)
-        self._file.close()
+        self._close()
 
-    def _settle(self) -> None:
+    def _settle(self) -> int:
+        """Returns how many bytes are on the disk, and no longer in the page cache."""
+        assert self._file is not None
         os.fsync(self._file.fileno())
         os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        self._unsynced = 0
+        return self._file.tell()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def _require_free(self) -> None:
         """Raises: CWM-1003, OSError."""

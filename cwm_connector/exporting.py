@@ -71,8 +71,9 @@ class Exporter:
         with TransferThread("export", path, Code.WRITE_FAILED) as thread:
             await thread.run(require_outside_store, self._engine.settings, path)
             header = await thread.run(self._header, window)
-            target = await thread.run(lambda: Target(path, header, force=args.force))
+            target = Target(path, force=args.force)
             try:
+                await thread.run(target.begin, header)
                 for done, chunk in enumerate(window.chunks):
                     progress(done, len(window.chunks), "chunks exported")
                     await self._append(name, chunk, target, thread)

@@ -79,10 +79,10 @@ class Importer:
         started = time.perf_counter()
         path = checked_path(args.path)
         with TransferThread("import", path, Code.READ_FAILED) as thread:
-            source = await thread.run(Source, path)
+            source = Source(path)
             try:
-                header = source.header
-                wanted = await thread.run(self._wanted, header, args)
+                await thread.run(source.open)
+                wanted = await thread.run(self._wanted, source.header, args)
                 await self._storing.require_free(wanted.name)
                 async with self._engine.turn:
                     row, order = await self._take_in(wanted, source, thread, progress)
@@ -100,9 +100,9 @@ class Importer:
             "restorable_tokens": row.restorable_tokens,
             "new_bytes": new_bytes,
             "shared_chunks": row.block_count - len(order.chunks),
-            "exported_as": header.name,
-            "frozen_at": iso(Micros(header.created_at)),
-            "frozen_from": header.session_id,
+            "exported_as": source.header.name,
+            "frozen_at": iso(Micros(source.header.created_at)),
+            "frozen_from": source.header.session_id,
             "duration_ms": round((time.perf_counter() - started) * 1000, 3),
         }
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from cwm_connector import archive_files, transfer
-from cwm_connector.archive import PREFIX_BYTES, TRAILER_BYTES
+from cwm_connector.archive import PREFIX_BYTES, TRAILER_BYTES, ArchiveHeader
 from cwm_connector.identity import Passport
 from cwm_connector.protocol import Code, CWMError, Op
 from cwm_connector.terms import ChunkKey, TierName
@@ -523,6 +523,23 @@ async def test_a_cancelled_export_leaves_nothing(here: Miniature, file: Path, at
             exporting.cancel()
 
     exporting = asyncio.create_task(here.call(Op.EXPORT, cancel, window_name="w", path=str(target)))
+    with pytest.raises(asyncio.CancelledError):
+        await exporting
+    assert not target.exists() and partial_files(target.parent) == []
+
+
+async def test_an_export_cancelled_while_its_file_is_made_leaves_nothing(
+    here: Miniature, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, loop, begin = file.with_name("cancelled.cwm"), asyncio.get_running_loop(), archive_files.Target.begin
+
+    def slow(one: archive_files.Target, header: ArchiveHeader) -> None:
+        begin(one, header)
+        loop.call_soon_threadsafe(exporting.cancel)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(archive_files.Target, "begin", slow)
+    exporting = asyncio.create_task(here.call(Op.EXPORT, window_name="w", path=str(target)))
     with pytest.raises(asyncio.CancelledError):
         await exporting
     assert not target.exists() and partial_files(target.parent) == []
