@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cwm_connector import __version__
-from cwm_mcp.commands import engine, looking, store, windows
+from cwm_mcp.commands import engine, looking, store, transfer, windows
 
 _EPILOG = """\
 [bold]Environment[/bold]
@@ -55,6 +55,7 @@ app.add_typer(windows.app)
 app.add_typer(looking.app)
 app.add_typer(store.app)
 app.add_typer(engine.app)
+app.add_typer(transfer.app)
 
 
 def main() -> None:
