@@ -26,6 +26,7 @@ help: ## Show the targets
 
 setup: $(PROJECT) ## Make .venv: the locked packages (CUDA with an NVIDIA GPU, else CPU) and this project
 	@tools/redis.sh
+	@tools/chromium.sh
 
 $(PACKAGES):
 	@tools/setup.sh $(LOCK) $@

@@ -128,13 +128,10 @@ async def vllm_health(settings: Settings) -> Component:
 
 async def vllm_cache(settings: Settings) -> VllmCache:
     """Hit rates since vLLM's start, None where nothing was looked up yet or vLLM does not say."""
-    try:
-        answer = await _get(settings, "/metrics")
-    except _Unreachable:
-        answer = None
-    if answer is None or answer.status != 200:
+    text = await exposition(settings)
+    if text is None:
         return VllmCache(connected=False, prefix_cache_hit_rate=None, external_hit_rate=None, cached_tokens=None)
-    totals = counter_totals(answer.text)
+    totals = counter_totals(text)
     cached = totals.get("vllm:prompt_tokens_cached_total")
     return VllmCache(
         connected=True,
@@ -142,6 +139,15 @@ async def vllm_cache(settings: Settings) -> VllmCache:
         external_hit_rate=_rate(totals, "vllm:external_prefix_cache"),
         cached_tokens=None if cached is None else int(cached),
     )
+
+
+async def exposition(settings: Settings) -> str | None:
+    """vLLM's own metrics in Prometheus' text format; None if it gives none."""
+    try:
+        answer = await _get(settings, "/metrics")
+    except _Unreachable:
+        return None
+    return answer.text if answer.status == 200 else None
 
 
 def counter_totals(exposition: str) -> dict[str, float]:

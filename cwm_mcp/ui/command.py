@@ -1,0 +1,40 @@
+"""`cwm ui`: serves the page until it is broken off, and opens it where somebody sits.
+
+The server's library is imported only when it is called: every other command would wait for it.
+"""
+
+import contextlib
+import sys
+from typing import Annotated
+
+import typer
+
+from cwm_connector.protocol import CWMError
+from cwm_mcp.shell import failed, settings
+
+app = typer.Typer()
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in the browser.")] = True,
+) -> None:
+    """Show windows, sessions and tiers in the browser: one page on this machine, which only reads."""
+    from cwm_mcp.http_address import Address
+    from cwm_mcp.ui import server
+    from cwm_mcp.ui.launch import in_browser
+
+    with contextlib.ExitStack() as files:
+
+        def ready(url: str) -> None:
+            print(f"open {url}\nCtrl-C ends it.", flush=True)
+            if browser and sys.stdout.isatty():
+                files.enter_context(in_browser(url))
+
+        try:
+            server.run(settings(), Address(server.LOOPBACK, port), ready)
+        except CWMError as problem:
+            raise failed(problem) from None
+        except KeyboardInterrupt:
+            return  # how the page is ended

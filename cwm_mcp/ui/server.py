@@ -1,0 +1,111 @@
+"""The page's server: its files, and the JSON that it polls. Everything is a GET."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from cwm_connector.protocol import Code, CWMError
+from cwm_connector.settings import Settings
+from cwm_mcp.http_address import Address
+from cwm_mcp.ui.access import Access, Guard
+from cwm_mcp.ui.overview import OverviewReader
+
+_STATIC: Final = Path(__file__).parent / "static"
+_TYPES: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_STATUS: Final = {
+    Code.WINDOW_NAME: 400,
+    Code.WINDOW_NOT_FOUND: 404,
+    Code.ENGINE_UNREACHABLE: 503,
+    Code.ENGINE_TIMEOUT: 504,
+}
+_SHUTDOWN_S: Final = 1
+LOOPBACK: Final = "127.0.0.1"
+
+
+def run(settings: Settings, address: Address, on_ready: Callable[[str], None]) -> None:
+    """Serves until a signal ends the process; `on_ready` is given the address to open, which holds the token.
+
+    Raises: CWM-8001 for any other host than 127.0.0.1, CWM-1003 for a port that is taken.
+    """
+    import uvicorn
+
+    if address.host != LOOPBACK:
+        raise CWMError(
+            Code.NOT_ALLOWED,
+            f"the page is served on {LOOPBACK} alone, not on {address.host}; from elsewhere, reach it through ssh -L",
+        )
+    listener = address.listen()
+    access = Access(port=listener.getsockname()[1])
+    config = uvicorn.Config(
+        build_app(settings, access),
+        # A log of requests would hold the token.
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+    )
+    on_ready(access.url)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def build_app(settings: Settings, access: Access) -> ASGIApp:
+    reader: OverviewReader | None = None
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        nonlocal reader
+        reader = OverviewReader(settings)
+        yield
+        await reader.aclose()
+
+    def running() -> OverviewReader:
+        assert reader is not None  # requests come between the beginning and the end
+        return reader
+
+    async def overview(request: Request) -> Response:
+        return _json((await running().read()).model_dump_json())
+
+    async def window(request: Request) -> Response:
+        try:
+            return _json((await running().window(request.path_params["name"])).model_dump_json())
+        except CWMError as problem:
+            return Response(
+                f"{problem}\n", status_code=_STATUS.get(problem.code, 500), media_type="text/plain; charset=utf-8"
+            )
+
+    routes: list[BaseRoute] = [Route("/api/overview", overview), Route("/api/windows/{name}", window)]
+    return Guard(Starlette(routes=[*_files(), *routes], lifespan=lifespan), access)
+
+
+def _json(text: str) -> Response:
+    return Response(text, media_type="application/json")
+
+
+def _files() -> list[BaseRoute]:
+    """One route for each file of the page, read once: no path of a request ever reaches the disk."""
+    return [
+        Route("/" if path.name == "index.html" else f"/{path.name}", _file(path)) for path in sorted(_STATIC.iterdir())
+    ]
+
+
+def _file(path: Path) -> Callable[[Request], Response]:
+    content, media_type = path.read_bytes(), _TYPES[path.suffix]
+
+    def answer(request: Request) -> Response:
+        return Response(content, media_type=media_type)
+
+    return answer

@@ -1,0 +1,156 @@
+"""A real Chromium without a window, driven over its own debugging protocol."""
+
+import base64
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from websockets.sync.client import ClientConnection, connect
+
+_NAMES: Final = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+_PATIENCE_S: Final = 15.0
+_KEYS: Final = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "ArrowDown": (40, ""), "ArrowLeft": (37, "")}
+SHOTS_VARIABLE: Final = "CWM_UI_SHOTS"
+"""A folder for screenshots, for whoever wants to look."""
+
+
+def chromium() -> str:
+    """The browser of this machine; skips the test where there is none."""
+    found = next(filter(None, map(shutil.which, _NAMES)), None)
+    if found is None:
+        pytest.skip(f"no Chromium found (looked for {', '.join(_NAMES)}); make setup installs one where it may")
+    return found
+
+
+@dataclass(slots=True)
+class Page:
+    """One tab. What it said and asked for since its start is kept."""
+
+    _socket: ClientConnection
+    _session: str = ""
+    _ids: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+    faults: list[str] = field(default_factory=list)
+    """Errors on the console, uncaught ones, and violations of the page's own policy."""
+    requests: list[str] = field(default_factory=list)
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """One command's answer. Events that come before it are taken note of."""
+        number = next(self._ids)
+        message = {"id": number, "method": method, "params": params}
+        self._socket.send(json.dumps({**message, "sessionId": self._session} if self._session else message))
+        while True:
+            answer = json.loads(self._socket.recv(timeout=_PATIENCE_S))
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self._note(answer.get("method", ""), answer.get("params", {}))
+
+    def _note(self, event: str, params: dict[str, Any]) -> None:
+        if event == "Log.entryAdded" and params["entry"]["level"] == "error":
+            self.faults.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+        elif event == "Runtime.exceptionThrown":
+            self.faults.append(str(params["exceptionDetails"]))
+        elif event == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
+            self.faults.append(str(params["args"]))
+        elif event == "Audits.issueAdded" and "contentSecurityPolicyIssueDetails" in params["issue"]["details"]:
+            self.faults.append(str(params["issue"]))
+        elif event == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
+
+    def open(self, url: str) -> None:
+        self.call("Page.navigate", url=url)
+        self.until("document.readyState === 'complete'")
+
+    def value(self, expression: str) -> Any:
+        """What the expression gives in the page."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def text(self, selector: str) -> str:
+        return self.value(f"document.querySelector({json.dumps(selector)}).innerText")
+
+    def texts(self, selector: str) -> list[str]:
+        return self.value(f"[...document.querySelectorAll({json.dumps(selector)})].map((each) => each.innerText)")
+
+    def until(self, expression: str) -> None:
+        """Waits until the expression is true."""
+        limit = time.monotonic() + _PATIENCE_S
+        while not self.value(f"Boolean({expression})"):
+            assert time.monotonic() < limit, f"never came true: {expression}; faults: {self.faults}"
+            time.sleep(0.05)
+
+    def click(self, selector: str) -> None:
+        """With the mouse, in the middle of what is seen."""
+        x, y = self.value(
+            f"(() => {{ const seen = document.querySelector({json.dumps(selector)});"
+            " seen.scrollIntoView({ block: 'center' });"
+            " const box = seen.getBoundingClientRect();"
+            " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def press(self, key: str) -> None:
+        code, text = _KEYS[key]
+        for kind in ("keyDown", "keyUp"):
+            typed = {"text": text} if text and kind == "keyDown" else {}
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **typed)
+
+    def type(self, text: str) -> None:
+        self.call("Input.insertText", text=text)
+
+    def look(self, *, width: int = 1280, height: int = 800, dark: bool = False) -> None:
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+
+    def shot(self, name: str) -> None:
+        """A picture, where the person who runs the tests has named a folder for them."""
+        folder = os.environ.get(SHOTS_VARIABLE)
+        if folder:
+            data = self.call("Page.captureScreenshot", format="png")["data"]
+            Path(folder, f"{name}.png").write_bytes(base64.b64decode(data))
+
+
+@contextmanager
+def new_page(profile: Path) -> Iterator[Page]:
+    """A browser with a profile of its own and one tab; it ends with the test."""
+    command = [
+        *(chromium(), "--headless", "--remote-debugging-port=0", f"--user-data-dir={profile}", "--no-first-run"),
+        *("--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update"),
+        # The sandbox does not work as root, nor in most containers; the only page that is opened is ours.
+        *("--no-sandbox", "--hide-scrollbars", "about:blank"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with connect(_endpoint(profile, process), max_size=None, open_timeout=_PATIENCE_S) as socket:
+            page = Page(socket)
+            target = page.call("Target.createTarget", url="about:blank")["targetId"]
+            page._session = page.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network", "Audits"):
+                page.call(f"{domain}.enable")
+            yield page
+    finally:
+        process.kill()
+        process.wait(timeout=_PATIENCE_S)
+
+
+def _endpoint(profile: Path, process: "subprocess.Popen[bytes]") -> str:
+    """Where the browser listens: it writes that into its profile."""
+    file = profile / "DevToolsActivePort"
+    limit = time.monotonic() + 2 * _PATIENCE_S
+    while not (file.exists() and len(lines := file.read_text().splitlines()) == 2):
+        assert process.poll() is None, f"the browser ended with {process.returncode}"
+        assert time.monotonic() < limit, "the browser does not come up"
+        time.sleep(0.05)
+    return f"ws://127.0.0.1:{lines[0]}{lines[1]}"

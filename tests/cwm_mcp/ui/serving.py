@@ -1,0 +1,146 @@
+"""The command as a process of its own, and what an engine would answer to it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from cwm_connector.catalog.base import WindowQuery
+from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.catalog.views import window_item
+from cwm_connector.settings import GIB, Settings
+from tests.cwm_mcp.canned import HEALTH
+
+ROOT: Final = Path(__file__).resolve().parents[3]
+MARKUP: Final = "<script>document.title = 'taken'</script><b>bold</b>"
+
+POLICY: Final = {
+    "enabled": True,
+    "idle_timeout_minutes": 30,
+    "token_threshold": 100_000,
+    "naming_pattern": "auto-{session_id}-{timestamp}",
+    "keep_last": 3,
+    "tags": ["auto"],
+    "next_action": {"session_id": "talk", "reason": "idle", "due_at": "2026-01-03T09:30:00.000Z"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    process: "subprocess.Popen[str]"
+    url: str
+    """What the person opens, with the token."""
+    log: Path
+    """All that it prints after that."""
+
+    @property
+    def origin(self) -> str:
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}"
+
+    @property
+    def token(self) -> str:
+        return urlsplit(self.url).query.removeprefix("token=")
+
+
+@contextmanager
+def serving(folder: Path, *words: str, **settings: str) -> Iterator[Served]:
+    command = "from cwm_mcp.ui.command import app; app()"
+    log = folder / "ui.log"
+    with log.open("w") as rest:
+        process = subprocess.Popen(
+            [sys.executable, "-c", command, *words],
+            cwd=ROOT,
+            env={**os.environ, **settings},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=rest,
+            text=True,
+        )
+        assert process.stdout is not None
+        try:
+            first = process.stdout.readline()
+            assert first.startswith("open http://127.0.0.1:"), first + log.read_text()
+            yield Served(process, first.removeprefix("open ").strip(), log)
+        finally:
+            process.terminate()
+            said, _ = process.communicate(timeout=20)
+            rest.write(said)
+
+
+def session(number: int, title: str | None = None, **changes: Any) -> dict[str, Any]:
+    return {
+        "session_id": f"session-{number}",
+        "state": "active",
+        "model": "m",
+        "token_count": 1000 + number,
+        "heads": 2,
+        "cached_tokens": 640,
+        "last_active_at": "2026-01-03T09:00:00.000Z",
+        "created_at": "2026-01-02T09:00:00.000Z",
+        "windows": [],
+        "title": title,
+        "auto_freeze_at": "2026-01-03T09:30:00.000Z",
+        **changes,
+    }
+
+
+def answers(settings: Settings, *sessions: dict[str, Any]) -> dict[str, Any]:
+    """What an engine over this catalog would say, its counters included."""
+    catalog = SqliteCatalog.open_read_only(settings.catalog_path)
+    page = catalog.list_windows(WindowQuery(descending=False, limit=100))
+    catalog.close()
+    return {
+        "LIST": {"windows": [window_item(row, "cpu") for row in page.windows], "total": page.total, "has_more": False},
+        "SESSIONS": {"sessions": list(sessions), "total": len(sessions), "has_more": False},
+        "STATS": {
+            "kv_store": {
+                "total_blocks": 5,
+                "total_bytes": 20_480,
+                "hit_rate": 0.75,
+                "hits": 9,
+                "misses": 3,
+                "dedup_ratio": 2.2,
+                "tiers": {
+                    "cpu": {"blocks": 2, "bytes": GIB, "limit_bytes": 4 * GIB},
+                    "disk": {"blocks": 5, "bytes": 45 * GIB, "limit_bytes": 50 * GIB},
+                    "redis": None,
+                },
+            }
+        },
+        "METRICS": {
+            "metrics": [
+                sample("cwm_loaded_tokens_total", 6000, tier="disk"),
+                sample("cwm_loaded_tokens_total", 1680, tier="cpu"),
+                sample("cwm_missed_tokens_total", 256),
+                sample("cwm_load_seconds_sum", 1.5),
+            ]
+        },
+        "HEALTH": HEALTH,
+        "POLICY": POLICY,
+    }
+
+
+def sample(name: str, value: float, **labels: str) -> dict[str, Any]:
+    return {"name": name, "type": "counter", "value": value, "labels": labels, "help": name}
+
+
+VLLM_METRICS: Final = """\
+# TYPE vllm:prefix_cache_queries counter
+vllm:prefix_cache_queries_total 1000
+# TYPE vllm:prefix_cache_hits counter
+vllm:prefix_cache_hits_total 625
+# TYPE vllm:request_prefill_kv_computed_tokens histogram
+vllm:request_prefill_kv_computed_tokens_bucket{le="+Inf"} 4
+vllm:request_prefill_kv_computed_tokens_count 4
+vllm:request_prefill_kv_computed_tokens_sum 9600
+# TYPE vllm:request_prefill_time_seconds histogram
+vllm:request_prefill_time_seconds_bucket{le="+Inf"} 4
+vllm:request_prefill_time_seconds_count 4
+vllm:request_prefill_time_seconds_sum 8
+"""
