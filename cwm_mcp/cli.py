@@ -9,6 +9,7 @@ import typer
 
 from cwm_connector import __version__
 from cwm_mcp.commands import engine, looking, store, transfer, windows
+from cwm_mcp.ui import command as ui
 
 _EPILOG = """\
 [bold]Environment[/bold]
@@ -56,6 +57,7 @@ app.add_typer(looking.app)
 app.add_typer(store.app)
 app.add_typer(engine.app)
 app.add_typer(transfer.app)
+app.add_typer(ui.app)
 
 
 def main() -> None:

@@ -10,17 +10,22 @@ from typing import Annotated
 import typer
 
 from cwm_connector.protocol import CWMError
+from cwm_mcp.commands.frame import LOOKING, command
 from cwm_mcp.shell import failed, settings
 
 app = typer.Typer()
 
 
-@app.command()
+@command(app, LOOKING, examples=["cwm ui", "cwm ui --port 8080 --no-browser"])
 def ui(
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in the browser.")] = True,
 ) -> None:
-    """Show windows, sessions and tiers in the browser: one page on this machine, which only reads."""
+    """Show windows, sessions and tiers in the browser.
+
+    One page on 127.0.0.1, which keeps itself up to date and changes nothing. Only who has the printed address, with its
+    token, can open it; each start has a new one.
+    """
     from cwm_mcp.http_address import Address
     from cwm_mcp.ui import server
     from cwm_mcp.ui.launch import in_browser
