@@ -50,11 +50,10 @@ class Served:
 
 @contextmanager
 def serving(folder: Path, *words: str, **settings: str) -> Iterator[Served]:
-    command = "from cwm_mcp.ui.command import app; app()"
     log = folder / "ui.log"
     with log.open("w") as rest:
         process = subprocess.Popen(
-            [sys.executable, "-c", command, *words],
+            [sys.executable, "-m", "cwm_mcp.cli", "ui", *words],
             cwd=ROOT,
             env={**os.environ, **settings},
             stdin=subprocess.DEVNULL,

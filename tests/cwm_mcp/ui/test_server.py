@@ -167,7 +167,7 @@ def test_no_other_address_is_listened_on(settings: Settings, host: str) -> None:
 
 def test_a_port_that_is_taken_is_one_line(served: Served) -> None:
     port = str(urlsplit(served.origin).port)
-    command = [sys.executable, "-c", "from cwm_mcp.ui.command import app; app()", "--no-browser", "--port", port]
+    command = [sys.executable, "-m", "cwm_mcp.cli", "ui", "--no-browser", "--port", port]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stdout) == (1, "")
     (line,) = ran.stderr.splitlines()
