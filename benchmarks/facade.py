@@ -47,26 +47,30 @@ async def fill(engine: Engine, client: EngineClient, sessions: int, windows: int
 
 
 @asynccontextmanager
-async def saturated(engine: Engine) -> AsyncIterator[list[int]]:
-    """Requests that follow each other without a pause; the list counts the tokens that they asked for."""
-    computed: list[int] = []
+async def saturated(engine: Engine) -> AsyncIterator[None]:
+    """Requests that follow each other without a pause."""
 
     async def keep_busy(stream: int) -> None:
         number = 0
         while True:
             prompt = await prompt_of(engine.api, 9000 + 1000 * stream + number, BUSY_PROMPT_TOKENS)
             await engine.api.complete(prompt, BUSY_ANSWER_TOKENS, session_id=f"busy-{stream}")
-            computed.append(BUSY_PROMPT_TOKENS + BUSY_ANSWER_TOKENS)
             number += 1
 
     streams = [asyncio.create_task(keep_busy(stream)) for stream in range(BUSY_STREAMS)]
     await asyncio.sleep(2)
     try:
-        yield computed
+        yield
     finally:
         for stream in streams:
             stream.cancel()
         await asyncio.gather(*streams, return_exceptions=True)
+
+
+async def computed(engine: Engine) -> float:
+    """Tokens of prompts and answers, by vLLM's own counters."""
+    metrics = await engine.api.metrics()
+    return metrics["vllm:prompt_tokens_total"] + metrics["vllm:generation_tokens_total"]
 
 
 async def measured(ask: Ask, rounds: int) -> list[float]:
@@ -144,10 +148,10 @@ async def run(console: Console, engine: Engine, options: argparse.Namespace) -> 
     )
     console.print(f"{filled[0]} windows, {filled[1]} sessions, made in {time.monotonic() - began:.0f} s")
     show(console, "the engine idle", await lists(engine, client, options.rounds))
-    async with saturated(engine) as computed:
-        began = time.monotonic()
+    async with saturated(engine):
+        began, before = time.monotonic(), await computed(engine)
         times = await lists(engine, client, options.rounds)
-        rate = sum(computed) / (time.monotonic() - began)
+        rate = (await computed(engine) - before) / (time.monotonic() - began)
     show(console, f"the engine saturated: {BUSY_STREAMS} streams, {rate:.0f} tokens a second", times)
     await client.aclose()
 

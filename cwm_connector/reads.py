@@ -30,8 +30,10 @@ from cwm_connector.terms import ChunkKey, TierName
 
 REMEMBERED_WINDOWS: Final = 1024
 """Whose chunks' keys need not be read again to say in which tier a listed window lies."""
-LIVE_FACTS_S: Final = 0.25
-"""How long a list waits for the engine thread's part."""
+LIST_WAITS_S: Final = 0.03
+"""For the engine thread's part. A busy engine takes a step in seconds: what it last told is then listed."""
+STATUS_WAITS_S: Final = 0.5
+"""The same for one session, which may have begun a moment ago."""
 
 Sessions = tuple[list[tuple[SessionView, int]], bool]
 """The engine's sessions with their cached tokens, and whether it just told them (else: what it last told)."""
@@ -70,7 +72,7 @@ class Reader:
         return {"window_name": name, "token_ids": ids}
 
     async def sessions(self, args: SessionsArgs) -> dict[str, Any]:
-        return views.session_page(await self._session_items(), args)
+        return views.session_page(await self._session_items(LIST_WAITS_S), args)
 
     async def stats(self) -> dict[str, Any]:
         def read(catalog: Catalog) -> tuple[CatalogTotals, Sequence[ChunkRow]]:
@@ -135,7 +137,9 @@ class Reader:
         return await self._engine.catalog.run(read)
 
     async def _session_status(self, session_id: str) -> dict[str, Any]:
-        item = next((each for each in await self._session_items() if each["session_id"] == session_id), None)
+        item = next(
+            (each for each in await self._session_items(STATUS_WAITS_S) if each["session_id"] == session_id), None
+        )
         if item is None:
             raise CWMError(
                 Code.SESSION_NOT_FOUND,
@@ -145,9 +149,9 @@ class Reader:
         row = await self._engine.catalog.run(lambda catalog: catalog.session(session_id))
         return views.session_status(item, row)
 
-    async def _session_items(self) -> list[dict[str, Any]]:
+    async def _session_items(self, wait_s: float) -> list[dict[str, Any]]:
         """The engine's sessions, last active first, then those that only the catalog remembers."""
-        live, fresh = await self._live_sessions()
+        live, fresh = await self._live_sessions(wait_s)
         stored = {row.session_id: row for row in await self._engine.catalog.run(lambda catalog: catalog.sessions())}
         items = []
         for view, cached in live:
@@ -170,10 +174,13 @@ class Reader:
             items.append(views.live_session_item(session, row))
         return items + [views.session_item(row) for row in stored.values()]
 
-    async def _live_sessions(self) -> Sessions:
-        if self._asked is None or self._asked.done():
+    async def _live_sessions(self, wait_s: float) -> Sessions:
+        if self._asked is not None and self._asked.done():
+            self._last_views = self._asked.result()  # told since the last list had waited long enough
+            self._asked = None
+        if self._asked is None:
             self._asked = self._engine.mailbox.call(self._engine.scheduler.session_views)
-        fresh = await settled(self._asked, LIVE_FACTS_S)
+        fresh = await settled(self._asked, wait_s)
         if fresh:
             self._last_views = self._asked.result()
         return self._last_views, fresh

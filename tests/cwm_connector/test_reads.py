@@ -1,5 +1,6 @@
 """reads.py: what of a session the list tells."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,23 @@ def test_a_session_s_state_is_the_last_that_happened_to_it(
     session: SessionView, row: SessionRow | None, state: str
 ) -> None:
     assert _state(session, row) == state
+
+
+async def test_while_the_engine_takes_a_step_the_list_tells_what_it_told_last(tmp_path: Path) -> None:
+    engine = Miniature(tmp_path / "home")
+    await engine.serve(range(40), "alice")
+    (known,) = (await engine.call(Op.SESSIONS))["sessions"]
+    await engine.serve(range(50), "bob")
+    first, second = threading.Event(), threading.Event()
+    engine._do(lambda: first.wait(30))
+    assert (await engine.call(Op.SESSIONS))["sessions"] == [{**known, "cached_tokens": None}]
+    first.set()
+    await engine.engine.ask(lambda side: None)  # by now the list's own question is answered as well
+    engine._do(lambda: second.wait(30))
+    later = (await engine.call(Op.SESSIONS))["sessions"]
+    second.set()
+    engine.close()
+    assert [each["session_id"] for each in later] == ["bob", "alice"]
 
 
 async def test_the_list_shows_the_title_of_a_session(tmp_path: Path) -> None:
