@@ -12,7 +12,6 @@ Control thread; whatever blocks runs on the transfer's own thread.
 import time
 from array import array
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,17 +148,18 @@ class Exporter:
     async def _good_copy(self, window: str, part: ChunkId, blocks: int, thread: TransferThread) -> memoryview:
         """Raises: CWM-2002 if the window is gone, CWM-2003 or 4004 if no tier has a good copy; 4002, 5002."""
         for _ in range(2):  # a chunk may be moved while it is looked for
-            with suppress(_NoGoodCopy):
+            try:
                 return await self._read_part(part, blocks, thread)
+            except _NoGoodCopy as none:
+                found = none.code
         row = await self._still_referred_to(window, part.key)
         for tier in row.tiers or {TierName.DISK}:
             await to_the_end(self._keeper.replace(row, tier))
         try:
             return await self._read_part(part, blocks, thread)
-        except _NoGoodCopy as none:
+        except _NoGoodCopy:
             raise CWMError(
-                none.code,
-                f"a chunk of window {window!r} has no good copy left, so it can't be exported; freeze its session anew",
+                found, f"a chunk of window {window!r} has no good copy left, so it can't be exported; freeze it anew"
             ) from None
 
     async def _read_part(self, part: ChunkId, blocks: int, thread: TransferThread) -> memoryview:

@@ -10,7 +10,9 @@ import socket
 import stat
 import struct
 import time
+from array import array
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,30 @@ import pytest
 
 from cwm_connector import archive_files, transfer
 from cwm_connector.archive import PREFIX_BYTES, TRAILER_BYTES, ArchiveHeader
+from cwm_connector.catalog.base import ChunkRow, NewWindow
+from cwm_connector.exporting import Exporter
 from cwm_connector.identity import Passport
-from cwm_connector.protocol import Code, CWMError, Op
+from cwm_connector.importing import Importer
+from cwm_connector.protocol import Code, CWMError, ExportArgs, ImportArgs, Op
+from cwm_connector.sessions import now_micros
 from cwm_connector.terms import ChunkKey, TierName
+from cwm_connector.tiers.base import ChunkId
+from cwm_connector.tiers.chunk import read_header, seal
 from tests.cwm_connector.tiers.mounts import mounted
 from tests.support.archives import joined, split
 from tests.support.miniature import Miniature, chunk_files
 from tests.support.redis_server import RedisServer
-from tests.support.stores import CHUNK_BYTES, demote, files_of, flip, forget_memory, frozen, hashes_of, text
+from tests.support.stores import (
+    CHUNK_BYTES,
+    CHUNK_TOKENS,
+    demote,
+    files_of,
+    flip,
+    forget_memory,
+    frozen,
+    hashes_of,
+    text,
+)
 
 TEXT = [*text(1), *range(7, 12)]
 """Three whole chunks, and a rest that no block holds."""
@@ -137,6 +155,50 @@ async def test_only_what_is_missing_is_stored(here: Miniature, there: Miniature,
     forget_memory(there)
     await there.call(Op.THAW, window_name="w", new_session_id="bob")
     assert await there.resume(TEXT, session_id="bob") == RESTORABLE
+
+
+async def test_the_parts_of_every_rank_are_in_the_file(here: Miniature, there: Miniature, file: Path) -> None:
+    """Two ranks' store, with no workers over it: export and import read and write it themselves."""
+    await frozen(here, "one-rank", TEXT)
+    one = (await here.catalog.run(lambda catalog: catalog.chunks_of("one-rank")))[0]
+    (path,) = files_of(here.settings.home, [one.key.hex()])
+    ranks = [aligned(content_of(path)) for _ in range(2)]
+    seal(ranks[1], replace(read_header(ranks[1]), kv_rank=1))
+    await here.call(Op.DELETE, window_name="one-rank")
+    await here.call(Op.DELETE, window_name="w")
+    for rank, sealed in enumerate(ranks):
+        here.disk.write(ChunkId(one.key, rank), sealed).result()
+    new = NewWindow(
+        name="two-ranks",
+        description="",
+        tags=(),
+        model="small",
+        passport=here.engine.passport.fields,
+        session_id="s",
+        head="",
+        parent=None,
+        token_ids=array("i", TEXT).tobytes(),
+        restorable_tokens=CHUNK_TOKENS,
+        chunks=[one.key],
+        stored=[ChunkRow(one.key, CHUNK_TOKENS, 2 * CHUNK_BYTES)],
+        created_at=now_micros(),
+    )
+    await here.catalog.run(lambda catalog: catalog.commit_window(new))
+    exporter = Exporter(replace(here.engine, world_size=2), here.operations.keeper)
+    await exporter.export(ExportArgs("two-ranks", str(file), force=True), lambda *_: None)
+    importer = Importer(replace(there.engine, world_size=2), there.operations.keeper)
+    imported = await importer.import_window(ImportArgs(str(file)), lambda *_: None)
+    assert imported["new_bytes"] == 2 * CHUNK_BYTES
+    assert [content_of(path) for path in chunk_files(there.settings.home)] == ranks
+    flip(chunk_files(here.settings.home)[1])
+    with pytest.raises(CWMError, match="CWM-4004"):
+        await exporter.export(ExportArgs("two-ranks", str(file), force=True), lambda *_: None)
+
+
+def aligned(content: bytes) -> memoryview:
+    buffer = transfer.new_buffer(len(content))
+    buffer[:] = content
+    return buffer
 
 
 async def test_name_and_tags_can_be_others(there: Miniature, file: Path) -> None:
