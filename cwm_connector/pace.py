@@ -1,7 +1,7 @@
 """How fast the engine computes prompts, as measured: what a thaw's reading time is compared with.
 
-Engine thread writes, any thread reads. A step's time runs from its planning, or from the end of the step before it where
-vLLM plans ahead, to the arrival of its output.
+Engine thread writes, any thread reads. A step's time runs from its planning, or from the end of the step before it
+where vLLM plans ahead, to the arrival of its output.
 """
 
 import time

@@ -30,7 +30,7 @@ from cwm_connector.terms import ChunkKey, TierName
 
 REMEMBERED_WINDOWS: Final = 1024
 """Whose chunks' keys need not be read again to say in which tier a listed window lies."""
-LIST_WAITS_S: Final = 0.03
+LIST_WAITS_S: Final = 0.01
 """For the engine thread's part. A busy engine takes a step in seconds: what it last told is then listed."""
 STATUS_WAITS_S: Final = 0.5
 """The same for one session, which may have begun a moment ago."""

@@ -155,7 +155,7 @@ class Thawer:
         return await self._engine.catalog.run(read)
 
     def _is_slower(self, read_s: float, tokens: int) -> bool | None:
-        """Whether the engine, at the pace it last showed, would have computed the tokens in less time; None: unknown."""
+        """Whether the engine, at the pace it last showed, would have computed the tokens sooner; None: unknown."""
         computing_s = self._engine.scheduler.pace.seconds_for(tokens)
         return computing_s < read_s if computing_s and tokens else None
 

@@ -6,9 +6,10 @@ Exit codes: 0 done; 1 an error, on stderr with its code; 2 a wrong command line 
 from typing import Annotated
 
 import typer
+from typer._completion_classes import completion_init
 
 from cwm_connector import __version__
-from cwm_mcp.commands import engine, looking, store, transfer, windows
+from cwm_mcp.commands import engine, looking, policy, setup, store, transfer, windows
 from cwm_mcp.ui import command as ui
 
 _EPILOG = """\
@@ -56,12 +57,15 @@ app.add_typer(windows.app)
 app.add_typer(looking.app)
 app.add_typer(store.app)
 app.add_typer(engine.app)
+app.add_typer(setup.app)
+app.add_typer(policy.app)
 app.add_typer(transfer.app)
 app.add_typer(ui.app)
 
 
 def main() -> None:
     """The `cwm` command."""
+    completion_init()
     app(prog_name="cwm")
 
 

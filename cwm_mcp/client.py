@@ -89,6 +89,10 @@ class EngineClient:
                 f"the engine gave no answer to {op.value} within {limit_s:g} s; try again or see whether it runs",
             ) from None
 
+    async def welcome(self) -> Welcome:
+        """Who answers at the socket. Raises: what `call` raises where no engine can be reached."""
+        return (await self._connected()).welcome
+
     async def aclose(self) -> None:
         """Ends the connection; calls that still wait fail with CWM-5001."""
         if self._connection is not None:
@@ -112,7 +116,10 @@ class _Waiting:
 class _Connection:
     """A connection that was welcomed, and the calls that wait on it."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: Path) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: Path, welcome: Welcome
+    ) -> None:
+        self.welcome: Final = welcome
         self._reader = reader
         self._writer = writer
         self._path = path
@@ -205,7 +212,7 @@ async def _connect(path: Path, name: str) -> _Connection:
             raise answer.error()
         if not isinstance(answer, Welcome):
             raise _not_ours(path)
-        return _Connection(reader, writer, path)
+        return _Connection(reader, writer, path, answer)
     except BaseException:
         writer.close()
         raise

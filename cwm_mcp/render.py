@@ -162,4 +162,9 @@ def _cell(value: object) -> Text:
     if value is None or value in ("", [], {}):
         return Text("-")
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return Text("".join(character if character.isprintable() else " " for character in text))
+    return Text(printable(text))
+
+
+def printable(text: str) -> str:
+    """What somebody wrote, without anything that a terminal would obey."""
+    return "".join(character if character.isprintable() else " " for character in text)

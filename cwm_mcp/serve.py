@@ -33,6 +33,8 @@ _DEFAULTS: Final = (
     # Without it vLLM kills its processes before the connector can close the socket.
     ("--shutdown-timeout", "20"),
 )
+_NOTICED: Final = _DEFAULTS[1:]
+"""Without prefix caching, which is vLLM's own default too, the connector refuses to start."""
 _CPU_DEFAULTS: Final = (("--enforce-eager",),)
 _ENVIRONMENT: Final[Mapping[str, str]] = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -113,6 +115,13 @@ def run(command: Command) -> NoReturn:
         raise CWMError(
             Code.STATE, f"{command.argv[0]} can't be started ({problem.strerror}); install vLLM again"
         ) from None
+
+
+def lacking(argv: Sequence[str]) -> list[str]:
+    """What a running vLLM's command line lacks of what `compose` would have given it; nothing that was typed."""
+    given = {_option_name(option) for option in argv}
+    missing = [" ".join(default) for default in _NOTICED if default[0] not in given]
+    return missing if _has_our_middleware(argv) else [*missing, " ".join(_MIDDLEWARE)]
 
 
 def _option_name(text: str) -> str:

@@ -28,6 +28,7 @@ from cwm_mcp.settings import client_settings
 _PIPE_WIDTH: Final = 240
 
 R = TypeVar("R", bound=BaseModel)
+T = TypeVar("T")
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, with the MCP tools' fields.")]
 Tags = Annotated[
     list[str] | None,
@@ -67,9 +68,19 @@ def parsed(arguments: type[a.A], **values: Any) -> a.A:
 
 
 def run(work: Callable[[Operations], Awaitable[R]]) -> R:
+    """One operation's result."""
+    return _with_operations(work)
+
+
+def follow(work: Callable[[Operations], Awaitable[None]]) -> None:
+    """Work that shows what it finds itself."""
+    _with_operations(work)
+
+
+def _with_operations(work: Callable[[Operations], Awaitable[T]]) -> T:
     chosen = settings()
 
-    async def whole() -> R:
+    async def whole() -> T:
         operations = Operations(chosen, client_name="cwm")
         try:
             return await work(operations)

@@ -7,6 +7,9 @@ import typer
 from cwm_mcp import arguments as a
 from cwm_mcp.commands import words
 from cwm_mcp.commands.frame import LOOKING, command
+from cwm_mcp.lineage import WindowTree, all_windows, tree_of
+from cwm_mcp.operations import Operations
+from cwm_mcp.parting import parting_of
 from cwm_mcp.shell import Json, Limit, Offset, WithTags, parsed, print_result, run
 
 app = typer.Typer()
@@ -79,6 +82,50 @@ def show(
     """
     args = parsed(a.StatusArguments, window_name=window_name, session_id=session, include_blocks=blocks)
     print_result(run(lambda cwm: cwm.status(args)), as_json)
+
+
+@command(app, LOOKING, examples=["cwm tree", "cwm tree project-kickoff", "cwm tree --json | jq '.roots[].name'"])
+def tree(
+    window_name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Only the tree in which this window stands.", autocompletion=words.windows, show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw which window was made from which.
+
+    Clones, and freezes of a session that a window was thawed into, hang under the window they go on from. Each shows
+    its tokens, its size, what of it other windows share and what is its own. A window whose parent was deleted is a
+    root that names it. Descendants beyond the twelfth generation stand side by side. Works without the engine.
+    """
+    if window_name is not None:
+        parsed(a.TokensArguments, window_name=window_name)
+
+    async def whole(cwm: Operations) -> WindowTree:
+        return tree_of(await all_windows(cwm), window_name)
+
+    print_result(run(whole), as_json)
+
+
+@command(app, LOOKING, examples=["cwm diff idea-a idea-b", "cwm diff idea-a idea-b --context 200 --json"])
+def diff(
+    window_a: Annotated[str, typer.Argument(help="One window.", autocompletion=words.windows)],
+    window_b: Annotated[str, typer.Argument(help="The other one.", autocompletion=words.windows)],
+    context: Annotated[
+        int, typer.Option(help="The most tokens shown before and behind the parting.", min=0, max=2000)
+    ] = 40,
+    as_json: Json = False,
+) -> None:
+    """Show where two windows part, in tokens and in text.
+
+    Counts the leading tokens that are exactly the same, what only one of them has, and the blocks that are stored once
+    for both; then shows the last common words and how each goes on. The text comes from vLLM: without it token ids are
+    shown. The counts need neither vLLM nor the engine.
+    """
+    one, other = (parsed(a.TokensArguments, window_name=name).window_name for name in (window_a, window_b))
+    print_result(run(lambda cwm: parting_of(cwm, one, other, context)), as_json)
 
 
 @command(app, LOOKING, examples=["cwm sessions --state active", "cwm sessions --limit 100 --json"])

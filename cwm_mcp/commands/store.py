@@ -6,19 +6,35 @@ import typer
 
 from cwm_mcp import arguments as a
 from cwm_mcp.commands.frame import STORE, command
-from cwm_mcp.shell import Json, parsed, print_result, run, with_bar
+from cwm_mcp.shell import Json, follow, parsed, print_result, run, with_bar
+from cwm_mcp.watch import watch_stats
 
 app = typer.Typer()
 
 
-@command(app, STORE, examples=["cwm stats", "cwm stats --json"])
-def stats(as_json: Json = False) -> None:
+@command(
+    app,
+    STORE,
+    examples=["cwm stats", "cwm stats --watch 5", "cwm stats --watch --json | jq .kv_store.total_bytes"],
+    exits={0: "done; with --watch: ended by Ctrl-C, SIGTERM or a reader that went away", 1: "an error"},
+)
+def stats(
+    seconds: Annotated[
+        float, typer.Argument(help="With --watch: how long to wait between two looks.", min=0.1, max=86_400)
+    ] = 2.0,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing them until Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
     """Show what is stored where, and the hit rates.
 
     Blocks and bytes in each tier, how much is stored once but used by several windows, and how often vLLM found what
-    it looked for, in its own prefix cache and in ours. What only a running engine knows is a dash without one.
+    it looked for, in its own prefix cache and in ours. What only a running engine knows is a dash without one. A watch
+    goes on when the engine goes away and comes back; with --json it prints one line for each look.
     """
-    print_result(run(lambda cwm: cwm.stats(a.NoArguments())), as_json)
+    if watch:
+        follow(lambda cwm: watch_stats(cwm, seconds, as_json))
+    else:
+        print_result(run(lambda cwm: cwm.stats(a.NoArguments())), as_json)
 
 
 @command(

@@ -1,0 +1,1 @@
+"""`cwm doctor`: what is wrong with an installation, and what to type next. Each module looks at one part of it."""

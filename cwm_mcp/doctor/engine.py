@@ -1,0 +1,92 @@
+"""The engine behind the socket: whether it answers, is of this version, and was started with what CWM needs."""
+
+import os
+import shlex
+import stat
+from pathlib import Path
+from typing import Final
+
+from cwm_connector import __version__
+from cwm_connector.protocol import Code, CWMError, Welcome
+from cwm_connector.settings import Settings
+from cwm_mcp import serve
+from cwm_mcp.client import EngineClient
+from cwm_mcp.doctor.report import Check
+
+_START: Final = "cwm serve MODEL"
+_ANCESTORS: Final = 4
+"""The engine's process is a child of the one that has the command line."""
+
+
+async def socket(settings: Settings) -> tuple[list[Check], Welcome | None]:
+    """The socket, the engine and the versions; what comes behind the first fault is left out."""
+    path = settings.socket_path
+    fault = _socket_fault(path)
+    if fault is not None:
+        return [fault], None
+    found = [Check(name="socket", status="ok", message=f"{path}, yours alone")]
+    client = EngineClient(path, "cwm doctor")
+    try:
+        welcome = await client.welcome()
+    except CWMError as problem:
+        other_version = problem.code not in (Code.ENGINE_UNREACHABLE, Code.ENGINE_TIMEOUT, Code.NOT_ALLOWED)
+        step = f"pip install --upgrade context-window-manager=={__version__}" if other_version else _START
+        return [*found, Check(name="engine", status="error", message=str(problem), next=step)], None
+    finally:
+        await client.aclose()
+    message = f"serves {welcome.model}, process {welcome.pid}, control protocol {welcome.version}"
+    return [*found, Check(name="engine", status="ok", message=message), _version(welcome)], welcome
+
+
+def _socket_fault(path: Path) -> Check | None:
+    try:
+        about = path.stat()
+    except OSError as problem:
+        message = f"nothing at {path} ({problem.strerror}): no engine runs with this CWM_HOME"
+        return Check(name="socket", status="error", message=message, next=_START)
+    quoted = shlex.quote(str(path))
+    if not stat.S_ISSOCK(about.st_mode):
+        message = f"{path} is no socket; something else took the engine's place"
+        return Check(name="socket", status="error", message=message, next=f"ls -l {quoted}")
+    if about.st_uid != os.getuid():
+        message = f"{path} is user {about.st_uid}'s; call as that user"
+        return Check(name="socket", status="error", message=message, next=f"sudo -u '#{about.st_uid}' cwm doctor")
+    if about.st_mode & 0o077:
+        message = f"{path} is open to other users"
+        return Check(name="socket", status="warning", message=message, next=f"chmod 600 {quoted}")
+    return None
+
+
+def _version(welcome: Welcome) -> Check:
+    if welcome.engine_version == __version__:
+        return Check(name="version", status="ok", message=f"{__version__} on both sides")
+    message = f"the engine has {welcome.engine_version}, this command {__version__}"
+    step = f"pip install context-window-manager=={welcome.engine_version}"
+    return Check(name="version", status="warning", message=message, next=step)
+
+
+def flags(welcome: Welcome, processes: Path = Path("/proc")) -> Check:
+    """What the running vLLM was started with, as far as this machine shows; its command line is never repeated."""
+    argv = _command_line(welcome.pid, processes)
+    if argv is None:
+        message = "the engine's command line can't be seen from here; 'cwm serve' sets what is needed"
+        return Check(name="flags", status="skipped", message=message)
+    missing = serve.lacking(argv)
+    if not missing:
+        return Check(name="flags", status="ok", message="vLLM has all that 'cwm serve' gives it")
+    message = f"vLLM was started without {', '.join(missing)}"
+    return Check(name="flags", status="warning", message=message, next=f"cwm serve {shlex.quote(welcome.model)}")
+
+
+def _command_line(pid: int, processes: Path) -> list[str] | None:
+    """That of the process or its nearest ancestor that names the connector; another namespace's pid names nothing."""
+    for _ in range(_ANCESTORS):
+        try:
+            argv = (processes / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            status = (processes / str(pid) / "status").read_text()
+        except OSError:
+            return None
+        if any(serve.CONNECTOR["kv_connector"] in word for word in argv):
+            return argv
+        pid = next((int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:")), 0)
+    return None

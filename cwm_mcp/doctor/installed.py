@@ -1,0 +1,59 @@
+"""The installed packages against what this version of ours asks for. Nothing is imported to find out."""
+
+import importlib.metadata
+import re
+import sys
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from cwm_connector.protocol import CWMError
+from cwm_mcp.doctor.report import Check
+from cwm_mcp.serve import Build, installed_build
+
+_OURS: Final = "context-window-manager"
+_LEAST_PYTHON: Final = (3, 11)
+_EXTRAS: Final = {Build.CPU: "cpu", Build.CUDA: "cuda"}
+_PIN: Final = re.compile(r"""([A-Za-z0-9._-]+)==([^\s;]+)\s*;\s*extra\s*==\s*["'](\w+)["']""")
+VersionOf = Callable[[str], str]
+
+
+def checks(version_of: VersionOf = importlib.metadata.version, requires: Iterable[str] | None = None) -> list[Check]:
+    """Python, and then the engine's libraries, whose versions belong together."""
+    found = [_python()]
+    try:
+        build = installed_build(version_of)
+    except CWMError:
+        message = "vLLM is not installed here; only the environment that runs the engine needs it"
+        return [*found, Check(name="vllm", status="warning", message=message, next=_install("cpu"))]
+    extra = _EXTRAS[build]
+    wanted = list(requires if requires is not None else importlib.metadata.requires(_OURS) or ())
+    pins = {match[1]: match[2] for line in wanted if (match := _PIN.match(line)) and match[3] == extra}
+    return [*found, *(_package(name, pins[name], extra, version_of) for name in sorted(pins))]
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < _LEAST_PYTHON:
+        return Check(name="python", status="error", message=f"{version} is too old", next="python3.11 -m venv .venv")
+    return Check(name="python", status="ok", message=version)
+
+
+def _package(name: str, wanted: str, extra: str, version_of: VersionOf) -> Check:
+    try:
+        found = version_of(name)
+    except importlib.metadata.PackageNotFoundError:
+        # vLLM's own CPU wheels carry the plain name.
+        if name == Build.CPU.value:
+            return _package(Build.CUDA.value, wanted, extra, version_of)
+        return Check(name=name, status="error", message=f"not installed, {wanted} is needed", next=_install(extra))
+    plain = found.partition("+")[0]
+    if plain == wanted:
+        return Check(name=name, status="ok", message=found)
+    # Windows are bound to vLLM's minor version, and the connector was written against one; a patch seldom hurts.
+    patch = name.startswith("vllm") and plain.split(".")[:2] == wanted.split(".")[:2]
+    message = f"{found} is installed, tried with {wanted}" if patch else f"{found} is installed, {wanted} is needed"
+    return Check(name=name, status="warning" if patch else "error", message=message, next=_install(extra))
+
+
+def _install(extra: str) -> str:
+    return f"pip install '{_OURS}[{extra}]'"

@@ -1,0 +1,113 @@
+"""The lineage of windows as a tree: which one was made from which."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from pydantic import BaseModel
+
+from cwm_connector.protocol import Code, CWMError
+from cwm_mcp import arguments as a
+from cwm_mcp.models import WindowItem
+from cwm_mcp.operations import Operations
+
+MAX_NESTING: Final = 12
+"""Deeper descendants stand beside their ancestor of this depth: neither a terminal nor a JSON reader goes on forever,
+and a conversation that is frozen every hour is one long chain. `parent_window` tells the truth anyway."""
+_PAGE: Final = 100
+_ATTEMPTS: Final = 3
+
+
+class TreeNode(BaseModel):
+    """A window. `shared_bytes` are held by other windows too; `unique_bytes` by it alone."""
+
+    name: str
+    token_count: int | None
+    size_bytes: int | None
+    shared_bytes: int | None
+    unique_bytes: int | None
+    storage_tier: str | None
+    state: str
+    tags: list[str]
+    created_at: str | None
+    parent_window: str | None
+    parent_lost: bool
+    """The parent was deleted, or a younger window has its name."""
+    children: "list[TreeNode]"
+
+
+class WindowTree(BaseModel):
+    roots: list[TreeNode]
+    total: int
+    selected: str | None = None
+    """The window whose tree was asked for."""
+
+
+async def all_windows(operations: Operations) -> list[WindowItem]:
+    """Every window, oldest first, each once. A list that changes while it is read is read again."""
+    found: dict[str, WindowItem] = {}
+    for _ in range(_ATTEMPTS):
+        found, totals, offset, more = {}, set(), 0, True
+        while more:
+            page = await operations.list_windows(
+                a.ListArguments(sort_by="created_at", sort_order="asc", limit=_PAGE, offset=offset)
+            )
+            found.update((window.name, window) for window in page.windows)
+            totals.add(page.total)
+            offset, more = offset + len(page.windows), page.has_more and bool(page.windows)
+        if len(totals) == 1:
+            break
+    return list(found.values())
+
+
+def tree_of(windows: Sequence[WindowItem], selected: str | None = None) -> WindowTree:
+    """The windows, given oldest first, under their parents; with `selected` only the tree in which it stands.
+
+    A parent is always older than its children. A younger window of its name is another one: the parent was deleted
+    and its name given anew, perhaps to a descendant, which would close a circle.
+    Raises: CWM-2002 if `selected` is none of them.
+    """
+    nodes: dict[str, TreeNode] = {}
+    depths: dict[str, int] = {}
+    tops: dict[str, str] = {}
+    hosts: dict[str, str] = {}
+    """Where a node's children are put: under itself, or from MAX_NESTING on under the same node as itself."""
+    roots: list[TreeNode] = []
+    for window in windows:
+        parent = window.parent_window if window.parent_window in nodes else None
+        node = _node(window, lost=parent is None and window.parent_window is not None)
+        nodes[node.name] = node
+        if parent is None:
+            depths[node.name], tops[node.name], hosts[node.name] = 0, node.name, node.name
+            roots.append(node)
+            continue
+        host = hosts[parent]
+        depths[node.name], tops[node.name] = depths[host] + 1, tops[parent]
+        hosts[node.name] = node.name if depths[node.name] < MAX_NESTING else host
+        nodes[host].children.append(node)
+    if selected is None:
+        return WindowTree(roots=roots, total=len(nodes))
+    if selected not in nodes:
+        raise CWMError(
+            Code.WINDOW_NOT_FOUND, f"no window named {selected!r}; 'cwm ls' shows what there is", window_name=selected
+        )
+    top = tops[selected]
+    return WindowTree(roots=[nodes[top]], total=sum(1 for name in tops.values() if name == top), selected=selected)
+
+
+def _node(window: WindowItem, *, lost: bool) -> TreeNode:
+    shared = None
+    if window.size_bytes is not None and window.unique_bytes is not None:
+        shared = window.size_bytes - window.unique_bytes
+    return TreeNode(
+        **window.model_dump(exclude={"description", "model", "session_id"}),
+        shared_bytes=shared,
+        parent_lost=lost,
+        children=[],
+    )
+
+
+def walk(roots: Iterable[TreeNode]) -> Iterable[TreeNode]:
+    """Every node, parents first."""
+    for node in roots:
+        yield node
+        yield from walk(node.children)

@@ -1,0 +1,52 @@
+"""The help of `cwm`: every command explains itself, whoever wrote it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cwm_connector import __version__
+from cwm_mcp.cli import app
+
+_ANSWERS_NOTHING = {"serve", "completion", "ui"}
+"""They run something, or print what only a shell reads."""
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    group: Any = typer.main.get_command(app)
+    yield from sorted(group.commands.items())
+
+
+@pytest.mark.parametrize(("name", "command"), commands())
+def test_every_command_describes_itself_and_all_its_parameters(name: str, command: Any) -> None:
+    summary, _, explained = command.help.partition("\n\n")
+    assert 10 < len(summary) < 90, "one line that sums up"
+    assert len(explained) > 80, "a paragraph on what really happens"
+    for parameter in command.params:
+        assert parameter.help, f"{name}: {parameter.name} has no help"
+
+
+@pytest.mark.parametrize(("name", "command"), commands())
+def test_every_command_has_an_example_and_those_that_answer_have_json(name: str, command: Any) -> None:
+    assert f"  cwm {name} " in f"{command.epilog} " or f"  cwm {name}\n" in f"{command.epilog}\n"
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert ("--json" in options) is (name not in _ANSWERS_NOTHING)
+
+
+def test_commands_stand_in_panels_and_the_end_tells_variables_and_exit_codes() -> None:
+    shown = CliRunner().invoke(app, ["--help"]).stdout
+    panels = ["Windows", "Looking", "Store", "Engine", "Set-up"]
+    places = [shown.index(f"─ {panel} ─") for panel in panels]
+    assert places == sorted(places)
+    assert "─ Commands ─" not in shown, "a command without a panel"
+    assert shown.index("CWM_VLLM_URL") < shown.index("Exit codes")
+
+
+def test_text_in_brackets_is_shown_and_not_taken_for_markup() -> None:
+    assert "'.windows[].name'" in CliRunner().invoke(app, ["rm", "--help"]).stdout
+
+
+def test_the_version_is_told() -> None:
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"cwm {__version__}\n"
