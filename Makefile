@@ -53,8 +53,8 @@ test: setup model check ## Style, types and every test that can run here
 torture: setup model ## Kill -9 and power cuts, 1,000 loops over stores and 20 over a real vLLM (an hour at most)
 	@$(PY) -m tests.torture --loops 1080 --engine-loops 20 --minutes 60
 
-bench: setup model ## Measure on this machine: time to first token, copies, tiers, Redis, catalog (20 minutes)
-	@for part in ttft paging tiers redis catalog; do $(PY) -m benchmarks.$$part || exit 1; done
+bench: setup model ## Measure on this machine: time to first token, copies, tiers, Redis, catalog, lists (25 minutes)
+	@for part in ttft paging tiers redis catalog facade; do $(PY) -m benchmarks.$$part || exit 1; done
 
 lock: ## Resolve both locks anew (wants uv)
 	@tools/lock.sh

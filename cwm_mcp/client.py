@@ -152,6 +152,7 @@ class _Connection:
     async def aclose(self) -> None:
         self._listening.cancel()
         await asyncio.wait({self._listening})
+        self._writer.close()  # a task that was cancelled before it began has not done so
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 

@@ -18,7 +18,7 @@ from cwm_connector import protocol
 from cwm_connector.protocol import CWMError
 from cwm_connector.settings import Settings
 from cwm_mcp import arguments as a
-from cwm_mcp import render
+from cwm_mcp import drawing, render  # noqa: F401 - drawing teaches render of what it draws
 from cwm_mcp.client import OnProgress
 from cwm_mcp.commands import words
 from cwm_mcp.models import as_content
