@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.settings import Settings
+from cwm_mcp.settings import without_secrets
 from cwm_mcp.vllm_http import Refused, post
 
 DEFAULT_MAX_TOKENS: Final = 512
@@ -148,5 +149,6 @@ def _already_said(recorded: Sequence[int], turn: Sequence[int]) -> int:
 
 def _not_vllm(settings: Settings) -> CWMError:
     return CWMError(
-        Code.ENGINE_UNREACHABLE, f"what answers at {settings.vllm_url} does not speak vLLM's API; set CWM_VLLM_URL"
+        Code.ENGINE_UNREACHABLE,
+        f"what answers at {without_secrets(settings.vllm_url)} does not speak vLLM's API; set CWM_VLLM_URL",
     )

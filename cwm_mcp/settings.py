@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.settings import Settings, load_settings
@@ -27,3 +28,10 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+def without_secrets(url: str) -> str:
+    """A URL's scheme, host and path: user, password, query and fragment may all be secret."""
+    parts = urlsplit(url)
+    hidden = "***@" if "@" in parts.netloc else ""
+    return f"{parts.scheme}://{hidden}{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -12,6 +12,7 @@ from typing import Any, Final
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.settings import Settings
 from cwm_mcp.models import Component, VllmCache
+from cwm_mcp.settings import without_secrets
 
 _TIMEOUT_S: Final = 3.0
 _SHOWN: Final = 300
@@ -65,11 +66,11 @@ async def post(
     """
     import httpx
 
-    url = settings.vllm_url
+    url = without_secrets(settings.vllm_url)
     timeout = httpx.Timeout(timeout_s, connect=_TIMEOUT_S)
     try:
         async with httpx.AsyncClient(timeout=timeout, headers=_authorization(settings)) as client:
-            response = await client.post(f"{url}{path}", json=body, headers=headers)
+            response = await client.post(f"{settings.vllm_url}{path}", json=body, headers=headers)
     except httpx.ReadTimeout:
         raise CWMError(
             Code.ENGINE_TIMEOUT, f"vLLM at {url} gave no answer to {path} within {timeout_s:g} s; try again later"
@@ -110,19 +111,20 @@ def _reason(text: str) -> str:
 
 
 async def vllm_health(settings: Settings) -> Component:
+    shown = without_secrets(settings.vllm_url)
     try:
         answer = await _get(settings, "/health")
     except _Unreachable as reason:
         return Component(
             name="vllm",
             status="unhealthy",
-            message=f"no answer from {settings.vllm_url} ({reason}); start vLLM with 'cwm serve' or set CWM_VLLM_URL",
+            message=f"no answer from {shown} ({reason}); start vLLM with 'cwm serve' or set CWM_VLLM_URL",
             latency_ms=None,
         )
     if answer.status != 200:
-        message = f"{settings.vllm_url}/health answers HTTP {answer.status}; see vLLM's own log"
+        message = f"{shown}/health answers HTTP {answer.status}; see vLLM's own log"
         return Component(name="vllm", status="unhealthy", message=message, latency_ms=answer.latency_ms)
-    message = f"serving at {settings.vllm_url}"
+    message = f"serving at {shown}"
     return Component(name="vllm", status="healthy", message=message, latency_ms=answer.latency_ms)
 
 

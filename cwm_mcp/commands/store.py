@@ -1,6 +1,6 @@
 """Commands about the stored blocks: how many there are, whether they are good, and what nobody needs."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -10,6 +10,7 @@ from cwm_mcp.shell import Json, follow, parsed, print_result, run, with_bar
 from cwm_mcp.watch import watch_stats
 
 app = typer.Typer()
+_WATCH_S: Final = 2.0
 
 
 @command(
@@ -20,8 +21,9 @@ app = typer.Typer()
 )
 def stats(
     seconds: Annotated[
-        float, typer.Argument(help="With --watch: how long to wait between two looks.", min=0.1, max=86_400)
-    ] = 2.0,
+        float | None,
+        typer.Argument(help="With --watch: how long to wait between two looks; 2 if not given.", min=0.1, max=86_400),
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing them until Ctrl-C.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -32,7 +34,9 @@ def stats(
     goes on when the engine goes away and comes back; with --json it prints one line for each look.
     """
     if watch:
-        follow(lambda cwm: watch_stats(cwm, seconds, as_json))
+        follow(lambda cwm: watch_stats(cwm, seconds or _WATCH_S, as_json))
+    elif seconds is not None:
+        raise typer.BadParameter("seconds say how often to look again; give --watch with them")
     else:
         print_result(run(lambda cwm: cwm.stats(a.NoArguments())), as_json)
 

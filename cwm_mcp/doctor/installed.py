@@ -26,7 +26,11 @@ def checks(version_of: VersionOf = importlib.metadata.version, requires: Iterabl
         message = "vLLM is not installed here; only the environment that runs the engine needs it"
         return [*found, Check(name="vllm", status="warning", message=message, next=_install("cpu"))]
     extra = _EXTRAS[build]
-    wanted = list(requires if requires is not None else importlib.metadata.requires(_OURS) or ())
+    try:
+        wanted = list(requires if requires is not None else importlib.metadata.requires(_OURS) or ())
+    except importlib.metadata.PackageNotFoundError:
+        message = "runs from its source, not installed: the versions that it needs are not known"
+        return [*found, Check(name=_OURS, status="warning", message=message, next=_install(extra))]
     pins = {match[1]: match[2] for line in wanted if (match := _PIN.match(line)) and match[3] == extra}
     return [*found, *(_package(name, pins[name], extra, version_of) for name in sorted(pins))]
 

@@ -1,7 +1,6 @@
 """What a check found. Nothing secret may get into one: not a key, a token, a password or a whole command line."""
 
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
@@ -26,10 +25,3 @@ class Diagnosis(BaseModel):
 def diagnosis(checks: list[Check]) -> Diagnosis:
     found = {check.status for check in checks}
     return Diagnosis(status="error" if "error" in found else "warning" if "warning" in found else "ok", checks=checks)
-
-
-def without_secrets(url: str) -> str:
-    """A URL's scheme, host and path: user, password, query and fragment may all be secret."""
-    parts = urlsplit(url)
-    hidden = "***@" if "@" in parts.netloc else ""
-    return f"{parts.scheme}://{hidden}{parts.netloc.rpartition('@')[2]}{parts.path}"

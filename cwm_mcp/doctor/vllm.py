@@ -4,7 +4,8 @@ from typing import Any, Final
 
 from cwm_connector.protocol import Welcome
 from cwm_connector.settings import Settings
-from cwm_mcp.doctor.report import Check, without_secrets
+from cwm_mcp.doctor.report import Check
+from cwm_mcp.settings import without_secrets
 
 _TIMEOUT_S: Final = 3.0
 _START: Final = "cwm serve MODEL"

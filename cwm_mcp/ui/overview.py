@@ -11,6 +11,7 @@ from cwm_connector.protocol import Code, CWMError
 from cwm_connector.settings import Settings
 from cwm_mcp import arguments as a
 from cwm_mcp import models as m
+from cwm_mcp.lineage import all_windows
 from cwm_mcp.operations import Operations
 from cwm_mcp.ui.models import Overview, Saved, TreeWindow
 from cwm_mcp.ui.saved import saved
@@ -81,21 +82,10 @@ class OverviewReader:
         async with self._listing:
             begun = time.monotonic()
             if begun >= self._kept_until:
-                self._windows = in_tree(await self._read_windows())
+                self._windows = in_tree(await all_windows(self._operations))
                 now = time.monotonic()
                 self._kept_until = now + _REST * (now - begun)
             return self._windows
-
-    async def _read_windows(self) -> list[m.WindowItem]:
-        """Oldest first."""
-        found: list[m.WindowItem] = []
-        more = True
-        while more:
-            args = a.ListArguments(sort_order="asc", limit=_PAGE, offset=len(found))
-            page = await self._operations.list_windows(args)
-            found += page.windows
-            more = page.has_more and bool(page.windows)
-        return found
 
     async def _all_sessions(self) -> list[m.SessionItem]:
         """Last active first; one that speaks between two pages is told once."""

@@ -55,6 +55,14 @@ def test_a_file_cut_at_any_boundary_or_anywhere_else_is_refused() -> None:
         refused(CONTENT[:length])
 
 
+def test_a_bad_header_or_length_is_refused_before_a_chunk_is_read() -> None:
+    flipped = bytearray(CONTENT)
+    flipped[PREFIX_BYTES + 40] ^= 1
+    for content in (bytes(flipped), CONTENT[:-1], CONTENT[: HEADER_END + PART], CONTENT + b"\0"):
+        with pytest.raises(CWMError, match="CWM-4004"):
+            ArchiveReader(io.BytesIO(content), len(content))
+
+
 def test_a_file_that_shrinks_while_it_is_read_is_refused() -> None:
     for length in (PREFIX_BYTES + 3, HEADER_END + 5, HEADER_END + PART, len(CONTENT) - TRAILER_BYTES, len(CONTENT) - 1):
         with pytest.raises(CWMError, match="CWM-4004"):

@@ -146,8 +146,10 @@ async def test_an_imported_window_outlives_a_restart_and_its_source(
 
 
 async def test_only_what_is_missing_is_stored(here: Miniature, there: Miniature, file: Path) -> None:
+    before = [path.stat().st_ino for path in chunk_files(here.settings.home)]
     again = await here.call(Op.IMPORT, path=str(file), window_name="again")
     assert (again["new_bytes"], again["shared_chunks"]) == (0, 3)
+    assert [path.stat().st_ino for path in chunk_files(here.settings.home)] == before
     await frozen(there, "common", [*TEXT[:64], *text(5, chunks=1)])
     imported = await there.call(Op.IMPORT, path=str(file))
     assert (imported["new_bytes"], imported["shared_chunks"]) == (CHUNK_BYTES, 2)
@@ -420,6 +422,14 @@ async def test_no_flipped_bit_makes_a_window(there: Miniature, file: Path) -> No
     assert await names(there) == [] and chunk_files(there.settings.home) == []
 
 
+@pytest.mark.parametrize("at", [-1, -33])
+async def test_the_digest_at_the_end_decides(there: Miniature, file: Path, at: int) -> None:
+    content = bytearray(content_of(file))
+    content[at] ^= 1
+    put(file, bytes(content))
+    await refused(there, Code.CORRUPT, file)
+
+
 async def forged(
     engine: Miniature, file: Path, change: Callable[[dict[str, Any], bytes], tuple[Any, bytes]]
 ) -> CWMError:
@@ -680,6 +690,14 @@ async def test_a_killed_export_leaves_at_most_a_name_that_says_so(tmp_path: Path
     killed(Op.EXPORT, tmp_path / "home", target, "2")
     (left,) = target.parent.iterdir()
     assert left.name.startswith(".w.cwm.") and left.name.endswith(archive_files.PARTIAL)
+
+
+async def test_an_import_waits_for_its_turn(there: Miniature, file: Path) -> None:
+    async with there.engine.turn:
+        importing = asyncio.create_task(there.call(Op.IMPORT, path=str(file)))
+        await asyncio.sleep(0.3)
+        assert not importing.done() and chunk_files(there.settings.home) == []
+    assert (await importing)["new_bytes"] == 3 * CHUNK_BYTES
 
 
 async def test_imports_freezes_and_deletes_at_once_leave_every_window_whole(there: Miniature, file: Path) -> None:

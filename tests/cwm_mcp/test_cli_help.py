@@ -19,7 +19,7 @@ def commands() -> Iterator[tuple[str, Any]]:
     yield from sorted(group.commands.items())
 
 
-@pytest.mark.parametrize(("name", "command"), commands())
+@pytest.mark.parametrize(("name", "command"), list(commands()))
 def test_every_command_describes_itself_and_all_its_parameters(name: str, command: Any) -> None:
     summary, _, explained = command.help.partition("\n\n")
     assert 10 < len(summary) < 90, "one line that sums up"
@@ -28,7 +28,7 @@ def test_every_command_describes_itself_and_all_its_parameters(name: str, comman
         assert parameter.help, f"{name}: {parameter.name} has no help"
 
 
-@pytest.mark.parametrize(("name", "command"), commands())
+@pytest.mark.parametrize(("name", "command"), list(commands()))
 def test_every_command_has_an_example_and_those_that_answer_have_json(name: str, command: Any) -> None:
     assert f"  cwm {name} " in f"{command.epilog} " or f"  cwm {name}\n" in f"{command.epilog}\n"
     options = {option for parameter in command.params for option in parameter.opts}

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from cwm_mcp.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +28,11 @@ def test_it_tells_again_and_again_until_it_is_asked_to_end(filled: Path, ending:
         assert process.wait(20) == 0
         assert "Traceback" not in process.stderr.read()
     assert [each["kv_store"]["total_blocks"] for each in told] == [5, 5, 5]
+
+
+def test_a_time_without_a_watch_is_refused(filled: Path) -> None:
+    ran = CliRunner().invoke(app, ["stats", "5"])
+    assert ran.exit_code == 2 and "--watch" in ran.output
 
 
 def test_it_ends_in_silence_when_nobody_reads_any_more(filled: Path) -> None:

@@ -64,6 +64,24 @@ def test_a_folder_that_others_can_read_is_warned_of_with_the_command_that_closes
     assert checks()["home"]["status"] == "ok"
 
 
+def test_a_socket_open_to_others_is_warned_of_and_the_engine_asked_all_the_same(
+    filled: Path, settings: Settings, engine: CannedEngine
+) -> None:
+    settings.socket_path.chmod(0o666)
+    found = checks()
+    assert (found["socket"]["status"], found["socket"]["next"]) == ("warning", f"chmod 600 {settings.socket_path}")
+    assert found["engine"]["status"] == "ok"
+
+
+@pytest.mark.parametrize("words", [["doctor"], ["diff", "stem", "branch"], ["health"], ["stats"]])
+def test_what_a_url_holds_beside_the_address_is_repeated_nowhere(
+    filled: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setenv("CWM_VLLM_URL", "http://anna:hush-hush@127.0.0.1:9/v?token=hush")
+    for form in ([], ["--json"]):
+        assert "hush" not in cwm(*words, *form).output
+
+
 def test_a_setting_that_can_t_work_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CWM_DISK_CACHE_GB", "-1")
     ran = cwm("doctor", "--json")
