@@ -37,17 +37,29 @@ def test_a_session_s_state_is_the_last_that_happened_to_it(
     assert _state(session, row) == state
 
 
+def in_a_long_step(engine: Miniature) -> threading.Event:
+    """The engine thread is in it when this returns, and until the event is set."""
+    begun, over = threading.Event(), threading.Event()
+
+    def step() -> None:
+        begun.set()
+        over.wait(30)
+
+    engine._do(step)
+    assert begun.wait(10)
+    return over
+
+
 async def test_while_the_engine_takes_a_step_the_list_tells_what_it_told_last(tmp_path: Path) -> None:
     engine = Miniature(tmp_path / "home")
     await engine.serve(range(40), "alice")
     (known,) = (await engine.call(Op.SESSIONS))["sessions"]
     await engine.serve(range(50), "bob")
-    first, second = threading.Event(), threading.Event()
-    engine._do(lambda: first.wait(30))
+    first = in_a_long_step(engine)
     assert (await engine.call(Op.SESSIONS))["sessions"] == [{**known, "cached_tokens": None}]
     first.set()
     await engine.engine.ask(lambda side: None)  # by now the list's own question is answered as well
-    engine._do(lambda: second.wait(30))
+    second = in_a_long_step(engine)
     later = (await engine.call(Op.SESSIONS))["sessions"]
     second.set()
     engine.close()

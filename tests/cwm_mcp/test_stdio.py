@@ -28,7 +28,7 @@ async def test_it_answers_without_an_engine_and_without_loading_one(filled: Path
             thaw = await client.call_tool("window_thaw", {"window_name": "stem"})
         log.seek(0)
         loaded = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in log if line.startswith("import time:")}
-    assert len(tools) == 11
+    assert len(tools) == 12
     assert windows.structured_content is not None
     assert windows.structured_content["total"] == 3
     assert thaw.is_error
