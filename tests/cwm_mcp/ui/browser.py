@@ -5,10 +5,11 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -131,7 +132,9 @@ def new_page(profile: Path) -> Iterator[Page]:
         # The sandbox does not work as root, nor in most containers; the only page that is opened is ours.
         *("--no-sandbox", "--hide-scrollbars", "about:blank"),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # A session of its own: Debian's name is a shell script, and the browser has processes that outlive it.
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
     try:
         with connect(_endpoint(profile, process), max_size=None, open_timeout=_PATIENCE_S) as socket:
             page = Page(socket)
@@ -141,7 +144,8 @@ def new_page(profile: Path) -> Iterator[Page]:
                 page.call(f"{domain}.enable")
             yield page
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=_PATIENCE_S)
 
 
