@@ -10,17 +10,17 @@ import hashlib
 import os
 import random
 import sqlite3
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks.timing import show_times
 from cwm_connector.catalog.base import (
     Binding,
     ChunkRow,
@@ -194,19 +194,6 @@ def measured(calls: Iterable[tuple[str, Callable[[], object]]], rounds: int) -> 
     return times
 
 
-def show(console: Console, title: str, times: dict[str, list[float]]) -> None:
-    table = Table(title=title, title_justify="left")
-    table.add_column("operation")
-    for column in ("n", "median ms", "p25–p75", "p99", "max"):
-        table.add_column(column, justify="right")
-    for what, values in times.items():
-        cuts = statistics.quantiles(values, n=100, method="inclusive")
-        spread = f"{cuts[24]:.2f}–{cuts[74]:.2f}"
-        row = (f"{statistics.median(values):.2f}", spread, f"{cuts[98]:.2f}", f"{max(values):.2f}")
-        table.add_row(what, str(len(values)), *row)
-    console.print(table)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=10_000)
@@ -214,6 +201,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the catalog is made; it is removed afterwards")
     options = parser.parse_args()
     console = Console()
+    show = partial(show_times, console, called="operation", digits=2)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder) / "catalog.sqlite"
         with closing(SqliteCatalog.open(path)) as catalog:
@@ -226,14 +214,14 @@ def main() -> None:
                 f"filled in {time.perf_counter() - begun:.0f} s"
             )
             choose = random.Random(2)
-            show(console, "reading", measured(reads(catalog, options.windows, choose), options.rounds))
-            show(console, "walking over everything", measured(walks(catalog), options.rounds // 10))
-            show(console, "writing, each durable when it returns", writes(catalog, options.rounds, options.windows))
-            show(console, "the disk", {"fsync of 8 KiB": fsync_times(Path(folder), options.rounds)})
+            show("reading", measured(reads(catalog, options.windows, choose), options.rounds))
+            show("walking over everything", measured(walks(catalog), options.rounds // 10))
+            show("writing, each durable when it returns", writes(catalog, options.rounds, options.windows))
+            show("the disk", {"fsync of 8 KiB": fsync_times(Path(folder), options.rounds)})
             begun = time.perf_counter()
             catalog.check_integrity()
             console.print(f"check_integrity: {time.perf_counter() - begun:.1f} s, nothing wrong")
-        show(console, "opening, the operating system's cache warm", measured(openings(path), options.rounds // 10))
+        show("opening, the operating system's cache warm", measured(openings(path), options.rounds // 10))
         console.print(f"load {os.getloadavg()[0]:.1f} at the end")
 
 

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks.timing import show_times
 from cwm_connector.protocol import FreezeArgs, ListArgs, Op, SessionsArgs
 from cwm_mcp.client import EngineClient
 from tests.support.engine import ROOT, Engine, EngineOptions, model_folder
@@ -109,19 +108,6 @@ def starts(home: Path, rounds: int) -> tuple[list[float], float]:
     return times, resident
 
 
-def show(console: Console, title: str, times: dict[str, Sequence[float]]) -> None:
-    table = Table(title=title, title_justify="left")
-    table.add_column("call")
-    for column in ("n", "median ms", "p25–p75", "p99", "max"):
-        table.add_column(column, justify="right")
-    for what, values in times.items():
-        cuts = statistics.quantiles(values, n=100, method="inclusive")
-        spread = f"{cuts[24]:.1f}–{cuts[74]:.1f}"
-        row = (f"{statistics.median(values):.1f}", spread, f"{cuts[98]:.1f}", f"{max(values):.1f}")
-        table.add_row(what, str(len(values)), *row)
-    console.print(table)
-
-
 async def lists(engine: Engine, client: EngineClient, rounds: int) -> dict[str, Sequence[float]]:
     async with mcp_client(engine) as cwm:
         asks: dict[str, Ask] = {
@@ -147,12 +133,12 @@ async def run(console: Console, engine: Engine, options: argparse.Namespace) -> 
         (await client.call(Op.SESSIONS, SessionsArgs(limit=1)))["total"],
     )
     console.print(f"{filled[0]} windows, {filled[1]} sessions, made in {time.monotonic() - began:.0f} s")
-    show(console, "the engine idle", await lists(engine, client, options.rounds))
+    show_times(console, "the engine idle", await lists(engine, client, options.rounds))
     async with saturated(engine):
         began, before = time.monotonic(), await computed(engine)
         times = await lists(engine, client, options.rounds)
         rate = (await computed(engine) - before) / (time.monotonic() - began)
-    show(console, f"the engine saturated: {BUSY_STREAMS} streams, {rate:.0f} tokens a second", times)
+    show_times(console, f"the engine saturated: {BUSY_STREAMS} streams, {rate:.0f} tokens a second", times)
     await client.aclose()
 
 
@@ -169,7 +155,7 @@ def main() -> None:
         home = engine.home
         engine.kill_hard()
         times, resident = starts(home, 20)
-    show(console, "the MCP process", {"start to the answer to initialize": times})
+    show_times(console, "the MCP process", {"start to the answer to initialize": times})
     console.print(f"{resident:.0f} MiB resident; load {os.getloadavg()[0]:.1f} at the end")
 
 

@@ -1,10 +1,11 @@
 """What the control thread's operations work with: the engine's facts, its catalog, and how to wait for its workers."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 from cwm_connector.board import JobBoard, JobResult
 from cwm_connector.catalog.base import Catalog, ChunkRow
@@ -21,6 +22,8 @@ from cwm_connector.terms import ChunkKey, TierName
 from cwm_connector.tiers.base import ChunkStore
 from cwm_connector.tiers.chunk import sealed_bytes
 from cwm_connector.visibility import Visibility
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -149,3 +152,15 @@ async def to_the_end(work: Awaitable[T]) -> T:
             if task.cancelled():
                 raise
     return task.result()
+
+
+async def again_and_again(step: Callable[[], Awaitable[None]], every_s: float, what: str) -> NoReturn:
+    """Until it is cancelled. What goes wrong with `what` is logged and tried again."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await step()
+        except CWMError as problem:
+            logger.warning("%s: %s", what, problem)
+        except Exception:
+            logger.exception("%s failed; it is tried again", what)

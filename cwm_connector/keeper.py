@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from cwm_connector.catalog.base import ChunkRow
-from cwm_connector.engine import Engine, claimed
+from cwm_connector.engine import Engine, again_and_again, claimed
 from cwm_connector.protocol import Code, CWMError
 from cwm_connector.sessions import now_micros
 from cwm_connector.terms import ChunkKey, Micros, TierName
@@ -133,14 +133,7 @@ class Keeper:
 
     async def run(self) -> None:
         """Until it is cancelled. What goes wrong is logged and tried again."""
-        while True:
-            await asyncio.sleep(TICK_S)
-            try:
-                await self.tick()
-            except CWMError as problem:
-                logger.warning("placement: %s", problem)
-            except Exception:
-                logger.exception("placement failed; it is tried again")
+        await again_and_again(self.tick, TICK_S, "placement")
 
     async def tick(self) -> None:
         """Heeds what loads have shown, replaces lost copies, and now and then looks at limits and ages."""

@@ -21,7 +21,7 @@ from cwm_connector.auto.mark import TAG, Mark, Reason, mark_of
 from cwm_connector.auto.retention import Retention
 from cwm_connector.catalog.base import Catalog, WindowRow
 from cwm_connector.catalog.views import iso
-from cwm_connector.engine import Engine, to_the_end
+from cwm_connector.engine import Engine, again_and_again, to_the_end
 from cwm_connector.freeze import Freezer
 from cwm_connector.protocol import Code, CWMError, FreezeArgs, PolicyArgs
 from cwm_connector.removal import Remover
@@ -112,14 +112,7 @@ class AutoFreezer:
 
     async def run(self) -> None:
         """Until it is cancelled. What goes wrong is logged and tried again."""
-        while True:
-            await asyncio.sleep(TICK_S)
-            try:
-                await self.tick()
-            except CWMError as problem:
-                logger.warning("auto-freeze: %s", problem)
-            except Exception:
-                logger.exception("auto-freeze failed; it is tried again")
+        await again_and_again(self.tick, TICK_S, "auto-freeze")
 
     async def tick(self) -> None:
         """Freezes what is due."""

@@ -27,14 +27,13 @@ class Retention:
     async def next_generation(self, session_id: str) -> int:
         return max((mark.generation for _, mark in await self._automatic(session_id)), default=0) + 1
 
-    async def prune(self, session_id: str, keep_last: int) -> list[str]:
-        """Deletes all but the newest `keep_last` of each kind (0: none); returns their names.
+    async def prune(self, session_id: str, keep_last: int) -> None:
+        """Deletes all but the newest `keep_last` of each kind (0: none).
 
         Only windows that nobody touched: one that was thawed, renamed by a clone or described anew is somebody's.
         """
         if not keep_last:
-            return []
-        deleted = []
+            return
         for name in _beyond(await self._automatic(session_id), keep_last):
             try:
                 await self._remover.delete(DeleteArgs(name))
@@ -42,9 +41,7 @@ class Retention:
                 if problem.code is not Code.WINDOW_NOT_FOUND:
                     logger.warning("window %s had its time and stays for now: %s", name, problem)
                 continue
-            deleted.append(name)
             logger.info("window %s had its time: %d newer ones of session %s are kept", name, keep_last, session_id)
-        return deleted
 
     async def _automatic(self, session_id: str) -> list[tuple[WindowRow, Mark]]:
         """Newest first."""

@@ -16,7 +16,7 @@ from tests.cwm_mcp.canned import canned_engine
 
 EXPORTED = {
     "window_name": "w",
-    "path": "/tmp/w.cwm",
+    "path": "/somewhere/w.cwm",
     "bytes": 3 << 20,
     "chunks": 3,
     "token_count": 700,

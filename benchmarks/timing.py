@@ -1,0 +1,23 @@
+"""Times of calls as a table: how many, the median, the spread and the worst."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show_times(
+    console: Console, title: str, times: Mapping[str, Sequence[float]], *, called: str = "call", digits: int = 1
+) -> None:
+    """`times`: milliseconds of each call; `called` heads the column of what was called."""
+    table = Table(title=title, title_justify="left")
+    table.add_column(called)
+    for column in ("n", "median ms", "p25–p75", "p99", "max"):
+        table.add_column(column, justify="right")
+    for what, values in times.items():
+        cuts = statistics.quantiles(values, n=100, method="inclusive")
+        low, high, p99 = (f"{cuts[at]:.{digits}f}" for at in (24, 74, 98))
+        median, most = f"{statistics.median(values):.{digits}f}", f"{max(values):.{digits}f}"
+        table.add_row(what, str(len(values)), median, f"{low}–{high}", p99, most)
+    console.print(table)
