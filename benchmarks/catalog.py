@@ -29,7 +29,7 @@ from cwm_connector.catalog.base import (
     WindowQuery,
 )
 from cwm_connector.catalog.sqlite import SqliteCatalog
-from cwm_connector.terms import ChunkKey, Micros, TierName
+from cwm_connector.core.types import ChunkKey, Micros, TierName
 
 CHUNK_TOKENS = 256
 CHUNK_BYTES = 5 << 20

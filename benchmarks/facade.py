@@ -20,7 +20,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from benchmarks.timing import show_times
-from cwm_connector.protocol import FreezeArgs, ListArgs, Op, SessionsArgs
+from cwm_connector.protocol.calls import FreezeArgs, ListArgs, Op, SessionsArgs
 from cwm_mcp.client import EngineClient
 from tests.support.engine import ROOT, Engine, EngineOptions, model_folder
 from tests.support.machine import describe

@@ -21,7 +21,7 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
-from cwm_connector.terms import ChunkKey
+from cwm_connector.core.types import ChunkKey
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.redis import RedisTier
 from tests.support.redis_server import RedisServer, redis_server

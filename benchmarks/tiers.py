@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cwm_connector.terms import ChunkKey
+from cwm_connector.core.types import ChunkKey
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import HEADER_BYTES, ChunkHeader, check, seal
 from cwm_connector.tiers.cpu import CpuTier

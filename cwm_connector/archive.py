@@ -26,7 +26,8 @@ from typing import Annotated, Any, BinaryIO, Final, NoReturn
 import msgspec
 from msgspec import Meta
 
-from cwm_connector.protocol import MAX_DESCRIPTION, MAX_TAGS, Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.names import MAX_DESCRIPTION, MAX_TAGS
 from cwm_connector.tiers.chunk import ALIGNMENT, HEADER_BYTES
 
 FORMAT_VERSION: Final = 1

@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from cwm_connector import durable
 from cwm_connector.archive import ArchiveHeader, ArchiveReader, ArchiveWriter
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core import fsync
+from cwm_connector.core.errors import Code, CWMError
 
 PARTIAL: Final = ".cwm-partial"
 _MAX_NAME: Final = 200
@@ -103,7 +103,7 @@ class Target:
             n_bytes = self._settle()
             self._require_free()
             self._partial.replace(self.path)
-            durable.sync(self.path.parent)
+            fsync.sync(self.path.parent)
         self._close()
         return n_bytes
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from cwm_connector.core.errors import CWMError
+from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.jobs import ChunkOutcome, Job, JobId, Phase, Report
-from cwm_connector.protocol import CWMError
-from cwm_connector.terms import ChunkKey, TierName
 
 _SLOWNESS = {tier: rank for rank, tier in enumerate(TierName)}
 

@@ -8,9 +8,8 @@ collection once its engine can't be in that freeze any more.
 from dataclasses import dataclass
 from typing import Final
 
-from cwm_connector.protocol import MAX_CALL_S
-from cwm_connector.sessions import now_micros
-from cwm_connector.terms import NO_CLAIM, Claim, Micros
+from cwm_connector.core.types import NO_CLAIM, Claim, Micros, now_micros
+from cwm_connector.protocol.wire import MAX_CALL_S
 
 ABANDONED_AFTER_S: Final = 24 * MAX_CALL_S
 """No freeze lasts so long, whatever the clocks of two machines say."""

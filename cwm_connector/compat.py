@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import TierName
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

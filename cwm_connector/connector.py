@@ -20,9 +20,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from cwm_connector import compat, logs
+from cwm_connector.core.errors import CWMError
 from cwm_connector.jobs import StepJobs, StepReports, WorkerFacts
 from cwm_connector.paging import copier_for
-from cwm_connector.protocol import CWMError
 from cwm_connector.recovery import pair_store
 from cwm_connector.service import EngineService
 from cwm_connector.settings import load_settings, private_folder

@@ -21,7 +21,8 @@ from typing import Any, Final, TypeVar
 
 from cwm_connector.control_calls import Operations, ProgressSink
 from cwm_connector.control_connection import Connection, Limits
-from cwm_connector.protocol import Code, CWMError, Welcome
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol.wire import Welcome
 
 __all__ = ["ControlServer", "ControlThread", "Limits", "Operations", "ProgressSink", "StoreLock"]
 

@@ -10,7 +10,9 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from cwm_connector.protocol import Args, Code, CWMError, Failure, FromEngine, Op, Progress, Result
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol.calls import Args, Op
+from cwm_connector.protocol.wire import Failure, FromEngine, Progress, Result
 
 logger = logging.getLogger(__name__)
 

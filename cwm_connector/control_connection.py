@@ -14,7 +14,9 @@ from typing import Final
 import msgspec
 
 from cwm_connector.control_calls import Operations, ProgressFlow, RunningCall
-from cwm_connector.protocol import (
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol.calls import parse_arguments
+from cwm_connector.protocol.wire import (
     MAX_CALL_S,
     MAX_CALLS,
     MAX_FRAME_BYTES,
@@ -22,8 +24,6 @@ from cwm_connector.protocol import (
     PROTOCOL_MIN,
     Call,
     Cancel,
-    Code,
-    CWMError,
     Failure,
     FromClient,
     FromEngine,
@@ -31,7 +31,6 @@ from cwm_connector.protocol import (
     Result,
     Welcome,
     encode,
-    parse_arguments,
     read_frame,
 )
 

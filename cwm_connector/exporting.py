@@ -19,12 +19,13 @@ from cwm_connector.archive import ArchiveChunk, ArchiveHeader
 from cwm_connector.archive_files import Target, checked_path
 from cwm_connector.catalog.base import Catalog, ChunkRow, WindowRow
 from cwm_connector.control import ProgressSink
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import Geometry, chunk_specs
+from cwm_connector.core.names import check_window_name
+from cwm_connector.core.types import ChunkKey, TierName, now_micros
 from cwm_connector.engine import Engine, to_the_end
-from cwm_connector.identity import Geometry, chunk_specs
 from cwm_connector.keeper import Keeper
-from cwm_connector.protocol import Code, CWMError, ExportArgs, check_window_name
-from cwm_connector.sessions import now_micros
-from cwm_connector.terms import ChunkKey, TierName
+from cwm_connector.protocol.calls import ExportArgs
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.ladder import BAD_COPY
 from cwm_connector.transfer import (

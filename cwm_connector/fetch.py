@@ -9,9 +9,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cwm_connector.identity import ChunkSpec
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import ChunkSpec
+from cwm_connector.core.types import TierName
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import ChunkHeader, check, sealed_bytes
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer

@@ -11,10 +11,10 @@ from typing import Final
 
 from cwm_connector.catalog.redis import RedisCatalog
 from cwm_connector.catalog.redis_replica import Gone
+from cwm_connector.core.errors import CWMError
+from cwm_connector.core.types import TierName
 from cwm_connector.engine import Engine, claimed
 from cwm_connector.keeper import Keeper
-from cwm_connector.protocol import CWMError
-from cwm_connector.terms import TierName
 
 logger = logging.getLogger(__name__)
 

@@ -23,22 +23,16 @@ from cwm_connector.catalog.base import (
 )
 from cwm_connector.catalog.views import storage_tier
 from cwm_connector.control import ProgressSink
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import ChunkSpec, chunk_specs
+from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
+from cwm_connector.core.types import ChunkKey, now_micros
 from cwm_connector.engine import PERSIST_STEP_S, Engine, on_loop, settled, to_the_end
-from cwm_connector.identity import ChunkSpec, chunk_specs
 from cwm_connector.keeper import Keeper
-from cwm_connector.protocol import (
-    Code,
-    CWMError,
-    FreezeArgs,
-    check_description,
-    check_session_id,
-    check_tags,
-    check_window_name,
-)
+from cwm_connector.protocol.calls import FreezeArgs
 from cwm_connector.scheduler import SaveOrder, SavePlan
-from cwm_connector.sessions import HeadSnapshot, now_micros
+from cwm_connector.sessions import HeadSnapshot
 from cwm_connector.storing import Storing
-from cwm_connector.terms import ChunkKey
 from cwm_connector.visibility import BoundWindow
 
 CAPTURE_STEP_S: Final = 0.002

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from cwm_connector.terms import Micros
+from cwm_connector.core.types import Micros
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_utils import BlockHash

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import cwm_connector
+from cwm_connector.core.errors import CWMError
+from cwm_connector.core.types import TierName
 from cwm_connector.engine import Engine, settled
-from cwm_connector.protocol import CWMError, HealthArgs
-from cwm_connector.terms import TierName
+from cwm_connector.protocol.calls import HealthArgs
 
 ANSWER_S: Final = 4.0
 """For Redis, whose own time-outs are longer; the client's patience ends at 5 s."""

@@ -23,21 +23,15 @@ from cwm_connector.archive_files import Source, checked_path
 from cwm_connector.catalog.base import ChunkRow, NewWindow, WindowRow
 from cwm_connector.catalog.views import iso
 from cwm_connector.control import ProgressSink
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import ChunkSpec, chunk_specs
+from cwm_connector.core.names import check_description, check_tags, check_window_name
+from cwm_connector.core.types import Micros, now_micros
 from cwm_connector.engine import Engine, to_the_end
-from cwm_connector.identity import ChunkSpec, chunk_specs
 from cwm_connector.keeper import Keeper
-from cwm_connector.protocol import (
-    Code,
-    CWMError,
-    ImportArgs,
-    check_description,
-    check_tags,
-    check_window_name,
-)
+from cwm_connector.protocol.calls import ImportArgs
 from cwm_connector.scheduler import SaveOrder
-from cwm_connector.sessions import now_micros
 from cwm_connector.storing import Storing
-from cwm_connector.terms import Micros
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.transfer import (
     TransferThread,

@@ -14,9 +14,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
-from cwm_connector.identity import ChunkSpec
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import ChunkKey, Claim, TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import ChunkSpec
+from cwm_connector.core.types import ChunkKey, Claim, TierName
 from cwm_connector.tiers.base import (
     ChunkId,
 )

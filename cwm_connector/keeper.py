@@ -15,10 +15,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from cwm_connector.catalog.base import ChunkRow
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey, Micros, TierName, now_micros
 from cwm_connector.engine import Engine, again_and_again, claimed
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.sessions import now_micros
-from cwm_connector.terms import ChunkKey, Micros, TierName
 from cwm_connector.tiers.policies import TierPolicy, new_policy
 
 logger = logging.getLogger(__name__)

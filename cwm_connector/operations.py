@@ -6,16 +6,18 @@ from typing import Any
 
 from cwm_connector.auto.freezer import AutoFreezer
 from cwm_connector.control import ProgressSink
+from cwm_connector.core.errors import CWMError
+from cwm_connector.core.names import check_description, check_tags, check_window_name
+from cwm_connector.core.types import now_micros
 from cwm_connector.engine import Engine, to_the_end
 from cwm_connector.exporting import Exporter
 from cwm_connector.freeze import Freezer
 from cwm_connector.health import HealthReader
 from cwm_connector.importing import Importer
 from cwm_connector.keeper import Keeper
-from cwm_connector.protocol import (
+from cwm_connector.protocol.calls import (
     Args,
     CloneArgs,
-    CWMError,
     DeleteArgs,
     ExportArgs,
     FreezeArgs,
@@ -30,14 +32,10 @@ from cwm_connector.protocol import (
     ThawArgs,
     TokensArgs,
     VerifyArgs,
-    check_description,
-    check_tags,
-    check_window_name,
 )
 from cwm_connector.reads import Reader
 from cwm_connector.removal import Remover
 from cwm_connector.scrub import Scrubber
-from cwm_connector.sessions import now_micros
 from cwm_connector.thaw import Thawer
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 
 
 class Fence(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from typing import Final, TypeVar
 
 from cwm_connector.catalog.base import ChunkRow
-from cwm_connector.terms import ChunkKey, TierName
+from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.tiers.base import ChunkId
 
 T = TypeVar("T")

@@ -14,19 +14,12 @@ from cwm_connector.auto.freezer import AutoFreezer
 from cwm_connector.catalog import views
 from cwm_connector.catalog.base import Catalog, CatalogTotals, ChunkRow, SessionRow, TierTotals, WindowRow
 from cwm_connector.catalog.views import LiveSession, SessionState
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.names import check_session_id, check_window_name
+from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.engine import Engine, settled
-from cwm_connector.protocol import (
-    Code,
-    CWMError,
-    ListArgs,
-    SessionsArgs,
-    StatusArgs,
-    TokensArgs,
-    check_session_id,
-    check_window_name,
-)
+from cwm_connector.protocol.calls import ListArgs, SessionsArgs, StatusArgs, TokensArgs
 from cwm_connector.sessions import SessionView
-from cwm_connector.terms import ChunkKey, TierName
 
 REMEMBERED_WINDOWS: Final = 1024
 """Whose chunks' keys need not be read again to say in which tier a listed window lies."""

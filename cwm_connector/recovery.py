@@ -14,12 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cwm_connector import durable
 from cwm_connector.catalog.base import Catalog, ChunkRow
 from cwm_connector.claims import Claims
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.sessions import now_micros
-from cwm_connector.terms import NO_CLAIM, ChunkKey, Claim
+from cwm_connector.core import fsync
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, now_micros
 from cwm_connector.tiers.base import ChunkId, ChunkStore
 
 logger = logging.getLogger(__name__)
@@ -66,14 +65,14 @@ def _write_once(path: Path, text: str) -> str:
     if not path.exists():
         fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         fresh.write_text(text)
-        durable.sync(fresh)
+        fsync.sync(fresh)
         try:
             os.link(fresh, path)
         except FileExistsError:
             pass  # another process was first
         finally:
             fresh.unlink()
-        durable.sync(path.parent)
+        fsync.sync(path.parent)
     return path.read_text()
 
 

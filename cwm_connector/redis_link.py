@@ -18,7 +18,7 @@ from redis.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import AuthenticationError, MovedError, NoPermissionError, OutOfMemoryError
 from redis.retry import Retry
 
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 
 CONNECT_TIMEOUT_S: Final = 2.0
 CALL_TIMEOUT_S: Final = 3.0

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cwm_connector.catalog.base import ChunkRow
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.names import check_window_name
+from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.engine import Engine, claimed, to_the_end
 from cwm_connector.keeper import Keeper
-from cwm_connector.protocol import Code, CWMError, DeleteArgs, check_window_name
+from cwm_connector.protocol.calls import DeleteArgs
 from cwm_connector.recovery import Swept, sweep
-from cwm_connector.terms import ChunkKey, TierName
 from cwm_connector.tiers.base import ChunkStore
 
 

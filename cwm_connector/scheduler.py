@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from cwm_connector import compat
 from cwm_connector.board import JobBoard, JobResult, Ticket
-from cwm_connector.identity import ChunkSpec, Geometry
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import ChunkSpec, Geometry
+from cwm_connector.core.types import Claim, Micros, TierName, salt_hash
 from cwm_connector.jobs import ChunkBlocks, LoadJob, SaveJob, StepJobs, StepReports
 from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
 from cwm_connector.pace import Pace
 from cwm_connector.placement import Placement
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.sessions import HeadSnapshot, SessionIndex, SessionView, is_text_only, salt_hash
-from cwm_connector.terms import Claim, Micros, TierName
+from cwm_connector.sessions import HeadSnapshot, SessionIndex, SessionView, is_text_only
 from cwm_connector.visibility import BoundWindow, Visibility
 
 if TYPE_CHECKING:

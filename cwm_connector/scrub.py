@@ -14,10 +14,11 @@ from typing import Any, Final
 
 from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.control import ProgressSink
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.engine import Engine, to_the_end
 from cwm_connector.keeper import Keeper
-from cwm_connector.protocol import Code, CWMError, VerifyArgs
-from cwm_connector.terms import ChunkKey, TierName
+from cwm_connector.protocol.calls import VerifyArgs
 from cwm_connector.tiers.ladder import BAD_COPY
 
 _CURSOR: Final = "verify.cursor"

@@ -14,19 +14,20 @@ from cwm_connector.board import JobBoard
 from cwm_connector.catalog.opening import open_catalog
 from cwm_connector.claims import Claims
 from cwm_connector.control import ControlServer, ControlThread, StoreLock
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import FORMAT_VERSION, Geometry, Passport
+from cwm_connector.core.types import now_micros
 from cwm_connector.engine import CatalogThread, Engine
 from cwm_connector.fingerprints import files_digest
 from cwm_connector.follow import Follower
-from cwm_connector.identity import FORMAT_VERSION, Geometry, Passport
 from cwm_connector.jobs import WorkerFacts
 from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations import EngineOperations
 from cwm_connector.placement import Placement
-from cwm_connector.protocol import Code, CWMError
 from cwm_connector.recovery import pair_store, recover, require_catalog
 from cwm_connector.scheduler import SchedulerSide
-from cwm_connector.sessions import SessionIndex, now_micros
+from cwm_connector.sessions import SessionIndex
 from cwm_connector.settings import CatalogKind, Settings, private_folder
 from cwm_connector.tiers.stores import open_stores
 from cwm_connector.titles import Titler

@@ -15,9 +15,7 @@ sessions are listed. Speaking again revives it. Without ever expiring, sessions 
 (a benchmark makes thousands) by fewer and by tokens, the longest unused dropped first.
 """
 
-import hashlib
 import secrets
-import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -28,9 +26,10 @@ from typing import TYPE_CHECKING, Final
 
 from cwm_connector.anonymous import PREFIX as ANONYMOUS
 from cwm_connector.anonymous import Beginnings
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.names import is_session_id
+from cwm_connector.core.types import Micros, now_micros, salt_hash
 from cwm_connector.heads import Chain, Heads, meant
-from cwm_connector.protocol import Code, CWMError, is_session_id
-from cwm_connector.terms import Micros
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_utils import BlockHash
@@ -49,15 +48,6 @@ Entitle = Callable[["array[int]", Callable[[str], None]], None]
 
 Continued = Callable[[Sequence[int], int], str | None]
 """(token ids, tokens per block): see Visibility.continued_by."""
-
-
-def now_micros() -> Micros:
-    return Micros(time.time_ns() // 1000)
-
-
-def salt_hash(cache_salt: str) -> bytes:
-    """32 bytes; the only form in which a salt is kept or compared."""
-    return hashlib.sha256(cache_salt.encode()).digest()
 
 
 def session_of_salt(cache_salt: str) -> str:

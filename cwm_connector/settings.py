@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from cwm_connector.durable import sync_way_to
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.fsync import sync_way_to
 
 GIB = 1 << 30
 _MAX_SOCKET_PATH = 107

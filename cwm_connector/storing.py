@@ -6,13 +6,13 @@ Whoever calls holds the engine's turn, but for `require_free`. Control thread on
 from collections.abc import Sequence
 
 from cwm_connector.catalog.base import NewWindow, OutcomeUnknown, WindowRow
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import ChunkSpec
+from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.engine import Engine, to_the_end
-from cwm_connector.identity import ChunkSpec
 from cwm_connector.jobs import ClaimedChunk
 from cwm_connector.keeper import Keeper
-from cwm_connector.protocol import Code, CWMError
 from cwm_connector.scheduler import SaveOrder
-from cwm_connector.terms import ChunkKey, TierName
 
 
 class Storing:

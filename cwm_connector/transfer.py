@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.engine import Engine, to_the_end
-from cwm_connector.protocol import Code, CWMError
 from cwm_connector.settings import Settings
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.bounded import BoundedThreads

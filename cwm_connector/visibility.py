@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from cwm_connector.anonymous import PREFIX as ANONYMOUS
-from cwm_connector.identity import ChunkSpec
+from cwm_connector.core.identity import ChunkSpec
 
 MAX_BOUND: Final = 32
 """Windows that one session can load from at once; the oldest thaw gives way."""

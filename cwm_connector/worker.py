@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import ChunkSpec
+from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.fetch import ChunkShape, Fetcher, in_use
-from cwm_connector.identity import ChunkSpec
 from cwm_connector.jobs import (
     ChunkBlocks,
     ChunkOutcome,
@@ -32,8 +34,6 @@ from cwm_connector.jobs import (
     VerifyJob,
 )
 from cwm_connector.paging import Fence, PagedCopier, payload_bytes
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import ChunkKey, TierName
 from cwm_connector.tiers.base import ChunkId, ChunkStore
 from cwm_connector.tiers.chunk import HEADER_BYTES, seal
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer

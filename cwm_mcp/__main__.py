@@ -10,7 +10,7 @@ import sys
 def main() -> None:
     # A client waits for the first answer. What imports make is no garbage: looking for some costs a sixth of the start.
     gc.disable()
-    from cwm_connector.protocol import CWMError
+    from cwm_connector.core.errors import CWMError
     from cwm_mcp.server import build_server
     from cwm_mcp.settings import client_settings
 

@@ -12,14 +12,8 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from cwm_connector.protocol import (
-    Code,
-    CWMError,
-    check_description,
-    check_session_id,
-    check_tags,
-    check_window_name,
-)
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
 
 CURRENT: Final = "current"
 MAX_OFFSET: Final = (1 << 63) - 1

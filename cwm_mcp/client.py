@@ -15,21 +15,19 @@ from typing import Any, Final
 
 import msgspec
 
-from cwm_connector.protocol import (
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol.calls import Args, Op
+from cwm_connector.protocol.wire import (
     MAX_CALL_S,
     MAX_CALLS,
     MAX_FRAME_BYTES,
     PROTOCOL_MAX,
     PROTOCOL_MIN,
-    Args,
     Call,
     Cancel,
-    Code,
-    CWMError,
     Failure,
     FromEngine,
     Hello,
-    Op,
     Progress,
     Result,
     Welcome,

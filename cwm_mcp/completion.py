@@ -5,7 +5,7 @@ from typing import Final
 from mcp.server.mcpserver import MCPServer
 from mcp.types import Completion, CompletionArgument, CompletionContext, PromptReference, ResourceTemplateReference
 
-from cwm_connector.protocol import CWMError
+from cwm_connector.core.errors import CWMError
 from cwm_mcp import arguments as a
 from cwm_mcp.operations import Operations
 

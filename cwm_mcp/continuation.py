@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.settings import Settings
 from cwm_mcp.settings import without_secrets
 from cwm_mcp.vllm_http import Refused, post

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 
-from cwm_connector.protocol import CWMError
+from cwm_connector.core.errors import CWMError
 from cwm_connector.settings import GIB, Settings
 from cwm_mcp.models import Component, HealthState
 

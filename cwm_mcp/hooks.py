@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from cwm_connector.auto.mark import TAG, Mark, Reason
-from cwm_connector.protocol import Code, CWMError, FreezeArgs, ListArgs, Op, is_session_id
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.names import is_session_id
+from cwm_connector.protocol.calls import FreezeArgs, ListArgs, Op
 from cwm_mcp.client import EngineClient
 
 CURRENT: Final = "current"

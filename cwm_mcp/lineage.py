@@ -5,7 +5,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from cwm_mcp import arguments as a
 from cwm_mcp.models import WindowItem
 from cwm_mcp.operations import Operations

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from cwm_connector.catalog import views
 from cwm_connector.catalog.base import Catalog, CatalogTotals, WindowRow
 from cwm_connector.catalog.sqlite import SqliteCatalog
-from cwm_connector.protocol import Code, CWMError, ListArgs, SessionsArgs, StatusArgs, TokensArgs
-from cwm_connector.terms import TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import TierName
+from cwm_connector.protocol.calls import ListArgs, SessionsArgs, StatusArgs, TokensArgs
 
 T = TypeVar("T")
 

@@ -13,7 +13,8 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from cwm_connector import __version__
-from cwm_connector.protocol import ARGUMENTS, Code, CWMError, Op
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_connector.settings import Settings
 from cwm_mcp import arguments as a
 from cwm_mcp import models as m

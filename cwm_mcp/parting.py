@@ -6,7 +6,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from cwm_connector.protocol import CWMError
+from cwm_connector.core.errors import CWMError
 from cwm_mcp import arguments as a
 from cwm_mcp.models import Block
 from cwm_mcp.operations import Operations

@@ -5,7 +5,7 @@ Each prompt tells a model which tools to call and holds what is known of the win
 
 from mcp.server.mcpserver import MCPServer
 
-from cwm_connector.protocol import check_session_id, check_window_name
+from cwm_connector.core.names import check_session_id, check_window_name
 from cwm_mcp.library_errors import prompt_errors
 from cwm_mcp.models import WindowMetadata
 from cwm_mcp.operations import Operations

@@ -11,7 +11,8 @@ from typing import Any, Final
 from mcp.server.mcpserver import MCPServer
 from mcp.types import Resource
 
-from cwm_connector.protocol import Code, CWMError, check_window_name
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.names import check_window_name
 from cwm_mcp import arguments as a
 from cwm_mcp import uris
 from cwm_mcp.library_errors import resource_errors

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from cwm_connector.control import StoreLock
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 
 CONNECTOR: Final[Mapping[str, str]] = {
     "kv_connector": "CWMConnector",

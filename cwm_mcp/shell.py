@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from cwm_connector import protocol
-from cwm_connector.protocol import CWMError
+from cwm_connector.core.errors import CWMError
+from cwm_connector.protocol import wire
 from cwm_connector.settings import Settings
 from cwm_mcp import arguments as a
 from cwm_mcp import drawing, render  # noqa: F401 - drawing teaches render of what it draws
@@ -100,7 +100,7 @@ async def with_bar(label: str, hidden: bool, run: Callable[[OnProgress | None], 
     with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
         task = bar.add_task(label, total=None)
 
-        def on_progress(update: protocol.Progress) -> None:
+        def on_progress(update: wire.Progress) -> None:
             text = f"{label}: {update.text}" if update.text else label
             bar.update(task, completed=update.done, total=update.total or None, description=text)
 

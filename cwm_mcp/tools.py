@@ -9,7 +9,8 @@ from mcp.server.mcpserver import Elicit, Resolve
 from mcp.types import ToolAnnotations
 from pydantic import BaseModel, Field
 
-from cwm_connector.protocol import Code, CWMError, Progress
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol.wire import Progress
 from cwm_mcp import arguments as a
 from cwm_mcp import models as m
 from cwm_mcp.client import OnProgress

@@ -81,7 +81,15 @@ def test_the_clients_source_names_no_engine_library(package: str, library: str) 
 
 
 @pytest.mark.parametrize(
-    "module", ["cwm_connector", "cwm_connector.protocol", "cwm_connector.settings", "cwm_mcp.server", "cwm_mcp.cli"]
+    "module",
+    [
+        "cwm_connector",
+        "cwm_connector.protocol.calls",
+        "cwm_connector.protocol.wire",
+        "cwm_connector.settings",
+        "cwm_mcp.server",
+        "cwm_mcp.cli",
+    ],
 )
 def test_what_a_client_imports_loads_no_engine_library(module: str) -> None:
     # A process of its own: this one may have loaded them for another test.

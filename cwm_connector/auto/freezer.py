@@ -21,13 +21,13 @@ from cwm_connector.auto.mark import TAG, Mark, Reason, mark_of
 from cwm_connector.auto.retention import Retention
 from cwm_connector.catalog.base import Catalog, WindowRow
 from cwm_connector.catalog.views import iso
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import Micros, now_micros
 from cwm_connector.engine import Engine, again_and_again, to_the_end
 from cwm_connector.freeze import Freezer
-from cwm_connector.protocol import Code, CWMError, FreezeArgs, PolicyArgs
+from cwm_connector.protocol.calls import FreezeArgs, PolicyArgs
 from cwm_connector.removal import Remover
 from cwm_connector.scheduler import Freezable
-from cwm_connector.sessions import now_micros
-from cwm_connector.terms import Micros
 
 logger = logging.getLogger(__name__)
 

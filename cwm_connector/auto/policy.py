@@ -16,9 +16,11 @@ from typing import Any, Final
 
 import msgspec
 
-from cwm_connector.protocol import Code, CWMError, PolicyArgs, check_tags, check_window_name
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.names import check_tags, check_window_name
+from cwm_connector.core.types import Micros
+from cwm_connector.protocol.calls import PolicyArgs
 from cwm_connector.settings import Settings
-from cwm_connector.terms import Micros
 
 MAX_PATTERN: Final = 80
 """Characters; a session's id has to find room in a name beside them."""

@@ -7,8 +7,9 @@ from typing import Final
 
 from cwm_connector.auto.mark import TAG, Mark, mark_of
 from cwm_connector.catalog.base import Catalog, WindowQuery, WindowRow
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.engine import Engine
-from cwm_connector.protocol import Code, CWMError, DeleteArgs
+from cwm_connector.protocol.calls import DeleteArgs
 from cwm_connector.removal import Remover
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import NO_CLAIM, ChunkKey, Claim, Micros, TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, Micros, TierName
 
 DISK_ALONE: Final = frozenset({TierName.DISK})
 

@@ -20,8 +20,8 @@ from cwm_connector.catalog.log import Position, position
 from cwm_connector.catalog.redis_log import Checkpoint, RedisLog, Trimmed, damaged
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.catalog.sqlite_file import translated
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import TierName
 
 POSITION_NOTE: Final = "shared-log"
 """The name of the note in which a replica keeps the position that it has applied."""

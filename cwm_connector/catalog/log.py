@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from cwm_connector.catalog.base import Binding, Catalog, NewWindow
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import ChunkKey, Micros
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey, Micros
 
 SEAL_BYTES: Final = 16
 _TOKEN_BYTES: Final = 16

@@ -16,7 +16,7 @@ from cwm_connector.catalog.log import Position
 from cwm_connector.catalog.redis_log import RedisLog, Trimmed, View, damaged
 from cwm_connector.catalog.redis_replica import Gone, Replica
 from cwm_connector.catalog.sqlite import SqliteCatalog
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 
 logger = logging.getLogger(__name__)
 

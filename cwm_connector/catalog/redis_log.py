@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from cwm_connector.catalog.log import Position, Record, beginning, opened, seal_of
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.redis_link import RedisLink
 
 UNPUBLISHED_S: Final = 3600

@@ -26,8 +26,8 @@ from cwm_connector.catalog.log import (
 from cwm_connector.catalog.redis_log import Checkpoint, RedisLog, damaged
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.catalog.sqlite_file import SqliteFile
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import TierName
 
 _SHARED: Final = frozenset({TierName.REDIS})
 _ALL: Final = WindowQuery(limit=2**62)

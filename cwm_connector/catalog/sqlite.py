@@ -65,8 +65,8 @@ from cwm_connector.catalog.sqlite_windows import (
     refuse_taken_name,
     snapshot_of,
 )
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import ChunkKey, Micros, TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey, Micros, TierName
 
 
 class SqliteCatalog:

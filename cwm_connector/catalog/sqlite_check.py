@@ -9,7 +9,7 @@ from cwm_connector.catalog.sqlite_snapshots import read_chunks, read_snapshot, r
 from cwm_connector.catalog.sqlite_thaws import all_bindings, all_sessions
 from cwm_connector.catalog.sqlite_totals import read_totals
 from cwm_connector.catalog.sqlite_windows import read_window
-from cwm_connector.protocol import CWMError
+from cwm_connector.core.errors import CWMError
 
 _COUNTED: dict[str, str] = {
     "a window lists a chunk that is not stored": """

@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 
 from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.catalog.sqlite_rows import damaged, seal
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import ChunkKey, Claim, Micros, TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey, Claim, Micros, TierName
 
 _SETS: Final = {
     0: frozenset[TierName](),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cwm_connector.catalog.sqlite_check import definitions, structural_damage
 from cwm_connector.catalog.sqlite_schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 
 BUSY_TIMEOUT_S = 5.0
 """How long to wait for another process's lock before CWM-7003."""

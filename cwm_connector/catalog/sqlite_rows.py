@@ -7,7 +7,7 @@ compares, and nothing that does not pass is handed on.
 from hashlib import blake2b
 from typing import Any, Final
 
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 
 DIGEST_BYTES: Final = 8
 

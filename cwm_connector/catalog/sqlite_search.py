@@ -7,7 +7,7 @@ memory, from rows that it has checked: milliseconds for hundreds of windows, 0.3
 import sqlite3
 
 from cwm_connector.catalog.sqlite_windows import read_window, write_words
-from cwm_connector.protocol import CWMError
+from cwm_connector.core.errors import CWMError
 
 _TABLE = "CREATE VIRTUAL TABLE temp.window_words USING fts5 (name, description, tags, tokenize = 'unicode61')"
 

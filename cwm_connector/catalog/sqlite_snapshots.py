@@ -21,8 +21,8 @@ from cwm_connector.catalog.sqlite_chunks import (
     write_chunks,
 )
 from cwm_connector.catalog.sqlite_rows import damaged_window, seal, seal_bytes
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import ChunkKey
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey
 
 TOKEN_BYTES: Final = 4
 """Token ids are little-endian int32."""

@@ -12,7 +12,7 @@ from cwm_connector.catalog.base import Binding, SessionEvent, SessionRow
 from cwm_connector.catalog.sqlite_chunks import next_id
 from cwm_connector.catalog.sqlite_rows import damaged, damaged_window, seal
 from cwm_connector.catalog.sqlite_windows import Window
-from cwm_connector.terms import Micros
+from cwm_connector.core.types import Micros
 
 BINDINGS: Final = 1024
 """The newest so many are kept: each costs memory at every start, and a thaw that old can be done again."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from cwm_connector.catalog.base import CatalogTotals, TierTotals
 from cwm_connector.catalog.sqlite_rows import damaged, seal
-from cwm_connector.terms import TierName
+from cwm_connector.core.types import TierName
 
 
 def read_totals(db: sqlite3.Connection) -> CatalogTotals:

@@ -12,8 +12,9 @@ from typing import Final
 from cwm_connector.catalog.base import WindowRow
 from cwm_connector.catalog.sqlite_rows import damaged_window, seal
 from cwm_connector.catalog.sqlite_snapshots import read_snapshot
-from cwm_connector.protocol import Code, CWMError, check_tags
-from cwm_connector.terms import Micros
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.names import check_tags
+from cwm_connector.core.types import Micros
 
 _FIELDS: Final = (
     "id, name, snapshot_id, description, session_id, head, parent, cloned, model, token_count, size_bytes, "

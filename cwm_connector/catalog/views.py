@@ -22,8 +22,10 @@ from cwm_connector.catalog.base import (
     WindowQuery,
     WindowRow,
 )
-from cwm_connector.protocol import Code, CWMError, ListArgs, SessionsArgs, check_session_id, check_tags
-from cwm_connector.terms import ChunkKey, Micros, TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.names import check_session_id, check_tags
+from cwm_connector.core.types import ChunkKey, Micros, TierName
+from cwm_connector.protocol.calls import ListArgs, SessionsArgs
 
 MAX_LIMIT: Final = 100
 MAX_SEARCH: Final = 200

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from cwm_connector.terms import NO_CLAIM, ChunkKey, Claim, TierName
+from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, TierName
 
 
 class ChunkId(NamedTuple):

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cwm_connector.protocol import CWMError
+from cwm_connector.core.errors import CWMError
 
 T = TypeVar("T")
 

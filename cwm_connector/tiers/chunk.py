@@ -17,8 +17,8 @@ from typing import Final, NoReturn
 
 from awscrt.checksums import crc64nvme
 
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import ChunkKey
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey
 
 ALIGNMENT: Final = 4096
 HEADER_BYTES: Final = 4096

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import torch
 
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.tiers.base import ChunkId, TierUsage
 from cwm_connector.tiers.chunk import ALIGNMENT
 from cwm_connector.tiers.lmcache_parts import L1Error, L1MemoryManager, L1MemoryManagerConfig, MemoryLayoutDesc

@@ -22,9 +22,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Final, TypeVar
 
-from cwm_connector.durable import sync as sync_path
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import NO_CLAIM, ChunkKey, Claim, TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.fsync import sync as sync_path
+from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, TierName
 from cwm_connector.tiers import staging
 from cwm_connector.tiers.base import (
     ChunkId,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Final
 
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import ChunkKey, TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.tiers.base import ChunkId, ChunkStore
 
 BAD_COPY: Final = frozenset({Code.CHUNK_MISSING, Code.CORRUPT})

@@ -19,9 +19,9 @@ from concurrent.futures import Future
 from contextlib import closing
 from typing import Any, Final, TypeVar
 
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, TierName
 from cwm_connector.redis_link import RedisLink, info
-from cwm_connector.terms import NO_CLAIM, ChunkKey, Claim, TierName
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.bounded import BoundedThreads
 from cwm_connector.tiers.redis_errors import silence

@@ -9,7 +9,7 @@ from typing import Final
 import redis
 from redis import exceptions as replies
 
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 
 SETTING: Final = "CWM_REDIS_URL"
 

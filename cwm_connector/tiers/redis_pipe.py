@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, Connection, PythonRespSerializer, parse_url
 from redis.retry import Retry
 
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.tiers.redis_errors import SETTING, refusal
 
 Command = tuple[str | bytes | memoryview | int, ...]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.redis_link import Durability, NoReply, RedisLink, info
 
 _OLDEST: Final = 6

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cwm_connector.protocol import CWMError
+from cwm_connector.core.errors import CWMError
 from cwm_connector.settings import private_folder
 from cwm_mcp import arguments as a
 from cwm_mcp import serve as serving

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from cwm_connector import __version__
-from cwm_connector.protocol import Code, CWMError, Welcome
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol.wire import Welcome
 from cwm_connector.settings import Settings
 from cwm_mcp import serve
 from cwm_mcp.client import EngineClient

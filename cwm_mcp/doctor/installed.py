@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from cwm_connector.protocol import CWMError
+from cwm_connector.core.errors import CWMError
 from cwm_mcp.doctor.report import Check
 from cwm_mcp.serve import Build, installed_build
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from cwm_connector.protocol import CWMError
+from cwm_connector.core.errors import CWMError
 from cwm_connector.settings import Settings
 from cwm_mcp.doctor import clients, engine, installed, redis, store, vllm
 from cwm_mcp.doctor.report import Check, Diagnosis, diagnosis

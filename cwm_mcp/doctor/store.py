@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cwm_connector.catalog.base import CatalogTotals
-from cwm_connector.protocol import CWMError
+from cwm_connector.core.errors import CWMError
+from cwm_connector.core.types import TierName
 from cwm_connector.settings import GIB, Settings
-from cwm_connector.terms import TierName
 from cwm_mcp.doctor.report import Check
 
 

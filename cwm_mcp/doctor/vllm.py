@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from cwm_connector.protocol import Welcome
+from cwm_connector.protocol.wire import Welcome
 from cwm_connector.settings import Settings
 from cwm_mcp.doctor.report import Check
 from cwm_mcp.settings import without_secrets

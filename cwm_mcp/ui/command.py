@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cwm_connector.protocol import CWMError
+from cwm_connector.core.errors import CWMError
 from cwm_mcp.commands.frame import LOOKING, command
 from cwm_mcp.shell import failed, settings
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 from cwm_connector import __version__
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.settings import Settings
 from cwm_mcp import arguments as a
 from cwm_mcp import models as m

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.settings import Settings
 from cwm_mcp.http_address import Address
 from cwm_mcp.ui.access import Access, Guard

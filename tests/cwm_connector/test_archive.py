@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from cwm_connector.archive import MAX_HEADER_BYTES, PREFIX_BYTES, TRAILER_BYTES, ArchiveReader, ArchiveWriter
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.tiers.chunk import sealed_bytes
 from tests.support.archives import CHUNKS, PAYLOAD, RANKS, archive, header, joined, part, read, split
 

@@ -3,9 +3,9 @@
 import pytest
 
 from cwm_connector.board import JobBoard
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import NO_CLAIM, ChunkKey, TierName
 from cwm_connector.jobs import ChunkOutcome, ClaimedChunk, DropJob, Phase, Report
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import NO_CLAIM, ChunkKey, TierName
 
 KEY = ChunkKey(b"k" * 32)
 

@@ -17,17 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cwm_connector.control import ControlServer, ControlThread, Limits, StoreLock
-from cwm_connector.protocol import (
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol.calls import Op
+from cwm_connector.protocol.wire import (
     MAX_CALLS,
     MAX_FRAME_BYTES,
     Call,
     Cancel,
-    Code,
-    CWMError,
     Failure,
     FromEngine,
     Hello,
-    Op,
     Progress,
     Result,
     Welcome,

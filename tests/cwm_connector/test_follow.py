@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from cwm_connector.catalog.base import OutcomeUnknown
-from cwm_connector.protocol import Code, CWMError, Op
-from cwm_connector.terms import TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import TierName
+from cwm_connector.protocol.calls import Op
 from tests.support.miniature import Miniature, chunk_files
 from tests.support.redis_server import RedisServer
 from tests.support.stores import CHUNK_BYTES, forget_memory, frozen, redis_bytes, text, tiers_of

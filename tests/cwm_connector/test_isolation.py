@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cwm_connector.middleware import SessionHeader
-from cwm_connector.protocol import Op
+from cwm_connector.protocol.calls import Op
 from tests.support.miniature import Miniature
 from tests.support.vllm_parts import BLOCK_TOKENS
 

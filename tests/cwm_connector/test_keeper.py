@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.protocol import Code, CWMError, Op
-from cwm_connector.terms import Micros, TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import Micros, TierName
+from cwm_connector.protocol.calls import Op
 from tests.support.miniature import Miniature, chunk_files
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.stores import (

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from cwm_connector.identity import Passport
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import Passport
 from cwm_connector.pace import Pace
-from cwm_connector.protocol import Code, CWMError, Op
+from cwm_connector.protocol.calls import Op
 from tests.support.miniature import Miniature, chunk_files
 from tests.support.vllm_parts import BLOCK_TOKENS
 

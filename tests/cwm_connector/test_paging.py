@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from cwm_connector.core.errors import CWMError
 from cwm_connector.paging import CpuCopier, copier_for, layout_fingerprint, page_views, payload_bytes
-from cwm_connector.protocol import CWMError
 from tests.support.devices import DEVICES
 
 LAYERS, BLOCKS, TOKENS, HEADS, CONTENT = 3, 11, 16, 2, 24

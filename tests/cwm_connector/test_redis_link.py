@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.redis_link import Durability, NoReply, RedisLink
 from tests.support.redis_server import RedisServer, redis_server
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.protocol import CWMError, Op
-from cwm_connector.terms import ChunkKey, TierName
+from cwm_connector.core.errors import CWMError
+from cwm_connector.core.types import ChunkKey, TierName
+from cwm_connector.protocol.calls import Op
 from cwm_connector.tiers.base import ChunkId
 from tests.support.miniature import Miniature, chunk_files
 from tests.support.redis_server import RedisServer

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from cwm_connector.board import JobBoard
-from cwm_connector.identity import ChunkSpec, Geometry, Passport, chunk_specs
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import ChunkSpec, Geometry, Passport, chunk_specs
+from cwm_connector.core.types import NO_CLAIM, TierName, salt_hash
 from cwm_connector.jobs import ChunkOutcome, LoadJob, Phase, Report, SaveJob, StepReports
 from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
 from cwm_connector.placement import Placement
-from cwm_connector.protocol import Code, CWMError
 from cwm_connector.scheduler import SaveOrder, SchedulerSide
-from cwm_connector.sessions import SessionIndex, salt_hash
-from cwm_connector.terms import NO_CLAIM, TierName
+from cwm_connector.sessions import SessionIndex
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.visibility import BoundWindow, Visibility
 from tests.support.vllm_parts import BLOCK_TOKENS, compute, new_pool, request

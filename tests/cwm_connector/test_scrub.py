@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.protocol import CWMError, Op
-from cwm_connector.terms import TierName
+from cwm_connector.core.errors import CWMError
+from cwm_connector.core.types import TierName
+from cwm_connector.protocol.calls import Op
 from tests.support.miniature import Miniature
 from tests.support.redis_server import RedisServer
 from tests.support.stores import (

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cwm_connector.control import StoreLock
-from cwm_connector.protocol import CWMError
+from cwm_connector.core.errors import CWMError
 from cwm_connector.service import EngineService
 from cwm_connector.settings import load_settings
 from tests.cwm_connector.test_compat import config, engine_config, full

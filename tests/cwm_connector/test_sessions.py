@@ -11,10 +11,10 @@ import pytest
 from cwm_connector import anonymous
 from cwm_connector import sessions as sessions_module
 from cwm_connector.anonymous import Beginnings
+from cwm_connector.core.errors import CWMError
+from cwm_connector.core.types import Micros, salt_hash
 from cwm_connector.heads import MAX_HEADS
-from cwm_connector.protocol import CWMError
-from cwm_connector.sessions import EXPIRES_AFTER, SessionIndex, salt_hash, session_of_salt
-from cwm_connector.terms import Micros
+from cwm_connector.sessions import EXPIRES_AFTER, SessionIndex, session_of_salt
 
 BLOCK = 4
 

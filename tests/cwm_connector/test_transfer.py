@@ -21,12 +21,12 @@ import pytest
 from cwm_connector import archive_files, transfer
 from cwm_connector.archive import PREFIX_BYTES, TRAILER_BYTES, ArchiveHeader
 from cwm_connector.catalog.base import ChunkRow, NewWindow
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import Passport
+from cwm_connector.core.types import ChunkKey, TierName, now_micros
 from cwm_connector.exporting import Exporter
-from cwm_connector.identity import Passport
 from cwm_connector.importing import Importer
-from cwm_connector.protocol import Code, CWMError, ExportArgs, ImportArgs, Op
-from cwm_connector.sessions import now_micros
-from cwm_connector.terms import ChunkKey, TierName
+from cwm_connector.protocol.calls import ExportArgs, ImportArgs, Op
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import read_header, seal
 from tests.cwm_connector.tiers.mounts import mounted

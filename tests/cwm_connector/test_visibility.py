@@ -2,8 +2,8 @@
 
 from array import array
 
-from cwm_connector.identity import ChunkSpec
-from cwm_connector.terms import ChunkKey
+from cwm_connector.core.identity import ChunkSpec
+from cwm_connector.core.types import ChunkKey
 from cwm_connector.visibility import MAX_BOUND, BoundWindow, Visibility
 
 

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from cwm_connector.control import ControlServer
-from cwm_connector.protocol import Args, CWMError, Op
+from cwm_connector.core.errors import CWMError
+from cwm_connector.protocol.calls import Args, Op
 from cwm_connector.settings import Settings
 
 FROZEN = {

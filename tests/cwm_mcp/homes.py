@@ -8,8 +8,8 @@ from cwm_connector.catalog.base import (
     NewWindow,
 )
 from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.core.types import ChunkKey, Micros
 from cwm_connector.settings import Settings
-from cwm_connector.terms import ChunkKey, Micros
 
 CHUNK_TOKENS = 256
 CHUNK_BYTES = 4096

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cwm_connector.protocol import ARGUMENTS, CWMError, Op
+from cwm_connector.core.errors import CWMError
+from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_mcp import arguments as a
 
 TWIN: dict[Op, type[a.Arguments]] = {

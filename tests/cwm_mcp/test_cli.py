@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cwm_connector.control import ControlThread
-from cwm_connector.protocol import DeleteArgs, FreezeArgs
+from cwm_connector.protocol.calls import DeleteArgs, FreezeArgs
 from cwm_connector.settings import Settings
 from cwm_mcp.cli import app
 from tests.cwm_mcp.canned import DELETED, FROZEN, STATUS, CannedEngine, canned_engine

@@ -13,22 +13,16 @@ from typing import Any
 import pytest
 
 from cwm_connector.control import Limits
-from cwm_connector.protocol import (
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol.calls import HealthArgs, ListArgs, NoArgs, Op, SessionsArgs, TokensArgs
+from cwm_connector.protocol.wire import (
     MAX_CALLS,
     MAX_FRAME_BYTES,
     PROTOCOL_MAX,
-    Code,
-    CWMError,
     Failure,
-    HealthArgs,
     Hello,
-    ListArgs,
-    NoArgs,
-    Op,
     Progress,
     Result,
-    SessionsArgs,
-    TokensArgs,
     Welcome,
     encode,
 )

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mcp import Client
 
-from cwm_connector.protocol import Code, CWMError, Op, ThawArgs
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol.calls import Op, ThawArgs
 from cwm_connector.settings import Settings
 from cwm_mcp import continuation
 from cwm_mcp.continuation import common_end

@@ -13,7 +13,7 @@ import pytest
 
 from cwm_connector.auto.mark import Mark, Reason, mark_of
 from cwm_connector.control import ControlServer
-from cwm_connector.protocol import Op
+from cwm_connector.protocol.calls import Op
 from cwm_connector.settings import Settings
 from cwm_mcp import hooks
 from tests.support.miniature import Miniature

@@ -18,7 +18,7 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import TextResourceContents
 
-from cwm_connector.protocol import CWMError
+from cwm_connector.core.errors import CWMError
 from cwm_connector.settings import Settings
 from cwm_mcp.http_access import HttpSettings, allowed
 from cwm_mcp.http_address import Address

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from cwm_connector.catalog.sqlite import SqliteCatalog
-from cwm_connector.protocol import Code, CWMError, ListArgs, StatusArgs
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey, TierName
+from cwm_connector.protocol.calls import ListArgs, StatusArgs
 from cwm_connector.settings import Settings
-from cwm_connector.terms import ChunkKey, TierName
 from cwm_mcp import models as m
 from cwm_mcp.offline import OfflineCatalog
 from cwm_mcp.operations import checked

@@ -8,9 +8,9 @@ from mcp.shared.exceptions import MCPError
 from mcp.types import INVALID_PARAMS, PromptReference, ResourceTemplateReference, TextContent
 
 from cwm_connector.catalog.sqlite import SqliteCatalog
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import Micros
 from cwm_connector.settings import Settings
-from cwm_connector.terms import Micros
 from cwm_mcp.server import build_server
 from tests.cwm_mcp.canned import canned_engine
 from tests.cwm_mcp.homes import clones

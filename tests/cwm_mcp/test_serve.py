@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.protocol import CWMError
+from cwm_connector.core.errors import CWMError
 from cwm_mcp.serve import CONNECTOR, Build, Command, compose, installed_build, run
 
 KV = "--kv-transfer-config"

@@ -8,7 +8,8 @@ from mcp import Client
 from mcp.client import ClientRequestContext
 from mcp.types import ElicitRequestParams, ElicitResult
 
-from cwm_connector.protocol import Code, CWMError, DeleteArgs, FreezeArgs, StatusArgs
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol.calls import DeleteArgs, FreezeArgs, StatusArgs
 from cwm_connector.settings import Settings
 from cwm_mcp.server import build_server
 from tests.cwm_mcp.canned import DELETED, FROZEN, HEALTH, SAMPLE, STATUS, STORE, canned_engine

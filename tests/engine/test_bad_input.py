@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cwm_connector.protocol import MAX_FRAME_BYTES, Call, Failure, FromEngine, Hello, encode, read_frame
+from cwm_connector.protocol.wire import MAX_FRAME_BYTES, Call, Failure, FromEngine, Hello, encode, read_frame
 from tests.support.chunks import stored_bytes
 from tests.support.engine import Engine, EngineDied
 from tests.support.mcp_client import ToolError, Tools, mcp_client

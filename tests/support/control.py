@@ -16,7 +16,8 @@ from typing import Any, Final, Self
 import msgspec
 
 from cwm_connector.control import ControlServer, ControlThread, Limits, ProgressSink
-from cwm_connector.protocol import Args, Call, FromClient, FromEngine, Hello, Op, encode
+from cwm_connector.protocol.calls import Args, Op
+from cwm_connector.protocol.wire import Call, FromClient, FromEngine, Hello, encode
 
 MODEL: Final = "smollm2"
 VERSION: Final = "1.2.3"

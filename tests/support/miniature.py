@@ -22,18 +22,19 @@ import torch
 from cwm_connector.board import JobBoard
 from cwm_connector.catalog.opening import open_catalog
 from cwm_connector.claims import Claims
+from cwm_connector.core.identity import Geometry, Passport
+from cwm_connector.core.types import now_micros
 from cwm_connector.engine import CatalogThread, Engine
 from cwm_connector.follow import Follower
-from cwm_connector.identity import Geometry, Passport
 from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations import EngineOperations
 from cwm_connector.paging import copier_for, payload_bytes
 from cwm_connector.placement import Placement
-from cwm_connector.protocol import ARGUMENTS, Op
+from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_connector.recovery import pair_store, recover, require_catalog
 from cwm_connector.scheduler import SchedulerSide
-from cwm_connector.sessions import SessionIndex, now_micros
+from cwm_connector.sessions import SessionIndex
 from cwm_connector.settings import CatalogKind, load_settings, private_folder
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.policies import new_policy

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cwm_connector.protocol import Op
-from cwm_connector.terms import TierName
+from cwm_connector.core.types import TierName
+from cwm_connector.protocol.calls import Op
 from cwm_connector.tiers.base import ChunkId
 from tests.support.miniature import Miniature, chunk_files
 

@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 
 import torch
 
-from cwm_connector.protocol import Code
+from cwm_connector.core.errors import Code
 from tests.support.powercut import PowerCut
 from tests.support.redis_server import Options, RedisServer
 from tests.torture.child import Life, live

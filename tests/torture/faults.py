@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.catalog.sqlite_file import SqliteFile
+from cwm_connector.core.types import TierName
 from cwm_connector.engine import claimed
 from cwm_connector.keeper import Keeper
 from cwm_connector.removal import Remover
-from cwm_connector.terms import TierName
 from cwm_connector.tiers import chunk, disk
 from cwm_connector.tiers.redis import RedisTier
 from tests.support.miniature import chunk_files

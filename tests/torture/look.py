@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from cwm_connector.catalog.base import Catalog
-from cwm_connector.protocol import CWMError, Op
+from cwm_connector.core.errors import CWMError
+from cwm_connector.protocol.calls import Op
 from cwm_connector.tiers.base import ChunkStore
 from tests.support.miniature import Miniature
 from tests.support.vllm_parts import BLOCK_TOKENS

@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
-from cwm_connector.protocol import CWMError, Op
-from cwm_connector.terms import ChunkKey
+from cwm_connector.core.errors import CWMError
+from cwm_connector.core.types import ChunkKey
+from cwm_connector.protocol.calls import Op
 from tests.support.miniature import Miniature
 from tests.support.vllm_parts import BLOCK_TOKENS
 from tests.torture.events import Asked, Damage, Done, Refused, Step, Teller, Window

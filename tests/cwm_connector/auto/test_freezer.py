@@ -9,8 +9,9 @@ import pytest
 from cwm_connector import compat
 from cwm_connector.auto.mark import Mark, Reason, mark_of
 from cwm_connector.auto.policy import Policy
-from cwm_connector.protocol import Code, CWMError, Op
-from cwm_connector.terms import Micros
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import Micros
+from cwm_connector.protocol.calls import Op
 from tests.support.miniature import Miniature
 from tests.support.stores import CHUNK_BYTES, text
 from tests.support.vllm_parts import BLOCK_TOKENS, request

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cwm_connector.auto.policy import Policy, as_note, changed, from_note, initial
-from cwm_connector.protocol import Code, CWMError, PolicyArgs, check_window_name
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.names import check_window_name
+from cwm_connector.core.types import Micros
+from cwm_connector.protocol.calls import PolicyArgs
 from cwm_connector.settings import load_settings
-from cwm_connector.terms import Micros
 
 AT = Micros(1_769_160_600_000_000)  # 2026-01-23 09:30 UTC
 PLAIN = Policy()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cwm_connector.catalog.redis import RedisCatalog
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from tests.cwm_connector.catalog.engines import BRISK
 from tests.cwm_connector.catalog.samples import at, chain, new_window
 

@@ -15,7 +15,7 @@ from cwm_connector.catalog.base import (
     TierTotals,
     WindowQuery,
 )
-from cwm_connector.terms import ChunkKey, Micros, TierName
+from cwm_connector.core.types import ChunkKey, Micros, TierName
 
 PASSPORT = {"weights": "sha256:1234", "dtype": "bfloat16"}
 START = Micros(1_769_160_600_000_000)

@@ -13,9 +13,9 @@ from cwm_connector.catalog.base import OutcomeUnknown
 from cwm_connector.catalog.log import Barrier, Position, Record, seal_of
 from cwm_connector.catalog.redis import RedisCatalog
 from cwm_connector.catalog.redis_log import RedisLog
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import TierName
 from cwm_connector.redis_link import RedisLink
-from cwm_connector.terms import TierName
 from tests.cwm_connector.catalog.engines import BRISK, Engines, engines, shared_content
 from tests.cwm_connector.catalog.proxy import Proxy
 from tests.cwm_connector.catalog.samples import at, chain, names, new_window

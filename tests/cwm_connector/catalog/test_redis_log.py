@@ -22,7 +22,7 @@ from cwm_connector.catalog.log import (
     record_after,
 )
 from cwm_connector.catalog.redis_log import RedisLog
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.redis_link import RedisLink
 from tests.cwm_connector.catalog.engines import namespace
 from tests.cwm_connector.catalog.samples import at, chain, new_window

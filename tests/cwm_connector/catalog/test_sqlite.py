@@ -10,8 +10,8 @@ import pytest
 from cwm_connector.catalog.base import Binding, Catalog, ChunkRow, SessionEvent, TierTotals, WindowQuery
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.catalog.sqlite_thaws import BINDINGS
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import ChunkKey, Claim, TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey, Claim, TierName
 from tests.cwm_connector.catalog.samples import PASSPORT, at, chain, chunk, content, names, new_window, totals
 
 DISK, REDIS = TierName.DISK, TierName.REDIS

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cwm_connector.catalog.sqlite import SqliteCatalog
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from tests.cwm_connector.catalog.samples import at, chain, new_window
 
 

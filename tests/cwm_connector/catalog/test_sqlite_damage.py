@@ -12,8 +12,8 @@ import pytest
 
 from cwm_connector.catalog.base import Binding, SortBy, WindowPage, WindowQuery
 from cwm_connector.catalog.sqlite import SqliteCatalog
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import TierName
 from tests.cwm_connector.catalog.samples import at, chain, content, new_window
 
 FLIPS = 400

@@ -14,7 +14,7 @@ import pytest
 from cwm_connector.catalog.base import WindowQuery
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.catalog.sqlite_schema import SCHEMA_VERSION
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from tests.cwm_connector.catalog.samples import chain, content, names, new_window, totals
 
 

@@ -11,7 +11,7 @@ import pytest
 from cwm_connector.catalog.base import SortBy, WindowQuery, WindowRow
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.catalog.sqlite_query import count_of, page_of
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from tests.cwm_connector.catalog.samples import at, chain, new_window
 
 TAGS = ("debug", "auth", "wip", "project-x")

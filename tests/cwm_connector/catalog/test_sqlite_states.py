@@ -11,8 +11,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from cwm_connector.catalog.base import Binding, Catalog, CatalogTotals, ChunkRow, TierTotals
 from cwm_connector.catalog.sqlite import SqliteCatalog
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import ChunkKey, Micros, TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey, Micros, TierName
 from tests.cwm_connector.catalog.samples import at, chunk, names, new_window
 
 UNIVERSE = {row.key: row for row in (chunk(f"chunk {n}", size_bytes=1 << n, tokens=16) for n in range(8))}

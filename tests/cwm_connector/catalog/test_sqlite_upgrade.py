@@ -11,8 +11,8 @@ import pytest
 from cwm_connector.catalog.base import Binding, ChunkRow, NewWindow, SessionEvent, WindowQuery
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.catalog.sqlite_schema import MIGRATIONS, SCHEMA_VERSION
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import Micros, TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import Micros, TierName
 from tests.cwm_connector.catalog.samples import at, chain, content, new_window, token_ids, totals
 
 # --- the statements of the first schema's code, as they were ---

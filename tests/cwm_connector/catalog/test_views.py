@@ -34,8 +34,9 @@ from cwm_connector.catalog.views import (
     window_page,
     window_status,
 )
-from cwm_connector.protocol import Code, CWMError, ListArgs, SessionsArgs
-from cwm_connector.terms import ChunkKey, Micros, TierName
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey, Micros, TierName
+from cwm_connector.protocol.calls import ListArgs, SessionsArgs
 from tests.cwm_connector.catalog.samples import at, chain
 
 DISK, REDIS = TierName.DISK, TierName.REDIS

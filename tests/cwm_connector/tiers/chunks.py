@@ -4,7 +4,7 @@ import mmap
 import random
 from dataclasses import dataclass
 
-from cwm_connector.terms import ChunkKey
+from cwm_connector.core.types import ChunkKey
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import HEADER_BYTES, ChunkHeader, seal, sealed_bytes
 

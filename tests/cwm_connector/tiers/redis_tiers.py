@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import pytest
 
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import ChunkKey
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey
 from cwm_connector.tiers.base import ChunkId, ChunkStore
 from cwm_connector.tiers.chunk import check
 from cwm_connector.tiers.redis import REST_S, RedisTier

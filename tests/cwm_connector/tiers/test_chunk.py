@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import ChunkKey
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey
 from cwm_connector.tiers.chunk import ALIGNMENT, HEADER_BYTES, ChunkHeader, check, read_header, seal, sealed_bytes
 from tests.cwm_connector.tiers.chunks import LAYOUT, aligned_buffer, sealed_chunk
 

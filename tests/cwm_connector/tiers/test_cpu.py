@@ -13,8 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import ChunkKey
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey
 from cwm_connector.tiers.base import ChunkId, TierUsage
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer
 

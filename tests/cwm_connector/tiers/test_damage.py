@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.tiers.chunk import HEADER_BYTES, check
 from cwm_connector.tiers.disk import DiskTier
 from tests.cwm_connector.tiers.chunks import LAYOUT, SealedChunk, aligned_buffer, sealed_chunk

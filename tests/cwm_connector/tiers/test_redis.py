@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cwm_connector.protocol import Code, CWMError
-from cwm_connector.terms import ChunkKey, Claim
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey, Claim
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import check
 from cwm_connector.tiers.redis import RedisTier

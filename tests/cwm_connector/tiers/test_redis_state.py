@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.tiers.redis import RedisTier
 from tests.cwm_connector.tiers.chunks import aligned_buffer, sealed_chunk
 from tests.cwm_connector.tiers.redis_tiers import (

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.core.types import Micros
 from cwm_connector.settings import Settings
-from cwm_connector.terms import Micros
 from cwm_mcp.cli import app
 from cwm_mcp.lineage import MAX_NESTING, tree_of, walk
 from cwm_mcp.models import WindowItem

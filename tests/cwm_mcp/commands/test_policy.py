@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cwm_connector.control import ControlThread
-from cwm_connector.protocol import PolicyArgs
+from cwm_connector.protocol.calls import PolicyArgs
 from cwm_connector.settings import Settings
 from cwm_mcp.cli import app
 from tests.cwm_mcp.canned import CannedEngine, canned_engine

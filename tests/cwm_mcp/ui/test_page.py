@@ -14,9 +14,9 @@ import pytest
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.catalog.views import AsRecorded, window_status
 from cwm_connector.control import ControlThread
-from cwm_connector.protocol import Op
+from cwm_connector.core.types import Micros
+from cwm_connector.protocol.calls import Op
 from cwm_connector.settings import Settings
-from cwm_connector.terms import Micros
 from cwm_mcp.ui.launch import page_to
 from tests.cwm_mcp import homes
 from tests.cwm_mcp.canned import CannedEngine, canned_engine

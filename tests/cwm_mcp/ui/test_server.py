@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from cwm_connector.catalog.sqlite import SqliteCatalog
-from cwm_connector.protocol import Code, CWMError
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import Micros
 from cwm_connector.settings import Settings
-from cwm_connector.terms import Micros
 from cwm_mcp.http_address import Address
 from cwm_mcp.models import Metric, WindowItem
 from cwm_mcp.ui import server

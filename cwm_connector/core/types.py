@@ -1,6 +1,8 @@
-"""The words that every room shares: what a chunk is called, where it can lie, how time is told."""
+"""Types that every folder shares: chunk keys, claims, tiers and times."""
 
 import enum
+import hashlib
+import time
 from typing import Final, NewType
 
 ChunkKey = NewType("ChunkKey", bytes)
@@ -23,3 +25,12 @@ class TierName(enum.StrEnum):
     CPU = "cpu"
     DISK = "disk"
     REDIS = "redis"
+
+
+def now_micros() -> Micros:
+    return Micros(time.time_ns() // 1000)
+
+
+def salt_hash(cache_salt: str) -> bytes:
+    """32 bytes; the only form in which a salt is kept or compared."""
+    return hashlib.sha256(cache_salt.encode()).digest()

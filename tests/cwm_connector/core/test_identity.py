@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cwm_connector.identity import Geometry, Passport, chunk_specs, specs_of
+from cwm_connector.core.identity import Geometry, Passport, chunk_specs, specs_of
 
 PASSPORT = Passport({"weights": "w1", "dtype": "bf16"})
 GEOMETRY = Geometry.of(block_tokens=4, chunk_tokens=8)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from cwm_connector.terms import ChunkKey
+from cwm_connector.core.types import ChunkKey
 
 FORMAT_VERSION = 1
 """Raised whenever the payload's byte order or the key chain changes."""

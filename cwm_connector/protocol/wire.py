@@ -1,0 +1,113 @@
+"""The control socket's messages and the error codes: what an engine and its clients agree on.
+
+A frame is a 4-byte big-endian length and that many bytes of msgpack. The client speaks first, with `Hello`; the
+engine answers `Welcome` or `Failure` and closes. After that calls are multiplexed by their id: for each `Call` the
+engine sends any number of `Progress` and then exactly one `Result` or `Failure`. KV bytes never cross this socket.
+
+This module is imported by both processes and by the command line: it must stay free of torch, vllm and lmcache.
+"""
+
+import asyncio
+from typing import Any, Final
+
+import msgspec
+
+from cwm_connector.core.errors import Code, CWMError
+
+PROTOCOL_MIN: Final = 1
+PROTOCOL_MAX: Final = 1
+MAX_FRAME_BYTES: Final = 16 << 20
+"""A longer frame is refused before it is read; 16 MiB hold the ids of about three million tokens."""
+MAX_CALL_S: Final = 3600.0
+"""The engine's own limit for a call, and what `timeout_s=None` means."""
+MAX_CALLS: Final = 64
+"""Calls in flight on one connection; the engine answers the next with CWM-7003."""
+
+
+class Hello(msgspec.Struct, tag="hello", frozen=True):
+    """The client's first message: the protocol versions it speaks, and what it is."""
+
+    min_version: int
+    max_version: int
+    client: str = ""
+
+
+class Call(msgspec.Struct, tag="call", frozen=True):
+    """One operation. `timeout_s` bounds it in the engine; None leaves it to the engine's own limit."""
+
+    id: int
+    op: str
+    args: Any = {}
+    timeout_s: float | None = None
+
+
+class Cancel(msgspec.Struct, tag="cancel", frozen=True):
+    """Ends a call that is still running; it is then answered with a `Failure`. Unknown ids are ignored."""
+
+    id: int
+
+
+class Welcome(msgspec.Struct, tag="welcome", frozen=True):
+    version: int
+    engine_version: str
+    pid: int
+    model: str
+
+
+class Progress(msgspec.Struct, tag="progress", frozen=True):
+    """How far a call is; `total` 0 where it can't be known."""
+
+    id: int
+    done: int
+    total: int
+    text: str = ""
+
+
+class Result(msgspec.Struct, tag="result", frozen=True):
+    """The contract's fields for the call's tool."""
+
+    id: int
+    value: dict[str, Any]
+
+
+class Failure(msgspec.Struct, tag="failure", frozen=True):
+    """`id` is None where no call is concerned: a refused Hello, a frame that can't be read."""
+
+    id: int | None
+    code: int
+    message: str
+    retryable: bool
+    context: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, error: CWMError, id: int | None = None) -> "Failure":
+        return cls(id, int(error.code), error.message, error.retryable, error.context)
+
+    def error(self) -> CWMError:
+        """The failure to raise. A code that only a newer engine knows becomes CWM-9001, with its number in the text."""
+        try:
+            return CWMError(Code(self.code), self.message, **self.context)
+        except ValueError:
+            return CWMError(Code.INTERNAL, f"CWM-{self.code}: {self.message}", **self.context)
+
+
+FromClient = Hello | Call | Cancel
+FromEngine = Welcome | Progress | Result | Failure
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: FromClient | FromEngine) -> bytes:
+    """The message as one frame, its length in front."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(4, "big") + body
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes:
+    """The body of the next frame.
+
+    Raises: asyncio.IncompleteReadError at the end of the stream, CWM-1003 for a frame over the limit.
+    """
+    length = int.from_bytes(await reader.readexactly(4), "big")
+    if length > MAX_FRAME_BYTES:
+        raise CWMError(Code.ARGUMENT, f"a frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
+    return await reader.readexactly(length)
