@@ -23,9 +23,9 @@ from cwm_connector import compat, logs
 from cwm_connector.core.errors import CWMError
 from cwm_connector.jobs import StepJobs, StepReports, WorkerFacts
 from cwm_connector.paging import copier_for
-from cwm_connector.recovery import pair_store
 from cwm_connector.service import EngineService
 from cwm_connector.settings import load_settings, private_folder
+from cwm_connector.store.pairing import pair_store
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.policies import new_policy
 from cwm_connector.tiers.stores import open_stores

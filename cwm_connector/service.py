@@ -13,7 +13,7 @@ from cwm_connector.auto import policy as policies
 from cwm_connector.board import JobBoard
 from cwm_connector.catalog.opening import open_catalog
 from cwm_connector.claims import Claims
-from cwm_connector.control import ControlServer, ControlThread, StoreLock
+from cwm_connector.control import ControlServer, ControlThread
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import FORMAT_VERSION, Geometry, Passport
 from cwm_connector.core.types import now_micros
@@ -25,10 +25,12 @@ from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations import EngineOperations
 from cwm_connector.placement import Placement
-from cwm_connector.recovery import pair_store, recover, require_catalog
+from cwm_connector.recovery import recover
 from cwm_connector.scheduler import SchedulerSide
 from cwm_connector.sessions import SessionIndex
 from cwm_connector.settings import CatalogKind, Settings, private_folder
+from cwm_connector.store.lock import StoreLock
+from cwm_connector.store.pairing import pair_store, require_catalog
 from cwm_connector.tiers.stores import open_stores
 from cwm_connector.titles import Titler
 from cwm_connector.visibility import Visibility

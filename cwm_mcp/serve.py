@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from cwm_connector.control import StoreLock
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.store.lock import StoreLock
 
 CONNECTOR: Final[Mapping[str, str]] = {
     "kv_connector": "CWMConnector",

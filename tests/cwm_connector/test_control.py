@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwm_connector.control import ControlServer, ControlThread, Limits, StoreLock
+from cwm_connector.control import ControlServer, ControlThread
+from cwm_connector.control_connection import Limits
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.calls import Op
 from cwm_connector.protocol.wire import (
@@ -32,6 +33,7 @@ from cwm_connector.protocol.wire import (
     Welcome,
     encode,
 )
+from cwm_connector.store.lock import StoreLock
 from tests.support.control import MODEL, PATIENCE_S, VERSION, Bench, RawClient, Served, Waiting, served, short_folder
 
 NOBODY = 65534

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.control import StoreLock
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import TierName
 from cwm_connector.protocol.calls import Op
+from cwm_connector.store.lock import StoreLock
 from cwm_connector.tiers.base import ChunkId
 from tests.cwm_connector.tiers.mounts import mounted, read_only
 from tests.support.miniature import Miniature, chunk_files

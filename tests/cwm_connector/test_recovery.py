@@ -15,7 +15,8 @@ from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.claims import Claims
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import ChunkKey, Micros, TierName
-from cwm_connector.recovery import pair_store, recover, require_catalog
+from cwm_connector.recovery import recover
+from cwm_connector.store.pairing import pair_store, require_catalog
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import ChunkHeader, seal, sealed_bytes
 from cwm_connector.tiers.disk import DiskTier

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.control import StoreLock
 from cwm_connector.core.errors import CWMError
 from cwm_connector.service import EngineService
 from cwm_connector.settings import load_settings
+from cwm_connector.store.lock import StoreLock
 from tests.cwm_connector.test_compat import config, engine_config, full
 
 
