@@ -50,7 +50,7 @@ from cwm_connector.catalog.redis_log import RedisLog, Trimmed, View
 from cwm_connector.catalog.redis_replica import Gone, Replica
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Micros, TierName
-from cwm_connector.redis_link import RedisLink
+from cwm_connector.redis.link import RedisLink
 
 logger = logging.getLogger(__name__)
 _FAREWELL_S: Final = 5.0

@@ -11,7 +11,7 @@ from cwm_connector.catalog.base import OutcomeUnknown
 from cwm_connector.catalog.log import Barrier, Position, Record, record_after
 from cwm_connector.catalog.redis_log import RedisLog
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.redis_link import NoReply
+from cwm_connector.redis.link import NoReply
 
 _PAUSE_S: Final = 0.05
 

@@ -19,7 +19,7 @@ import msgspec
 
 from cwm_connector.catalog.log import Position, Record, beginning, opened, seal_of
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.redis_link import RedisLink
+from cwm_connector.redis.link import RedisLink
 
 UNPUBLISHED_S: Final = 3600
 """How long a checkpoint's parts last while it is being made."""

@@ -21,12 +21,12 @@ from typing import Any, Final, TypeVar
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, TierName
-from cwm_connector.redis_link import RedisLink, info
+from cwm_connector.redis.chunk_connection import Breaker, Command, Pipe, WrongLength
+from cwm_connector.redis.errors import silence
+from cwm_connector.redis.link import RedisLink, info
+from cwm_connector.redis.server_check import ServerState, look
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.bounded import BoundedThreads
-from cwm_connector.tiers.redis_errors import silence
-from cwm_connector.tiers.redis_pipe import Breaker, Command, Pipe, WrongLength
-from cwm_connector.tiers.redis_state import ServerState, look
 from cwm_connector.tiers.redis_written import Written
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from cwm_connector.catalog.redis_log import RedisLog
 from cwm_connector.catalog.sqlite import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import TierName
-from cwm_connector.redis_link import RedisLink
+from cwm_connector.redis.link import RedisLink
 from tests.cwm_connector.catalog.engines import BRISK, Engines, engines, shared_content
 from tests.cwm_connector.catalog.samples import at, chain, names, new_window
 from tests.support.redis_server import RedisServer, redis_server

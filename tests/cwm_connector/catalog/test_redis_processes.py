@@ -19,7 +19,7 @@ from cwm_connector.catalog.checkpoint import publish
 from cwm_connector.catalog.redis import RedisCatalog
 from cwm_connector.catalog.redis_follow import Limits
 from cwm_connector.catalog.redis_log import RedisLog
-from cwm_connector.redis_link import RedisLink
+from cwm_connector.redis.link import RedisLink
 from tests.cwm_connector.catalog.engines import Engines, engines, shared_content
 from tests.cwm_connector.catalog.samples import chain, names, token_ids
 from tests.cwm_connector.catalog.writer import do, names_after, window_of

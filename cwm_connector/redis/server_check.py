@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.redis_link import Durability, NoReply, RedisLink, info
+from cwm_connector.redis.link import Durability, NoReply, RedisLink, info
 
 _OLDEST: Final = 6
 _MIB: Final = 1 << 20

@@ -2,7 +2,7 @@
 
 redis-py does what is a client's business: URL, TLS, users, the protocol. What it does slowly, a large value's way into
 memory, is done here by its own parser with one method replaced: docs/redis.md has the figures, and
-tests/cwm_connector/tiers/test_redis_py_contract.py what is relied on. Every question is bounded by a deadline. After
+tests/cwm_connector/redis/test_redis_py_contract.py what is relied on. Every question is bounded by a deadline. After
 any failure the connection is dropped, so that a late reply is never taken for the next one's.
 """
 
@@ -18,7 +18,7 @@ from redis.connection import AbstractConnection, Connection, PythonRespSerialize
 from redis.retry import Retry
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.tiers.redis_errors import SETTING, refusal
+from cwm_connector.redis.errors import SETTING, refusal
 
 Command = tuple[str | bytes | memoryview | int, ...]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.redis_link import Durability, NoReply, RedisLink
+from cwm_connector.redis.link import Durability, NoReply, RedisLink
 from tests.support.redis_server import RedisServer, redis_server
 
 BRISK_S = 0.3
