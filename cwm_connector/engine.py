@@ -18,10 +18,10 @@ from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
 from cwm_connector.placement import Placement
 from cwm_connector.scheduler import SchedulerSide
+from cwm_connector.sessions.thaw_bindings import Visibility
 from cwm_connector.settings import Settings
 from cwm_connector.tiers.base import ChunkStore
 from cwm_connector.tiers.chunk import sealed_bytes
-from cwm_connector.visibility import Visibility
 
 logger = logging.getLogger(__name__)
 

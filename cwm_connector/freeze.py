@@ -31,9 +31,9 @@ from cwm_connector.engine import PERSIST_STEP_S, Engine, on_loop, settled, to_th
 from cwm_connector.keeper import Keeper
 from cwm_connector.protocol.calls import FreezeArgs
 from cwm_connector.scheduler import SaveOrder, SavePlan
-from cwm_connector.sessions import HeadSnapshot
+from cwm_connector.sessions.index import HeadSnapshot
+from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.storing import Storing
-from cwm_connector.visibility import BoundWindow
 
 CAPTURE_STEP_S: Final = 0.002
 RECOMPUTE_LIMIT_S: Final = 1800.0

@@ -19,7 +19,7 @@ from cwm_connector.core.names import check_session_id, check_window_name
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.engine import Engine, settled
 from cwm_connector.protocol.calls import ListArgs, SessionsArgs, StatusArgs, TokensArgs
-from cwm_connector.sessions import SessionView
+from cwm_connector.sessions.index import SessionView
 
 REMEMBERED_WINDOWS: Final = 1024
 """Whose chunks' keys need not be read again to say in which tier a listed window lies."""

@@ -20,8 +20,8 @@ from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
 from cwm_connector.pace import Pace
 from cwm_connector.placement import Placement
-from cwm_connector.sessions import HeadSnapshot, SessionIndex, SessionView, is_text_only
-from cwm_connector.visibility import BoundWindow, Visibility
+from cwm_connector.sessions.index import HeadSnapshot, SessionIndex, SessionView, is_text_only
+from cwm_connector.sessions.thaw_bindings import BoundWindow, Visibility
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool

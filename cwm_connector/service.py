@@ -27,13 +27,13 @@ from cwm_connector.operations import EngineOperations
 from cwm_connector.placement import Placement
 from cwm_connector.recovery import recover
 from cwm_connector.scheduler import SchedulerSide
-from cwm_connector.sessions import SessionIndex
+from cwm_connector.sessions.index import SessionIndex
+from cwm_connector.sessions.thaw_bindings import Visibility
+from cwm_connector.sessions.titles import Titler
 from cwm_connector.settings import CatalogKind, Settings, private_folder
 from cwm_connector.store.lock import StoreLock
 from cwm_connector.store.pairing import pair_store, require_catalog
 from cwm_connector.tiers.stores import open_stores
-from cwm_connector.titles import Titler
-from cwm_connector.visibility import Visibility
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

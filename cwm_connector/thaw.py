@@ -20,7 +20,7 @@ from cwm_connector.engine import PERSIST_STEP_S, Engine, on_loop, to_the_end
 from cwm_connector.jobs import PromoteJob
 from cwm_connector.keeper import Keeper
 from cwm_connector.protocol.calls import CloneArgs, ThawArgs
-from cwm_connector.visibility import BoundWindow
+from cwm_connector.sessions.thaw_bindings import BoundWindow
 
 logger = logging.getLogger(__name__)
 

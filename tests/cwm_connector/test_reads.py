@@ -9,7 +9,7 @@ from cwm_connector.catalog.base import SessionEvent, SessionRow
 from cwm_connector.core.types import Micros
 from cwm_connector.protocol.calls import Op
 from cwm_connector.reads import _state
-from cwm_connector.sessions import SessionView
+from cwm_connector.sessions.index import SessionView
 from tests.support.miniature import Miniature
 
 

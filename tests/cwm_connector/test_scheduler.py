@@ -16,9 +16,9 @@ from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
 from cwm_connector.placement import Placement
 from cwm_connector.scheduler import SaveOrder, SchedulerSide
-from cwm_connector.sessions import SessionIndex
+from cwm_connector.sessions.index import SessionIndex
+from cwm_connector.sessions.thaw_bindings import BoundWindow, Visibility
 from cwm_connector.tiers.base import ChunkId
-from cwm_connector.visibility import BoundWindow, Visibility
 from tests.support.vllm_parts import BLOCK_TOKENS, compute, new_pool, request
 
 GEOMETRY = Geometry.of(BLOCK_TOKENS, 2 * BLOCK_TOKENS)

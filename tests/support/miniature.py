@@ -34,13 +34,13 @@ from cwm_connector.placement import Placement
 from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_connector.recovery import recover
 from cwm_connector.scheduler import SchedulerSide
-from cwm_connector.sessions import SessionIndex
+from cwm_connector.sessions.index import SessionIndex
+from cwm_connector.sessions.thaw_bindings import Visibility
 from cwm_connector.settings import CatalogKind, load_settings, private_folder
 from cwm_connector.store.pairing import pair_store, require_catalog
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.policies import new_policy
 from cwm_connector.tiers.stores import open_stores
-from cwm_connector.visibility import Visibility
 from cwm_connector.worker import WorkerSide
 from tests.support.vllm_parts import BLOCK_TOKENS, compute, new_pool, request
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from cwm_connector import anonymous
-from cwm_connector import sessions as sessions_module
-from cwm_connector.anonymous import Beginnings
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import Micros, salt_hash
-from cwm_connector.heads import MAX_HEADS
-from cwm_connector.sessions import EXPIRES_AFTER, SessionIndex, session_of_salt
+from cwm_connector.sessions import index as sessions_module
+from cwm_connector.sessions.heads import MAX_HEADS
+from cwm_connector.sessions.index import EXPIRES_AFTER, SessionIndex, session_of_salt
+from cwm_connector.sessions.unnamed import Beginnings
 
 BLOCK = 4
 

@@ -10,8 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from cwm_connector.anonymous import PREFIX as ANONYMOUS
 from cwm_connector.core.identity import ChunkSpec
+from cwm_connector.sessions.unnamed import PREFIX as ANONYMOUS
 
 MAX_BOUND: Final = 32
 """Windows that one session can load from at once; the oldest thaw gives way."""

@@ -4,7 +4,7 @@ from array import array
 
 from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.core.types import ChunkKey
-from cwm_connector.visibility import MAX_BOUND, BoundWindow, Visibility
+from cwm_connector.sessions.thaw_bindings import MAX_BOUND, BoundWindow, Visibility
 
 
 def window(name: str = "w", ids: range = range(16), usable: int = 4) -> BoundWindow:

@@ -24,12 +24,12 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from cwm_connector.anonymous import PREFIX as ANONYMOUS
-from cwm_connector.anonymous import Beginnings
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import is_session_id
 from cwm_connector.core.types import Micros, now_micros, salt_hash
-from cwm_connector.heads import Chain, Heads, meant
+from cwm_connector.sessions.heads import Chain, Heads, meant
+from cwm_connector.sessions.unnamed import PREFIX as ANONYMOUS
+from cwm_connector.sessions.unnamed import Beginnings
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_utils import BlockHash

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from cwm_connector.titles import MAX_CHARACTERS, Titler, TitleReader
+from cwm_connector.sessions.titles import MAX_CHARACTERS, Titler, TitleReader
 from tests.support.engine import model_folder
 
 PATIENCE_S = 60
@@ -130,7 +130,7 @@ def test_ids_that_cannot_be_decoded_stop_no_other_title_and_are_not_logged(
 
 
 def test_too_many_heads_at_once_wait_for_their_next_turn(monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
-    monkeypatch.setattr("cwm_connector.titles.MAX_WAITING", 2)
+    monkeypatch.setattr("cwm_connector.sessions.titles.MAX_WAITING", 2)
     go = threading.Event()
 
     def load() -> Any:
