@@ -21,10 +21,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from cwm_connector import compat, logs
 from cwm_connector.core.errors import CWMError
-from cwm_connector.jobs import StepJobs, StepReports, WorkerFacts
 from cwm_connector.paging import copier_for
 from cwm_connector.service import EngineService
 from cwm_connector.settings import load_settings, private_folder
+from cwm_connector.step.jobs import StepJobs, StepReports, WorkerFacts
 from cwm_connector.store.pairing import pair_store
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.policies import new_policy

@@ -7,19 +7,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, NoReturn, TypeVar
 
-from cwm_connector.board import JobBoard, JobResult
 from cwm_connector.catalog.base import Catalog, ChunkRow
 from cwm_connector.claims import Claims
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import Geometry, Passport
 from cwm_connector.core.types import ChunkKey, TierName
-from cwm_connector.jobs import ClaimedChunk, CopyJob, DropJob, Job, VerifyJob
-from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
-from cwm_connector.placement import Placement
-from cwm_connector.scheduler import SchedulerSide
 from cwm_connector.sessions.thaw_bindings import Visibility
 from cwm_connector.settings import Settings
+from cwm_connector.step.chunk_locations import Placement
+from cwm_connector.step.job_board import JobBoard, JobResult
+from cwm_connector.step.jobs import ClaimedChunk, CopyJob, DropJob, Job, VerifyJob
+from cwm_connector.step.scheduler import SchedulerSide
+from cwm_connector.step.step_queue import Mailbox
 from cwm_connector.tiers.base import ChunkStore
 from cwm_connector.tiers.chunk import sealed_bytes
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from cwm_connector.board import Ticket
 from cwm_connector.catalog.base import (
     Catalog,
     ChunkRow,
@@ -30,9 +29,10 @@ from cwm_connector.core.types import ChunkKey, now_micros
 from cwm_connector.engine import PERSIST_STEP_S, Engine, on_loop, settled, to_the_end
 from cwm_connector.keeper import Keeper
 from cwm_connector.protocol.calls import FreezeArgs
-from cwm_connector.scheduler import SaveOrder, SavePlan
 from cwm_connector.sessions.index import HeadSnapshot
 from cwm_connector.sessions.thaw_bindings import BoundWindow
+from cwm_connector.step.job_board import Ticket
+from cwm_connector.step.scheduler import SaveOrder, SavePlan
 from cwm_connector.storing import Storing
 
 CAPTURE_STEP_S: Final = 0.002

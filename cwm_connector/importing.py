@@ -30,7 +30,7 @@ from cwm_connector.core.types import Micros, now_micros
 from cwm_connector.engine import Engine, to_the_end
 from cwm_connector.keeper import Keeper
 from cwm_connector.protocol.calls import ImportArgs
-from cwm_connector.scheduler import SaveOrder
+from cwm_connector.step.scheduler import SaveOrder
 from cwm_connector.storing import Storing
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.transfer import (

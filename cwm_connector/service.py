@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 import cwm_connector
 from cwm_connector import compat
 from cwm_connector.auto import policy as policies
-from cwm_connector.board import JobBoard
 from cwm_connector.catalog.opening import open_catalog
 from cwm_connector.claims import Claims
 from cwm_connector.control import ControlServer, ControlThread
@@ -20,17 +19,18 @@ from cwm_connector.core.types import now_micros
 from cwm_connector.engine import CatalogThread, Engine
 from cwm_connector.fingerprints import files_digest
 from cwm_connector.follow import Follower
-from cwm_connector.jobs import WorkerFacts
-from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations import EngineOperations
-from cwm_connector.placement import Placement
 from cwm_connector.recovery import recover
-from cwm_connector.scheduler import SchedulerSide
 from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.thaw_bindings import Visibility
 from cwm_connector.sessions.titles import Titler
 from cwm_connector.settings import CatalogKind, Settings, private_folder
+from cwm_connector.step.chunk_locations import Placement
+from cwm_connector.step.job_board import JobBoard
+from cwm_connector.step.jobs import WorkerFacts
+from cwm_connector.step.scheduler import SchedulerSide
+from cwm_connector.step.step_queue import Mailbox
 from cwm_connector.store.lock import StoreLock
 from cwm_connector.store.pairing import pair_store, require_catalog
 from cwm_connector.tiers.stores import open_stores

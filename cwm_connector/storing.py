@@ -10,9 +10,9 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.engine import Engine, to_the_end
-from cwm_connector.jobs import ClaimedChunk
 from cwm_connector.keeper import Keeper
-from cwm_connector.scheduler import SaveOrder
+from cwm_connector.step.jobs import ClaimedChunk
+from cwm_connector.step.scheduler import SaveOrder
 
 
 class Storing:

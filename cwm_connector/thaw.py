@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cwm_connector.board import JobResult
 from cwm_connector.catalog.base import Binding, Catalog, ChunkRow, WindowRow
 from cwm_connector.control_calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
@@ -17,10 +16,11 @@ from cwm_connector.core.identity import ChunkSpec, specs_of
 from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
 from cwm_connector.core.types import ChunkKey, TierName, now_micros, salt_hash
 from cwm_connector.engine import PERSIST_STEP_S, Engine, on_loop, to_the_end
-from cwm_connector.jobs import PromoteJob
 from cwm_connector.keeper import Keeper
 from cwm_connector.protocol.calls import CloneArgs, ThawArgs
 from cwm_connector.sessions.thaw_bindings import BoundWindow
+from cwm_connector.step.job_board import JobResult
+from cwm_connector.step.jobs import PromoteJob
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.fetch import ChunkShape, Fetcher, in_use
-from cwm_connector.jobs import (
+from cwm_connector.paging import Fence, PagedCopier, payload_bytes
+from cwm_connector.step.jobs import (
     ChunkBlocks,
     ChunkOutcome,
     CopyJob,
@@ -33,7 +34,6 @@ from cwm_connector.jobs import (
     StepReports,
     VerifyJob,
 )
-from cwm_connector.paging import Fence, PagedCopier, payload_bytes
 from cwm_connector.tiers.base import ChunkId, ChunkStore
 from cwm_connector.tiers.chunk import HEADER_BYTES, seal
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer

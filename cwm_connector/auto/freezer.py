@@ -27,7 +27,7 @@ from cwm_connector.engine import Engine, again_and_again, to_the_end
 from cwm_connector.freeze import Freezer
 from cwm_connector.protocol.calls import FreezeArgs, PolicyArgs
 from cwm_connector.removal import Remover
-from cwm_connector.scheduler import Freezable
+from cwm_connector.step.scheduler import Freezable
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import pytest
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, SupportsHMA
 
 from cwm_connector.connector import CWMConnector
-from cwm_connector.jobs import StepJobs
+from cwm_connector.step.jobs import StepJobs
 
 CONSTRUCTION = {"__init__", "register_kv_caches", "get_handshake_metadata", "set_xfer_handshake_metadata_pp_aware"}
 HOOKS = [

@@ -10,8 +10,8 @@ import pytest
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import Passport
-from cwm_connector.pace import Pace
 from cwm_connector.protocol.calls import Op
+from cwm_connector.step.prefill_speed import Pace
 from tests.support.miniature import Miniature, chunk_files
 from tests.support.vllm_parts import BLOCK_TOKENS
 

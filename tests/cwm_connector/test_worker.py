@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cwm_connector.board import JobBoard, Ticket
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, Geometry, Passport, chunk_specs
 from cwm_connector.core.types import NO_CLAIM, ChunkKey, TierName
-from cwm_connector.jobs import ChunkBlocks, ClaimedChunk, DropJob, Job, LoadJob, PromoteJob, SaveJob
 from cwm_connector.paging import copier_for
+from cwm_connector.step.job_board import JobBoard, Ticket
+from cwm_connector.step.jobs import ChunkBlocks, ClaimedChunk, DropJob, Job, LoadJob, PromoteJob, SaveJob
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.disk import DiskTier

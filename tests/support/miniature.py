@@ -19,24 +19,24 @@ from typing import Any, TypeVar
 
 import torch
 
-from cwm_connector.board import JobBoard
 from cwm_connector.catalog.opening import open_catalog
 from cwm_connector.claims import Claims
 from cwm_connector.core.identity import Geometry, Passport
 from cwm_connector.core.types import now_micros
 from cwm_connector.engine import CatalogThread, Engine
 from cwm_connector.follow import Follower
-from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations import EngineOperations
 from cwm_connector.paging import copier_for, payload_bytes
-from cwm_connector.placement import Placement
 from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_connector.recovery import recover
-from cwm_connector.scheduler import SchedulerSide
 from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.thaw_bindings import Visibility
 from cwm_connector.settings import CatalogKind, load_settings, private_folder
+from cwm_connector.step.chunk_locations import Placement
+from cwm_connector.step.job_board import JobBoard
+from cwm_connector.step.scheduler import SchedulerSide
+from cwm_connector.step.step_queue import Mailbox
 from cwm_connector.store.pairing import pair_store, require_catalog
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.policies import new_policy

@@ -2,10 +2,10 @@
 
 import pytest
 
-from cwm_connector.board import JobBoard
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import NO_CLAIM, ChunkKey, TierName
-from cwm_connector.jobs import ChunkOutcome, ClaimedChunk, DropJob, Phase, Report
+from cwm_connector.step.job_board import JobBoard
+from cwm_connector.step.jobs import ChunkOutcome, ClaimedChunk, DropJob, Phase, Report
 
 KEY = ChunkKey(b"k" * 32)
 

@@ -1,7 +1,7 @@
 """placement.py: where chunks lie, as those who move them tell."""
 
 from cwm_connector.core.types import ChunkKey, TierName
-from cwm_connector.placement import Placement
+from cwm_connector.step.chunk_locations import Placement
 from cwm_connector.tiers.base import ChunkId
 
 A, B, C = (ChunkKey(bytes([number]) * 32) for number in range(3))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import ChunkKey, TierName
-from cwm_connector.jobs import ChunkOutcome, Job, JobId, Phase, Report
+from cwm_connector.step.jobs import ChunkOutcome, Job, JobId, Phase, Report
 
 _SLOWNESS = {tier: rank for rank, tier in enumerate(TierName)}
 

@@ -11,17 +11,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from cwm_connector import compat
-from cwm_connector.board import JobBoard, JobResult, Ticket
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, Geometry
 from cwm_connector.core.types import Claim, Micros, TierName, salt_hash
-from cwm_connector.jobs import ChunkBlocks, LoadJob, SaveJob, StepJobs, StepReports
-from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
-from cwm_connector.pace import Pace
-from cwm_connector.placement import Placement
 from cwm_connector.sessions.index import HeadSnapshot, SessionIndex, SessionView, is_text_only
 from cwm_connector.sessions.thaw_bindings import BoundWindow, Visibility
+from cwm_connector.step.chunk_locations import Placement
+from cwm_connector.step.job_board import JobBoard, JobResult, Ticket
+from cwm_connector.step.jobs import ChunkBlocks, LoadJob, SaveJob, StepJobs, StepReports
+from cwm_connector.step.prefill_speed import Pace
+from cwm_connector.step.step_queue import Mailbox
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from cwm_connector.board import JobBoard
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, Geometry, Passport, chunk_specs
 from cwm_connector.core.types import NO_CLAIM, TierName, salt_hash
-from cwm_connector.jobs import ChunkOutcome, LoadJob, Phase, Report, SaveJob, StepReports
-from cwm_connector.mailbox import Mailbox
 from cwm_connector.metrics import Metrics
-from cwm_connector.placement import Placement
-from cwm_connector.scheduler import SaveOrder, SchedulerSide
 from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.thaw_bindings import BoundWindow, Visibility
+from cwm_connector.step.chunk_locations import Placement
+from cwm_connector.step.job_board import JobBoard
+from cwm_connector.step.jobs import ChunkOutcome, LoadJob, Phase, Report, SaveJob, StepReports
+from cwm_connector.step.scheduler import SaveOrder, SchedulerSide
+from cwm_connector.step.step_queue import Mailbox
 from cwm_connector.tiers.base import ChunkId
 from tests.support.vllm_parts import BLOCK_TOKENS, compute, new_pool, request
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cwm_connector.pace import PREFILL_TOKENS, Pace
+from cwm_connector.step.prefill_speed import PREFILL_TOKENS, Pace
 
 
 class Clock:
