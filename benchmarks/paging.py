@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cwm_connector.paging import PagedCopier, copier_for, payload_bytes
+from cwm_connector.worker.paged_copy import PagedCopier, copier_for, payload_bytes
 from tests.support.machine import describe
 
 ROUNDS = 9

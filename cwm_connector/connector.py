@@ -21,7 +21,6 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from cwm_connector import compat, logs
 from cwm_connector.core.errors import CWMError
-from cwm_connector.paging import copier_for
 from cwm_connector.service import EngineService
 from cwm_connector.settings import load_settings, private_folder
 from cwm_connector.step.jobs import StepJobs, StepReports, WorkerFacts
@@ -29,7 +28,8 @@ from cwm_connector.store.pairing import pair_store
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.policies import new_policy
 from cwm_connector.tiers.stores import open_stores
-from cwm_connector.worker import WorkerSide
+from cwm_connector.worker.paged_copy import copier_for
+from cwm_connector.worker.worker import WorkerSide
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

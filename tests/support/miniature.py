@@ -27,7 +27,6 @@ from cwm_connector.engine import CatalogThread, Engine
 from cwm_connector.follow import Follower
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations import EngineOperations
-from cwm_connector.paging import copier_for, payload_bytes
 from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_connector.recovery import recover
 from cwm_connector.sessions.index import SessionIndex
@@ -41,7 +40,8 @@ from cwm_connector.store.pairing import pair_store, require_catalog
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.policies import new_policy
 from cwm_connector.tiers.stores import open_stores
-from cwm_connector.worker import WorkerSide
+from cwm_connector.worker.paged_copy import copier_for, payload_bytes
+from cwm_connector.worker.worker import WorkerSide
 from tests.support.vllm_parts import BLOCK_TOKENS, compute, new_pool, request
 
 T = TypeVar("T")

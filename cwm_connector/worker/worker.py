@@ -17,8 +17,6 @@ import torch
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.core.types import ChunkKey, TierName
-from cwm_connector.fetch import ChunkShape, Fetcher, in_use
-from cwm_connector.paging import Fence, PagedCopier, payload_bytes
 from cwm_connector.step.jobs import (
     ChunkBlocks,
     ChunkOutcome,
@@ -38,7 +36,9 @@ from cwm_connector.tiers.base import ChunkId, ChunkStore
 from cwm_connector.tiers.chunk import HEADER_BYTES, seal
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer
 from cwm_connector.tiers.ladder import Ladder
-from cwm_connector.upkeep import Upkeep
+from cwm_connector.worker.chunk_reader import ChunkShape, Fetcher, in_use
+from cwm_connector.worker.maintenance import Upkeep
+from cwm_connector.worker.paged_copy import Fence, PagedCopier, payload_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cwm_connector.core.errors import CWMError
-from cwm_connector.paging import CpuCopier, copier_for, layout_fingerprint, page_views, payload_bytes
+from cwm_connector.worker.paged_copy import CpuCopier, copier_for, layout_fingerprint, page_views, payload_bytes
 from tests.support.devices import DEVICES
 
 LAYERS, BLOCKS, TOKENS, HEADS, CONTENT = 3, 11, 16, 2, 24

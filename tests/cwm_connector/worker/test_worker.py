@@ -12,13 +12,13 @@ import torch
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, Geometry, Passport, chunk_specs
 from cwm_connector.core.types import NO_CLAIM, ChunkKey, TierName
-from cwm_connector.paging import copier_for
 from cwm_connector.step.job_board import JobBoard, Ticket
 from cwm_connector.step.jobs import ChunkBlocks, ClaimedChunk, DropJob, Job, LoadJob, PromoteJob, SaveJob
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.disk import DiskTier
-from cwm_connector.worker import WorkerSide
+from cwm_connector.worker.paged_copy import copier_for
+from cwm_connector.worker.worker import WorkerSide
 from tests.support.devices import DEVICES
 
 LAYERS, BLOCKS, BLOCK_TOKENS = 2, 24, 16
