@@ -29,7 +29,7 @@ from rich.table import Table
 from benchmarks.tiers import MIB, SIZES, Batch
 from cwm_connector.redis.chunk_connection import Breaker, Pipe
 from cwm_connector.tiers.chunk import check, seal
-from cwm_connector.tiers.redis import RedisTier
+from cwm_connector.tiers.redis.tier import RedisTier
 from tests.support.redis_server import RedisServer, redis_server
 
 RAW: Final = "raw socket, 1 connection"

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from cwm_connector.core.types import ChunkKey
 from cwm_connector.tiers.base import ChunkId
-from cwm_connector.tiers.redis import RedisTier
+from cwm_connector.tiers.redis.tier import RedisTier
 from tests.support.redis_server import RedisServer, redis_server
 
 LIMIT_S: Final = 10

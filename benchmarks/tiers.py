@@ -26,7 +26,7 @@ from cwm_connector.core.types import ChunkKey
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import HEADER_BYTES, ChunkHeader, check, seal
 from cwm_connector.tiers.cpu import CpuTier
-from cwm_connector.tiers.disk import DiskTier
+from cwm_connector.tiers.disk.tier import DiskTier
 
 MIB: Final = 1 << 20
 SIZES: Final = (3 * MIB // 2, 6 * MIB, 32 * MIB)

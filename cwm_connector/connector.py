@@ -26,8 +26,8 @@ from cwm_connector.settings import load_settings, private_folder
 from cwm_connector.step.jobs import StepJobs, StepReports, WorkerFacts
 from cwm_connector.store.pairing import pair_store
 from cwm_connector.tiers.cpu import CpuTier
+from cwm_connector.tiers.open import open_stores
 from cwm_connector.tiers.policies import new_policy
-from cwm_connector.tiers.stores import open_stores
 from cwm_connector.worker.paged_copy import copier_for
 from cwm_connector.worker.worker import WorkerSide
 

@@ -27,7 +27,7 @@ from cwm_connector.engine import Engine, to_the_end
 from cwm_connector.keeper import Keeper
 from cwm_connector.protocol.calls import ExportArgs
 from cwm_connector.tiers.base import ChunkId
-from cwm_connector.tiers.ladder import BAD_COPY
+from cwm_connector.tiers.stack import BAD_COPY
 from cwm_connector.transfer import (
     TransferThread,
     check_part,

@@ -19,7 +19,7 @@ from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.engine import Engine, to_the_end
 from cwm_connector.keeper import Keeper
 from cwm_connector.protocol.calls import VerifyArgs
-from cwm_connector.tiers.ladder import BAD_COPY
+from cwm_connector.tiers.stack import BAD_COPY
 
 _CURSOR: Final = "verify.cursor"
 _BATCH: Final = 8

@@ -33,7 +33,7 @@ from cwm_connector.step.scheduler import SchedulerSide
 from cwm_connector.step.step_queue import Mailbox
 from cwm_connector.store.lock import StoreLock
 from cwm_connector.store.pairing import pair_store, require_catalog
-from cwm_connector.tiers.stores import open_stores
+from cwm_connector.tiers.open import open_stores
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -13,8 +13,8 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.engine import Engine, to_the_end
 from cwm_connector.settings import Settings
 from cwm_connector.tiers.base import ChunkId
-from cwm_connector.tiers.bounded import BoundedThreads
 from cwm_connector.tiers.chunk import ChunkHeader, check, read_header, sealed_bytes
+from cwm_connector.tiers.timeout_threads import BoundedThreads
 
 T = TypeVar("T")
 

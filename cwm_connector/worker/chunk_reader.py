@@ -15,7 +15,7 @@ from cwm_connector.core.types import TierName
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import ChunkHeader, check, sealed_bytes
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer
-from cwm_connector.tiers.ladder import Ladder
+from cwm_connector.tiers.stack import Ladder
 
 READ_AHEAD: Final = 4
 

@@ -16,7 +16,7 @@ from cwm_connector.step.jobs import ChunkOutcome, CopyJob, DropJob, VerifyJob
 from cwm_connector.tiers.base import ChunkId, ChunkStore
 from cwm_connector.tiers.chunk import ALIGNMENT, HEADER_BYTES, check_intact
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer
-from cwm_connector.tiers.ladder import Ladder
+from cwm_connector.tiers.stack import Ladder
 from cwm_connector.worker.chunk_reader import give_back, in_use
 
 logger = logging.getLogger(__name__)

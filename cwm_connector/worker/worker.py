@@ -35,7 +35,7 @@ from cwm_connector.step.jobs import (
 from cwm_connector.tiers.base import ChunkId, ChunkStore
 from cwm_connector.tiers.chunk import HEADER_BYTES, seal
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer
-from cwm_connector.tiers.ladder import Ladder
+from cwm_connector.tiers.stack import Ladder
 from cwm_connector.worker.chunk_reader import ChunkShape, Fetcher, in_use
 from cwm_connector.worker.maintenance import Upkeep
 from cwm_connector.worker.paged_copy import Fence, PagedCopier, payload_bytes

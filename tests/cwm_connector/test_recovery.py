@@ -19,7 +19,7 @@ from cwm_connector.recovery import recover
 from cwm_connector.store.pairing import pair_store, require_catalog
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import ChunkHeader, seal, sealed_bytes
-from cwm_connector.tiers.disk import DiskTier
+from cwm_connector.tiers.disk.tier import DiskTier
 
 SIZE = sealed_bytes(8192)
 MINE = Claims("mine", shared=False, since=Micros(0))

@@ -38,8 +38,8 @@ from cwm_connector.step.scheduler import SchedulerSide
 from cwm_connector.step.step_queue import Mailbox
 from cwm_connector.store.pairing import pair_store, require_catalog
 from cwm_connector.tiers.cpu import CpuTier
+from cwm_connector.tiers.open import open_stores
 from cwm_connector.tiers.policies import new_policy
-from cwm_connector.tiers.stores import open_stores
 from cwm_connector.worker.paged_copy import copier_for, payload_bytes
 from cwm_connector.worker.worker import WorkerSide
 from tests.support.vllm_parts import BLOCK_TOKENS, compute, new_pool, request

@@ -14,8 +14,9 @@ from cwm_connector.core.types import TierName
 from cwm_connector.engine import claimed
 from cwm_connector.keeper import Keeper
 from cwm_connector.removal import Remover
-from cwm_connector.tiers import chunk, disk
-from cwm_connector.tiers.redis import RedisTier
+from cwm_connector.tiers import chunk
+from cwm_connector.tiers.disk import tier
+from cwm_connector.tiers.redis.tier import RedisTier
 from tests.support.miniature import chunk_files
 from tests.torture.judge import Violation
 
@@ -60,7 +61,7 @@ def chunks_without_fsync() -> None:
 
 
 def chunk_names_without_fsync() -> None:
-    _replace(disk.DiskTier, "sync", lambda self: None)
+    _replace(tier.DiskTier, "sync", lambda self: None)
 
 
 def no_checksum() -> None:

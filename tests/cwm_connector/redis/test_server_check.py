@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.tiers.redis import RedisTier
+from cwm_connector.tiers.redis.tier import RedisTier
 from tests.cwm_connector.tiers.chunks import aligned_buffer, sealed_chunk
 from tests.cwm_connector.tiers.redis_tiers import (
     MIB,

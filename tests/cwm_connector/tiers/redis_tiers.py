@@ -12,7 +12,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey
 from cwm_connector.tiers.base import ChunkId, ChunkStore
 from cwm_connector.tiers.chunk import check
-from cwm_connector.tiers.redis import REST_S, RedisTier
+from cwm_connector.tiers.redis.tier import REST_S, RedisTier
 from tests.cwm_connector.tiers.chunks import SealedChunk, aligned_buffer
 
 MIB: Final = 1 << 20

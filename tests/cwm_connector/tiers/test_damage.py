@@ -9,7 +9,7 @@ import pytest
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.tiers.chunk import HEADER_BYTES, check
-from cwm_connector.tiers.disk import DiskTier
+from cwm_connector.tiers.disk.tier import DiskTier
 from tests.cwm_connector.tiers.chunks import LAYOUT, SealedChunk, aligned_buffer, sealed_chunk
 
 FLIPS_ANYWHERE = 3000

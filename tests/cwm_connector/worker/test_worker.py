@@ -16,7 +16,7 @@ from cwm_connector.step.job_board import JobBoard, Ticket
 from cwm_connector.step.jobs import ChunkBlocks, ClaimedChunk, DropJob, Job, LoadJob, PromoteJob, SaveJob
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.cpu import CpuTier
-from cwm_connector.tiers.disk import DiskTier
+from cwm_connector.tiers.disk.tier import DiskTier
 from cwm_connector.worker.paged_copy import copier_for
 from cwm_connector.worker.worker import WorkerSide
 from tests.support.devices import DEVICES

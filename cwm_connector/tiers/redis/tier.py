@@ -26,8 +26,8 @@ from cwm_connector.redis.errors import silence
 from cwm_connector.redis.link import RedisLink, info
 from cwm_connector.redis.server_check import ServerState, look
 from cwm_connector.tiers.base import ChunkId
-from cwm_connector.tiers.bounded import BoundedThreads
-from cwm_connector.tiers.redis_written import Written
+from cwm_connector.tiers.redis.written import Written
+from cwm_connector.tiers.timeout_threads import BoundedThreads
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.tiers.bounded import BoundedThreads
+from cwm_connector.tiers.timeout_threads import BoundedThreads
 
 LIMIT_S = 0.2
 

@@ -18,7 +18,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey
 from cwm_connector.tiers.base import ChunkId, ChunkStore
 from cwm_connector.tiers.chunk import check
-from cwm_connector.tiers.disk import DiskTier
+from cwm_connector.tiers.disk.tier import DiskTier
 from tests.cwm_connector.tiers.chunks import SealedChunk, aligned_buffer, sealed_chunk
 from tests.cwm_connector.tiers.mounts import frozen, mounted
 

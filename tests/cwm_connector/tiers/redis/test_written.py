@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from cwm_connector.tiers.redis_written import Written
+from cwm_connector.tiers.redis.written import Written
 
 
 def test_writes_to_the_server_of_now_are_settled_for_good() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from cwm_connector.settings import CatalogKind, Settings, private_folder
 from cwm_connector.tiers.base import ChunkStore
-from cwm_connector.tiers.disk import DiskTier
+from cwm_connector.tiers.disk.tier import DiskTier
 
 
 def open_stores(settings: Settings, store_id: str) -> Sequence[ChunkStore]:
@@ -18,7 +18,7 @@ def open_stores(settings: Settings, store_id: str) -> Sequence[ChunkStore]:
     disk = DiskTier(private_folder(settings.chunks_path, "CWM_DISK_PATH"))
     if settings.redis_url is None:
         return (disk,)
-    from cwm_connector.tiers.redis import RedisTier  # who has no server need not load the client
+    from cwm_connector.tiers.redis.tier import RedisTier  # who has no server need not load the client
 
     shared = settings.catalog is CatalogKind.REDIS
     namespace = f"{settings.redis_namespace}:{'shared' if shared else store_id}"

@@ -10,7 +10,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Claim
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import check
-from cwm_connector.tiers.redis import RedisTier
+from cwm_connector.tiers.redis.tier import RedisTier
 from tests.cwm_connector.tiers.chunks import aligned_buffer, sealed_chunk
 from tests.cwm_connector.tiers.redis_tiers import (
     MIB,

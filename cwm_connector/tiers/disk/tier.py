@@ -25,14 +25,14 @@ from typing import Final, TypeVar
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.fsync import sync as sync_path
 from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, TierName
-from cwm_connector.tiers import staging
 from cwm_connector.tiers.base import (
     ChunkId,
 )
-from cwm_connector.tiers.bounded import BoundedThreads
 from cwm_connector.tiers.chunk import ALIGNMENT
-from cwm_connector.tiers.native_file import NativeFile, NativeFileError, accepts_direct_io, file_name
-from cwm_connector.tiers.staging import Staging
+from cwm_connector.tiers.disk import staging
+from cwm_connector.tiers.disk.native_file import NativeFile, NativeFileError, accepts_direct_io, file_name
+from cwm_connector.tiers.disk.staging import Staging
+from cwm_connector.tiers.timeout_threads import BoundedThreads
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import pytest
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.tiers.redis import MAX_VALUE_BYTES, REST_S, RedisTier
+from cwm_connector.tiers.redis.tier import MAX_VALUE_BYTES, REST_S, RedisTier
 from tests.cwm_connector.tiers.chunks import aligned_buffer, sealed_chunk
 from tests.cwm_connector.tiers.redis_tiers import (
     MIB,
