@@ -28,7 +28,7 @@ from cwm_connector.catalog.base import (
     SortBy,
     WindowQuery,
 )
-from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.types import ChunkKey, Micros, TierName
 
 CHUNK_TOKENS = 256

@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final, NoReturn, TypeVar
 
-from cwm_connector.catalog.base import Catalog, ChunkRow
+from cwm_connector.catalog.base import ChunkRow
+from cwm_connector.catalog.thread import CatalogThread
 from cwm_connector.claims import Claims
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import Geometry, Passport
@@ -24,29 +25,11 @@ from cwm_connector.tiers.base import ChunkStore
 from cwm_connector.tiers.chunk import sealed_bytes
 
 logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
 PERSIST_STEP_S: Final = 0.01
 """Between two steps asked for while a job of the workers is waited for."""
 ENGINE_STEP_LIMIT_S: Final = 120.0
 """An engine that takes no step for this long is reported as not answering (CWM-6001)."""
-
-
-class CatalogThread:
-    """The one thread that uses the catalog for writing."""
-
-    def __init__(self, open_catalog: Callable[[], Catalog]) -> None:
-        """Opens the catalog on its thread. Raises what `open_catalog` raises."""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cwm-catalog")
-        self._catalog = self._thread.submit(open_catalog).result()
-
-    async def run(self, work: Callable[[Catalog], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._catalog)
-
-    def close(self) -> None:
-        self._thread.submit(self._catalog.close)
-        self._thread.shutdown(wait=True)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import logging
 import queue
 from typing import Final
 
-from cwm_connector.catalog.redis import RedisCatalog
-from cwm_connector.catalog.redis_replica import Gone
+from cwm_connector.catalog.shared.catalog import RedisCatalog
+from cwm_connector.catalog.shared.replica import Gone
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import TierName
 from cwm_connector.engine import Engine, claimed

@@ -20,7 +20,7 @@ from cwm_connector.catalog.base import (
     NewWindow,
     WindowRow,
 )
-from cwm_connector.catalog.views import storage_tier
+from cwm_connector.catalog.results import storage_tier
 from cwm_connector.control_calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, chunk_specs

@@ -21,7 +21,7 @@ from typing import Any, Final
 from cwm_connector.archive import ArchiveHeader
 from cwm_connector.archive_files import Source, checked_path
 from cwm_connector.catalog.base import ChunkRow, NewWindow, WindowRow
-from cwm_connector.catalog.views import iso
+from cwm_connector.catalog.results import iso
 from cwm_connector.control_calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, chunk_specs

@@ -11,9 +11,9 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 from cwm_connector.auto.freezer import AutoFreezer
-from cwm_connector.catalog import views
+from cwm_connector.catalog import results
 from cwm_connector.catalog.base import Catalog, CatalogTotals, ChunkRow, SessionRow, TierTotals, WindowRow
-from cwm_connector.catalog.views import LiveSession, SessionState
+from cwm_connector.catalog.results import LiveSession, SessionState
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_session_id, check_window_name
 from cwm_connector.core.types import ChunkKey, TierName
@@ -44,10 +44,10 @@ class Reader:
         self._asked: Future[list[tuple[SessionView, int]]] | None = None
 
     async def list_windows(self, args: ListArgs) -> dict[str, Any]:
-        query = views.parse_list_args(args)
+        query = results.parse_list_args(args)
 
         def read(catalog: Catalog) -> dict[str, Any]:
-            return views.window_page(catalog.list_windows(query), query, lambda row: self._tier_of(catalog, row))
+            return results.window_page(catalog.list_windows(query), query, lambda row: self._tier_of(catalog, row))
 
         return await self._engine.catalog.run(read)
 
@@ -65,7 +65,7 @@ class Reader:
         return {"window_name": name, "token_ids": ids}
 
     async def sessions(self, args: SessionsArgs) -> dict[str, Any]:
-        return views.session_page(await self._session_items(LIST_WAITS_S), args)
+        return results.session_page(await self._session_items(LIST_WAITS_S), args)
 
     async def stats(self) -> dict[str, Any]:
         def read(catalog: Catalog) -> tuple[CatalogTotals, Sequence[ChunkRow]]:
@@ -112,13 +112,13 @@ class Reader:
             keys = self._keys_of[window] = tuple(chunk.key for chunk in chunks)
             while len(self._keys_of) > REMEMBERED_WINDOWS:
                 self._keys_of.popitem(last=False)
-        return views.tier_to_read(self._engine.placement.tiers_of(keys), len(keys))
+        return results.tier_to_read(self._engine.placement.tiers_of(keys), len(keys))
 
     async def _window_status(self, name: str, include_blocks: bool) -> dict[str, Any]:
         def read(catalog: Catalog) -> dict[str, Any]:
             chunks = catalog.chunks_of(name)
             self._engine.placement.learn(chunks)
-            return views.window_status(
+            return results.window_status(
                 catalog.window(name),
                 chunks,
                 catalog.children(name),
@@ -140,7 +140,7 @@ class Reader:
                 session_id=session_id,
             )
         row = await self._engine.catalog.run(lambda catalog: catalog.session(session_id))
-        return views.session_status(item, row)
+        return results.session_status(item, row)
 
     async def _session_items(self, wait_s: float) -> list[dict[str, Any]]:
         """The engine's sessions, last active first, then those that only the catalog remembers."""
@@ -164,8 +164,8 @@ class Reader:
                 if view.running or state is not SessionState.ACTIVE
                 else self._auto.due_at(view.session_id, view.last_active_at, view.token_count),
             )
-            items.append(views.live_session_item(session, row))
-        return items + [views.session_item(row) for row in stored.values()]
+            items.append(results.live_session_item(session, row))
+        return items + [results.session_item(row) for row in stored.values()]
 
     async def _live_sessions(self, wait_s: float) -> Sessions:
         if self._asked is not None and self._asked.done():

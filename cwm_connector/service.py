@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Final
 import cwm_connector
 from cwm_connector import compat
 from cwm_connector.auto import policy as policies
-from cwm_connector.catalog.opening import open_catalog
+from cwm_connector.catalog.open import open_catalog
+from cwm_connector.catalog.thread import CatalogThread
 from cwm_connector.claims import Claims
 from cwm_connector.control import ControlServer, ControlThread
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import FORMAT_VERSION, Geometry, Passport
 from cwm_connector.core.types import now_micros
-from cwm_connector.engine import CatalogThread, Engine
+from cwm_connector.engine import Engine
 from cwm_connector.fingerprints import files_digest
 from cwm_connector.follow import Follower
 from cwm_connector.metrics import Metrics

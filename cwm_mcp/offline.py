@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cwm_connector.catalog import views
+from cwm_connector.catalog import results
 from cwm_connector.catalog.base import Catalog, CatalogTotals, WindowRow
-from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import TierName
 from cwm_connector.protocol.calls import ListArgs, SessionsArgs, StatusArgs, TokensArgs
@@ -27,10 +27,10 @@ class OfflineCatalog:
         self._path = path
 
     def windows(self, args: ListArgs) -> dict[str, Any]:
-        query = views.parse_list_args(args)
+        query = results.parse_list_args(args)
 
         def listed(catalog: Catalog) -> dict[str, Any]:
-            return views.window_page(catalog.list_windows(query), query, lambda row: _tier_of(catalog, row))
+            return results.window_page(catalog.list_windows(query), query, lambda row: _tier_of(catalog, row))
 
         return self._read(listed)
 
@@ -46,7 +46,7 @@ class OfflineCatalog:
     def sessions(self, args: SessionsArgs) -> dict[str, Any]:
         """Those that were ever frozen or thawed, as they were then."""
         rows = self._read(lambda catalog: catalog.sessions())
-        return views.session_page([views.session_item(row) for row in rows], args)
+        return results.session_page([results.session_item(row) for row in rows], args)
 
     def stats(self) -> dict[str, Any]:
         totals = self.totals()
@@ -88,17 +88,17 @@ def _tier_of(catalog: Catalog, row: WindowRow) -> str | None:
         if problem.code is not Code.CORRUPT:
             raise
         return None
-    return views.tier_to_read(views.AsRecorded(chunks).tiers_of([chunk.key for chunk in chunks]), len(chunks))
+    return results.tier_to_read(results.AsRecorded(chunks).tiers_of([chunk.key for chunk in chunks]), len(chunks))
 
 
 def _status(catalog: Catalog, args: StatusArgs) -> dict[str, Any]:
     if args.window_name is not None:
         chunks = catalog.chunks_of(args.window_name)
-        return views.window_status(
+        return results.window_status(
             catalog.window(args.window_name),
             chunks,
             catalog.children(args.window_name),
-            views.AsRecorded(chunks),
+            results.AsRecorded(chunks),
             include_blocks=args.include_blocks,
         )
     row = catalog.session(args.session_id or "")
@@ -109,4 +109,4 @@ def _status(catalog: Catalog, args: StatusArgs) -> dict[str, Any]:
             "start it with 'cwm serve'",
             session_id=args.session_id,
         )
-    return views.session_status(views.session_item(row), row)
+    return results.session_status(results.session_item(row), row)

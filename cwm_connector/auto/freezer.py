@@ -20,7 +20,7 @@ from cwm_connector.auto import policy as policies
 from cwm_connector.auto.mark import TAG, Mark, Reason, mark_of
 from cwm_connector.auto.retention import Retention
 from cwm_connector.catalog.base import Catalog, WindowRow
-from cwm_connector.catalog.views import iso
+from cwm_connector.catalog.results import iso
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros, now_micros
 from cwm_connector.engine import Engine, again_and_again, to_the_end

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from cwm_connector.catalog.base import Catalog, WindowQuery
-from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_mcp import arguments as a
 from cwm_mcp.operations import Operations
 from cwm_mcp.settings import client_settings

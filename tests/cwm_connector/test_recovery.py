@@ -11,7 +11,7 @@ from cwm_connector.catalog.base import (
     ChunkRow,
     NewWindow,
 )
-from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.claims import Claims
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import ChunkKey, Micros, TierName

@@ -7,7 +7,7 @@ from cwm_connector.catalog.base import (
     ChunkRow,
     NewWindow,
 )
-from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.types import ChunkKey, Micros
 from cwm_connector.settings import Settings
 

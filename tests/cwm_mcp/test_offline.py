@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.protocol.calls import ListArgs, StatusArgs

@@ -14,7 +14,7 @@ from mcp.client.session import IncomingMessage
 from mcp.shared.exceptions import MCPError
 from mcp.types import INTERNAL_ERROR, INVALID_PARAMS, ResourceListChangedNotification, TextResourceContents
 
-from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.settings import Settings
 from cwm_mcp.server import build_server
 from tests.cwm_mcp.canned import DELETED, FROZEN, STATUS, canned_engine

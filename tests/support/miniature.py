@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from cwm_connector.catalog.opening import open_catalog
+from cwm_connector.catalog.open import open_catalog
+from cwm_connector.catalog.thread import CatalogThread
 from cwm_connector.claims import Claims
 from cwm_connector.core.identity import Geometry, Passport
 from cwm_connector.core.types import now_micros
-from cwm_connector.engine import CatalogThread, Engine
+from cwm_connector.engine import Engine
 from cwm_connector.follow import Follower
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations import EngineOperations

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cwm_connector.catalog.base import ChunkRow
-from cwm_connector.catalog.sqlite_file import SqliteFile
+from cwm_connector.catalog.sqlite.file import SqliteFile
 from cwm_connector.core.types import TierName
 from cwm_connector.engine import claimed
 from cwm_connector.keeper import Keeper
@@ -57,7 +57,7 @@ def commit_without_fsync() -> None:
 
 
 def chunks_without_fsync() -> None:
-    _replace(disk, "sync_path", lambda path: None)
+    _replace(tier, "sync_path", lambda path: None)
 
 
 def chunk_names_without_fsync() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 
 
 @pytest.fixture

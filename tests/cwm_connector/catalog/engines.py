@@ -7,10 +7,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from cwm_connector.catalog.redis import RedisCatalog
-from cwm_connector.catalog.redis_follow import Limits
-from cwm_connector.catalog.redis_replica import Gone
-from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.catalog.shared.catalog import RedisCatalog
+from cwm_connector.catalog.shared.follow import Limits
+from cwm_connector.catalog.shared.replica import Gone
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 
 BRISK = Limits(connect_s=0.5, call_s=0.5, read_s=0.2, pause_s=0.2, write_s=1.0, patience_s=0.2)
 """For tests in which Redis fails: its time-outs are waited for."""

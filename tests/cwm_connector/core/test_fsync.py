@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from tests.support.powercut import compiler, cut_after
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler (cc, gcc): power cuts can't be modelled")

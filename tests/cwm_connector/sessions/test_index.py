@@ -11,6 +11,7 @@ import pytest
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import Micros, salt_hash
 from cwm_connector.sessions import index as sessions_module
+from cwm_connector.sessions import unnamed
 from cwm_connector.sessions.heads import MAX_HEADS
 from cwm_connector.sessions.index import EXPIRES_AFTER, SessionIndex, session_of_salt
 from cwm_connector.sessions.unnamed import Beginnings
@@ -314,7 +315,7 @@ def test_of_two_beginnings_within_one_block_the_longer_one_counts() -> None:
 
 
 def test_of_too_many_alike_the_first_is_not_recognised_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anonymous, "MAX_ALIKE", 2)
+    monkeypatch.setattr(unnamed, "MAX_ALIKE", 2)
     beginnings = Beginnings(BLOCK)
     talks = [nobody(f"r{number}", [*SYSTEM, number, number, 9, 9, 9, 9]) for number in range(3)]
     for talk in talks:

@@ -11,8 +11,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from cwm_connector.catalog.base import WindowQuery
-from cwm_connector.catalog.sqlite import SqliteCatalog
-from cwm_connector.catalog.views import window_item
+from cwm_connector.catalog.results import window_item
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.settings import GIB, Settings
 from tests.cwm_mcp.canned import HEALTH
 

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cwm_connector.catalog.sqlite import SqliteCatalog
-from cwm_connector.catalog.views import AsRecorded, window_status
+from cwm_connector.catalog.results import AsRecorded, window_status
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.control import ControlThread
 from cwm_connector.core.types import Micros
 from cwm_connector.protocol.calls import Op

@@ -1,0 +1,327 @@
+"""The embedded catalog: one SQLite file beside the disk tier, needing no server.
+
+What the tables promise each other stands in `sqlite_schema.py`; how a transaction becomes durable in `sqlite_file.py`;
+how a damaged row is noticed in `sqlite_rows.py`. What is *missing* because the file is damaged shows where a table and
+its indexes differ: the engine compares them all when it opens the catalog, a reader those of a question, once.
+
+A catalog may be used only by the thread that opened it: sqlite3 refuses any other, and no lock of ours is needed.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from cwm_connector.catalog.base import (
+    Binding,
+    CatalogTotals,
+    ChunkRow,
+    DeletedWindow,
+    NewWindow,
+    SessionEvent,
+    SessionRow,
+    WindowPage,
+    WindowQuery,
+    WindowRow,
+)
+from cwm_connector.catalog.sqlite.check import first_inconsistency, table_damage
+from cwm_connector.catalog.sqlite.chunks import by_use, chunks_where, delete_chunks, held_chunks, next_id, place
+from cwm_connector.catalog.sqlite.chunks import windows_with as names_with
+from cwm_connector.catalog.sqlite.file import BUSY_TIMEOUT_S, SqliteFile
+from cwm_connector.catalog.sqlite.notes import read_note, write_note
+from cwm_connector.catalog.sqlite.query import count_of, page_of
+from cwm_connector.catalog.sqlite.search import gather_words
+from cwm_connector.catalog.sqlite.snapshots import (
+    TOKEN_BYTES,
+    add_snapshot,
+    count_windows,
+    drop_snapshot,
+    read_chunks,
+    read_snapshot,
+    read_token_ids,
+)
+from cwm_connector.catalog.sqlite.thaws import (
+    add_binding,
+    all_bindings,
+    all_sessions,
+    last_thaw_into,
+    one_session,
+    remember_session,
+)
+from cwm_connector.catalog.sqlite.totals import counting, read_totals
+from cwm_connector.catalog.sqlite.windows import (
+    Tagged,
+    Window,
+    add_window,
+    change_window,
+    children_of,
+    contract_row,
+    delete_window,
+    find_window,
+    list_window,
+    read_window,
+    read_window_named,
+    refuse_taken_name,
+    snapshot_of,
+)
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey, Micros, TierName
+
+
+class SqliteCatalog:
+    """`Catalog` in one file. The engine opens it with `open`, clients with `open_read_only`."""
+
+    def __init__(self, file: SqliteFile, *, read_only: bool) -> None:
+        self._file = file
+        self._read_only = read_only
+        self._compared: set[str] = set()
+        """The tables that a reader has found to agree with their indexes."""
+
+    @classmethod
+    def open(cls, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S, store: str = "") -> "SqliteCatalog":
+        """See `SqliteFile.open`; the folder must exist."""
+        return cls(SqliteFile.open(path, busy_timeout_s, store), read_only=False)
+
+    @classmethod
+    def open_read_only(cls, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqliteCatalog":
+        """See `SqliteFile.open_read_only`. The writing methods then fail with CWM-8001."""
+        return cls(SqliteFile.open_read_only(path, busy_timeout_s), read_only=True)
+
+    # --- windows ---
+
+    def commit_window(self, new: NewWindow) -> WindowRow:
+        with self._writing() as db:
+            refuse_taken_name(db, new.name)
+            snapshot, size_bytes = add_snapshot(db, new)
+            window = Window(
+                id=next_id(db, "windows"),
+                name=new.name,
+                snapshot_id=snapshot.id,
+                description=new.description,
+                session_id=new.session_id,
+                head=new.head,
+                parent=new.parent,
+                cloned=0,
+                model=new.model,
+                token_count=len(new.token_ids) // TOKEN_BYTES,
+                size_bytes=size_bytes,
+                created_at=new.created_at,
+                updated_at=new.created_at,
+                thawed_at=None,
+            )
+            add_window(db, window, new.tags)
+            count_windows(db, snapshot.id, 1)
+            remember_session(db, new.session_id, window, SessionEvent.FROZEN, new.created_at)
+            return contract_row(db, read_window(db, window.id))
+
+    def clone_window(
+        self, source: str, target: str, description: str | None, tags: Sequence[str] | None, now: Micros
+    ) -> WindowRow:
+        with self._writing() as db:
+            stem = self._found(db, source)
+            refuse_taken_name(db, target)
+            window = replace(
+                stem.window,
+                id=next_id(db, "windows"),
+                name=target,
+                description=stem.window.description if description is None else description,
+                parent=source,
+                cloned=1,
+                created_at=now,
+                updated_at=now,
+                thawed_at=None,
+            )
+            add_window(db, window, stem.tags if tags is None else tags)
+            count_windows(db, window.snapshot_id, 1)
+            return contract_row(db, read_window(db, window.id))
+
+    def delete_window(self, name: str, keep: Iterable[ChunkKey] = ()) -> DeletedWindow:
+        """A damaged window can be deleted while it is known what it holds. Raises: CWM-4004 otherwise."""
+        with self._writing() as db:
+            window = self._find(db, name)
+            snapshot_id = snapshot_of(db, window, name)
+            delete_window(db, window)
+            if db.execute("SELECT 1 FROM windows WHERE snapshot_id = ?", (snapshot_id,)).fetchone():
+                count_windows(db, snapshot_id, -1)
+                held = db.execute("SELECT count(*) FROM snapshot_chunks WHERE snapshot_id = ?", (snapshot_id,))
+                return DeletedWindow((), shared=held.fetchone()[0])
+            return drop_snapshot(db, read_snapshot(db, snapshot_id, name), name, keep)
+
+    def tag_window(
+        self, name: str, add: Sequence[str], remove: Sequence[str], description: str | None, now: Micros
+    ) -> WindowRow:
+        """A tag that is both removed and added stays. Raises: CWM-1003 if there would be too many tags."""
+        with self._writing() as db:
+            before = self._found(db, name)
+            text = before.window.description if description is None else description
+            window = replace(before.window, description=text, updated_at=now)
+            tags = (*(tag for tag in before.tags if tag not in remove), *add)
+            change_window(db, before, replace(before, window=window, tags=tags))
+            return contract_row(db, read_window(db, window.id))
+
+    def window(self, name: str) -> WindowRow:
+        with self._reading() as db:
+            return contract_row(db, self._found(db, name))
+
+    def children(self, name: str) -> tuple[str, ...]:
+        with self._reading("windows") as db:
+            return children_of(db, name)
+
+    def list_windows(self, query: WindowQuery) -> WindowPage:
+        count, page = count_of(query), page_of(query)
+        if self._read_only and query.search:
+            with self._file.reading_with_tables_of_its_own() as db:
+                self._compare(db, ("windows", "window_tags"))
+                gather_words(db)
+        with self._reading("windows", "window_tags") as db:
+            (total,) = db.execute(count.sql, count.values).fetchone()
+            ids = db.execute(page.sql, page.values).fetchall()
+            return WindowPage(tuple(list_window(db, window) for (window,) in ids), total)
+
+    # --- what windows hold ---
+
+    def token_ids_of(self, name: str) -> bytes:
+        with self._reading() as db:
+            window = self._found(db, name).window
+            return read_token_ids(db, read_snapshot(db, window.snapshot_id, name), name)
+
+    def chunks_of(self, name: str) -> tuple[ChunkRow, ...]:
+        with self._reading() as db:
+            window = self._found(db, name).window
+            chunks = read_chunks(db, read_snapshot(db, window.snapshot_id, name), name)
+            return tuple(held.chunk for held in chunks)
+
+    def sweep_unreferenced(self, keep: Iterable[ChunkKey] = ()) -> tuple[ChunkRow, ...]:
+        kept = frozenset(keep)
+        with self._writing() as db:
+            swept = tuple(row for row in chunks_where(db, "WHERE refs = 0 ORDER BY id") if row.key not in kept)
+            delete_chunks(db, [row.key for row in swept])
+            return swept
+
+    def stored(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, ChunkRow]:
+        with self._reading("chunks") as db:
+            return {key: held.chunk for key, held in held_chunks(db, keys).items()}
+
+    def all_chunks(self) -> tuple[ChunkRow, ...]:
+        with self._reading("chunks") as db:
+            return chunks_where(db, "ORDER BY id")
+
+    def chunks_after(self, last: ChunkKey | None, limit: int) -> tuple[ChunkRow, ...]:
+        with self._reading("chunks") as db:
+            return chunks_where(db, "WHERE key > ? ORDER BY key LIMIT ?", (last or b"", limit))
+
+    def chunks_by_use(self) -> tuple[tuple[ChunkKey, Micros], ...]:
+        with self._reading("windows", "snapshot_chunks", "chunks") as db:
+            return by_use(db)
+
+    def windows_with(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[str, ...]]:
+        """Every one of `keys` is in it, if need be with no name."""
+        with self._reading("windows", "snapshot_chunks", "chunks") as db:
+            return {key: names_with(db, key) for key in keys}
+
+    def place(self, tier: TierName, came: Sequence[ChunkKey], went: Sequence[ChunkKey]) -> None:
+        """A key in both counts as gone."""
+        with self._writing() as db:
+            place(db, tier, came, went)
+
+    # --- thaws and sessions ---
+
+    def bind(self, binding: Binding) -> None:
+        with self._writing() as db:
+            before = self._found(db, binding.window_name)
+            window = replace(before.window, thawed_at=binding.created_at)
+            add_binding(db, window.id, binding)
+            change_window(db, before, replace(before, window=window))
+            remember_session(db, binding.session_id, window, SessionEvent.THAWED, binding.created_at)
+
+    def bindings(self) -> tuple[Binding, ...]:
+        with self._reading("windows", "bindings") as db:
+            return all_bindings(db)
+
+    def last_thaw_into(self, session_id: str) -> Binding | None:
+        with self._reading("windows", "bindings") as db:
+            return last_thaw_into(db, session_id)
+
+    def session(self, session_id: str) -> SessionRow | None:
+        with self._reading("windows", "sessions") as db:
+            return one_session(db, session_id)
+
+    def sessions(self) -> tuple[SessionRow, ...]:
+        with self._reading("windows", "sessions") as db:
+            return all_sessions(db)
+
+    # --- the catalog itself ---
+
+    def note(self, name: str, text: str | None) -> None:
+        with self._writing() as db:
+            write_note(db, name, text)
+
+    def noted(self, name: str) -> str | None:
+        with self._reading("notes") as db:
+            return read_note(db, name)
+
+    def totals(self) -> CatalogTotals:
+        with self._reading() as db:
+            return read_totals(db)
+
+    def settled(self) -> bool:
+        return True
+
+    def state(self) -> str | None:
+        return None
+
+    def compact(self) -> int:
+        return self._file.compact()
+
+    def check_integrity(self) -> None:
+        with self._file.reading() as db:
+            fault = first_inconsistency(db)
+        if fault is not None:
+            raise self._inconsistent(fault)
+
+    def close(self) -> None:
+        self._file.close()
+
+    # --- inside ---
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._file.writing() as db, counting(db):
+            yield db
+
+    @contextmanager
+    def _reading(self, *tables: str) -> Iterator[sqlite3.Connection]:
+        """`tables`: those whose missing rows would change the answer."""
+        with self._file.reading() as db:
+            self._compare(db, tables)
+            yield db
+
+    def _compare(self, db: sqlite3.Connection, tables: Iterable[str]) -> None:
+        if not self._read_only:
+            return
+        for table in tables:
+            if table not in self._compared:
+                fault = table_damage(db, table)
+                if fault is not None:
+                    raise self._inconsistent(fault)
+                self._compared.add(table)
+
+    def _found(self, db: sqlite3.Connection, name: str) -> Tagged:
+        """The window's record. Raises: CWM-2002; CWM-4004."""
+        return read_window_named(db, self._find(db, name), name)
+
+    def _find(self, db: sqlite3.Connection, name: str) -> int:
+        """The window's id. Raises: CWM-2002."""
+        window = find_window(db, name)
+        if window is not None:
+            return window
+        self._compare(db, ("windows",))
+        raise CWMError(Code.WINDOW_NOT_FOUND, f"no window named {name!r}; window_list shows what there is", window=name)
+
+    def _inconsistent(self, fault: str) -> CWMError:
+        return CWMError(
+            Code.CORRUPT,
+            f"the catalog {self._file.path} is inconsistent: {fault}; restore it from a copy",
+            fault=fault,
+        )

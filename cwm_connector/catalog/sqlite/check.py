@@ -1,0 +1,124 @@
+"""Whether an embedded catalog keeps its promises: the file's structure, and all that is counted or kept twice."""
+
+import sqlite3
+
+from cwm_connector.catalog.sqlite.chunks import chunks_where
+from cwm_connector.catalog.sqlite.notes import read_note
+from cwm_connector.catalog.sqlite.rows import seal
+from cwm_connector.catalog.sqlite.snapshots import read_chunks, read_snapshot, read_token_ids
+from cwm_connector.catalog.sqlite.thaws import all_bindings, all_sessions
+from cwm_connector.catalog.sqlite.totals import read_totals
+from cwm_connector.catalog.sqlite.windows import read_window
+from cwm_connector.core.errors import CWMError
+
+_COUNTED: dict[str, str] = {
+    "a window lists a chunk that is not stored": """
+        SELECT count(*) FROM snapshot_chunks h LEFT JOIN chunks c ON c.id = h.chunk_id WHERE c.id IS NULL
+    """,
+    "a chunk's references are miscounted": """
+        SELECT count(*) FROM chunks c LEFT JOIN (
+            SELECT chunk_id, count(*) AS refs, sum(snapshot_id) AS owners FROM snapshot_chunks GROUP BY chunk_id
+        ) h ON h.chunk_id = c.id
+        WHERE c.refs != ifnull(h.refs, 0) OR c.owners != ifnull(h.owners, 0)
+    """,
+    "the chunks' totals are miscounted": """
+        SELECT count(*) FROM totals, (
+            SELECT count(*) AS n, ifnull(sum(size_bytes), 0) AS size,
+                ifnull(sum(tiers & 1), 0) AS disk_n, ifnull(sum((tiers & 1) * size_bytes), 0) AS disk_size,
+                ifnull(sum(tiers >> 1 & 1), 0) AS redis_n, ifnull(sum((tiers >> 1 & 1) * size_bytes), 0) AS redis_size
+            FROM chunks
+        ) WHERE (chunks, size_bytes, disk_chunks, disk_bytes, redis_chunks, redis_bytes)
+            != (n, size, disk_n, disk_size, redis_n, redis_size)
+    """,
+    "a snapshot's windows are miscounted, or it has none": """
+        SELECT count(*) FROM snapshots s
+        WHERE s.windows = 0 OR s.windows != (SELECT count(*) FROM windows w WHERE w.snapshot_id = s.id)
+    """,
+    "a snapshot's chunks or sizes are miscounted": """
+        SELECT count(*) FROM snapshots s LEFT JOIN (
+            SELECT h.snapshot_id AS id, count(*) AS blocks, max(h.position) + 1 AS positions, sum(c.size_bytes) AS size,
+                sum(iif(c.refs = 1, c.size_bytes, 0)) AS own
+            FROM snapshot_chunks h JOIN chunks c ON c.id = h.chunk_id GROUP BY h.snapshot_id
+        ) found ON found.id = s.id JOIN windows w ON w.snapshot_id = s.id
+        WHERE s.block_count != ifnull(found.blocks, 0) OR s.block_count != ifnull(found.positions, 0)
+            OR w.size_bytes != ifnull(found.size, 0) OR s.own_bytes != ifnull(found.own, 0)
+    """,
+    "the windows' totals are miscounted": """
+        SELECT count(*) FROM totals WHERE windows != (SELECT count(*) FROM windows)
+            OR referenced_bytes != (SELECT ifnull(sum(size_bytes), 0) FROM windows)
+    """,
+    "a window's token ids are missing or cut short": """
+        SELECT count(*) FROM windows w LEFT JOIN snapshot_tokens t ON t.snapshot_id = w.snapshot_id
+        WHERE length(t.token_ids) IS NOT 4 * w.token_count
+    """,
+    "a window can't be found by its words": """
+        SELECT count(*) FROM windows w LEFT JOIN window_words f ON f.rowid = w.id
+        WHERE f.name IS NOT w.name OR f.description IS NOT w.description OR f.tags IS NOT ifnull((
+            SELECT group_concat(tag, ' ')
+            FROM (SELECT tag FROM window_tags t WHERE t.window_id = w.id ORDER BY t.position)
+        ), '')
+    """,
+    "the words of a deleted window are kept": """
+        SELECT count(*) FROM window_words WHERE rowid NOT IN (SELECT id FROM windows)
+    """,
+}
+
+
+def definitions(db: sqlite3.Connection) -> int:
+    """The checksum of every table, index and trigger as it is defined."""
+    # Whoever ran ANALYZE has added tables of SQLite's own, which change no answer.
+    rows = db.execute(
+        "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_stat%' ORDER BY name"
+    )
+    return seal("definitions", *rows)
+
+
+def structural_damage(db: sqlite3.Connection) -> str | None:
+    """What is wrong with the file's pages, or between a table and its indexes; None if nothing is."""
+    (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+    if verdict != "ok":
+        return str(verdict)
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'window_words'").fetchone():
+        # Changes nothing; SQLite itself looks into no index of words.
+        db.execute("INSERT INTO window_words (window_words) VALUES ('integrity-check')")
+    return None
+
+
+def table_damage(db: sqlite3.Connection, table: str) -> str | None:
+    """The same for one table and its indexes."""
+    (verdict,) = db.execute(f"PRAGMA integrity_check({table})").fetchone()
+    return None if verdict == "ok" else str(verdict)
+
+
+def first_inconsistency(db: sqlite3.Connection) -> str | None:
+    """What is wrong first, in words; None if nothing is. Reads the whole file: seconds where it is large."""
+    (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+    if verdict != "ok":
+        return str(verdict)
+    dangling = db.execute("PRAGMA foreign_key_check").fetchone()
+    if dangling is not None:
+        return f"a row of {dangling[0]} refers to a missing row of {dangling[2]}"
+    for fault, sql in _COUNTED.items():
+        (found,) = db.execute(sql).fetchone()
+        if found:
+            return f"{fault} ({found} times)"
+    try:
+        _read_everything(db)
+    except CWMError as damaged:
+        return damaged.message
+    return None
+
+
+def _read_everything(db: sqlite3.Connection) -> None:
+    """Raises: CWM-4004 for a row that does not pass its checksum."""
+    read_totals(db)
+    all_bindings(db)
+    all_sessions(db)
+    chunks_where(db)
+    for (name,) in db.execute("SELECT name FROM notes").fetchall():
+        read_note(db, name)
+    for (number,) in db.execute("SELECT id FROM windows").fetchall():
+        window = read_window(db, number).window
+        snapshot = read_snapshot(db, window.snapshot_id, window.name)
+        read_chunks(db, snapshot, window.name)
+        read_token_ids(db, snapshot, window.name)

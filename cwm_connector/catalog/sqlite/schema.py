@@ -1,0 +1,245 @@
+"""The embedded catalog's tables, as the steps that lead from an empty file to today's schema.
+
+A file's `user_version` is the number of steps it has been through; a step, once released, is never edited.
+
+What the tables promise each other, beyond their foreign keys (`sqlite_check.py` verifies all of it):
+
+- `snapshots.windows` counts the windows over the snapshot, so a clone costs one row however long the context is.
+- `chunks.refs` counts the snapshots that hold the chunk and `chunks.owners` is the sum of their ids: with one reference
+  left it *is* the id of the one owner, found without an index over millions of rows.
+- `snapshots.own_bytes` is the size of the chunks that no other snapshot holds, kept up to date by every commit and
+  deletion so that a listing need not walk the chunks of what it lists.
+- `totals` is one row, kept by triggers: every freeze asks whether the disk's limit leaves it room.
+- `digest` is the checksum over a row's fields (`sqlite_rows.py`); a window's covers its tags, a snapshot's the
+  checksums of its token ids and of its chunks' keys in their order.
+- Whatever decides what a query finds stands twice, in a table and in an index: comparing the two shows what is missing.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from typing import Final
+
+from cwm_connector.catalog.sqlite.sealing import seal_everything
+
+APPLICATION_ID: Final = 0x43574D63
+"""'CWMc' in the file's header: tells our files from another program's."""
+
+_FIRST: Final = (
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    """
+    CREATE TABLE snapshots (
+        id INTEGER PRIMARY KEY,
+        restorable_tokens INTEGER NOT NULL,
+        block_count INTEGER NOT NULL,
+        own_bytes INTEGER NOT NULL DEFAULT 0,
+        windows INTEGER NOT NULL DEFAULT 0,
+        passport TEXT NOT NULL
+    )
+    """,
+    # Apart from its snapshot, whose counters change: SQLite rewrites a row as a whole, and this one can be a megabyte.
+    """
+    CREATE TABLE snapshot_tokens (
+        snapshot_id INTEGER PRIMARY KEY REFERENCES snapshots ON DELETE CASCADE,
+        token_ids BLOB NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE chunks (
+        id INTEGER PRIMARY KEY,
+        key BLOB NOT NULL UNIQUE,
+        tokens INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        refs INTEGER NOT NULL DEFAULT 0,
+        owners INTEGER NOT NULL DEFAULT 0
+    )
+    """,
+    "CREATE INDEX chunks_unreferenced ON chunks (id) WHERE refs = 0",
+    "CREATE TABLE chunk_totals (chunks INTEGER NOT NULL, size_bytes INTEGER NOT NULL)",
+    "INSERT INTO chunk_totals VALUES (0, 0)",
+    """
+    CREATE TRIGGER chunk_added AFTER INSERT ON chunks BEGIN
+        UPDATE chunk_totals SET chunks = chunks + 1, size_bytes = size_bytes + new.size_bytes;
+    END
+    """,
+    """
+    CREATE TRIGGER chunk_gone AFTER DELETE ON chunks BEGIN
+        UPDATE chunk_totals SET chunks = chunks - 1, size_bytes = size_bytes - old.size_bytes;
+    END
+    """,
+    # No foreign key to chunks: each deleted chunk would then need an index over chunk_id, or a scan of this table.
+    """
+    CREATE TABLE snapshot_chunks (
+        snapshot_id INTEGER NOT NULL REFERENCES snapshots ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        chunk_id INTEGER NOT NULL,
+        PRIMARY KEY (snapshot_id, position)
+    ) WITHOUT ROWID
+    """,
+    # Whatever a listing filters or sorts by is here, a clone's too: over a join SQLite can choose a quadratic plan.
+    """
+    CREATE TABLE windows (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        snapshot_id INTEGER NOT NULL REFERENCES snapshots,
+        description TEXT NOT NULL,
+        session_id TEXT NOT NULL,
+        head TEXT NOT NULL,
+        parent TEXT,
+        cloned INTEGER NOT NULL,
+        model TEXT NOT NULL,
+        token_count INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        created_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL,
+        thawed_at INTEGER
+    )
+    """,
+    "CREATE INDEX windows_by_snapshot ON windows (snapshot_id)",
+    "CREATE INDEX windows_by_session ON windows (session_id, created_at)",
+    "CREATE INDEX windows_by_parent ON windows (parent, created_at)",
+    "CREATE INDEX windows_by_created_at ON windows (created_at)",
+    "CREATE INDEX windows_by_model ON windows (model)",
+    "CREATE INDEX windows_by_token_count ON windows (token_count)",
+    "CREATE INDEX windows_by_size ON windows (size_bytes)",
+    """
+    CREATE TABLE window_tags (
+        window_id INTEGER NOT NULL REFERENCES windows ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        tag TEXT NOT NULL,
+        PRIMARY KEY (window_id, position)
+    ) WITHOUT ROWID
+    """,
+    "CREATE UNIQUE INDEX window_tags_by_tag ON window_tags (tag, window_id)",
+    # Its rowid is the window's id. The short prefixes are indexed because a search matches the beginnings of words.
+    "CREATE VIRTUAL TABLE window_words USING fts5 (name, description, tags, tokenize = 'unicode61', prefix = '1 2 3')",
+    """
+    CREATE TABLE bindings (
+        id INTEGER PRIMARY KEY,
+        window_id INTEGER NOT NULL REFERENCES windows ON DELETE CASCADE,
+        session_id TEXT NOT NULL,
+        salt_hash BLOB NOT NULL,
+        created_at INTEGER NOT NULL,
+        UNIQUE (window_id, session_id, salt_hash)
+    )
+    """,
+    """
+    CREATE TABLE sessions (
+        session_id TEXT PRIMARY KEY,
+        model TEXT NOT NULL,
+        token_count INTEGER NOT NULL,
+        event TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL
+    ) WITHOUT ROWID
+    """,
+)
+
+_SECOND: Final = (
+    # One bit for each durable tier: `sqlite_chunks.py` says which. What was stored before was on disk.
+    "ALTER TABLE chunks ADD COLUMN tiers INTEGER NOT NULL DEFAULT 1",
+    "ALTER TABLE chunks ADD COLUMN claim TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE chunks ADD COLUMN digest INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE snapshots ADD COLUMN tokens_digest INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE snapshots ADD COLUMN chunks_digest INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE snapshots ADD COLUMN digest INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE windows ADD COLUMN digest INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE bindings ADD COLUMN digest INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE sessions ADD COLUMN digest INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX snapshot_chunks_by_chunk ON snapshot_chunks (chunk_id)",
+    # They hold all that `chunks_by_use`, a session's windows and a window's children are told from.
+    "DROP INDEX windows_by_snapshot",
+    "CREATE INDEX windows_by_snapshot ON windows (snapshot_id, created_at, thawed_at)",
+    "DROP INDEX windows_by_session",
+    "CREATE INDEX windows_by_session ON windows (session_id, created_at, cloned, name)",
+    "DROP INDEX windows_by_parent",
+    "CREATE INDEX windows_by_parent ON windows (parent, created_at, name)",
+    "CREATE INDEX sessions_by_update ON sessions (updated_at)",
+    "CREATE INDEX bindings_by_time ON bindings (created_at)",
+    "CREATE INDEX bindings_by_session ON bindings (session_id, created_at)",
+    """
+    CREATE TABLE notes (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        note TEXT NOT NULL,
+        digest INTEGER NOT NULL
+    )
+    """,
+    "DROP TRIGGER chunk_added",
+    "DROP TRIGGER chunk_gone",
+    "DROP TABLE chunk_totals",
+    """
+    CREATE TABLE totals (
+        windows INTEGER NOT NULL,
+        referenced_bytes INTEGER NOT NULL,
+        chunks INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        disk_chunks INTEGER NOT NULL,
+        disk_bytes INTEGER NOT NULL,
+        redis_chunks INTEGER NOT NULL,
+        redis_bytes INTEGER NOT NULL,
+        digest INTEGER NOT NULL
+    )
+    """,
+    """
+    INSERT INTO totals
+    SELECT (SELECT count(*) FROM windows), (SELECT ifnull(sum(size_bytes), 0) FROM windows),
+        count(*), ifnull(sum(size_bytes), 0), count(*), ifnull(sum(size_bytes), 0), 0, 0, 0 FROM chunks
+    """,
+    """
+    CREATE TRIGGER chunk_added AFTER INSERT ON chunks BEGIN
+        UPDATE totals SET chunks = chunks + 1, size_bytes = size_bytes + new.size_bytes,
+            disk_chunks = disk_chunks + (new.tiers & 1),
+            disk_bytes = disk_bytes + (new.tiers & 1) * new.size_bytes,
+            redis_chunks = redis_chunks + (new.tiers >> 1 & 1),
+            redis_bytes = redis_bytes + (new.tiers >> 1 & 1) * new.size_bytes;
+    END
+    """,
+    """
+    CREATE TRIGGER chunk_gone AFTER DELETE ON chunks BEGIN
+        UPDATE totals SET chunks = chunks - 1, size_bytes = size_bytes - old.size_bytes,
+            disk_chunks = disk_chunks - (old.tiers & 1),
+            disk_bytes = disk_bytes - (old.tiers & 1) * old.size_bytes,
+            redis_chunks = redis_chunks - (old.tiers >> 1 & 1),
+            redis_bytes = redis_bytes - (old.tiers >> 1 & 1) * old.size_bytes;
+    END
+    """,
+    """
+    CREATE TRIGGER chunk_placed AFTER UPDATE OF tiers ON chunks BEGIN
+        UPDATE totals SET
+            disk_chunks = disk_chunks + (new.tiers & 1) - (old.tiers & 1),
+            disk_bytes = disk_bytes + ((new.tiers & 1) - (old.tiers & 1)) * new.size_bytes,
+            redis_chunks = redis_chunks + (new.tiers >> 1 & 1) - (old.tiers >> 1 & 1),
+            redis_bytes = redis_bytes + ((new.tiers >> 1 & 1) - (old.tiers >> 1 & 1)) * new.size_bytes;
+    END
+    """,
+    """
+    CREATE TRIGGER window_added AFTER INSERT ON windows BEGIN
+        UPDATE totals SET windows = windows + 1, referenced_bytes = referenced_bytes + new.size_bytes;
+    END
+    """,
+    """
+    CREATE TRIGGER window_gone AFTER DELETE ON windows BEGIN
+        UPDATE totals SET windows = windows - 1, referenced_bytes = referenced_bytes - old.size_bytes;
+    END
+    """,
+    # One row: which store the catalog belongs to, "" until it is told, and the checksum of all the definitions here.
+    "CREATE TABLE about (store TEXT NOT NULL, definitions INTEGER NOT NULL)",
+    "INSERT INTO about VALUES ('', 0)",
+)
+
+
+def _run(*statements: str) -> Callable[[sqlite3.Connection], None]:
+    def step(db: sqlite3.Connection) -> None:
+        for statement in statements:
+            db.execute(statement)
+
+    return step
+
+
+def _second(db: sqlite3.Connection) -> None:
+    _run(*_SECOND)(db)
+    seal_everything(db)
+
+
+MIGRATIONS: Final = (_run(*_FIRST), _second)
+SCHEMA_VERSION: Final = len(MIGRATIONS)

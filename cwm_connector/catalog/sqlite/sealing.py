@@ -1,0 +1,54 @@
+"""What the second step of the schema does beyond its tables: it seals every row that the first step's code wrote.
+
+It belongs to that step: what a row's checksum covers today stands in the modules that write it.
+"""
+
+import sqlite3
+
+from cwm_connector.catalog.sqlite.rows import seal, seal_bytes
+
+_SEALED = (
+    "UPDATE chunks SET digest = seal('chunk', id, key, tokens, size_bytes, tiers, claim, refs, owners)",
+    "UPDATE bindings SET digest = seal('binding', id, window_id, session_id, salt_hash, created_at)",
+    "UPDATE sessions SET digest = seal('session', session_id, model, token_count, event, created_at, updated_at)",
+    """
+    UPDATE snapshots SET digest = seal(
+        'snapshot', id, restorable_tokens, block_count, own_bytes, windows, passport, tokens_digest, chunks_digest
+    )
+    """,
+    """
+    UPDATE totals SET digest = seal(
+        'totals', windows, referenced_bytes, chunks, size_bytes, disk_chunks, disk_bytes, redis_chunks, redis_bytes
+    )
+    """,
+)
+
+
+def seal_everything(db: sqlite3.Connection) -> None:
+    """Inside the step's transaction."""
+    db.create_function("seal", -1, seal)
+    for (snapshot,) in db.execute("SELECT id FROM snapshots").fetchall():
+        (token_ids,) = db.execute("SELECT token_ids FROM snapshot_tokens WHERE snapshot_id = ?", (snapshot,)).fetchone()
+        keys = db.execute(
+            """
+            SELECT c.key FROM snapshot_chunks h JOIN chunks c ON c.id = h.chunk_id
+            WHERE h.snapshot_id = ? ORDER BY h.position
+            """,
+            (snapshot,),
+        )
+        digests = (seal_bytes(token_ids), seal_bytes(b"".join(key for (key,) in keys)))
+        db.execute("UPDATE snapshots SET tokens_digest = ?, chunks_digest = ? WHERE id = ?", (*digests, snapshot))
+    for statement in _SEALED:
+        db.execute(statement)
+    windows = db.execute(
+        """
+        SELECT id, name, snapshot_id, description, session_id, head, parent, cloned, model, token_count, size_bytes,
+            created_at, updated_at, thawed_at
+        FROM windows
+        """
+    )
+    for fields in windows.fetchall():
+        tags = db.execute("SELECT tag FROM window_tags WHERE window_id = ? ORDER BY position", fields[:1])
+        digest = seal("window", *fields, *(tag for (tag,) in tags))
+        db.execute("UPDATE windows SET digest = ? WHERE id = ?", (digest, fields[0]))
+    db.create_function("seal", -1, None)

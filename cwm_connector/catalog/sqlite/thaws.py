@@ -1,0 +1,107 @@
+"""Bindings and sessions in the embedded catalog: rows read and checked, written and sealed.
+
+Every function runs inside its caller's transaction.
+"""
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from cwm_connector.catalog.base import Binding, SessionEvent, SessionRow
+from cwm_connector.catalog.sqlite.chunks import next_id
+from cwm_connector.catalog.sqlite.rows import damaged, damaged_window, seal
+from cwm_connector.catalog.sqlite.windows import Window
+from cwm_connector.core.types import Micros
+
+BINDINGS: Final = 1024
+"""The newest so many are kept: each costs memory at every start, and a thaw that old can be done again."""
+
+_BINDING: Final = """
+    SELECT w.name, b.id, b.window_id, b.session_id, b.salt_hash, b.created_at, b.digest
+    FROM bindings b LEFT JOIN windows w ON w.id = b.window_id
+"""
+_SESSION: Final = "SELECT session_id, model, token_count, event, created_at, updated_at, digest FROM sessions"
+_REMEMBER: Final = "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)"
+_FROZEN: Final = "SELECT session_id, name FROM windows INDEXED BY windows_by_session WHERE cloned = 0"
+_NEWEST_FIRST: Final = "ORDER BY created_at DESC, id DESC"
+
+
+def add_binding(db: sqlite3.Connection, window: int, binding: Binding) -> None:
+    """The same thaw again replaces the older; what is over `BINDINGS` goes."""
+    values = (next_id(db, "bindings"), window, binding.session_id, binding.salt_hash, binding.created_at)
+    db.execute(
+        "INSERT OR REPLACE INTO bindings (id, window_id, session_id, salt_hash, created_at, digest) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        (*values, seal("binding", *values)),
+    )
+    db.execute(
+        f"DELETE FROM bindings WHERE id IN (SELECT id FROM bindings {_NEWEST_FIRST} LIMIT -1 OFFSET ?)", (BINDINGS,)
+    )
+
+
+def all_bindings(db: sqlite3.Connection) -> tuple[Binding, ...]:
+    """Oldest first. Raises: CWM-4004."""
+    return tuple(_binding(fields) for fields in db.execute(f"{_BINDING} ORDER BY b.created_at, b.id"))
+
+
+def last_thaw_into(db: sqlite3.Connection, session_id: str) -> Binding | None:
+    """Raises: CWM-4004."""
+    fields = db.execute(
+        f"{_BINDING} WHERE b.session_id = ? ORDER BY b.created_at DESC, b.id DESC LIMIT 1", (session_id,)
+    ).fetchone()
+    binding = None if fields is None else _binding(fields)
+    if binding is not None and binding.session_id != session_id:
+        raise damaged("a thaw")
+    return binding
+
+
+def remember_session(db: sqlite3.Connection, session_id: str, window: Window, event: SessionEvent, now: Micros) -> None:
+    """The session is as `window` holds it. Raises: CWM-4004 if what was known of it is damaged."""
+    known = _session_fields(db, session_id)
+    values = (session_id, window.model, window.token_count, event.value, known[4] if known else now, now)
+    db.execute(_REMEMBER, (*values, seal("session", *values)))
+
+
+def one_session(db: sqlite3.Connection, session_id: str) -> SessionRow | None:
+    """Raises: CWM-4004."""
+    fields = _session_fields(db, session_id)
+    if fields is None:
+        return None
+    names = db.execute(f"{_FROZEN} AND session_id = ? {_NEWEST_FIRST}", (session_id,))
+    return _session_row(fields, {session_id: [name for _, name in names]})
+
+
+def all_sessions(db: sqlite3.Connection) -> tuple[SessionRow, ...]:
+    """Newest event first. Raises: CWM-4004."""
+    names = defaultdict(list)
+    for session_id, name in db.execute(f"{_FROZEN} {_NEWEST_FIRST}"):
+        names[session_id].append(name)
+    rows = db.execute(f"{_SESSION} ORDER BY updated_at DESC, session_id")
+    return tuple(_session_row(_checked_session(fields), names) for fields in rows)
+
+
+def _binding(fields: Sequence[Any]) -> Binding:
+    name, *sealed, digest = fields
+    if name is None or seal("binding", *sealed) != digest:
+        raise damaged("a thaw") if name is None else damaged_window(name)
+    _, _, session_id, salt_hash, created_at = sealed
+    return Binding(name, session_id, salt_hash, created_at)
+
+
+def _session_fields(db: sqlite3.Connection, session_id: str) -> tuple[Any, ...] | None:
+    fields = db.execute(f"{_SESSION} WHERE session_id = ?", (session_id,)).fetchone()
+    return None if fields is None else _checked_session(fields)
+
+
+def _checked_session(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    if seal("session", *fields[:-1]) != fields[-1]:
+        raise damaged("a session")
+    return fields[:-1]
+
+
+def _session_row(fields: tuple[Any, ...], windows: Mapping[str, Sequence[str]]) -> SessionRow:
+    session_id, model, tokens, event, created_at, updated_at = fields
+    return SessionRow(
+        session_id, model, tokens, SessionEvent(event), created_at, updated_at, tuple(windows.get(session_id, ()))
+    )
