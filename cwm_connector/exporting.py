@@ -18,7 +18,7 @@ from typing import Any
 from cwm_connector.archive import ArchiveChunk, ArchiveHeader
 from cwm_connector.archive_files import Target, checked_path
 from cwm_connector.catalog.base import Catalog, ChunkRow, WindowRow
-from cwm_connector.control_calls import ProgressSink
+from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import Geometry, chunk_specs
 from cwm_connector.core.names import check_window_name

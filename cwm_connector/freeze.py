@@ -21,7 +21,7 @@ from cwm_connector.catalog.base import (
     WindowRow,
 )
 from cwm_connector.catalog.results import storage_tier
-from cwm_connector.control_calls import ProgressSink
+from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, chunk_specs
 from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name

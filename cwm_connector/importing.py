@@ -22,7 +22,7 @@ from cwm_connector.archive import ArchiveHeader
 from cwm_connector.archive_files import Source, checked_path
 from cwm_connector.catalog.base import ChunkRow, NewWindow, WindowRow
 from cwm_connector.catalog.results import iso
-from cwm_connector.control_calls import ProgressSink
+from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, chunk_specs
 from cwm_connector.core.names import check_description, check_tags, check_window_name

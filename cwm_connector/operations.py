@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from cwm_connector.auto.freezer import AutoFreezer
-from cwm_connector.control_calls import ProgressSink
+from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.names import check_description, check_tags, check_window_name
 from cwm_connector.core.types import now_micros

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cwm_connector.catalog.base import ChunkRow
-from cwm_connector.control_calls import ProgressSink
+from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.engine import Engine, to_the_end

@@ -13,7 +13,8 @@ from cwm_connector.auto import policy as policies
 from cwm_connector.catalog.open import open_catalog
 from cwm_connector.catalog.thread import CatalogThread
 from cwm_connector.claims import Claims
-from cwm_connector.control import ControlServer, ControlThread
+from cwm_connector.control.server import ControlServer
+from cwm_connector.control.thread import ControlThread
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import FORMAT_VERSION, Geometry, Passport
 from cwm_connector.core.types import now_micros

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cwm_connector.catalog.base import Binding, Catalog, ChunkRow, WindowRow
-from cwm_connector.control_calls import ProgressSink
+from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, specs_of
 from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from cwm_connector.control import ControlServer
+from cwm_connector.control.server import ControlServer
 from cwm_connector.core.errors import CWMError
 from cwm_connector.protocol.calls import Args, Op
 from cwm_connector.settings import Settings

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cwm_connector.control_connection import Limits
+from cwm_connector.control.connection import Limits
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.calls import HealthArgs, ListArgs, NoArgs, Op, SessionsArgs, TokensArgs
 from cwm_connector.protocol.wire import (

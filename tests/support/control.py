@@ -15,9 +15,10 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from cwm_connector.control import ControlServer, ControlThread
-from cwm_connector.control_calls import ProgressSink
-from cwm_connector.control_connection import Limits
+from cwm_connector.control.calls import ProgressSink
+from cwm_connector.control.connection import Limits
+from cwm_connector.control.server import ControlServer
+from cwm_connector.control.thread import ControlThread
 from cwm_connector.protocol.calls import Args, Op
 from cwm_connector.protocol.wire import Call, FromClient, FromEngine, Hello, encode
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from cwm_connector.control import ControlThread
+from cwm_connector.control.thread import ControlThread
 from cwm_connector.protocol.calls import PolicyArgs
 from cwm_connector.settings import Settings
 from cwm_mcp.cli import app

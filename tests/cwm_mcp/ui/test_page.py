@@ -13,7 +13,7 @@ import pytest
 
 from cwm_connector.catalog.results import AsRecorded, window_status
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
-from cwm_connector.control import ControlThread
+from cwm_connector.control.thread import ControlThread
 from cwm_connector.core.types import Micros
 from cwm_connector.protocol.calls import Op
 from cwm_connector.settings import Settings

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from cwm_connector.control_calls import Operations, ProgressFlow, RunningCall
+from cwm_connector.control.calls import Operations, ProgressFlow, RunningCall
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.calls import parse_arguments
 from cwm_connector.protocol.wire import (

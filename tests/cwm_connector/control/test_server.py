@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwm_connector.control import ControlServer, ControlThread
-from cwm_connector.control_connection import Limits
+from cwm_connector.control.connection import Limits
+from cwm_connector.control.server import ControlServer
+from cwm_connector.control.thread import ControlThread
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.calls import Op
 from cwm_connector.protocol.wire import (
@@ -567,7 +568,7 @@ def test_the_socket_is_private_from_the_moment_it_is_bound(folder: Path, monkeyp
             super().bind(address)
             modes.append(stat.S_IMODE(Path(address).stat().st_mode))
 
-    monkeypatch.setattr("cwm_connector.control.socket.socket", Watched)
+    monkeypatch.setattr("cwm_connector.control.server.socket.socket", Watched)
     before = os.umask(0)
     try:
         with served(path=folder / "s"):
