@@ -9,21 +9,20 @@ from typing import TYPE_CHECKING, Final
 
 import cwm_connector
 from cwm_connector import compat
-from cwm_connector.auto import policy as policies
 from cwm_connector.catalog.open import open_catalog
 from cwm_connector.catalog.thread import CatalogThread
-from cwm_connector.claims import Claims
 from cwm_connector.control.server import ControlServer
 from cwm_connector.control.thread import ControlThread
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import FORMAT_VERSION, Geometry, Passport
 from cwm_connector.core.types import now_micros
-from cwm_connector.engine import Engine
-from cwm_connector.fingerprints import files_digest
-from cwm_connector.follow import Follower
 from cwm_connector.metrics import Metrics
-from cwm_connector.operations import EngineOperations
-from cwm_connector.recovery import recover
+from cwm_connector.operations.auto_freeze import policy as policies
+from cwm_connector.operations.claims import Claims
+from cwm_connector.operations.context import Engine
+from cwm_connector.operations.dispatch import EngineOperations
+from cwm_connector.operations.recovery import recover
+from cwm_connector.operations.shared_catalog_sync import Follower
 from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.thaw_bindings import Visibility
 from cwm_connector.sessions.titles import Titler
@@ -36,6 +35,7 @@ from cwm_connector.step.step_queue import Mailbox
 from cwm_connector.store.lock import StoreLock
 from cwm_connector.store.pairing import pair_store, require_catalog
 from cwm_connector.tiers.open import open_stores
+from cwm_connector.weights_digest import files_digest
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

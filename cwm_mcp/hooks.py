@@ -18,9 +18,9 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from cwm_connector.auto.mark import TAG, Mark, Reason
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import is_session_id
+from cwm_connector.operations.auto_freeze.mark import TAG, Mark, Reason
 from cwm_connector.protocol.calls import FreezeArgs, ListArgs, Op
 from cwm_mcp.client import EngineClient
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from cwm_connector.auto.mark import Mark, Reason, mark_of
 from cwm_connector.control.server import ControlServer
+from cwm_connector.operations.auto_freeze.mark import Mark, Reason, mark_of
 from cwm_connector.protocol.calls import Op
 from cwm_connector.settings import Settings
 from cwm_mcp import hooks

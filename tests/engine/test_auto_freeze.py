@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cwm_connector.auto.mark import Mark, Reason, mark_of
+from cwm_connector.operations.auto_freeze.mark import Mark, Reason, mark_of
 from tests.support.engine import Engine, EngineOptions
 from tests.support.mcp_client import Tools, mcp_client
 from tests.support.talk import talked

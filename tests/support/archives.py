@@ -6,8 +6,15 @@ from typing import Any
 
 import msgspec
 
-from cwm_connector.archive import PREFIX_BYTES, TRAILER_BYTES, ArchiveChunk, ArchiveHeader, ArchiveReader, ArchiveWriter
 from cwm_connector.core.types import ChunkKey
+from cwm_connector.operations.transfer.archive import (
+    PREFIX_BYTES,
+    TRAILER_BYTES,
+    ArchiveChunk,
+    ArchiveHeader,
+    ArchiveReader,
+    ArchiveWriter,
+)
 from cwm_connector.tiers.chunk import HEADER_BYTES, ChunkHeader, seal, sealed_bytes
 
 RANKS, CHUNKS, CHUNK_TOKENS, PAYLOAD = 2, 3, 32, 5000

@@ -21,15 +21,15 @@ import torch
 
 from cwm_connector.catalog.open import open_catalog
 from cwm_connector.catalog.thread import CatalogThread
-from cwm_connector.claims import Claims
 from cwm_connector.core.identity import Geometry, Passport
 from cwm_connector.core.types import now_micros
-from cwm_connector.engine import Engine
-from cwm_connector.follow import Follower
 from cwm_connector.metrics import Metrics
-from cwm_connector.operations import EngineOperations
+from cwm_connector.operations.claims import Claims
+from cwm_connector.operations.context import Engine
+from cwm_connector.operations.dispatch import EngineOperations
+from cwm_connector.operations.recovery import recover
+from cwm_connector.operations.shared_catalog_sync import Follower
 from cwm_connector.protocol.calls import ARGUMENTS, Op
-from cwm_connector.recovery import recover
 from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.thaw_bindings import Visibility
 from cwm_connector.settings import CatalogKind, load_settings, private_folder

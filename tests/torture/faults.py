@@ -11,9 +11,9 @@ from typing import Any, Final
 from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.catalog.sqlite.file import SqliteFile
 from cwm_connector.core.types import TierName
-from cwm_connector.engine import claimed
-from cwm_connector.keeper import Keeper
-from cwm_connector.removal import Remover
+from cwm_connector.operations.context import claimed
+from cwm_connector.operations.delete import Remover
+from cwm_connector.operations.tiering import Keeper
 from cwm_connector.tiers import chunk
 from cwm_connector.tiers.disk import tier
 from cwm_connector.tiers.redis.tier import RedisTier

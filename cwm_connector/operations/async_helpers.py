@@ -1,0 +1,58 @@
+"""Waiting without blocking: for threads' futures, for what must be finished, and in a loop."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from typing import NoReturn, TypeVar
+
+from cwm_connector.core.errors import CWMError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+async def settled(future: "Future[T]", limit_s: float) -> bool:
+    """True once the future is done, False after `limit_s`. Being cancelled leaves the future as it is."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+    try:
+        async with asyncio.timeout(limit_s):
+            await done.wait()
+    except TimeoutError:
+        pass
+    return future.done()
+
+
+def on_loop(function: Callable[[T], None]) -> Callable[[T], None]:
+    """`function`, to be called from any thread and run on this event loop."""
+    loop = asyncio.get_running_loop()
+
+    def forward(value: T) -> None:
+        loop.call_soon_threadsafe(function, value)
+
+    return forward
+
+
+async def to_the_end(work: Awaitable[T]) -> T:
+    """Awaits `work` whole, even if the caller is cancelled meanwhile: for what must not stop half-way."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise
+    return task.result()
+
+
+async def again_and_again(step: Callable[[], Awaitable[None]], every_s: float, what: str) -> NoReturn:
+    """Until it is cancelled. What goes wrong with `what` is logged and tried again."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await step()
+        except CWMError as problem:
+            logger.warning("%s: %s", what, problem)
+        except Exception:
+            logger.exception("%s failed; it is tried again", what)

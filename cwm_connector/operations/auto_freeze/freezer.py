@@ -1,0 +1,254 @@
+"""Freezes sessions that nobody has frozen: silent ones, grown ones, those about to be evicted, all of them at the end.
+
+    each second: which sessions have spoken since they were last frozen?
+        near eviction        at once, while their blocks are still there
+        grown by the threshold again
+        silent for the idle time-out
+    shutdown: every one of them, while the engine still steps
+
+Nothing is ever computed for it: what vLLM has evicted already stays out, and the window says so. Each freeze is an
+ordinary one; what it can't do (a full disk, say) is logged, and tried again after a while. Control thread only.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from cwm_connector.catalog.base import Catalog, WindowRow
+from cwm_connector.catalog.results import iso
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import Micros, now_micros
+from cwm_connector.operations.async_helpers import again_and_again, to_the_end
+from cwm_connector.operations.auto_freeze import policy as policies
+from cwm_connector.operations.auto_freeze.mark import TAG, Mark, Reason, mark_of
+from cwm_connector.operations.auto_freeze.retention import Retention
+from cwm_connector.operations.context import Engine
+from cwm_connector.operations.delete import Remover
+from cwm_connector.operations.freeze import Freezer
+from cwm_connector.protocol.calls import FreezeArgs, PolicyArgs
+from cwm_connector.step.scheduler import Freezable
+
+logger = logging.getLogger(__name__)
+
+TICK_S: Final = 1.0
+NEAR: Final = 0.25
+"""Of vLLM's blocks: a session whose end is among the next so many to be taken is frozen. At 50,000 tokens a second the
+blocks of one H100 last for some seconds beyond it."""
+RETRY_AFTER_S: Final = 300.0
+SHUTDOWN_LIMIT_S: Final = 15.0
+"""`cwm serve` gives vLLM 20 seconds to end."""
+NOTE: Final = "auto-freeze policy"
+_NAMES_TRIED: Final = 20
+_REMEMBERED: Final = 16_384
+"""Sessions; more are forgotten at once and looked up in the catalog again."""
+
+_TEXTS: Final = {
+    Reason.IDLE: "silent for {policy.idle_timeout_minutes:g} minutes",
+    Reason.THRESHOLD: "{tokens} tokens, over {policy.token_threshold} more than at its last freeze",
+    Reason.EVICTION: "vLLM was about to reuse its blocks",
+    Reason.SHUTDOWN: "the engine was stopped",
+}
+
+
+class AutoFreezer:
+    """One for each engine. `learn` first; `run` is its own life."""
+
+    def __init__(self, engine: Engine, freezer: Freezer, remover: Remover) -> None:
+        self._engine = engine
+        self._freezer = freezer
+        self._retention = Retention(engine, remover)
+        self._settings = policies.initial(engine.settings)
+        self._policy = self._settings
+        self._settled: dict[str, Micros] = {}
+        """When a session had last been active, the last time that all of it was frozen."""
+        self._crossings: dict[str, int] = {}
+        self._not_before: dict[str, float] = {}
+
+    async def learn(self) -> None:
+        """Takes up the changes of before a restart; a note that can't be read is left where it is."""
+        note = await self._engine.catalog.run(lambda catalog: catalog.noted(NOTE))
+        try:
+            self._policy = policies.from_note(note, self._settings)
+        except CWMError as problem:
+            logger.warning("auto-freeze: %s", problem)
+
+    # --- asked for ---
+
+    async def policy(self, args: PolicyArgs) -> dict[str, Any]:
+        """The policy in force, changed first where `args` say so. Raises: CWM-1003; what the catalog raises."""
+        policy = policies.changed(self._settings if args.reset else self._policy, args)
+        if args != PolicyArgs():
+            note = policies.as_note(policy, self._settings)
+            await to_the_end(self._engine.catalog.run(lambda catalog: catalog.note(NOTE, note)))
+            self._policy = policy
+            self._crossings.clear()
+        return {
+            "enabled": policy.enabled,
+            "idle_timeout_minutes": policy.idle_timeout_minutes,
+            "token_threshold": policy.token_threshold,
+            "naming_pattern": policy.naming_pattern,
+            "keep_last": policy.keep_last,
+            "tags": list(policy.tags),
+            "next_action": await self._next_action(),
+        }
+
+    def due_at(self, session_id: str, last_active_at: Micros, token_count: int) -> Micros | None:
+        """When the session will be frozen if it stays silent; None if it won't be."""
+        if token_count < self._engine.settings.chunk_tokens or self._settled.get(session_id, -1) >= last_active_at:
+            return None
+        return self._policy.idle_due_at(last_active_at)
+
+    async def frozen(self, args: FreezeArgs) -> None:
+        """Somebody's freeze is done: where it was a client's hook, the windows that had their time go."""
+        if not self._policy.enabled or mark_of(args.description, args.tags) is None:
+            return
+        try:
+            await self._retention.prune(args.session_id, self._policy.keep_last)
+        except CWMError as problem:
+            logger.warning("auto-freeze: windows of session %s stay for now: %s", args.session_id, problem)
+
+    # --- its own life ---
+
+    async def run(self) -> None:
+        """Until it is cancelled. What goes wrong is logged and tried again."""
+        await again_and_again(self.tick, TICK_S, "auto-freeze")
+
+    async def tick(self) -> None:
+        """Freezes what is due."""
+        if not self._policy.enabled:
+            return
+        now = now_micros()
+        for session in _most_urgent_first(await self._freezable()):
+            reason = await self._reason(session, now)
+            if reason is not None:
+                await self._freeze(session, reason)
+
+    async def before_shutdown(self) -> None:
+        """Freezes every session that has spoken since its last freeze, the last active first, as far as time allows."""
+        if not self._policy.enabled:
+            return
+        try:
+            async with asyncio.timeout(SHUTDOWN_LIMIT_S):
+                for session in await self._freezable():
+                    if not await self._is_frozen(session):
+                        await self._freeze(session, Reason.SHUTDOWN)
+        except TimeoutError:
+            logger.warning("auto-freeze: not every session could be frozen before the shutdown")
+        except CWMError as problem:
+            logger.warning("auto-freeze before the shutdown: %s", problem)
+
+    # --- inside ---
+
+    async def _freezable(self) -> list[Freezable]:
+        settled = dict(self._settled)
+        return await self._engine.ask(lambda side: side.freezable(settled, NEAR))
+
+    async def _reason(self, session: Freezable, now: Micros) -> Reason | None:
+        """Why the session is to be frozen now; None if it isn't."""
+        if self._not_before.get(session.session_id, 0.0) > time.monotonic():
+            return None
+        due_at = self._policy.idle_due_at(session.last_active_at)
+        crossings = self._policy.crossings(session.token_count)
+        if session.near_eviction:
+            reason = Reason.EVICTION
+        elif crossings and crossings > await self._crossed(session.session_id):
+            reason = Reason.THRESHOLD
+        elif due_at is not None and due_at <= now and not session.running:
+            reason = Reason.IDLE
+        else:
+            return None
+        return None if await self._is_frozen(session) else reason
+
+    async def _crossed(self, session_id: str) -> int:
+        if session_id not in self._crossings:
+            window = await self._last_window(session_id)
+            self._remember(self._crossings, session_id, self._policy.crossings(window.token_count if window else 0))
+        return self._crossings[session_id]
+
+    async def _is_frozen(self, session: Freezable) -> bool:
+        """True if a window holds all of it, by whomever it was frozen."""
+        window = await self._last_window(session.session_id)
+        frozen = window is not None and window.created_at >= session.last_active_at
+        if frozen:
+            self._remember(self._settled, session.session_id, session.last_active_at)
+        return frozen
+
+    async def _last_window(self, session_id: str) -> WindowRow | None:
+        def read(catalog: Catalog) -> WindowRow | None:
+            row = catalog.session(session_id)
+            return catalog.window(row.windows[0]) if row and row.windows else None
+
+        return await self._engine.catalog.run(read)
+
+    async def _freeze(self, session: Freezable, reason: Reason) -> None:
+        """One window more, and those go that had their time. What can't be done is logged and left for later."""
+        session_id = session.session_id
+        try:
+            result = await self._freeze_under_a_new_name(session, reason)
+        except CWMError as problem:
+            self._engine.metrics.auto_freezes.labels(reason.value, f"CWM-{int(problem.code)}").inc()
+            if problem.code in (Code.CHUNK_MISSING, Code.SESSION_NOT_FOUND, Code.STATE):
+                # Nothing of it is left, or nothing of it can ever be frozen: until it speaks again.
+                self._remember(self._settled, session_id, session.last_active_at)
+                logger.info("session %s is not frozen (%s): %s", session_id, reason.value, problem)
+            else:
+                self._remember(self._not_before, session_id, time.monotonic() + RETRY_AFTER_S)
+                logger.warning("session %s can't be frozen now (%s): %s", session_id, reason.value, problem)
+            return
+        self._engine.metrics.auto_freezes.labels(reason.value, "done").inc()
+        logger.info(
+            "session %s frozen as %s (%s): %d of %d tokens",
+            session_id,
+            result["window_name"],
+            reason.value,
+            result["captured_tokens"],
+            result["token_count"],
+        )
+        self._remember(self._settled, session_id, session.last_active_at)
+        self._remember(self._crossings, session_id, self._policy.crossings(result["token_count"]))
+        await self._retention.prune(session_id, self._policy.keep_last)
+
+    async def _freeze_under_a_new_name(self, session: Freezable, reason: Reason) -> dict[str, Any]:
+        policy, session_id = self._policy, session.session_id
+        mark = Mark(reason, await self._retention.next_generation(session_id))
+        description = mark.described(_TEXTS[reason].format(policy=policy, tokens=session.token_count))
+        stem = policy.window_name(session_id, now_micros(), mark.generation)
+        for name in _names(stem):
+            args = FreezeArgs(session_id, name, description, [TAG, *policy.tags])
+            try:
+                return await self._freezer.freeze(args, lambda *_: None, recompute=False)
+            except CWMError as problem:
+                if problem.code is not Code.WINDOW_EXISTS:
+                    raise
+        raise CWMError(Code.WINDOW_EXISTS, f"{stem} and {_NAMES_TRIED - 1} names behind it are taken; delete some")
+
+    async def _next_action(self) -> dict[str, Any] | None:
+        """The session whose time-out ends first."""
+        if not self._policy.enabled:
+            return None
+        waiting = [
+            (due_at, session.session_id)
+            for session in await self._freezable()
+            if (due_at := self._policy.idle_due_at(session.last_active_at)) is not None and not session.running
+        ]
+        if not waiting:
+            return None
+        due_at, session_id = min(waiting)
+        return {"session_id": session_id, "reason": Reason.IDLE.value, "due_at": iso(due_at)}
+
+    def _remember(self, table: dict[str, Any], session_id: str, value: Any) -> None:
+        if len(table) >= _REMEMBERED:
+            table.clear()
+        table[session_id] = value
+
+
+def _most_urgent_first(sessions: Sequence[Freezable]) -> list[Freezable]:
+    """Of those near eviction the longest unused first: it is the next to go."""
+    return sorted(sessions, key=lambda session: (not session.near_eviction, session.last_active_at))
+
+
+def _names(stem: str) -> Iterator[str]:
+    yield stem
+    yield from (f"{stem}-{number}" for number in range(2, _NAMES_TRIED + 1))

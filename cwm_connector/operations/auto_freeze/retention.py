@@ -1,0 +1,63 @@
+"""A session's automatic windows: their generations, and which of them have had their time."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from cwm_connector.catalog.base import Catalog, WindowQuery, WindowRow
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.operations.auto_freeze.mark import TAG, Mark, mark_of
+from cwm_connector.operations.context import Engine
+from cwm_connector.operations.delete import Remover
+from cwm_connector.protocol.calls import DeleteArgs
+
+logger = logging.getLogger(__name__)
+
+_LOOKED_AT: Final = 10_000
+"""Automatic windows of one session; with more, the oldest stay."""
+
+
+class Retention:
+    """The control thread's."""
+
+    def __init__(self, engine: Engine, remover: Remover) -> None:
+        self._engine = engine
+        self._remover = remover
+
+    async def next_generation(self, session_id: str) -> int:
+        return max((mark.generation for _, mark in await self._automatic(session_id)), default=0) + 1
+
+    async def prune(self, session_id: str, keep_last: int) -> None:
+        """Deletes all but the newest `keep_last` of each kind (0: none).
+
+        Only windows that nobody touched: one that was thawed, renamed by a clone or described anew is somebody's.
+        """
+        if not keep_last:
+            return
+        for name in _beyond(await self._automatic(session_id), keep_last):
+            try:
+                await self._remover.delete(DeleteArgs(name))
+            except CWMError as problem:
+                if problem.code is not Code.WINDOW_NOT_FOUND:
+                    logger.warning("window %s had its time and stays for now: %s", name, problem)
+                continue
+            logger.info("window %s had its time: %d newer ones of session %s are kept", name, keep_last, session_id)
+
+    async def _automatic(self, session_id: str) -> list[tuple[WindowRow, Mark]]:
+        """Newest first."""
+        query = WindowQuery(tags=[TAG], session_id=session_id, limit=_LOOKED_AT)
+
+        def read(catalog: Catalog) -> list[tuple[WindowRow, Mark]]:
+            rows = catalog.list_windows(query).windows
+            return [(row, mark) for row in rows if (mark := mark_of(row.description, row.tags)) and not row.cloned]
+
+        return await self._engine.catalog.run(read)
+
+
+def _beyond(windows: Iterable[tuple[WindowRow, Mark]], keep_last: int) -> Iterator[str]:
+    seen: defaultdict[str, int] = defaultdict(int)
+    for row, mark in windows:
+        seen[mark.reason.kind] += 1
+        if seen[mark.reason.kind] > keep_last and row.thawed_at is None:
+            yield row.name

@@ -1,0 +1,102 @@
+"""What the control thread's operations work with: the engine's facts, its catalog, and how to wait for its workers."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from cwm_connector.catalog.base import ChunkRow
+from cwm_connector.catalog.thread import CatalogThread
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import Geometry, Passport
+from cwm_connector.core.types import ChunkKey, TierName
+from cwm_connector.metrics import Metrics
+from cwm_connector.operations.async_helpers import settled
+from cwm_connector.operations.claims import Claims
+from cwm_connector.sessions.thaw_bindings import Visibility
+from cwm_connector.settings import Settings
+from cwm_connector.step.chunk_locations import Placement
+from cwm_connector.step.job_board import JobBoard, JobResult
+from cwm_connector.step.jobs import ClaimedChunk, CopyJob, DropJob, Job, VerifyJob
+from cwm_connector.step.scheduler import SchedulerSide
+from cwm_connector.step.step_queue import Mailbox
+from cwm_connector.tiers.base import ChunkStore
+from cwm_connector.tiers.chunk import sealed_bytes
+
+T = TypeVar("T")
+PERSIST_STEP_S: Final = 0.01
+"""Between two steps asked for while a job of the workers is waited for."""
+ENGINE_STEP_LIMIT_S: Final = 120.0
+"""An engine that takes no step for this long is reported as not answering (CWM-6001)."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine as the control thread sees it."""
+
+    settings: Settings
+    model: str
+    passport: Passport
+    geometry: Geometry
+    block_bytes: int
+    """One block over all layers, on one rank."""
+    world_size: int
+    catalog: CatalogThread
+    scheduler: SchedulerSide
+    mailbox: Mailbox
+    board: JobBoard
+    placement: Placement
+    visibility: Visibility
+    metrics: Metrics
+    submit_prefill: Callable[[str, "memoryview[int]", str | None], None]
+    """(request id, token ids, cache salt): has the engine compute the tokens; see compat.submit_prefill."""
+    stores: Mapping[TierName, ChunkStore]
+    """The durable tiers as this process sees them, for upkeep that needs no worker; fastest first."""
+    claims: Claims
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Whoever writes, moves or removes chunks holds it: what one decided to refer to can't be dropped by another."""
+
+    @property
+    def freeze_tiers(self) -> tuple[TierName, ...]:
+        """Where a chunk must be durable before its freeze is acknowledged."""
+        return (TierName.DISK, TierName.REDIS) if self.claims.shared else (TierName.DISK,)
+
+    def stored_bytes(self, blocks: int) -> int:
+        """What a chunk of `blocks` takes on disk, all ranks together."""
+        return sealed_bytes(blocks * self.block_bytes) * self.world_size
+
+    async def ask(self, function: Callable[[SchedulerSide], T]) -> T:
+        """Runs `function` on the engine thread in its next step.
+
+        Raises: CWM-6001 if the engine takes no step in time.
+        """
+        answer = self.mailbox.call(lambda: function(self.scheduler))
+        if not await settled(answer, ENGINE_STEP_LIMIT_S) and answer.cancel():
+            raise CWMError(Code.ENGINE_TIMEOUT, "the engine is busy and took no step; try again")
+        return answer.result()  # what had begun when the time was over ends within the step
+
+    async def reported(self, future: "Future[T]", every_s: float) -> T:
+        """Waits for something that a worker's report brings, asking for an engine step every `every_s` seconds."""
+        while not future.done():
+            self.mailbox.nudge()
+            await settled(future, every_s)
+        return future.result()
+
+    async def copy(self, rows: Iterable[ChunkRow], target: TierName) -> JobResult:
+        """Has the workers bring good copies into `target`; see CopyJob."""
+        return await self._done(CopyJob(self.board.next_id(), claimed(rows), target))
+
+    async def verify(self, keys: Iterable[ChunkKey], tier: TierName) -> JobResult:
+        return await self._done(VerifyJob(self.board.next_id(), tuple(keys), tier))
+
+    async def drop(self, chunks: Iterable[ClaimedChunk], tiers: Iterable[TierName]) -> JobResult:
+        """Has the workers remove chunks from `tiers`. The outcomes' sizes are the bytes that became free."""
+        return await self._done(DropJob(self.board.next_id(), tuple(chunks), tuple(tiers)))
+
+    async def _done(self, job: Job) -> JobResult:
+        return await self.reported(self.board.post(job).finished, PERSIST_STEP_S)
+
+
+def claimed(rows: Iterable[ChunkRow]) -> tuple[ClaimedChunk, ...]:
+    return tuple(ClaimedChunk(row.key, row.claim) for row in rows)

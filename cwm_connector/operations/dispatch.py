@@ -1,0 +1,140 @@
+"""Carries the control socket's calls out: each is handed to whoever does it, and counted."""
+
+import math
+from collections.abc import Awaitable
+from typing import Any
+
+from cwm_connector.control.calls import ProgressSink
+from cwm_connector.core.errors import CWMError
+from cwm_connector.core.names import check_description, check_tags, check_window_name
+from cwm_connector.core.types import now_micros
+from cwm_connector.operations.async_helpers import to_the_end
+from cwm_connector.operations.auto_freeze.freezer import AutoFreezer
+from cwm_connector.operations.context import Engine
+from cwm_connector.operations.delete import Remover
+from cwm_connector.operations.freeze import Freezer
+from cwm_connector.operations.health import HealthReader
+from cwm_connector.operations.queries import Reader
+from cwm_connector.operations.thaw import Thawer
+from cwm_connector.operations.tiering import Keeper
+from cwm_connector.operations.transfer.exporter import Exporter
+from cwm_connector.operations.transfer.importer import Importer
+from cwm_connector.operations.verify import Scrubber
+from cwm_connector.protocol.calls import (
+    Args,
+    CloneArgs,
+    DeleteArgs,
+    ExportArgs,
+    FreezeArgs,
+    HealthArgs,
+    ImportArgs,
+    ListArgs,
+    Op,
+    PolicyArgs,
+    SessionsArgs,
+    StatusArgs,
+    TagArgs,
+    ThawArgs,
+    TokensArgs,
+    VerifyArgs,
+)
+
+
+class EngineOperations:
+    """`Operations` of the control server, for a running engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.keeper = Keeper(engine)
+        self._freezer = Freezer(engine, self.keeper)
+        self._thawer = Thawer(engine, self.keeper)
+        self._remover = Remover(engine, self.keeper)
+        self._scrubber = Scrubber(engine, self.keeper)
+        self._exporter = Exporter(engine, self.keeper)
+        self._importer = Importer(engine, self.keeper)
+        self.auto = AutoFreezer(engine, self._freezer, self._remover)
+        self._reader = Reader(engine, self.auto)
+        self._health = HealthReader(engine)
+
+    async def prepare(self) -> None:
+        """After recovery and before the socket opens: what lies where, and the thaws of before a restart."""
+        await self.keeper.learn()
+        await self.auto.learn()
+        await self._thawer.rebind()
+
+    async def call(self, op: Op, args: Args, progress: ProgressSink) -> dict[str, Any]:
+        outcome = "failed"
+        try:
+            result = await self._carry_out(op, args, progress)
+            outcome = "done"
+            return result
+        except CWMError as problem:
+            outcome = f"CWM-{int(problem.code)}"
+            raise
+        finally:
+            self._engine.metrics.operations.labels(op.value, outcome).inc()
+
+    def _carry_out(self, op: Op, args: Args, progress: ProgressSink) -> Awaitable[dict[str, Any]]:
+        match args:
+            case FreezeArgs():
+                return self._freeze(args, progress)
+            case ThawArgs():
+                return self._thawer.thaw(args, progress)
+            case CloneArgs():
+                return self._thawer.clone(args)
+            case DeleteArgs():
+                return self._remover.delete(args)
+            case TagArgs():
+                return self._tag(args)
+            case ListArgs():
+                return self._reader.list_windows(args)
+            case StatusArgs():
+                return self._reader.status(args)
+            case TokensArgs():
+                return self._reader.token_ids(args)
+            case SessionsArgs():
+                return self._reader.sessions(args)
+            case HealthArgs():
+                return self._health.health(args)
+            case VerifyArgs():
+                return self._scrubber.verify(args, progress)
+            case ExportArgs():
+                return self._exporter.export(args, progress)
+            case ImportArgs():
+                return self._importer.import_window(args, progress)
+            case PolicyArgs():
+                return self.auto.policy(args)
+        plain = {
+            Op.STATS: self._reader.stats,
+            Op.METRICS: self._metrics,
+            Op.COLLECT: self._remover.collect,
+            Op.PING: self._ping,
+        }
+        return plain[op]()
+
+    async def _freeze(self, args: FreezeArgs, progress: ProgressSink) -> dict[str, Any]:
+        result = await self._freezer.freeze(args, progress)
+        await self.auto.frozen(args)
+        return result
+
+    async def _tag(self, args: TagArgs) -> dict[str, Any]:
+        name = check_window_name(args.window_name)
+        add, remove = check_tags(args.add), check_tags(args.remove)
+        description = None if args.description is None else check_description(args.description)
+        row = await to_the_end(
+            self._engine.catalog.run(lambda catalog: catalog.tag_window(name, add, remove, description, now_micros()))
+        )
+        return {"window_name": row.name, "tags": list(row.tags), "description": row.description}
+
+    async def _metrics(self) -> dict[str, Any]:
+        totals = await self._engine.catalog.run(lambda catalog: catalog.totals())
+        metrics = self._engine.metrics
+        metrics.windows.set(totals.windows)
+        metrics.chunks.set(totals.chunks)
+        metrics.chunk_bytes.set(totals.stored_bytes)
+        seconds = self._engine.scheduler.pace.seconds_for(1000)
+        metrics.prefill_rate.set(1000 / seconds if seconds else math.nan)
+        return {"metrics": metrics.samples()}
+
+    async def _ping(self) -> dict[str, Any]:
+        return {"model": self._engine.model}

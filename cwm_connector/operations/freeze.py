@@ -1,0 +1,284 @@
+"""Freeze: one at a time, in one order.
+
+    snapshot -> keys -> which are stored? -> room -> hold blocks, copy out (captured) -> write, fsync (persisted, every
+    rank) -> one catalog transaction -> acknowledged
+
+A window is whole or absent at any instant because the transaction comes last; chunks that were written for a freeze
+that did not get there are dropped, or swept at the next start.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from cwm_connector.catalog.base import (
+    Catalog,
+    ChunkRow,
+    NewWindow,
+    WindowRow,
+)
+from cwm_connector.catalog.results import storage_tier
+from cwm_connector.control.calls import ProgressSink
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import ChunkSpec, chunk_specs
+from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
+from cwm_connector.core.types import ChunkKey, now_micros
+from cwm_connector.operations.async_helpers import on_loop, settled, to_the_end
+from cwm_connector.operations.context import PERSIST_STEP_S, Engine
+from cwm_connector.operations.tiering import Keeper
+from cwm_connector.operations.window_commit import Storing
+from cwm_connector.protocol.calls import FreezeArgs
+from cwm_connector.sessions.index import HeadSnapshot
+from cwm_connector.sessions.thaw_bindings import BoundWindow
+from cwm_connector.step.job_board import Ticket
+from cwm_connector.step.scheduler import SaveOrder, SavePlan
+
+CAPTURE_STEP_S: Final = 0.002
+RECOMPUTE_LIMIT_S: Final = 1800.0
+ATTEMPTS: Final = 3
+"""Of a freeze, where another engine deletes, before its commit, chunks that it refers to."""
+
+
+@dataclass(slots=True)
+class _Saved:
+    """What a freeze had to store."""
+
+    rows: list[ChunkRow] = field(default_factory=list)
+    recomputed_tokens: int = 0
+    captured_at: float = 0.0
+
+
+class _Evicted(Exception):
+    """Blocks of `first` are gone and shall not be computed again."""
+
+    def __init__(self, first: ChunkSpec) -> None:
+        super().__init__()
+        self.first = first
+
+
+def tier_fields(engine: Engine, keys: Sequence[ChunkKey]) -> dict[str, Any]:
+    """`storage_tier` (where a thaw would read) and chunks per tier, as placed right now."""
+    tiers = engine.placement.tiers_of(keys)
+    return {"storage_tier": storage_tier(tiers), "tiers": tiers}
+
+
+class Freezer:
+    """The control thread's."""
+
+    def __init__(self, engine: Engine, keeper: Keeper) -> None:
+        self._engine = engine
+        self._keeper = keeper
+        self._storing = Storing(engine, keeper)
+        self._numbers = itertools.count(1)
+
+    async def freeze(self, args: FreezeArgs, progress: ProgressSink, *, recompute: bool = True) -> dict[str, Any]:
+        """See the module's text. Without `recompute` evicted blocks are not computed again: the window then restores
+        what comes before them, and its description says so.
+
+        Raises: 1001–1003, 2001, 2003, 3001, 3003, 4001, 4003, 7001 and what the store raises.
+        """
+        started = time.perf_counter()
+        check_session_id(args.session_id)
+        name = check_window_name(args.window_name)
+        description, tags = check_description(args.description), check_tags(args.tags)
+        await self._storing.require_free(name)
+        async with self._engine.turn:
+            snapshot = await self._snapshot(args)
+            chunks = await asyncio.to_thread(
+                chunk_specs, self._engine.passport, self._engine.geometry, snapshot.token_ids
+            )
+            parent = await self._engine.catalog.run(lambda catalog: _parent(catalog, snapshot.session_id))
+            new = NewWindow(
+                name=name,
+                description=description,
+                tags=tags,
+                model=self._engine.model,
+                passport=self._engine.passport.fields,
+                session_id=snapshot.session_id,
+                head=snapshot.head,
+                parent=parent,
+                token_ids=snapshot.token_ids.tobytes(),
+                restorable_tokens=chunks[-1].end_block * self._engine.geometry.block_tokens,
+                chunks=[chunk.key for chunk in chunks],
+                stored=(),
+                created_at=now_micros(),
+            )
+            saved, row = await self._store(snapshot, chunks, new, progress, recompute)
+            keys = [chunk.key for chunk in chunks[: row.block_count]]
+            self._keeper.used(keys)
+        metrics = self._engine.metrics
+        metrics.recomputed_tokens.inc(saved.recomputed_tokens)
+        metrics.stored_bytes.inc(sum(chunk.size_bytes for chunk in saved.rows))
+        metrics.capture_seconds.observe(saved.captured_at - started)
+        metrics.freeze_seconds.observe(time.perf_counter() - started)
+        return {
+            "window_name": row.name,
+            "session_id": row.session_id,
+            "token_count": row.token_count,
+            "captured_tokens": row.restorable_tokens,
+            "recomputed_tokens": saved.recomputed_tokens,
+            "block_count": row.block_count,
+            "total_size_bytes": row.size_bytes,
+            "new_bytes": sum(chunk.size_bytes for chunk in saved.rows),
+            **tier_fields(self._engine, keys),
+            "parent_window": row.parent,
+            "capture_ms": round((saved.captured_at - started) * 1000, 3),
+            "duration_ms": round((time.perf_counter() - started) * 1000, 3),
+        }
+
+    # --- steps ---
+
+    async def _store(
+        self,
+        snapshot: HeadSnapshot,
+        chunks: Sequence[ChunkSpec],
+        new: NewWindow,
+        progress: ProgressSink,
+        recompute: bool,
+    ) -> tuple[_Saved, WindowRow]:
+        """Saves what is missing and commits; again with more where another engine has deleted some of it meanwhile."""
+        refused = 0
+        while True:
+            missing = await self._storing.missing(chunks)
+            order = SaveOrder(tuple(missing), self._engine.freeze_tiers, self._engine.claims.new())
+            try:
+                saved = await self._save(snapshot, chunks, order, progress, recompute)
+                return saved, await self._storing.commit(self._holding(new, chunks, saved), order)
+            except _Evicted as lost:
+                chunks = chunks[: chunks.index(lost.first)]
+                if not chunks:
+                    raise CWMError(
+                        Code.CHUNK_MISSING, "the session's blocks were evicted; freeze it with window_freeze"
+                    ) from None
+            except CWMError as problem:
+                refused += 1
+                if problem.code is not Code.CHUNK_MISSING or refused == ATTEMPTS:
+                    raise
+
+    def _holding(self, new: NewWindow, chunks: Sequence[ChunkSpec], saved: _Saved) -> NewWindow:
+        """The window over `chunks`, which are all of the session or what comes before the evicted blocks."""
+        restorable = chunks[-1].end_block * self._engine.geometry.block_tokens
+        description = new.description
+        if restorable < new.restorable_tokens:
+            description += f"; partial, {restorable} of {new.restorable_tokens} tokens: the rest was evicted"
+        return replace(
+            new,
+            description=description,
+            restorable_tokens=restorable,
+            chunks=[chunk.key for chunk in chunks],
+            stored=saved.rows,
+        )
+
+    async def _snapshot(self, args: FreezeArgs) -> HeadSnapshot:
+        snapshot = await self._engine.ask(lambda side: side.snapshot(args.session_id, args.head))
+        if not snapshot.text_only:
+            raise CWMError(
+                Code.STATE,
+                "this session used an adapter, images or embeddings, whose KV can't be frozen yet; freeze text only",
+            )
+        return snapshot
+
+    async def _save(
+        self,
+        snapshot: HeadSnapshot,
+        chunks: Sequence[ChunkSpec],
+        order: SaveOrder,
+        progress: ProgressSink,
+        recompute: bool,
+    ) -> _Saved:
+        if not order.chunks:
+            return _Saved(captured_at=time.perf_counter())
+        planning = asyncio.ensure_future(self._plan(snapshot, chunks, order, progress, recompute))
+        try:
+            plan = await asyncio.shield(planning)
+        except asyncio.CancelledError:
+            # The plan may hold blocks and have its job under way already: both come to their end first.
+            plan = await to_the_end(planning)
+            await to_the_end(self._discard(plan.ticket, order))
+            raise
+        ticket = plan.ticket
+        if ticket is None and not recompute:
+            raise _Evicted(order.chunks[plan.whole_chunks])
+        if ticket is None:
+            raise CWMError(
+                Code.CHUNK_MISSING,
+                f"{plan.lost_blocks} blocks of the session were evicted and could not be computed again; "
+                "give vLLM more KV memory and try again",
+            )
+
+        def tell(done: int) -> None:
+            progress(done, len(order.chunks), "chunks stored")
+
+        ticket.on_progress = on_loop(tell)
+        try:
+            await self._engine.reported(ticket.captured, CAPTURE_STEP_S)
+            captured_at = time.perf_counter()
+            progress(0, len(order.chunks), "captured")
+            result = await self._engine.reported(ticket.finished, PERSIST_STEP_S)
+        except BaseException:
+            await to_the_end(self._discard(ticket, order))
+            raise
+        rows = [
+            ChunkRow(
+                chunk.key,
+                chunk.blocks * self._engine.geometry.block_tokens,
+                result.outcomes[chunk.key].size_bytes,
+                frozenset(order.tiers),
+                order.claim,
+            )
+            for chunk in order.chunks
+        ]
+        return _Saved(rows, plan.computed_tokens, captured_at)
+
+    async def _plan(
+        self,
+        snapshot: HeadSnapshot,
+        chunks: Sequence[ChunkSpec],
+        order: SaveOrder,
+        progress: ProgressSink,
+        recompute: bool,
+    ) -> SavePlan:
+        plan = await self._engine.ask(lambda side: side.plan_save(snapshot, order))
+        if plan.ticket is not None or not recompute:
+            return plan
+        progress(0, len(order.chunks), f"computing {plan.lost_blocks} evicted blocks again")
+        return await self._recompute(snapshot, chunks, order)
+
+    async def _recompute(self, snapshot: HeadSnapshot, chunks: Sequence[ChunkSpec], order: SaveOrder) -> SavePlan:
+        """Brings evicted blocks back with a request of our own; what is stored is loaded rather than computed."""
+        leading = 0
+        for chunk in chunks:
+            if chunk is order.chunks[0]:
+                break
+            leading = chunk.end_block
+        stored = BoundWindow("", snapshot.token_ids, tuple(chunks), usable_blocks=leading)
+        request_id = f"cwm-recompute-{next(self._numbers)}"
+        tokens = snapshot.token_ids[: chunks[-1].end_block * self._engine.geometry.block_tokens]
+        plan = await self._engine.ask(lambda side: side.expect_recompute(request_id, stored, order))
+        await asyncio.to_thread(self._engine.submit_prefill, request_id, memoryview(tokens), snapshot.cache_salt)
+        if not await settled(plan, RECOMPUTE_LIMIT_S):
+            raise CWMError(
+                Code.OPERATION_TIMEOUT, "evicted blocks could not be computed again in time; try again later"
+            )
+        return plan.result()
+
+    async def _discard(self, ticket: Ticket | None, order: SaveOrder) -> None:
+        """Removes what a failed freeze wrote, once its job is over, unless the catalog refers to it after all."""
+        if ticket is not None:
+            while not ticket.finished.done():
+                self._engine.mailbox.nudge()
+                await settled(ticket.finished, PERSIST_STEP_S)
+        await self._storing.discard(order)
+
+
+def _parent(catalog: Catalog, session_id: str) -> str | None:
+    """The window that the session last went through: the one frozen from it or thawed into it most recently."""
+    row = catalog.session(session_id)
+    frozen = [catalog.window(name) for name in (row.windows[:1] if row else ())]
+    thawed = catalog.last_thaw_into(session_id)
+    steps = [(each.created_at, each.name) for each in frozen]
+    steps += [(thawed.created_at, thawed.window_name)] if thawed else []
+    return max(steps)[1] if steps else None

@@ -1,0 +1,102 @@
+"""How the engine's parts are: what health_check shows of them, each with what to do about it.
+
+Nothing here waits long: a part that does not answer in time is told as that. Control thread only.
+"""
+
+import asyncio
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import cwm_connector
+from cwm_connector.core.errors import CWMError
+from cwm_connector.core.types import TierName
+from cwm_connector.operations.async_helpers import settled
+from cwm_connector.operations.context import Engine
+from cwm_connector.protocol.calls import HealthArgs
+
+ANSWER_S: Final = 4.0
+"""For Redis, whose own time-outs are longer; the client's patience ends at 5 s."""
+_GIB: Final = 1 << 30
+
+
+class HealthReader:
+    """One for each engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._started = time.monotonic()
+
+    async def health(self, args: HealthArgs) -> dict[str, Any]:
+        components = await asyncio.gather(
+            self._engine_health(), self._catalog_health(), self._cpu_health(), self._disk_health(), self._redis_health()
+        )
+        chosen = [each for each in components if args.component in (None, each["name"])]
+        healthy = all(each["status"] == "healthy" for each in chosen)
+        return {
+            "status": "healthy" if healthy else "degraded",
+            "uptime_seconds": round(time.monotonic() - self._started, 3),
+            "version": cwm_connector.__version__,
+            "components": chosen,
+        }
+
+    async def _engine_health(self) -> dict[str, Any]:
+        begun = time.perf_counter()
+        answered = await settled(self._engine.mailbox.call(lambda: None), 1.0)
+        message = "stepping" if answered else "busy: it took no step within a second"
+        return _component("engine", "healthy", message, begun if answered else None)
+
+    async def _catalog_health(self) -> dict[str, Any]:
+        begun = time.perf_counter()
+        try:
+            totals, state = await self._engine.catalog.run(lambda catalog: (catalog.totals(), catalog.state()))
+        except CWMError as problem:
+            return _component("catalog", "unhealthy", problem.message, None)
+        known = f"{totals.windows} windows, {totals.chunks} blocks"
+        if state is not None:
+            return _component("catalog", "degraded", f"{known} as last known; {state}", begun)
+        return _component("catalog", "healthy", known, begun)
+
+    async def _cpu_health(self) -> dict[str, Any]:
+        return _component("cpu", "healthy", f"{len(self._engine.placement.in_memory())} blocks in memory", None)
+
+    async def _disk_health(self) -> dict[str, Any]:
+        return await asyncio.to_thread(_folder_health, self._engine.settings.chunks_path)
+
+    async def _redis_health(self) -> dict[str, Any]:
+        store = self._engine.stores.get(TierName.REDIS)
+        if store is None:
+            return _component("redis", "healthy", "not configured", None)
+        begun = time.perf_counter()
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                message = await asyncio.to_thread(store.condition)
+        except TimeoutError:
+            return _component("redis", "unhealthy", f"no answer within {ANSWER_S:g} s; check the server", None)
+        except CWMError as problem:
+            return _component("redis", "unhealthy", problem.message, None)
+        try:
+            await asyncio.to_thread(store.require_lasting)
+        except CWMError as problem:
+            return _component("redis", "degraded", problem.message, begun)
+        return _component("redis", "healthy", message, begun)
+
+
+def _folder_health(folder: Path) -> dict[str, Any]:
+    try:
+        free = shutil.disk_usage(folder).free
+        read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except OSError as problem:
+        return _component("disk", "unhealthy", f"{folder} can't be read ({problem.strerror}); restore it", None)
+    if read_only or not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        return _component("disk", "unhealthy", f"{folder} can't be written; correct its mount or permissions", None)
+    if not free:
+        return _component("disk", "unhealthy", f"the disk under {folder} is full; free some space", None)
+    return _component("disk", "healthy", f"{free / _GIB:.1f} GiB free in {folder}", None)
+
+
+def _component(name: str, status: str, message: str, begun: float | None) -> dict[str, Any]:
+    latency = None if begun is None else round((time.perf_counter() - begun) * 1000, 3)
+    return {"name": name, "status": status, "message": message, "latency_ms": latency}

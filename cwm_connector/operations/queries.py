@@ -1,0 +1,191 @@
+"""What a client can ask without changing anything: lists, status, statistics.
+
+From the catalog and from what the workers last told; the engine thread is asked only for what it alone knows (the
+sessions), briefly, and a list goes without where it is too busy to answer.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, Final
+
+from cwm_connector.catalog import results
+from cwm_connector.catalog.base import Catalog, CatalogTotals, ChunkRow, SessionRow, TierTotals, WindowRow
+from cwm_connector.catalog.results import LiveSession, SessionState
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.names import check_session_id, check_window_name
+from cwm_connector.core.types import ChunkKey, TierName
+from cwm_connector.operations.async_helpers import settled
+from cwm_connector.operations.auto_freeze.freezer import AutoFreezer
+from cwm_connector.operations.context import Engine
+from cwm_connector.protocol.calls import ListArgs, SessionsArgs, StatusArgs, TokensArgs
+from cwm_connector.sessions.index import SessionView
+
+REMEMBERED_WINDOWS: Final = 1024
+"""Whose chunks' keys need not be read again to say in which tier a listed window lies."""
+LIST_WAITS_S: Final = 0.01
+"""For the engine thread's part. A busy engine takes a step in seconds: what it last told is then listed."""
+STATUS_WAITS_S: Final = 0.5
+"""The same for one session, which may have begun a moment ago."""
+
+Sessions = tuple[list[tuple[SessionView, int]], bool]
+"""The engine's sessions with their cached tokens, and whether it just told them (else: what it last told)."""
+
+
+class Reader:
+    """The control thread's."""
+
+    def __init__(self, engine: Engine, auto: AutoFreezer) -> None:
+        self._engine = engine
+        self._auto = auto
+        self._keys_of: OrderedDict[tuple[str, int], tuple[ChunkKey, ...]] = OrderedDict()
+        """Of the windows listed last, by name and time: a name can be given anew, a window never changes."""
+        self._last_views: list[tuple[SessionView, int]] = []
+        self._asked: Future[list[tuple[SessionView, int]]] | None = None
+
+    async def list_windows(self, args: ListArgs) -> dict[str, Any]:
+        query = results.parse_list_args(args)
+
+        def read(catalog: Catalog) -> dict[str, Any]:
+            return results.window_page(catalog.list_windows(query), query, lambda row: self._tier_of(catalog, row))
+
+        return await self._engine.catalog.run(read)
+
+    async def status(self, args: StatusArgs) -> dict[str, Any]:
+        if (args.window_name is None) == (args.session_id is None):
+            raise CWMError(Code.ARGUMENT, "give either window_name or session_id")
+        if args.window_name is not None:
+            return await self._window_status(check_window_name(args.window_name), args.include_blocks)
+        return await self._session_status(check_session_id(args.session_id or ""))
+
+    async def token_ids(self, args: TokensArgs) -> dict[str, Any]:
+        """The window's exact token ids, little-endian int32."""
+        name = check_window_name(args.window_name)
+        ids = await self._engine.catalog.run(lambda catalog: catalog.token_ids_of(name))
+        return {"window_name": name, "token_ids": ids}
+
+    async def sessions(self, args: SessionsArgs) -> dict[str, Any]:
+        return results.session_page(await self._session_items(LIST_WAITS_S), args)
+
+    async def stats(self) -> dict[str, Any]:
+        def read(catalog: Catalog) -> tuple[CatalogTotals, Sequence[ChunkRow]]:
+            return catalog.totals(), tuple(catalog.stored(self._engine.placement.in_memory()).values())
+
+        totals, resident = await self._engine.catalog.run(read)
+        hits, misses = self._engine.metrics.hits_and_misses()
+        settings = self._engine.settings
+        in_memory = TierTotals(len(resident), sum(row.size_bytes for row in resident))
+        redis = None
+        if TierName.REDIS in self._engine.stores:
+            limit = await asyncio.to_thread(self._engine.stores[TierName.REDIS].limit_bytes)
+            redis = _tier(totals.tiers[TierName.REDIS], limit)
+        return {
+            "kv_store": {
+                "total_blocks": totals.chunks,
+                "total_bytes": totals.stored_bytes,
+                "hit_rate": self._engine.metrics.hit_rate(),
+                "hits": hits,
+                "misses": misses,
+                "dedup_ratio": totals.referenced_bytes / totals.stored_bytes if totals.stored_bytes else None,
+                "tiers": {
+                    "cpu": _tier(in_memory, settings.cpu_cache_bytes),
+                    "disk": _tier(totals.tiers[TierName.DISK], settings.disk_cache_bytes),
+                    "redis": redis,
+                },
+            }
+        }
+
+    # --- inside ---
+
+    def _tier_of(self, catalog: Catalog, row: WindowRow) -> str | None:
+        """None where no tier is known to have any of it, or the catalog's row is damaged: the list goes on without."""
+        window = (row.name, row.created_at)
+        keys = self._keys_of.get(window)
+        if keys is None:
+            try:
+                chunks = catalog.chunks_of(row.name)
+            except CWMError as problem:
+                if problem.code is not Code.CORRUPT:
+                    raise
+                return None
+            self._engine.placement.learn(chunks)
+            keys = self._keys_of[window] = tuple(chunk.key for chunk in chunks)
+            while len(self._keys_of) > REMEMBERED_WINDOWS:
+                self._keys_of.popitem(last=False)
+        return results.tier_to_read(self._engine.placement.tiers_of(keys), len(keys))
+
+    async def _window_status(self, name: str, include_blocks: bool) -> dict[str, Any]:
+        def read(catalog: Catalog) -> dict[str, Any]:
+            chunks = catalog.chunks_of(name)
+            self._engine.placement.learn(chunks)
+            return results.window_status(
+                catalog.window(name),
+                chunks,
+                catalog.children(name),
+                self._engine.placement,
+                include_blocks=include_blocks,
+                hit_rate=self._engine.metrics.hit_rate(),
+            )
+
+        return await self._engine.catalog.run(read)
+
+    async def _session_status(self, session_id: str) -> dict[str, Any]:
+        item = next(
+            (each for each in await self._session_items(STATUS_WAITS_S) if each["session_id"] == session_id), None
+        )
+        if item is None:
+            raise CWMError(
+                Code.SESSION_NOT_FOUND,
+                f"no session {session_id!r}; session_list shows the ones that are known",
+                session_id=session_id,
+            )
+        row = await self._engine.catalog.run(lambda catalog: catalog.session(session_id))
+        return results.session_status(item, row)
+
+    async def _session_items(self, wait_s: float) -> list[dict[str, Any]]:
+        """The engine's sessions, last active first, then those that only the catalog remembers."""
+        live, fresh = await self._live_sessions(wait_s)
+        stored = {row.session_id: row for row in await self._engine.catalog.run(lambda catalog: catalog.sessions())}
+        items = []
+        for view, cached in live:
+            row = stored.pop(view.session_id, None)
+            state = _state(view, row)
+            session = LiveSession(
+                session_id=view.session_id,
+                state=state,
+                model=self._engine.model,
+                token_count=view.token_count,
+                heads=len(view.heads),
+                cached_tokens=cached if fresh else None,
+                created_at=view.created_at,
+                last_active_at=view.last_active_at,
+                title=view.title,
+                auto_freeze_at=None
+                if view.running or state is not SessionState.ACTIVE
+                else self._auto.due_at(view.session_id, view.last_active_at, view.token_count),
+            )
+            items.append(results.live_session_item(session, row))
+        return items + [results.session_item(row) for row in stored.values()]
+
+    async def _live_sessions(self, wait_s: float) -> Sessions:
+        if self._asked is not None and self._asked.done():
+            self._last_views = self._asked.result()  # told since the last list had waited long enough
+            self._asked = None
+        if self._asked is None:
+            self._asked = self._engine.mailbox.call(self._engine.scheduler.session_views)
+        fresh = await settled(self._asked, wait_s)
+        if fresh:
+            self._last_views = self._asked.result()
+        return self._last_views, fresh
+
+
+def _tier(held: TierTotals, limit_bytes: int | None) -> dict[str, Any]:
+    return {"blocks": held.chunks, "bytes": held.stored_bytes, "limit_bytes": limit_bytes}
+
+
+def _state(view: SessionView, row: SessionRow | None) -> SessionState:
+    """Frozen or thawed until the session speaks again."""
+    if row is None or view.running or view.last_active_at > row.updated_at:
+        return SessionState.EXPIRED if view.expired else SessionState.ACTIVE
+    return SessionState(row.event.value)

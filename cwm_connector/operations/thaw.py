@@ -1,0 +1,217 @@
+"""Thaw and clone, and the bindings that a restart must bring back: nothing here writes a chunk."""
+
+import asyncio
+import logging
+import secrets
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cwm_connector.catalog.base import Binding, Catalog, ChunkRow, WindowRow
+from cwm_connector.control.calls import ProgressSink
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import ChunkSpec, specs_of
+from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
+from cwm_connector.core.types import ChunkKey, TierName, now_micros, salt_hash
+from cwm_connector.operations.async_helpers import on_loop, to_the_end
+from cwm_connector.operations.context import PERSIST_STEP_S, Engine
+from cwm_connector.operations.tiering import Keeper
+from cwm_connector.protocol.calls import CloneArgs, ThawArgs
+from cwm_connector.sessions.thaw_bindings import BoundWindow
+from cwm_connector.step.job_board import JobResult
+from cwm_connector.step.jobs import PromoteJob
+
+logger = logging.getLogger(__name__)
+
+REBOUND_AT_START: Final = 256
+"""Thaws that survive a restart: the newest so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A window with what a thaw needs of it."""
+
+    row: WindowRow
+    chunks: tuple[ChunkRow, ...]
+    token_ids: "array[int]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What of a window can be restored, from its beginning on."""
+
+    blocks: int
+    tokens_by_tier: dict[TierName, int]
+    fault: str | None
+    """Why it ends before the window does."""
+    from_redis: tuple[ChunkKey, ...] = ()
+    """Chunks that were read from there."""
+
+
+class Thawer:
+    """Thaws and clones; the control thread's."""
+
+    def __init__(self, engine: Engine, keeper: Keeper) -> None:
+        self._engine = engine
+        self._keeper = keeper
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def thaw(self, args: ThawArgs, progress: ProgressSink) -> dict[str, Any]:
+        """Makes a window loadable for its session and for a fresh salt; reads and verifies its chunks if `prewarm`.
+
+        Raises: 1001, 1002, 2002, 5003; bytes that can't be verified are no error but shorten what can be restored.
+        """
+        started = time.perf_counter()
+        name = check_window_name(args.window_name)
+        if args.new_session_id is not None:
+            check_session_id(args.new_session_id)
+        stored = await self._stored(name)
+        self._check_passport(stored.row)
+        specs = self._specs(stored)
+        checked = await self._promote(specs, progress) if args.prewarm else self._placed(specs)
+        read_s = time.perf_counter() - started
+        self._keep_warm(specs, checked)
+        session_id = args.new_session_id or stored.row.session_id
+        salt = f"cwm-{secrets.token_urlsafe(24)}"
+        binding = Binding(name, session_id, salt_hash(salt), now_micros())
+        await to_the_end(self._engine.catalog.run(lambda catalog: catalog.bind(binding)))
+        self._bind(binding, stored, specs, checked.blocks)
+        restorable = checked.blocks * self._engine.geometry.block_tokens
+        full = stored.row.token_count - stored.row.token_count % self._engine.geometry.block_tokens
+        fault = checked.fault
+        if fault is None and restorable < full:
+            fault = "an auto-freeze found the rest of the session evicted"
+        warning = f"from token {restorable} on the window will be computed again: {fault}" if fault else None
+        return {
+            "session_id": session_id,
+            "cache_salt": salt,
+            "window_name": name,
+            "token_count": stored.row.token_count,
+            "restorable_tokens": restorable,
+            "restored_by_tier": {tier.value: tokens for tier, tokens in checked.tokens_by_tier.items()},
+            "restoration_time_ms": round((time.perf_counter() - started) * 1000, 3),
+            "partial": restorable < full,
+            "warning": warning,
+            "recompute_is_faster": self._is_slower(read_s, restorable) if args.prewarm else None,
+        }
+
+    async def clone(self, args: CloneArgs) -> dict[str, Any]:
+        """A second name for the same snapshot: one row, no bytes."""
+        source, target = check_window_name(args.source_window), check_window_name(args.target_window)
+        description = None if args.description is None else check_description(args.description)
+        tags = None if args.tags is None else check_tags(args.tags)
+        row = await to_the_end(
+            self._engine.catalog.run(
+                lambda catalog: catalog.clone_window(source, target, description, tags, now_micros())
+            )
+        )
+        return {"source_window": source, "target_window": target, "shared_blocks": row.block_count, "new_bytes": 0}
+
+    async def rebind(self) -> int:
+        """Makes the thaws of before a restart loadable again; returns how many. A damaged window is left out."""
+        bindings = (await self._engine.catalog.run(lambda catalog: catalog.bindings()))[-REBOUND_AT_START:]
+        windows: dict[str, _Stored | None] = {}
+        rebound = 0
+        for binding in bindings:
+            if binding.window_name not in windows:
+                windows[binding.window_name] = await self._fitting(binding.window_name)
+            stored = windows[binding.window_name]
+            if stored is not None:
+                specs = self._specs(stored)
+                self._bind(binding, stored, specs, specs[-1].end_block)
+                rebound += 1
+        return rebound
+
+    async def _fitting(self, name: str) -> _Stored | None:
+        """None for another model's window, which waits for its own engine, and for one that can't be read."""
+        try:
+            stored = await self._stored(name)
+        except CWMError as problem:
+            if problem.code is not Code.CORRUPT:
+                raise
+            logger.warning("the thaws of window %s are not taken up again: %s", name, problem)
+            return None
+        return stored if self._engine.passport.first_difference(stored.row.passport) is None else None
+
+    # --- steps ---
+
+    async def _stored(self, name: str) -> _Stored:
+        def read(catalog: Catalog) -> _Stored:
+            tokens = array("i")
+            tokens.frombytes(catalog.token_ids_of(name))
+            chunks = catalog.chunks_of(name)
+            self._engine.placement.learn(chunks)
+            return _Stored(catalog.window(name), chunks, tokens)
+
+        return await self._engine.catalog.run(read)
+
+    def _is_slower(self, read_s: float, tokens: int) -> bool | None:
+        """Whether the engine, at the pace it last showed, would have computed the tokens sooner; None: unknown."""
+        computing_s = self._engine.scheduler.pace.seconds_for(tokens)
+        return computing_s < read_s if computing_s and tokens else None
+
+    def _check_passport(self, row: WindowRow) -> None:
+        difference = self._engine.passport.first_difference(row.passport)
+        if difference is None:
+            return
+        field, ours, theirs = difference
+        raise CWMError(
+            Code.PASSPORT,
+            f"window {row.name!r} does not fit this engine: {field} is {ours} here and {theirs} in the window; "
+            "thaw it in an engine like the one that froze it",
+            field=field,
+            engine=ours,
+            window=theirs,
+        )
+
+    def _specs(self, stored: _Stored) -> tuple[ChunkSpec, ...]:
+        return specs_of(
+            self._engine.geometry, [row.key for row in stored.chunks], [row.tokens for row in stored.chunks]
+        )
+
+    async def _promote(self, specs: Sequence[ChunkSpec], progress: ProgressSink) -> _Checked:
+        board = self._engine.board
+
+        def tell(done: int) -> None:
+            progress(done, len(specs), "chunks read and verified")
+
+        ticket = board.post(PromoteJob(board.next_id(), tuple(specs)), on_loop(tell))
+        return self._counted(specs, await self._engine.reported(ticket.finished, PERSIST_STEP_S))
+
+    def _counted(self, specs: Sequence[ChunkSpec], result: JobResult) -> _Checked:
+        tokens: dict[TierName, int] = {}
+        from_redis: list[ChunkKey] = []
+        for spec in specs:
+            outcome = result.outcomes[spec.key]
+            if outcome.failure is not None:
+                code, reason = outcome.failure
+                return _Checked(spec.first_block, tokens, f"CWM-{int(code)}: {reason}", tuple(from_redis))
+            if outcome.tier is not None:
+                tokens[outcome.tier] = tokens.get(outcome.tier, 0) + spec.blocks * self._engine.geometry.block_tokens
+            if outcome.tier is TierName.REDIS:
+                from_redis.append(spec.key)
+        return _Checked(specs[-1].end_block, tokens, None, tuple(from_redis))
+
+    def _placed(self, specs: Sequence[ChunkSpec]) -> _Checked:
+        """Where the chunks are said to be; nothing is read, and every load will verify them anyway."""
+        tokens: dict[TierName, int] = {}
+        for spec in specs:
+            tier = self._engine.placement.fastest(spec.key)
+            if tier is None:
+                return _Checked(spec.first_block, tokens, "CWM-2003: no tier is known to have the next chunk")
+            tokens[tier] = tokens.get(tier, 0) + spec.blocks * self._engine.geometry.block_tokens
+        return _Checked(specs[-1].end_block, tokens, None)
+
+    def _keep_warm(self, specs: Sequence[ChunkSpec], checked: _Checked) -> None:
+        """The window is in use again: its chunks count as hot, and what lay in Redis comes back to the disk."""
+        self._keeper.used(spec.key for spec in specs)
+        if checked.from_redis:
+            restoring = asyncio.create_task(self._keeper.restore(checked.from_redis))
+            self._background.add(restoring)
+            restoring.add_done_callback(self._background.discard)
+
+    def _bind(self, binding: Binding, stored: _Stored, specs: tuple[ChunkSpec, ...], blocks: int) -> None:
+        window = BoundWindow(binding.window_name, stored.token_ids, specs, blocks)
+        self._engine.visibility.bind(binding.session_id, binding.salt_hash, window)

@@ -1,0 +1,225 @@
+"""Keeps chunks where they belong: cold ones move from disk to Redis, used ones come back, bad copies are replaced.
+
+    demote = store in Redis, read back and check, record, drop from disk
+    by limits: when a freeze needs room, and in good time when the disk tier is nearly full
+    by age:    what no freeze or thaw has touched for CWM_COLD_AFTER_HOURS
+    by use:    in the policy's order (CWM_TIER_POLICY)
+
+Nothing leaves a tier before another one is shown to have it: without a Redis that keeps its data, nothing leaves the
+disk. CPU memory looks after itself (tiers/cpu.py). Control thread only; batches take turns with freezes and deletes.
+"""
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Final
+
+from cwm_connector.catalog.base import ChunkRow
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey, Micros, TierName, now_micros
+from cwm_connector.operations.async_helpers import again_and_again
+from cwm_connector.operations.context import Engine, claimed
+from cwm_connector.tiers.policies import TierPolicy, new_policy
+
+logger = logging.getLogger(__name__)
+
+TICK_S: Final = 1.0
+REVIEW_S: Final = 60.0
+"""Between two looks at limits and ages."""
+BATCH: Final = 8
+"""Chunks that are moved before others may have their turn."""
+HIGH_WATER: Final = 0.9
+LOW_WATER: Final = 0.8
+"""Of the disk's limit: from the first on chunks are moved, until the second is reached."""
+
+
+class Keeper:
+    """One for each engine. `learn` first; `run` is its own life, everything else is called by operations."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._policy: TierPolicy[ChunkKey] = new_policy(engine.settings.tier_policy)
+        self._used_at: dict[ChunkKey, Micros] = {}
+        self._lost: list[ChunkKey] = []
+        self._reviewed_at = 0.0
+
+    async def learn(self) -> None:
+        """Takes over from the catalog what lies where, and when each chunk was used last."""
+        rows, uses = await self._engine.catalog.run(lambda catalog: (catalog.all_chunks(), catalog.chunks_by_use()))
+        for tier in self._engine.stores:
+            self._engine.placement.record(tier, [row.key for row in rows if tier in row.tiers])
+        for key, at in uses:
+            self._note_use(key, at)
+
+    # --- told by operations -------------------------------------------------------------------------------------------
+
+    def used(self, keys: Iterable[ChunkKey]) -> None:
+        """A freeze or a thaw refers to these chunks."""
+        now = now_micros()
+        for key in keys:
+            self._note_use(key, now)
+
+    def forget(self, keys: Iterable[ChunkKey]) -> None:
+        for key in keys:
+            self._policy.forget(key)
+            self._used_at.pop(key, None)
+
+    # --- asked by operations ------------------------------------------------------------------------------------------
+
+    async def heed(self) -> None:
+        """Writes down what loads have shown since the last time. The caller has the turn."""
+        for key in self._engine.placement.take_uses():
+            if key in self._used_at:
+                self._note_use(key, now_micros())
+        for key, tier in self._engine.placement.take_bad():
+            logger.warning("a chunk in the %s tier is missing or corrupt; it counts as lost there", tier.value)
+            await self._record(tier, went=[key])
+            self._lost.append(key)
+
+    async def make_room(self, needed: int, spare: Collection[ChunkKey]) -> None:
+        """Sees to it that `needed` bytes more keep the disk's limit; none of `spare` is moved. The caller has the turn.
+
+        Raises: CWM-4003 if they can't; where that is plain from the sizes, nothing was moved.
+        """
+        limit = self._engine.settings.disk_cache_bytes
+        over = await self._disk_bytes() + needed - limit
+        if over <= 0:
+            return
+        victims = await self._coldest(over, spare) if needed <= limit and TierName.REDIS in self._engine.stores else []
+        if victims:
+            over -= await self._demote(victims)
+        if over > 0:
+            used = await self._disk_bytes()
+            way_out = (
+                "see health_check for what Redis lacks" if victims else "delete windows or raise CWM_DISK_CACHE_GB"
+            )
+            raise CWMError(
+                Code.QUOTA,
+                f"{needed} bytes more are over the disk limit ({used} of {limit} used); {way_out}",
+                needed_bytes=needed,
+                used_bytes=used,
+                limit_bytes=limit,
+            )
+
+    async def demote(self, keys: Sequence[ChunkKey]) -> int:
+        """Moves chunks from disk to Redis; returns the bytes that became free on the disk."""
+        freed = 0
+        for batch in _batches(keys):
+            async with self._engine.turn:
+                freed += await self._demote(await self._rows(batch, TierName.DISK))
+        return freed
+
+    async def restore(self, keys: Sequence[ChunkKey]) -> None:
+        """Brings chunks back to the disk that were read from Redis or lost on disk, unless it is nearly full."""
+        ceiling = HIGH_WATER * self._engine.settings.disk_cache_bytes
+        for batch in _batches(keys):
+            async with self._engine.turn:
+                rows = [row for row in await self._rows(batch) if TierName.DISK not in row.tiers]
+                room = ceiling - await self._disk_bytes()
+                if not rows or sum(row.size_bytes for row in rows) > room:
+                    return
+                await self._bring(rows, TierName.DISK)
+
+    async def replace(self, row: ChunkRow, tier: TierName) -> bool:
+        """Replaces a durable tier's bad copy from a good one; where there is none, that copy is counted on no more.
+
+        True if the tier has a good copy again.
+        """
+        async with self._engine.turn:
+            await self._record(tier, went=[row.key])
+            return bool(await self._bring([row], tier))
+
+    # --- its own life -------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until it is cancelled. What goes wrong is logged and tried again."""
+        await again_and_again(self.tick, TICK_S, "placement")
+
+    async def tick(self) -> None:
+        """Heeds what loads have shown, replaces lost copies, and now and then looks at limits and ages."""
+        async with self._engine.turn:
+            await self.heed()
+        lost, self._lost = self._lost, []
+        await self.restore(lost)
+        now = asyncio.get_running_loop().time()
+        if now - self._reviewed_at >= REVIEW_S:
+            self._reviewed_at = now
+            await self.review()
+
+    async def review(self) -> None:
+        """Moves what is too old for the disk, and what keeps it too full."""
+        if TierName.REDIS not in self._engine.stores:
+            return
+        limit = self._engine.settings.disk_cache_bytes
+        await self.demote(self._aged())
+        used = await self._disk_bytes()
+        if used > HIGH_WATER * limit:
+            rows = await self._coldest(int(used - LOW_WATER * limit), ())
+            await self.demote([row.key for row in rows])
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _note_use(self, key: ChunkKey, at: Micros) -> None:
+        self._policy.used(key)
+        self._used_at[key] = at
+
+    def _on_disk_coldest_first(self) -> Iterator[ChunkKey]:
+        holds = self._engine.placement.holds
+        return (key for key in self._policy.coldest() if holds(TierName.DISK, key))
+
+    def _aged(self) -> list[ChunkKey]:
+        before = now_micros() - self._engine.settings.cold_after_hours * 3600 * 1_000_000
+        return [key for key in self._on_disk_coldest_first() if self._used_at[key] < before]
+
+    async def _coldest(self, n_bytes: int, spare: Collection[ChunkKey]) -> list[ChunkRow]:
+        """The coldest chunks on disk that together take `n_bytes`; none if all of them take less."""
+        chosen: list[ChunkRow] = []
+        candidates = [key for key in self._on_disk_coldest_first() if key not in spare]
+        for batch in _batches(candidates, 64):
+            for row in await self._rows(batch, TierName.DISK):
+                chosen.append(row)
+                n_bytes -= row.size_bytes
+                if n_bytes <= 0:
+                    return chosen
+        return []
+
+    async def _demote(self, rows: Sequence[ChunkRow]) -> int:
+        """In this order, so that at every instant a recorded copy is there; see the module's text."""
+        moved = await self._bring(rows, TierName.REDIS)
+        await self._record(TierName.DISK, went=[row.key for row in moved])
+        await self._engine.drop(claimed(moved), (TierName.DISK,))
+        return sum(row.size_bytes for row in moved)
+
+    async def _bring(self, rows: Sequence[ChunkRow], target: TierName) -> list[ChunkRow]:
+        """Copies, checks and records; returns those that `target` now has whole."""
+        if not rows:
+            return []
+        try:
+            await asyncio.to_thread(self._engine.stores[target].require_lasting)
+            outcomes = (await self._engine.copy(rows, target)).outcomes
+        except CWMError as problem:
+            logger.warning("%d chunks stay out of the %s tier: %s", len(rows), target.value, problem)
+            return []
+        good = [row for row in rows if outcomes[row.key].size_bytes == row.size_bytes]
+        failure = next((outcomes[row.key].failure for row in rows if outcomes[row.key].failure), None)
+        if failure is not None:
+            logger.warning("%d chunks stay out of the %s tier: %s", len(rows) - len(good), target.value, failure[1])
+        await self._record(target, came=[row.key for row in good])
+        return good
+
+    async def _record(self, tier: TierName, came: Sequence[ChunkKey] = (), went: Sequence[ChunkKey] = ()) -> None:
+        await self._engine.catalog.run(lambda catalog: catalog.place(tier, came, went))
+        self._engine.placement.record(tier, came, went)
+
+    async def _rows(self, keys: Sequence[ChunkKey], tier: TierName | None = None) -> list[ChunkRow]:
+        """Those of `keys` that are stored (in `tier`), in the order given."""
+        stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
+        return [row for key in keys if (row := stored.get(key)) and (tier is None or tier in row.tiers)]
+
+    async def _disk_bytes(self) -> int:
+        totals = await self._engine.catalog.run(lambda catalog: catalog.totals())
+        return totals.tiers[TierName.DISK].stored_bytes
+
+
+def _batches(keys: Sequence[ChunkKey], size: int = BATCH) -> Iterator[Sequence[ChunkKey]]:
+    return (keys[start : start + size] for start in range(0, len(keys), size))

@@ -1,0 +1,199 @@
+"""`cwm export`: a window's chunks, each verified under its own key, into one file beside the engine (archive.py).
+
+    row, chunks, tokens -> passport, keys recomputed -> temporary file -> chunk after chunk: read, check, append ->
+    digest, fsync, rename
+
+No turn is held: freezes and deletes go on meanwhile. A chunk that is moved is looked for anew, and one whose window is
+deleted meanwhile ends the export. A chunk without a good durable copy is first replaced from CPU memory, where it is
+there.
+Control thread; whatever blocks runs on the transfer's own thread.
+"""
+
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cwm_connector.catalog.base import Catalog, ChunkRow, WindowRow
+from cwm_connector.control.calls import ProgressSink
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import Geometry, chunk_specs
+from cwm_connector.core.names import check_window_name
+from cwm_connector.core.types import ChunkKey, TierName, now_micros
+from cwm_connector.operations.async_helpers import to_the_end
+from cwm_connector.operations.context import Engine
+from cwm_connector.operations.tiering import Keeper
+from cwm_connector.operations.transfer.archive import ArchiveChunk, ArchiveHeader
+from cwm_connector.operations.transfer.archive_files import Target, checked_path
+from cwm_connector.operations.transfer.steps import (
+    TransferThread,
+    check_part,
+    new_buffer,
+    part_bytes,
+    require_outside_store,
+    require_same_passport,
+)
+from cwm_connector.protocol.calls import ExportArgs
+from cwm_connector.tiers.base import ChunkId
+from cwm_connector.tiers.stack import BAD_COPY
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    row: WindowRow
+    chunks: Sequence[ChunkRow]
+    token_ids: bytes
+
+
+class _NoGoodCopy(CWMError):
+    """CWM-2003 or 4004: no durable tier has intact bytes of a part where they are recorded."""
+
+    def __init__(self, code: Code) -> None:
+        super().__init__(code, "no tier has a good copy of a chunk; freeze its session anew")
+
+
+class Exporter:
+    """The control thread's."""
+
+    def __init__(self, engine: Engine, keeper: Keeper) -> None:
+        self._engine = engine
+        self._keeper = keeper
+
+    async def export(self, args: ExportArgs, progress: ProgressSink) -> dict[str, Any]:
+        """See the module's text.
+
+        Raises: 1002, 1003, 2002, 2003, 4001–4004, 5002, 5003. The file is there whole or not at all.
+        """
+        started = time.perf_counter()
+        name, path = check_window_name(args.window_name), checked_path(args.path)
+        window = await self._engine.catalog.run(lambda catalog: _read(catalog, name))
+        require_same_passport(self._engine, window.row.passport, f"window {name!r}")
+        with TransferThread("export", path, Code.WRITE_FAILED) as thread:
+            await thread.run(require_outside_store, self._engine.settings, path)
+            header = await thread.run(self._header, window)
+            target = Target(path, force=args.force)
+            try:
+                await thread.run(target.begin, header)
+                for done, chunk in enumerate(window.chunks):
+                    progress(done, len(window.chunks), "chunks exported")
+                    await self._append(name, chunk, target, thread)
+                n_bytes = await to_the_end(thread.run(target.finish))
+            except BaseException:
+                await thread.clean_up(target.discard)
+                raise
+        progress(len(window.chunks), len(window.chunks), "chunks exported")
+        return {
+            "window_name": name,
+            "path": str(path),
+            "bytes": n_bytes,
+            "chunks": len(window.chunks),
+            "token_count": window.row.token_count,
+            "restorable_tokens": window.row.restorable_tokens,
+            "duration_ms": round((time.perf_counter() - started) * 1000, 3),
+        }
+
+    def _header(self, window: _Window) -> ArchiveHeader:
+        row = window.row
+        return ArchiveHeader(
+            name=row.name,
+            description=row.description,
+            tags=row.tags,
+            model=row.model,
+            passport=dict(row.passport),
+            block_tokens=self._engine.geometry.block_tokens,
+            chunk_tokens=self._cut(window),
+            token_ids=window.token_ids,
+            restorable_tokens=row.restorable_tokens,
+            chunks=tuple(ArchiveChunk(chunk.key, chunk.tokens, self._sizes(chunk)) for chunk in window.chunks),
+            created_at=row.created_at,
+            exported_at=now_micros(),
+            session_id=row.session_id,
+            head=row.head,
+            parent=row.parent,
+        )
+
+    def _cut(self, window: _Window) -> int:
+        """Tokens of a whole chunk, as the window was cut: keys that follow from its tokens show that the catalog is
+        right, and what an import will find. Raises: CWM-4004."""
+        tokens = array("i")
+        tokens.frombytes(window.token_ids)
+        keys = [chunk.key for chunk in window.chunks]
+        own = self._engine.geometry
+        earlier = Geometry.of(own.block_tokens, window.chunks[0].tokens)  # CWM_CHUNK_TOKENS may have been another
+        for geometry in (own, earlier):
+            specs = chunk_specs(self._engine.passport, geometry, tokens)
+            if [spec.key for spec in specs[: len(keys)]] == keys:
+                return geometry.blocks_per_chunk * geometry.block_tokens
+        raise CWMError(
+            Code.CORRUPT,
+            f"the chunks of window {window.row.name!r} are not those of its tokens; see `cwm health catalog`",
+        )
+
+    def _sizes(self, chunk: ChunkRow) -> tuple[int, ...]:
+        """Of every rank's part. Raises: CWM-4004 for a row that says otherwise than this engine stores."""
+        blocks = chunk.tokens // self._engine.geometry.block_tokens
+        sizes = (part_bytes(self._engine, blocks),) * self._engine.world_size
+        if sum(sizes) != chunk.size_bytes:
+            raise CWMError(
+                Code.CORRUPT, f"a chunk is recorded with {chunk.size_bytes} bytes instead of {sum(sizes)}; freeze anew"
+            )
+        return sizes
+
+    async def _append(self, window: str, chunk: ChunkRow, target: Target, thread: TransferThread) -> None:
+        """Every rank's part, from the fastest tier that has a good one."""
+        blocks = chunk.tokens // self._engine.geometry.block_tokens
+        for rank in range(self._engine.world_size):
+            sealed = await self._good_copy(window, ChunkId(chunk.key, rank), blocks, thread)
+            await thread.run(target.add, sealed)
+
+    async def _good_copy(self, window: str, part: ChunkId, blocks: int, thread: TransferThread) -> memoryview:
+        """Raises: CWM-2002 if the window is gone, CWM-2003 or 4004 if no tier has a good copy; 4002, 5002."""
+        for _ in range(2):  # a chunk may be moved while it is looked for
+            try:
+                return await self._read_part(part, blocks, thread)
+            except _NoGoodCopy as none:
+                found = none.code
+        row = await self._still_referred_to(window, part.key)
+        for tier in row.tiers or {TierName.DISK}:
+            await to_the_end(self._keeper.replace(row, tier))
+        try:
+            return await self._read_part(part, blocks, thread)
+        except _NoGoodCopy:
+            raise CWMError(
+                found, f"a chunk of window {window!r} has no good copy left, so it can't be exported; freeze it anew"
+            ) from None
+
+    async def _read_part(self, part: ChunkId, blocks: int, thread: TransferThread) -> memoryview:
+        """Verified bytes from the durable tiers that are recorded to have them, fastest first.
+
+        Raises: _NoGoodCopy; CWM-4002, 5002 where a tier that may have one can't be asked.
+        """
+        stored = await self._engine.catalog.run(lambda catalog: catalog.stored([part.key]))
+        recorded = stored[part.key].tiers if part.key in stored else ()
+        bad, unread = _NoGoodCopy(Code.CHUNK_MISSING), list[CWMError]()
+        for tier in (tier for tier in self._engine.stores if tier in recorded):
+            sealed = new_buffer(part_bytes(self._engine, blocks))
+            try:
+                await thread.through(self._engine.stores[tier].read(part, sealed))
+                await thread.run(check_part, self._engine, sealed, part, blocks)
+                return sealed
+            except CWMError as failure:
+                if failure.code in BAD_COPY:
+                    bad = _NoGoodCopy(failure.code)
+                else:
+                    unread.append(failure)
+        raise unread[0] if unread else bad
+
+    async def _still_referred_to(self, window: str, key: ChunkKey) -> ChunkRow:
+        """Raises: CWM-2002 if the window was deleted meanwhile."""
+
+        def look(catalog: Catalog) -> ChunkRow:
+            catalog.window(window)
+            return catalog.stored([key])[key]  # a window's chunks have rows as long as it is there
+
+        return await self._engine.catalog.run(look)
+
+
+def _read(catalog: Catalog, name: str) -> _Window:
+    return _Window(catalog.window(name), catalog.chunks_of(name), catalog.token_ids_of(name))

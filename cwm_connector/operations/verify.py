@@ -1,0 +1,144 @@
+"""`cwm verify`: reads and checks every stored copy, at a bounded rate, and can go on where it was broken off.
+
+Chunks are walked in the order of their keys; the last one done is noted in the catalog after each batch, so that a
+walk survives a cancel, a kill and a restart. With `repair` a bad copy is replaced from a good one in another tier, or
+dropped where there is none; a chunk without any good copy is reported with the windows that need it, and stored anew by
+the next freeze of the same tokens. Freezes and thaws go on meanwhile. Control thread only.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cwm_connector.catalog.base import ChunkRow
+from cwm_connector.control.calls import ProgressSink
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import ChunkKey, TierName
+from cwm_connector.operations.async_helpers import to_the_end
+from cwm_connector.operations.context import Engine
+from cwm_connector.operations.tiering import Keeper
+from cwm_connector.protocol.calls import VerifyArgs
+from cwm_connector.tiers.stack import BAD_COPY
+
+_CURSOR: Final = "verify.cursor"
+_BATCH: Final = 8
+_MIB: Final = 1 << 20
+MAX_REPORTED: Final = 50
+"""Bad copies that one answer lists; all are counted."""
+
+
+@dataclass(slots=True)
+class _Walk:
+    """What one walk has seen."""
+
+    chunks: int = 0
+    copies: int = 0
+    n_bytes: int = 0
+    bad: list[dict[str, Any]] = field(default_factory=list)
+    bad_copies: int = 0
+    repaired: int = 0
+    unread: int = 0
+    """Copies that a tier could not give at the moment: nothing is known of them."""
+
+
+class Scrubber:
+    """One walk at a time."""
+
+    def __init__(self, engine: Engine, keeper: Keeper) -> None:
+        self._engine = engine
+        self._keeper = keeper
+        self._walking = asyncio.Lock()
+
+    async def verify(self, args: VerifyArgs, progress: ProgressSink) -> dict[str, Any]:
+        """Raises: CWM-7003 while another walk is under way; CWM-1003 for a rate that is none."""
+        if not 0 <= args.rate_mb_s < float("inf"):
+            raise CWMError(Code.ARGUMENT, f"rate_mb_s is {args.rate_mb_s}; give MiB a second, 0 for no limit")
+        if self._walking.locked():
+            raise CWMError(Code.BUSY, "a verification is under way; wait for it, or cancel it and call again")
+        async with self._walking:
+            return await self._walk(args, progress)
+
+    async def _walk(self, args: VerifyArgs, progress: ProgressSink) -> dict[str, Any]:
+        started = time.monotonic()
+        noted = None if args.restart else await self._engine.catalog.run(lambda catalog: catalog.noted(_CURSOR))
+        last = None if noted is None else ChunkKey(bytes.fromhex(noted))
+        total = (await self._engine.catalog.run(lambda catalog: catalog.totals())).chunks
+        seen = _Walk()
+        while rows := await self._next(last):
+            await self._batch(rows, args.repair, seen)
+            last = rows[-1].key
+            await self._note(last)
+            progress(seen.chunks, total, "chunks verified")
+            if args.rate_mb_s:
+                ahead_s = seen.n_bytes / (args.rate_mb_s * _MIB) - (time.monotonic() - started)
+                await asyncio.sleep(max(0.0, ahead_s))
+        await self._note(None)
+        return {
+            "resumed": noted is not None,
+            "chunks": seen.chunks,
+            "copies": seen.copies,
+            "bytes": seen.n_bytes,
+            "bad_copies": seen.bad_copies,
+            "repaired": seen.repaired,
+            "unread": seen.unread,
+            "bad": seen.bad,
+            "duration_ms": round((time.monotonic() - started) * 1000, 3),
+        }
+
+    async def _next(self, last: ChunkKey | None) -> Sequence[ChunkRow]:
+        return await self._engine.catalog.run(lambda catalog: catalog.chunks_after(last, _BATCH))
+
+    async def _note(self, last: ChunkKey | None) -> None:
+        text = None if last is None else last.hex()
+        await self._engine.catalog.run(lambda catalog: catalog.note(_CURSOR, text))
+
+    async def _batch(self, rows: Sequence[ChunkRow], repair: bool, seen: _Walk) -> None:
+        seen.chunks += len(rows)
+        in_memory = [row for row in rows if self._engine.placement.holds(TierName.CPU, row.key)]
+        if in_memory:
+            await self._tier(in_memory, TierName.CPU, False, seen)  # a bad copy in memory is dropped in any case
+        for tier in self._engine.stores:
+            await self._tier([row for row in rows if tier in row.tiers], tier, repair, seen)
+
+    async def _tier(self, rows: Sequence[ChunkRow], tier: TierName, repair: bool, seen: _Walk) -> None:
+        if not rows:
+            return
+        outcomes = (await self._engine.verify([row.key for row in rows], tier)).outcomes
+        for row in rows:
+            outcome = outcomes[row.key]
+            seen.copies += 1
+            seen.n_bytes += outcome.size_bytes
+            failure = outcome.failure
+            if failure is None and tier is not TierName.CPU and outcome.size_bytes != row.size_bytes:
+                failure = (Code.CHUNK_MISSING, "a rank's part is missing")
+            if failure is None:
+                continue
+            if failure[0] not in BAD_COPY:
+                seen.unread += 1
+            elif tier is TierName.CPU or await self._still_there(row, tier):
+                await self._found_bad(row, tier, failure, repair, seen)
+
+    async def _still_there(self, row: ChunkRow, tier: TierName) -> bool:
+        """False if the chunk was deleted or moved while it was being looked at."""
+        now = await self._engine.catalog.run(lambda catalog: catalog.stored([row.key]))
+        return row.key in now and tier in now[row.key].tiers
+
+    async def _found_bad(
+        self, row: ChunkRow, tier: TierName, failure: tuple[Code, str], repair: bool, seen: _Walk
+    ) -> None:
+        seen.bad_copies += 1
+        repaired = tier is TierName.CPU or (repair and await to_the_end(self._keeper.replace(row, tier)))
+        seen.repaired += repaired
+        if len(seen.bad) < MAX_REPORTED:
+            windows = await self._engine.catalog.run(lambda catalog: catalog.windows_with([row.key]))
+            seen.bad.append(
+                {
+                    "hash": row.key.hex(),
+                    "storage_tier": tier.value,
+                    "fault": f"CWM-{int(failure[0])}: {failure[1]}",
+                    "windows": list(windows.get(row.key, ())),
+                    "repaired": repaired,
+                }
+            )

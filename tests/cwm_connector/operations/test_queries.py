@@ -1,0 +1,76 @@
+"""reads.py: what of a session the list tells."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from cwm_connector.catalog.base import SessionEvent, SessionRow
+from cwm_connector.core.types import Micros
+from cwm_connector.operations.queries import _state
+from cwm_connector.protocol.calls import Op
+from cwm_connector.sessions.index import SessionView
+from tests.support.miniature import Miniature
+
+
+def view(last_active_at: int, running: bool = False, expired: bool = False) -> SessionView:
+    return SessionView("alice", Micros(1), Micros(last_active_at), 9, ("h1",), running, (), expired=expired)
+
+
+FROZEN = SessionRow("alice", "m", 9, SessionEvent.FROZEN, Micros(1), Micros(50))
+
+
+@pytest.mark.parametrize(
+    ("session", "row", "state"),
+    [
+        (view(10), None, "active"),
+        (view(10, expired=True), None, "expired"),
+        (view(10), FROZEN, "frozen"),
+        (view(10, expired=True), FROZEN, "frozen"),
+        (view(60, expired=True), FROZEN, "expired"),
+        (view(10, running=True), FROZEN, "active"),
+    ],
+)
+def test_a_session_s_state_is_the_last_that_happened_to_it(
+    session: SessionView, row: SessionRow | None, state: str
+) -> None:
+    assert _state(session, row) == state
+
+
+def in_a_long_step(engine: Miniature) -> threading.Event:
+    """The engine thread is in it when this returns, and until the event is set."""
+    begun, over = threading.Event(), threading.Event()
+
+    def step() -> None:
+        begun.set()
+        over.wait(30)
+
+    engine._do(step)
+    assert begun.wait(10)
+    return over
+
+
+async def test_while_the_engine_takes_a_step_the_list_tells_what_it_told_last(tmp_path: Path) -> None:
+    engine = Miniature(tmp_path / "home")
+    await engine.serve(range(40), "alice")
+    (known,) = (await engine.call(Op.SESSIONS))["sessions"]
+    await engine.serve(range(50), "bob")
+    first = in_a_long_step(engine)
+    assert (await engine.call(Op.SESSIONS))["sessions"] == [{**known, "cached_tokens": None}]
+    first.set()
+    await engine.engine.ask(lambda side: None)  # by now the list's own question is answered as well
+    second = in_a_long_step(engine)
+    later = (await engine.call(Op.SESSIONS))["sessions"]
+    second.set()
+    engine.close()
+    assert [each["session_id"] for each in later] == ["bob", "alice"]
+
+
+async def test_the_list_shows_the_title_of_a_session(tmp_path: Path) -> None:
+    engine = Miniature(tmp_path / "home")
+    engine.scheduler._sessions._entitle = lambda tokens, tell: tell("What is this?")
+    await engine.serve(range(40), "alice")
+    listed = await engine.call(Op.SESSIONS)
+    engine.close()
+    (session,) = listed["sessions"]
+    assert (session["title"], session["heads"], session["cached_tokens"]) == ("What is this?", 1, 32)
