@@ -21,7 +21,7 @@ from rich.console import Console
 
 from benchmarks.timing import show_times
 from cwm_connector.protocol.calls import FreezeArgs, ListArgs, Op, SessionsArgs
-from cwm_mcp.client import EngineClient
+from cwm_mcp.api.client import EngineClient
 from tests.support.engine import ROOT, Engine, EngineOptions, model_folder
 from tests.support.machine import describe
 from tests.support.mcp_client import mcp_client

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from benchmarks.ttft_report import Repetition, Run, draw, print_run, write_json
 from cwm_connector.protocol.calls import Args, CloneArgs, FreezeArgs, NoArgs, Op, ThawArgs
-from cwm_mcp.client import EngineClient
+from cwm_mcp.api.client import EngineClient
 from tests.support.api import Measured
 from tests.support.engine import ROOT, Engine, EngineOptions, model_folder
 from tests.support.machine import describe

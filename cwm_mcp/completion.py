@@ -6,8 +6,8 @@ from mcp.server.mcpserver import MCPServer
 from mcp.types import Completion, CompletionArgument, CompletionContext, PromptReference, ResourceTemplateReference
 
 from cwm_connector.core.errors import CWMError
-from cwm_mcp import arguments as a
-from cwm_mcp.operations import Operations
+from cwm_mcp.api import arguments as a
+from cwm_mcp.api.operations import Operations
 
 _WINDOWS: Final = frozenset({"window", "name"})
 _SESSIONS: Final = frozenset({"session"})

@@ -19,9 +19,9 @@ from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, ConfigDict
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_mcp.arguments import A, parse
-from cwm_mcp.models import as_content
-from cwm_mcp.operations import Operations
+from cwm_mcp.api.arguments import A, parse
+from cwm_mcp.api.operations import Operations
+from cwm_mcp.api.results import as_content
 from cwm_mcp.schema import input_schema, output_schema
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from rich.text import Text
 from rich.tree import Tree
 
 from cwm_mcp import render
+from cwm_mcp.api.diff import Parting, Passage
+from cwm_mcp.api.tree import TreeNode, WindowTree
 from cwm_mcp.doctor.report import Diagnosis
-from cwm_mcp.lineage import TreeNode, WindowTree
-from cwm_mcp.parting import Parting, Passage
 
 _AGES: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))
 _COLOURS: Final = {"ok": "green", "warning": "yellow", "error": "red", "skipped": "dim"}

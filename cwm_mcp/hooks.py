@@ -22,7 +22,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import is_session_id
 from cwm_connector.operations.auto_freeze.mark import TAG, Mark, Reason
 from cwm_connector.protocol.calls import FreezeArgs, ListArgs, Op
-from cwm_mcp.client import EngineClient
+from cwm_mcp.api.client import EngineClient
 
 CURRENT: Final = "current"
 FREEZE_LIMIT_S: Final = 50.0

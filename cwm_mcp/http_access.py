@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.settings import Settings, private_folder
-from cwm_mcp.http_address import Address, bracketed
+from cwm_mcp.api.http_address import Address, bracketed
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _LEAST: Final = 16

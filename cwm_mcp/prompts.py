@@ -6,9 +6,9 @@ Each prompt tells a model which tools to call and holds what is known of the win
 from mcp.server.mcpserver import MCPServer
 
 from cwm_connector.core.names import check_session_id, check_window_name
+from cwm_mcp.api.operations import Operations
+from cwm_mcp.api.results import WindowMetadata
 from cwm_mcp.library_errors import prompt_errors
-from cwm_mcp.models import WindowMetadata
-from cwm_mcp.operations import Operations
 from cwm_mcp.resources import PAGE_TEXT_TOKENS
 
 

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cwm_mcp import models as m
+from cwm_mcp.api import results as m
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _MODEL: Final = {False: (), True: ("model",)}

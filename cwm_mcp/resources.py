@@ -13,11 +13,11 @@ from mcp.types import Resource
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_window_name
-from cwm_mcp import arguments as a
-from cwm_mcp import uris
+from cwm_mcp.api import arguments as a
+from cwm_mcp.api import uris
+from cwm_mcp.api.operations import Operations
+from cwm_mcp.api.results import WindowItem, as_content
 from cwm_mcp.library_errors import resource_errors
-from cwm_mcp.models import WindowItem, as_content
-from cwm_mcp.operations import Operations
 
 PAGE_BYTES: Final = 9_000
 PAGE_IDS: Final = 1_024

@@ -17,12 +17,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from cwm_connector.core.errors import CWMError
 from cwm_connector.protocol import wire
 from cwm_connector.settings import Settings
-from cwm_mcp import arguments as a
 from cwm_mcp import drawing, render  # noqa: F401 - drawing teaches render of what it draws
-from cwm_mcp.client import OnProgress
+from cwm_mcp.api import arguments as a
+from cwm_mcp.api.client import OnProgress
+from cwm_mcp.api.operations import Operations
+from cwm_mcp.api.results import as_content
 from cwm_mcp.commands import words
-from cwm_mcp.models import as_content
-from cwm_mcp.operations import Operations
 from cwm_mcp.settings import client_settings
 
 _PIPE_WIDTH: Final = 240

@@ -11,11 +11,11 @@ from pydantic import BaseModel, Field
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.wire import Progress
-from cwm_mcp import arguments as a
-from cwm_mcp import models as m
-from cwm_mcp.client import OnProgress
+from cwm_mcp.api import arguments as a
+from cwm_mcp.api import results as m
+from cwm_mcp.api.client import OnProgress
+from cwm_mcp.api.operations import Operations
 from cwm_mcp.contract_tool import ContractTool, ToolContext, contract_tool
-from cwm_mcp.operations import Operations
 
 _READS: Final = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 _ADDS: Final = ToolAnnotations(destructive_hint=False, open_world_hint=False)

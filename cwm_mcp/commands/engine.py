@@ -7,8 +7,8 @@ import typer
 
 from cwm_connector.core.errors import CWMError
 from cwm_connector.settings import private_folder
-from cwm_mcp import arguments as a
 from cwm_mcp import serve as serving
+from cwm_mcp.api import arguments as a
 from cwm_mcp.commands.frame import ENGINE, command
 from cwm_mcp.shell import Json, failed, parsed, print_result, run, settings
 

@@ -4,12 +4,12 @@ from typing import Annotated
 
 import typer
 
-from cwm_mcp import arguments as a
+from cwm_mcp.api import arguments as a
+from cwm_mcp.api.diff import parting_of
+from cwm_mcp.api.operations import Operations
+from cwm_mcp.api.tree import WindowTree, all_windows, tree_of
 from cwm_mcp.commands import words
 from cwm_mcp.commands.frame import LOOKING, command
-from cwm_mcp.lineage import WindowTree, all_windows, tree_of
-from cwm_mcp.operations import Operations
-from cwm_mcp.parting import parting_of
 from cwm_mcp.shell import Json, Limit, Offset, WithTags, parsed, print_result, run
 
 app = typer.Typer()

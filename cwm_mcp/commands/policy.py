@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cwm_mcp import arguments as a
+from cwm_mcp.api import arguments as a
 from cwm_mcp.commands import words
 from cwm_mcp.commands.frame import ENGINE, command
 from cwm_mcp.shell import Json, parsed, print_result, run

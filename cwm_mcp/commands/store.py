@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 import typer
 
-from cwm_mcp import arguments as a
+from cwm_mcp.api import arguments as a
 from cwm_mcp.commands.frame import STORE, command
 from cwm_mcp.shell import Json, follow, parsed, print_result, run, with_bar
 from cwm_mcp.watch import watch_stats

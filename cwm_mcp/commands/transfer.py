@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cwm_mcp import arguments as a
+from cwm_mcp.api import arguments as a
 from cwm_mcp.commands.frame import WINDOWS, command
 from cwm_mcp.shell import Json, Tags, Window, parsed, print_result, run, with_bar
 

@@ -10,8 +10,8 @@ from typing import Final
 
 from cwm_connector.catalog.base import Catalog, WindowQuery
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
-from cwm_mcp import arguments as a
-from cwm_mcp.operations import Operations
+from cwm_mcp.api import arguments as a
+from cwm_mcp.api.operations import Operations
 from cwm_mcp.settings import client_settings
 
 _MOST: Final = 1_000

@@ -11,7 +11,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.wire import Welcome
 from cwm_connector.settings import Settings
 from cwm_mcp import serve
-from cwm_mcp.client import EngineClient
+from cwm_mcp.api.client import EngineClient
 from cwm_mcp.doctor.report import Check
 
 _START: Final = "cwm serve MODEL"

@@ -3,8 +3,8 @@
 from typing import Final
 
 from cwm_connector.settings import Settings
+from cwm_mcp.api.health import redis_health
 from cwm_mcp.doctor.report import Check
-from cwm_mcp.health import redis_health
 from cwm_mcp.settings import without_secrets
 
 _PATIENCE_S: Final = 2

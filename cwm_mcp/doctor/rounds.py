@@ -4,9 +4,9 @@ import asyncio
 
 from cwm_connector.core.errors import CWMError
 from cwm_connector.settings import Settings
+from cwm_mcp.api.offline import OfflineCatalog
 from cwm_mcp.doctor import clients, engine, installed, redis, store, vllm
 from cwm_mcp.doctor.report import Check, Diagnosis, diagnosis
-from cwm_mcp.offline import OfflineCatalog
 from cwm_mcp.settings import client_settings
 
 

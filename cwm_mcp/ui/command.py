@@ -26,7 +26,7 @@ def ui(
     One page on 127.0.0.1, which keeps itself up to date and changes nothing. Only who has the printed address, with its
     token, can open it; each start has a new one.
     """
-    from cwm_mcp.http_address import Address
+    from cwm_mcp.api.http_address import Address
     from cwm_mcp.ui import server
     from cwm_mcp.ui.launch import in_browser
 

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel
 
-from cwm_mcp import models as m
+from cwm_mcp.api import results as m
 
 
 class TreeWindow(m.WindowItem):

@@ -9,14 +9,14 @@ from typing import Final, TypeVar
 from cwm_connector import __version__
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.settings import Settings
-from cwm_mcp import arguments as a
-from cwm_mcp import models as m
-from cwm_mcp.lineage import all_windows
-from cwm_mcp.operations import Operations
+from cwm_mcp.api import arguments as a
+from cwm_mcp.api import results as m
+from cwm_mcp.api.operations import Operations
+from cwm_mcp.api.tree import all_windows
+from cwm_mcp.api.vllm_http import exposition
 from cwm_mcp.ui.models import Overview, Saved, TreeWindow
 from cwm_mcp.ui.saved import saved
 from cwm_mcp.ui.tree import in_tree
-from cwm_mcp.vllm_http import exposition
 
 T = TypeVar("T")
 

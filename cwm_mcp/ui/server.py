@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.settings import Settings
-from cwm_mcp.http_address import Address
+from cwm_mcp.api.http_address import Address
 from cwm_mcp.ui.access import Access, Guard
 from cwm_mcp.ui.overview import OverviewReader
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from cwm_mcp.models import WindowItem
+from cwm_mcp.api.results import WindowItem
 from cwm_mcp.ui.models import TreeWindow
 
 

@@ -20,8 +20,8 @@ from mcp.types import TextResourceContents
 
 from cwm_connector.core.errors import CWMError
 from cwm_connector.settings import Settings
+from cwm_mcp.api.http_address import Address
 from cwm_mcp.http_access import HttpSettings, allowed
-from cwm_mcp.http_address import Address
 from tests.cwm_mcp.canned import FROZEN, canned_engine
 from tests.cwm_mcp.test_tools import ERAS, TABLE, answer, error
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel
 from rich.console import Console
 
-from cwm_mcp import models as m
+from cwm_mcp.api import results as m
 from cwm_mcp.render import of, size
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from cwm_mcp import arguments, models
+from cwm_mcp.api import arguments, results
 from cwm_mcp.schema import input_schema, output_schema
 from cwm_mcp.tools import TOOLS
 from tests.cwm_mcp.canned import STATUS, STORE
@@ -23,14 +23,14 @@ def test_every_schema_is_one_and_refers_to_nothing(tool: Any) -> None:
 @pytest.mark.parametrize(
     ("result", "value", "fits"),
     [
-        (models.CacheStats, {"kv_store": STORE, "vllm": VLLM}, True),
-        (models.CacheStats, {"kv_store": {**STORE, "hits": None}, "vllm": VLLM}, True),
-        (models.CacheStats, {"kv_store": {**STORE, "hits": "many"}, "vllm": VLLM}, False),
-        (models.CacheStats, {"kv_store": {**STORE, "tiers": {"cpu": 5}}, "vllm": VLLM}, False),
-        (models.CacheStats, {"kv_store": STORE}, False),
-        (models.Status, STATUS, True),
-        (models.Status, {**STATUS, "type": "tree"}, False),
-        (models.Status, {**STATUS, "blocks": [{"hash": "00"}]}, False),
+        (results.CacheStats, {"kv_store": STORE, "vllm": VLLM}, True),
+        (results.CacheStats, {"kv_store": {**STORE, "hits": None}, "vllm": VLLM}, True),
+        (results.CacheStats, {"kv_store": {**STORE, "hits": "many"}, "vllm": VLLM}, False),
+        (results.CacheStats, {"kv_store": {**STORE, "tiers": {"cpu": 5}}, "vllm": VLLM}, False),
+        (results.CacheStats, {"kv_store": STORE}, False),
+        (results.Status, STATUS, True),
+        (results.Status, {**STATUS, "type": "tree"}, False),
+        (results.Status, {**STATUS, "blocks": [{"hash": "00"}]}, False),
     ],
 )
 def test_a_result_fits_its_schema_and_another_does_not(result: Any, value: dict, fits: bool) -> None:
@@ -38,7 +38,7 @@ def test_a_result_fits_its_schema_and_another_does_not(result: Any, value: dict,
 
 
 def test_a_property_named_title_is_no_title() -> None:
-    item = output_schema(models.SessionList)["properties"]["sessions"]["items"]
+    item = output_schema(results.SessionList)["properties"]["sessions"]["items"]
     assert "title" in item["properties"]
     assert "title" not in item
 

@@ -282,7 +282,7 @@ async def test_a_fault_of_ours_is_an_internal_error_that_repeats_no_argument(
     async def broken(*_: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("cwm_mcp.operations.Operations.freeze", broken)
+    monkeypatch.setattr("cwm_mcp.api.operations.Operations.freeze", broken)
     async with connected(settings) as client:
         about = await error(client, "window_freeze", session_id="s", window_name="w", description="my secret")
     assert about["code"] == 9001

@@ -14,10 +14,10 @@ from typer.testing import CliRunner, Result
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.types import Micros
 from cwm_connector.settings import Settings
+from cwm_mcp.api.diff import common_length
+from cwm_mcp.api.results import WindowItem
+from cwm_mcp.api.tree import MAX_NESTING, tree_of, walk
 from cwm_mcp.cli import app
-from cwm_mcp.lineage import MAX_NESTING, tree_of, walk
-from cwm_mcp.models import WindowItem
-from cwm_mcp.parting import common_length
 from tests.cwm_mcp.homes import clones, new_window
 
 

@@ -18,8 +18,8 @@ from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros
 from cwm_connector.settings import Settings
-from cwm_mcp.http_address import Address
-from cwm_mcp.models import Metric, WindowItem
+from cwm_mcp.api.http_address import Address
+from cwm_mcp.api.results import Metric, WindowItem
 from cwm_mcp.ui import server
 from cwm_mcp.ui.launch import in_browser
 from cwm_mcp.ui.models import Overview

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from cwm_connector.core.errors import CWMError
 from cwm_connector.settings import GIB, Settings
-from cwm_mcp.models import Component, HealthState
+from cwm_mcp.api.results import Component, HealthState
 
 _ESSENTIAL = frozenset({"vllm", "engine", "catalog"})
 """Without one of these no window can be frozen or thawed; without the others it goes slower or stores less."""

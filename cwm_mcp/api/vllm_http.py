@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.settings import Settings
-from cwm_mcp.models import Component, VllmCache
+from cwm_mcp.api.results import Component, VllmCache
 from cwm_mcp.settings import without_secrets
 
 _TIMEOUT_S: Final = 3.0

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.settings import Settings
+from cwm_mcp.api.vllm_http import Refused, post
 from cwm_mcp.settings import without_secrets
-from cwm_mcp.vllm_http import Refused, post
 
 DEFAULT_MAX_TOKENS: Final = 512
 _TEXT_TIMEOUT_S: Final = 30.0

@@ -13,8 +13,8 @@ from mcp import Client
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.calls import Op, ThawArgs
 from cwm_connector.settings import Settings
-from cwm_mcp import continuation
-from cwm_mcp.continuation import common_end
+from cwm_mcp.api import continuation
+from cwm_mcp.api.continuation import common_end
 from cwm_mcp.server import build_server
 from tests.cwm_mcp.canned import CannedEngine, canned_engine
 from tests.cwm_mcp.test_tools import answer, error

@@ -5,8 +5,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from cwm_connector.catalog.base import CatalogTotals
 from cwm_connector.core.types import TierName
 from cwm_connector.metrics import Metrics as EngineMetrics
-from cwm_mcp.metrics import catalog_samples, engine_up, exposition, with_prefix
-from cwm_mcp.models import Metric
+from cwm_mcp.api.metrics import catalog_samples, engine_up, exposition, with_prefix
+from cwm_mcp.api.results import Metric
 
 
 def test_the_text_format_reads_back_sample_by_sample() -> None:

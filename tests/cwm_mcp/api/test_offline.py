@@ -12,9 +12,9 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.protocol.calls import ListArgs, StatusArgs
 from cwm_connector.settings import Settings
-from cwm_mcp import models as m
-from cwm_mcp.offline import OfflineCatalog
-from cwm_mcp.operations import checked
+from cwm_mcp.api import results as m
+from cwm_mcp.api.offline import OfflineCatalog
+from cwm_mcp.api.operations import checked
 from tests.cwm_mcp.homes import CHUNK_BYTES, fill
 
 BY_NAME = ListArgs(sort_by="name", sort_order="asc")

@@ -26,7 +26,7 @@ from cwm_connector.protocol.wire import (
     Welcome,
     encode,
 )
-from cwm_mcp.client import EngineClient
+from cwm_mcp.api.client import EngineClient
 from tests.support.control import PATIENCE_S, Served, Waiting, engine_process, served, short_folder
 
 PONG = {"op": "ping", "args": {}}
@@ -277,7 +277,7 @@ async def test_a_killed_engine_fails_its_calls_and_its_successor_serves_the_same
 async def test_an_engine_that_stands_still_is_6001_for_old_and_new_clients(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cwm_mcp.client._WELCOME_S", 0.05)
+    monkeypatch.setattr("cwm_mcp.api.client._WELCOME_S", 0.05)
     with engine_process(folder / "s") as engine:
         async with client_of(folder / "s", grace_s=0.05) as known, client_of(folder / "s") as fresh:
             await known.call(Op.PING, NoArgs(), timeout_s=PATIENCE_S)
@@ -301,8 +301,8 @@ async def test_a_restarted_server_finds_its_clients_again(folder: Path) -> None:
 async def test_an_engine_of_another_protocol_is_named_with_both_ranges(
     server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cwm_mcp.client.PROTOCOL_MIN", 7)
-    monkeypatch.setattr("cwm_mcp.client.PROTOCOL_MAX", 8)
+    monkeypatch.setattr("cwm_mcp.api.client.PROTOCOL_MIN", 7)
+    monkeypatch.setattr("cwm_mcp.api.client.PROTOCOL_MAX", 8)
     async with client_of(server.path) as client:
         failure = await assert_failing(client.call(Op.PING, NoArgs()), Code.ARGUMENT)
     assert "7 to 8" in failure.message

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cwm_connector.core.errors import CWMError
 from cwm_connector.protocol.calls import ARGUMENTS, Op
-from cwm_mcp import arguments as a
+from cwm_mcp.api import arguments as a
 
 TWIN: dict[Op, type[a.Arguments]] = {
     Op.FREEZE: a.FreezeArguments,

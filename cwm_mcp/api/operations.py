@@ -16,15 +16,15 @@ from cwm_connector import __version__
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_connector.settings import Settings
-from cwm_mcp import arguments as a
-from cwm_mcp import models as m
-from cwm_mcp.client import EngineClient, OnProgress
-from cwm_mcp.continuation import Prompt, prompt_after, reply_to, text_of, token_ids
-from cwm_mcp.health import overall, redis_health, without_engine
-from cwm_mcp.metrics import catalog_samples, engine_up, exposition, with_prefix
-from cwm_mcp.offline import OfflineCatalog
-from cwm_mcp.uris import tokens_uri, transcript_uri
-from cwm_mcp.vllm_http import vllm_cache, vllm_health
+from cwm_mcp.api import arguments as a
+from cwm_mcp.api import results as m
+from cwm_mcp.api.client import EngineClient, OnProgress
+from cwm_mcp.api.continuation import Prompt, prompt_after, reply_to, text_of, token_ids
+from cwm_mcp.api.health import overall, redis_health, without_engine
+from cwm_mcp.api.metrics import catalog_samples, engine_up, exposition, with_prefix
+from cwm_mcp.api.offline import OfflineCatalog
+from cwm_mcp.api.uris import tokens_uri, transcript_uri
+from cwm_mcp.api.vllm_http import vllm_cache, vllm_health
 
 R = TypeVar("R", bound=BaseModel)
 

@@ -7,9 +7,9 @@ from typing import Final
 from pydantic import BaseModel
 
 from cwm_connector.core.errors import CWMError
-from cwm_mcp import arguments as a
-from cwm_mcp.models import Block
-from cwm_mcp.operations import Operations
+from cwm_mcp.api import arguments as a
+from cwm_mcp.api.operations import Operations
+from cwm_mcp.api.results import Block
 
 _STRIDE: Final = 4_096
 

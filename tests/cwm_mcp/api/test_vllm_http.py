@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cwm_connector.settings import Settings
-from cwm_mcp.vllm_http import counter_totals, vllm_cache, vllm_health
+from cwm_mcp.api.vllm_http import counter_totals, vllm_cache, vllm_health
 
 METRICS = """\
 # HELP vllm:prefix_cache_queries_total Prefix cache queries, in terms of number of queried tokens.

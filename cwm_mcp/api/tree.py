@@ -6,9 +6,9 @@ from typing import Final
 from pydantic import BaseModel
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_mcp import arguments as a
-from cwm_mcp.models import WindowItem
-from cwm_mcp.operations import Operations
+from cwm_mcp.api import arguments as a
+from cwm_mcp.api.operations import Operations
+from cwm_mcp.api.results import WindowItem
 
 MAX_NESTING: Final = 12
 """Deeper descendants stand beside their ancestor of this depth: neither a terminal nor a JSON reader goes on forever,
