@@ -11,14 +11,14 @@ def main() -> None:
     # A client waits for the first answer. What imports make is no garbage: looking for some costs a sixth of the start.
     gc.disable()
     from cwm_connector.core.errors import CWMError
-    from cwm_mcp.server import build_server
+    from cwm_mcp.server.app import build_server
     from cwm_mcp.settings import client_settings
 
     address = _http_address(sys.argv[1:]) if len(sys.argv) > 1 else None
     try:
         settings = client_settings()
         if address is not None:
-            from cwm_mcp import http_server
+            from cwm_mcp.server import http_server
 
             gc.enable()
             http_server.run(settings, address)

@@ -87,7 +87,7 @@ def test_the_clients_source_names_no_engine_library(package: str, library: str) 
         "cwm_connector.protocol.calls",
         "cwm_connector.protocol.wire",
         "cwm_connector.settings",
-        "cwm_mcp.server",
+        "cwm_mcp.server.app",
         "cwm_mcp.cli",
     ],
 )

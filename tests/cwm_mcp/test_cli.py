@@ -18,7 +18,7 @@ from cwm_connector.protocol.calls import DeleteArgs, FreezeArgs
 from cwm_connector.settings import Settings
 from cwm_mcp.cli import app
 from tests.cwm_mcp.canned import DELETED, FROZEN, STATUS, CannedEngine, canned_engine
-from tests.cwm_mcp.test_tools import answer, connected
+from tests.cwm_mcp.server.test_tools import answer, connected
 
 ROOT = Path(__file__).resolve().parents[2]
 

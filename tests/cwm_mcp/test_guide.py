@@ -14,7 +14,7 @@ from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
 from cwm_connector.settings import GIB, Settings
-from tests.cwm_mcp.test_tools import TABLE, answer, connected, error
+from tests.cwm_mcp.server.test_tools import TABLE, answer, connected, error
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = """

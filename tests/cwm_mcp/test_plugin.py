@@ -20,7 +20,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
-from cwm_mcp.tools import TOOLS
+from cwm_mcp.server.tools import TOOLS
 from tests.cwm_mcp.test_hooks import engine_at, windows
 from tests.support.claude_code import INSTALL_S, PLUGIN, ClaudeCode, against
 from tests.support.engine import ROOT

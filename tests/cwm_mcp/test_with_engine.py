@@ -11,9 +11,9 @@ from mcp.types import ElicitRequestParams, ElicitResult
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.calls import DeleteArgs, FreezeArgs, StatusArgs
 from cwm_connector.settings import Settings
-from cwm_mcp.server import build_server
+from cwm_mcp.server.app import build_server
 from tests.cwm_mcp.canned import DELETED, FROZEN, HEALTH, SAMPLE, STATUS, STORE, canned_engine
-from tests.cwm_mcp.test_tools import ERAS, answer, error
+from tests.cwm_mcp.server.test_tools import ERAS, answer, error
 
 
 class Person:

@@ -15,9 +15,9 @@ from cwm_connector.protocol.calls import Op, ThawArgs
 from cwm_connector.settings import Settings
 from cwm_mcp.api import continuation
 from cwm_mcp.api.continuation import common_end
-from cwm_mcp.server import build_server
+from cwm_mcp.server.app import build_server
 from tests.cwm_mcp.canned import CannedEngine, canned_engine
-from tests.cwm_mcp.test_tools import answer, error
+from tests.cwm_mcp.server.test_tools import answer, error
 from tests.cwm_mcp.vllm_server import VllmServer, vllm_server
 
 THAWED = {

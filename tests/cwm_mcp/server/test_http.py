@@ -21,9 +21,9 @@ from mcp.types import TextResourceContents
 from cwm_connector.core.errors import CWMError
 from cwm_connector.settings import Settings
 from cwm_mcp.api.http_address import Address
-from cwm_mcp.http_access import HttpSettings, allowed
+from cwm_mcp.server.http_access import HttpSettings, allowed
 from tests.cwm_mcp.canned import FROZEN, canned_engine
-from tests.cwm_mcp.test_tools import ERAS, TABLE, answer, error
+from tests.cwm_mcp.server.test_tools import ERAS, TABLE, answer, error
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-of-the-tests"

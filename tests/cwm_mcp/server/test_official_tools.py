@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.cwm_mcp.npm import INSTALL_S, ROOT, Node, installed
-from tests.cwm_mcp.test_http import serving
-from tests.cwm_mcp.test_tools import TABLE
+from tests.cwm_mcp.server.test_http import serving
+from tests.cwm_mcp.server.test_tools import TABLE
 
 pytestmark = pytest.mark.timeout(INSTALL_S + 120)
 

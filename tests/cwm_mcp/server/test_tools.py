@@ -11,7 +11,7 @@ from mcp import Client
 from mcp.types import CallToolResult, TextContent
 
 from cwm_connector.settings import Settings
-from cwm_mcp.server import build_server
+from cwm_mcp.server.app import build_server
 
 ERAS = ["auto", "legacy"]
 

@@ -8,8 +8,8 @@ from mcp.server.mcpserver import MCPServer
 from cwm_connector.core.names import check_session_id, check_window_name
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.results import WindowMetadata
-from cwm_mcp.library_errors import prompt_errors
-from cwm_mcp.resources import PAGE_TEXT_TOKENS
+from cwm_mcp.server.library_errors import prompt_errors
+from cwm_mcp.server.resources import PAGE_TEXT_TOKENS
 
 
 def register(server: MCPServer[Operations], operations: Operations) -> None:

@@ -14,9 +14,9 @@ from mcp.types import Resource
 
 from cwm_connector import __version__
 from cwm_connector.settings import Settings
-from cwm_mcp import completion, prompts, resources
 from cwm_mcp.api.operations import Operations
-from cwm_mcp.tools import TOOLS
+from cwm_mcp.server import completion, prompts, resources
+from cwm_mcp.server.tools import TOOLS
 
 _LogLevel: TypeAlias = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 _INSTRUCTIONS = (

@@ -6,8 +6,8 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from cwm_mcp.api import arguments, results
-from cwm_mcp.schema import input_schema, output_schema
-from cwm_mcp.tools import TOOLS
+from cwm_mcp.server.schema import input_schema, output_schema
+from cwm_mcp.server.tools import TOOLS
 from tests.cwm_mcp.canned import STATUS, STORE
 
 VLLM = {"connected": False, "prefix_cache_hit_rate": None, "external_hit_rate": None, "cached_tokens": None}

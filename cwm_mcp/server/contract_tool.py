@@ -22,7 +22,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_mcp.api.arguments import A, parse
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.results import as_content
-from cwm_mcp.schema import input_schema, output_schema
+from cwm_mcp.server.schema import input_schema, output_schema
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from mcp.server.auth.settings import AuthSettings
 from cwm_connector.settings import Settings
 from cwm_mcp.api.arguments import CURRENT_VARIABLE
 from cwm_mcp.api.http_address import Address, bracketed
-from cwm_mcp.http_access import HttpSettings, OneToken, allowed, http_settings, kept_token, token_path
-from cwm_mcp.server import build_server
+from cwm_mcp.server.app import build_server
+from cwm_mcp.server.http_access import HttpSettings, OneToken, allowed, http_settings, kept_token, token_path
 
 _PATH: Final = "/mcp"
 _SHUTDOWN_S: Final = 2

@@ -16,10 +16,10 @@ from mcp.types import INTERNAL_ERROR, INVALID_PARAMS, ResourceListChangedNotific
 
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.settings import Settings
-from cwm_mcp.server import build_server
+from cwm_mcp.server.app import build_server
 from tests.cwm_mcp.canned import DELETED, FROZEN, STATUS, canned_engine
 from tests.cwm_mcp.homes import clones, new_window
-from tests.cwm_mcp.test_tools import ERAS, answer, connected
+from tests.cwm_mcp.server.test_tools import ERAS, answer, connected
 from tests.cwm_mcp.vllm_server import VllmServer, vllm_server
 
 CLONED = {"source_window": "w", "target_window": "v", "shared_blocks": 3, "new_bytes": 0}

@@ -17,7 +17,7 @@ from cwm_mcp.api import arguments as a
 from cwm_mcp.api import uris
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.results import WindowItem, as_content
-from cwm_mcp.library_errors import resource_errors
+from cwm_mcp.server.library_errors import resource_errors
 
 PAGE_BYTES: Final = 9_000
 PAGE_IDS: Final = 1_024

@@ -9,7 +9,7 @@ from mcp.shared.exceptions import MCPError
 from mcp.types import INTERNAL_ERROR, INVALID_PARAMS
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_mcp.contract_tool import META_KEY, about
+from cwm_mcp.server.contract_tool import META_KEY, about
 
 _NOT_FOUND: Final = frozenset({Code.WINDOW_NOT_FOUND, Code.WINDOW_NAME})
 _WRONG: Final = _NOT_FOUND | {Code.ARGUMENT, Code.SESSION_ID}

@@ -11,10 +11,10 @@ from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros
 from cwm_connector.settings import Settings
-from cwm_mcp.server import build_server
+from cwm_mcp.server.app import build_server
 from tests.cwm_mcp.canned import canned_engine
 from tests.cwm_mcp.homes import clones
-from tests.cwm_mcp.test_tools import ERAS, connected
+from tests.cwm_mcp.server.test_tools import ERAS, connected
 
 WINDOW_URI = ResourceTemplateReference(type="ref/resource", uri="window://{name}")
 

@@ -15,7 +15,7 @@ from cwm_mcp.api import arguments as a
 from cwm_mcp.api import results as m
 from cwm_mcp.api.client import OnProgress
 from cwm_mcp.api.operations import Operations
-from cwm_mcp.contract_tool import ContractTool, ToolContext, contract_tool
+from cwm_mcp.server.contract_tool import ContractTool, ToolContext, contract_tool
 
 _READS: Final = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 _ADDS: Final = ToolAnnotations(destructive_hint=False, open_world_hint=False)

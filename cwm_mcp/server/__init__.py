@@ -1,0 +1,4 @@
+"""The MCP server: tools, resources and prompts, over stdio or HTTP.
+
+The event loop of its process. Imports `api` and `settings`.
+"""
