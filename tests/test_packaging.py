@@ -88,7 +88,7 @@ def test_the_clients_source_names_no_engine_library(package: str, library: str) 
         "cwm_connector.protocol.wire",
         "cwm_connector.settings",
         "cwm_mcp.server.app",
-        "cwm_mcp.cli",
+        "cwm_mcp.cli.app",
     ],
 )
 def test_what_a_client_imports_loads_no_engine_library(module: str) -> None:

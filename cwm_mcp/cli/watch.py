@@ -14,10 +14,10 @@ from rich.live import Live
 from rich.text import Text
 
 from cwm_connector.core.errors import CWMError
-from cwm_mcp import render
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.results import as_content
+from cwm_mcp.cli import render
 
 Show = Callable[[BaseModel], None]
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from cwm_connector.control.thread import ControlThread
 from cwm_connector.protocol.calls import PolicyArgs
 from cwm_connector.settings import Settings
-from cwm_mcp.cli import app
+from cwm_mcp.cli.app import app
 from tests.cwm_mcp.canned import CannedEngine, canned_engine
 
 POLICY: dict[str, Any] = {

@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from cwm_mcp import render
 from cwm_mcp.api.diff import Parting, Passage
 from cwm_mcp.api.tree import TreeNode, WindowTree
+from cwm_mcp.cli import render
 from cwm_mcp.doctor.report import Diagnosis
 
 _AGES: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cwm_mcp.cli import app
+from cwm_mcp.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 

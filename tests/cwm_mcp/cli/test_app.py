@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from cwm_connector.control.thread import ControlThread
 from cwm_connector.protocol.calls import DeleteArgs, FreezeArgs
 from cwm_connector.settings import Settings
-from cwm_mcp.cli import app
+from cwm_mcp.cli.app import app
 from tests.cwm_mcp.canned import DELETED, FROZEN, STATUS, CannedEngine, canned_engine
 from tests.cwm_mcp.server.test_tools import answer, connected
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from cwm_mcp.api import results as m
-from cwm_mcp.render import of, size
+from cwm_mcp.cli.render import of, size
 
 
 def drawn(result: BaseModel) -> str:

@@ -17,12 +17,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from cwm_connector.core.errors import CWMError
 from cwm_connector.protocol import wire
 from cwm_connector.settings import Settings
-from cwm_mcp import drawing, render  # noqa: F401 - drawing teaches render of what it draws
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api.client import OnProgress
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.results import as_content
-from cwm_mcp.commands import words
+from cwm_mcp.cli import complete, drawing, render  # noqa: F401 - drawing teaches render of what it draws
 from cwm_mcp.settings import client_settings
 
 _PIPE_WIDTH: Final = 240
@@ -32,18 +31,21 @@ T = TypeVar("T")
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, with the MCP tools' fields.")]
 Tags = Annotated[
     list[str] | None,
-    typer.Option("--tag", "-t", help="A tag of the new window. Repeat for several.", autocompletion=words.tags),
+    typer.Option("--tag", "-t", help="A tag of the new window. Repeat for several.", autocompletion=complete.tags),
 ]
 WithTags = Annotated[
     list[str] | None,
     typer.Option(
-        "--tag", "-t", help="Only windows with this tag. Repeat for several: all must match.", autocompletion=words.tags
+        "--tag",
+        "-t",
+        help="Only windows with this tag. Repeat for several: all must match.",
+        autocompletion=complete.tags,
     ),
 ]
 Description = Annotated[
     str | None, typer.Option("--description", "-d", help="A text for people, found by ls --search; up to 2000 letters.")
 ]
-Window = Annotated[str, typer.Argument(help="The window's name.", autocompletion=words.windows)]
+Window = Annotated[str, typer.Argument(help="The window's name.", autocompletion=complete.windows)]
 Limit = Annotated[int | None, typer.Option(help="The most that is listed, 1 to 100.")]
 Offset = Annotated[int | None, typer.Option(help="How many to skip before the first that is listed.")]
 

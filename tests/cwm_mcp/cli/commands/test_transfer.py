@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.calls import Args, ExportArgs, ImportArgs
 from cwm_connector.settings import Settings
-from cwm_mcp.cli import app
+from cwm_mcp.cli.app import app
 from tests.cwm_mcp.canned import canned_engine
 
 EXPORTED = {

@@ -17,7 +17,7 @@ from cwm_connector.settings import Settings
 from cwm_mcp.api.diff import common_length
 from cwm_mcp.api.results import WindowItem
 from cwm_mcp.api.tree import MAX_NESTING, tree_of, walk
-from cwm_mcp.cli import app
+from cwm_mcp.cli.app import app
 from tests.cwm_mcp.homes import clones, new_window
 
 

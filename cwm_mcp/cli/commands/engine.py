@@ -9,8 +9,8 @@ from cwm_connector.core.errors import CWMError
 from cwm_connector.settings import private_folder
 from cwm_mcp import serve as serving
 from cwm_mcp.api import arguments as a
-from cwm_mcp.commands.frame import ENGINE, command
-from cwm_mcp.shell import Json, failed, parsed, print_result, run, settings
+from cwm_mcp.cli.commands.frame import ENGINE, command
+from cwm_mcp.cli.runner import Json, failed, parsed, print_result, run, settings
 
 app = typer.Typer()
 _COMPONENTS = ("vllm", "engine", "catalog", "cpu", "disk", "redis")

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from cwm_connector.core.errors import CWMError
-from cwm_mcp.commands.frame import LOOKING, command
-from cwm_mcp.shell import failed, settings
+from cwm_mcp.cli.commands.frame import LOOKING, command
+from cwm_mcp.cli.runner import failed, settings
 
 app = typer.Typer()
 

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from cwm_mcp.api import arguments as a
-from cwm_mcp.commands import words
-from cwm_mcp.commands.frame import WINDOWS, command
-from cwm_mcp.shell import Description, Json, Tags, Window, parsed, print_result, run, with_bar
+from cwm_mcp.cli import complete
+from cwm_mcp.cli.commands.frame import WINDOWS, command
+from cwm_mcp.cli.runner import Description, Json, Tags, Window, parsed, print_result, run, with_bar
 
 app = typer.Typer()
 
@@ -24,7 +24,7 @@ app = typer.Typer()
 def freeze(
     session_id: Annotated[
         str,
-        typer.Argument(help="The session, as cwm sessions lists it, or 'current'.", autocompletion=words.sessions),
+        typer.Argument(help="The session, as cwm sessions lists it, or 'current'.", autocompletion=complete.sessions),
     ],
     window_name: Annotated[str, typer.Argument(help="A new name: letters, digits and . _ - up to 128.")],
     description: Description = None,
@@ -63,7 +63,7 @@ def thaw(
     window_name: Window,
     session: Annotated[
         str | None,
-        typer.Option(help="Session id to thaw into; a new one by default.", autocompletion=words.sessions),
+        typer.Option(help="Session id to thaw into; a new one by default.", autocompletion=complete.sessions),
     ] = None,
     prewarm: Annotated[bool, typer.Option(help="Read and verify the blocks now, not at the first request.")] = True,
     prompt: Annotated[
@@ -91,7 +91,7 @@ def thaw(
 
 @command(app, WINDOWS, examples=["cwm clone project-kickoff idea-b --tag experiment"])
 def clone(
-    source_window: Annotated[str, typer.Argument(help="The window to branch from.", autocompletion=words.windows)],
+    source_window: Annotated[str, typer.Argument(help="The window to branch from.", autocompletion=complete.windows)],
     target_window: Annotated[str, typer.Argument(help="The new window's name.")],
     description: Description = None,
     tag: Tags = None,
@@ -117,11 +117,11 @@ def tag(
     window_name: Window,
     add: Annotated[
         list[str] | None,
-        typer.Option("--add", "-a", help="A tag to add. Repeat for several.", autocompletion=words.tags),
+        typer.Option("--add", "-a", help="A tag to add. Repeat for several.", autocompletion=complete.tags),
     ] = None,
     remove: Annotated[
         list[str] | None,
-        typer.Option("--remove", "-r", help="A tag to take away. Repeat for several.", autocompletion=words.tags),
+        typer.Option("--remove", "-r", help="A tag to take away. Repeat for several.", autocompletion=complete.tags),
     ] = None,
     description: Description = None,
     as_json: Json = False,

@@ -8,9 +8,9 @@ from cwm_mcp.api import arguments as a
 from cwm_mcp.api.diff import parting_of
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.tree import WindowTree, all_windows, tree_of
-from cwm_mcp.commands import words
-from cwm_mcp.commands.frame import LOOKING, command
-from cwm_mcp.shell import Json, Limit, Offset, WithTags, parsed, print_result, run
+from cwm_mcp.cli import complete
+from cwm_mcp.cli.commands.frame import LOOKING, command
+from cwm_mcp.cli.runner import Json, Limit, Offset, WithTags, parsed, print_result, run
 
 app = typer.Typer()
 Model = Annotated[str | None, typer.Option(help="Only those of this model, as vLLM serves it.")]
@@ -27,7 +27,7 @@ def list_windows(
     model: Model = None,
     search: Annotated[str | None, typer.Option(help="Words in name, description and tags.")] = None,
     session: Annotated[
-        str | None, typer.Option(help="Windows frozen from this session id.", autocompletion=words.sessions)
+        str | None, typer.Option(help="Windows frozen from this session id.", autocompletion=complete.sessions)
     ] = None,
     after: Annotated[str | None, typer.Option(help="Created after this time, ISO 8601.")] = None,
     before: Annotated[str | None, typer.Option(help="Created before this time, ISO 8601.")] = None,
@@ -67,10 +67,10 @@ def list_windows(
 )
 def show(
     window_name: Annotated[
-        str | None, typer.Argument(help="The window's name.", autocompletion=words.windows, show_default=False)
+        str | None, typer.Argument(help="The window's name.", autocompletion=complete.windows, show_default=False)
     ] = None,
     session: Annotated[
-        str | None, typer.Option(help="Show this session instead of a window.", autocompletion=words.sessions)
+        str | None, typer.Option(help="Show this session instead of a window.", autocompletion=complete.sessions)
     ] = None,
     blocks: Annotated[bool, typer.Option("--blocks", help="List the stored blocks and the tier of each.")] = False,
     as_json: Json = False,
@@ -89,7 +89,7 @@ def tree(
     window_name: Annotated[
         str | None,
         typer.Argument(
-            help="Only the tree in which this window stands.", autocompletion=words.windows, show_default=False
+            help="Only the tree in which this window stands.", autocompletion=complete.windows, show_default=False
         ),
     ] = None,
     as_json: Json = False,
@@ -111,8 +111,8 @@ def tree(
 
 @command(app, LOOKING, examples=["cwm diff idea-a idea-b", "cwm diff idea-a idea-b --context 200 --json"])
 def diff(
-    window_a: Annotated[str, typer.Argument(help="One window.", autocompletion=words.windows)],
-    window_b: Annotated[str, typer.Argument(help="The other one.", autocompletion=words.windows)],
+    window_a: Annotated[str, typer.Argument(help="One window.", autocompletion=complete.windows)],
+    window_b: Annotated[str, typer.Argument(help="The other one.", autocompletion=complete.windows)],
     context: Annotated[
         int, typer.Option(help="The most tokens shown before and behind the parting.", min=0, max=2000)
     ] = 40,

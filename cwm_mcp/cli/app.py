@@ -9,8 +9,8 @@ import typer
 from typer._completion_classes import completion_init
 
 from cwm_connector import __version__
-from cwm_mcp.commands import engine, looking, policy, setup, store, transfer, windows
-from cwm_mcp.ui import command as ui
+from cwm_mcp.cli.commands import engine, inspect, policy, setup, store, transfer, windows
+from cwm_mcp.cli.commands import ui as ui
 
 _EPILOG = """\
 [bold]Environment[/bold]
@@ -54,7 +54,7 @@ def _options(
 
 
 app.add_typer(windows.app)
-app.add_typer(looking.app)
+app.add_typer(inspect.app)
 app.add_typer(store.app)
 app.add_typer(engine.app)
 app.add_typer(setup.app)

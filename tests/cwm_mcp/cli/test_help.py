@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from cwm_connector import __version__
-from cwm_mcp.cli import app
+from cwm_mcp.cli.app import app
 
 _ANSWERS_NOTHING = {"serve", "completion", "ui"}
 """They run something, or print what only a shell reads."""

@@ -5,9 +5,9 @@ from typing import Annotated, Final
 import typer
 
 from cwm_mcp.api import arguments as a
-from cwm_mcp.commands.frame import STORE, command
-from cwm_mcp.shell import Json, follow, parsed, print_result, run, with_bar
-from cwm_mcp.watch import watch_stats
+from cwm_mcp.cli.commands.frame import STORE, command
+from cwm_mcp.cli.runner import Json, follow, parsed, print_result, run, with_bar
+from cwm_mcp.cli.watch import watch_stats
 
 app = typer.Typer()
 _WATCH_S: Final = 2.0

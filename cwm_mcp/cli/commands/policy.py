@@ -5,9 +5,9 @@ from typing import Annotated
 import typer
 
 from cwm_mcp.api import arguments as a
-from cwm_mcp.commands import words
-from cwm_mcp.commands.frame import ENGINE, command
-from cwm_mcp.shell import Json, parsed, print_result, run
+from cwm_mcp.cli import complete
+from cwm_mcp.cli.commands.frame import ENGINE, command
+from cwm_mcp.cli.runner import Json, parsed, print_result, run
 
 app = typer.Typer()
 
@@ -25,7 +25,7 @@ def policy(
     keep_last: Annotated[int | None, typer.Option(metavar="N", help="Such windows for each session; 0: all.")] = None,
     tag: Annotated[
         list[str] | None,
-        typer.Option("--tag", "-t", help="Put on such windows beside auto; repeatable.", autocompletion=words.tags),
+        typer.Option("--tag", "-t", help="Put on such windows beside auto; repeatable.", autocompletion=complete.tags),
     ] = None,
     reset: Annotated[bool, typer.Option("--reset", help="Forget all changes: what CWM_AUTO_FREEZE_* says.")] = False,
     as_json: Json = False,

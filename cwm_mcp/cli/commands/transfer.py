@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from cwm_mcp.api import arguments as a
-from cwm_mcp.commands.frame import WINDOWS, command
-from cwm_mcp.shell import Json, Tags, Window, parsed, print_result, run, with_bar
+from cwm_mcp.cli.commands.frame import WINDOWS, command
+from cwm_mcp.cli.runner import Json, Tags, Window, parsed, print_result, run, with_bar
 
 app = typer.Typer()
 

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from typer._completion_shared import get_completion_script
 
-from cwm_mcp.commands.frame import SET_UP, command
+from cwm_mcp.cli.commands.frame import SET_UP, command
+from cwm_mcp.cli.runner import Json, print_result
 from cwm_mcp.doctor.rounds import examine
-from cwm_mcp.shell import Json, print_result
 
 app = typer.Typer()
 
