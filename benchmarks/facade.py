@@ -21,7 +21,7 @@ from rich.console import Console
 
 from benchmarks.timing import show_times
 from cwm_connector.protocol.calls import FreezeArgs, ListArgs, Op, SessionsArgs
-from cwm_mcp.api.client import EngineClient
+from cwm_mcp.api.client import ControlClient
 from tests.support.engine import ROOT, Engine, EngineOptions, model_folder
 from tests.support.machine import describe
 from tests.support.mcp_client import mcp_client
@@ -36,7 +36,7 @@ BUSY_ANSWER_TOKENS: Final = 40
 Ask = Callable[[], Awaitable[dict[str, Any]]]
 
 
-async def fill(engine: Engine, client: EngineClient, sessions: int, windows: int) -> None:
+async def fill(engine: Engine, client: ControlClient, sessions: int, windows: int) -> None:
     for number in range(sessions):
         name = f"session-{number:03}"
         await engine.api.complete(await prompt_of(engine.api, 5000 + number, SESSION_TOKENS), 1, session_id=name)
@@ -108,7 +108,7 @@ def starts(home: Path, rounds: int) -> tuple[list[float], float]:
     return times, resident
 
 
-async def lists(engine: Engine, client: EngineClient, rounds: int) -> dict[str, Sequence[float]]:
+async def lists(engine: Engine, client: ControlClient, rounds: int) -> dict[str, Sequence[float]]:
     async with mcp_client(engine) as cwm:
         asks: dict[str, Ask] = {
             "socket: window_list, newest 20": lambda: client.call(Op.LIST, ListArgs()),
@@ -125,7 +125,7 @@ async def lists(engine: Engine, client: EngineClient, rounds: int) -> dict[str, 
 
 
 async def run(console: Console, engine: Engine, options: argparse.Namespace) -> None:
-    client = EngineClient(engine.home / "engine.sock", "benchmarks.facade")
+    client = ControlClient(engine.home / "engine.sock", "benchmarks.facade")
     began = time.monotonic()
     await fill(engine, client, options.sessions, options.windows)
     filled = (

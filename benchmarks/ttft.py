@@ -16,7 +16,7 @@ from rich.console import Console
 
 from benchmarks.ttft_report import Repetition, Run, draw, print_run, write_json
 from cwm_connector.protocol.calls import Args, CloneArgs, FreezeArgs, NoArgs, Op, ThawArgs
-from cwm_mcp.api.client import EngineClient
+from cwm_mcp.api.client import ControlClient
 from tests.support.api import Measured
 from tests.support.engine import ROOT, Engine, EngineOptions, model_folder
 from tests.support.machine import describe
@@ -113,7 +113,7 @@ class Bench:
 
     async def _call(self, op: Op, arguments: Args) -> tuple[dict[str, Any], float]:
         """One operation on the control socket, as the MCP server and the command line call it; milliseconds waited."""
-        client = EngineClient(self._engine.home / "engine.sock", "benchmark")
+        client = ControlClient(self._engine.home / "engine.sock", "benchmark")
         try:
             await client.call(Op.PING, NoArgs())
             began = time.perf_counter()

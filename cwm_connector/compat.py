@@ -92,12 +92,12 @@ def cached_blocks(pool: "BlockPool", hashes: "Sequence[BlockHash]") -> "list[KVC
     return [blocks[0] if blocks else None for blocks in found]
 
 
-def hold_blocks(pool: "BlockPool", blocks: "Sequence[KVCacheBlock]") -> None:
-    """Keeps the blocks from being reused until `let_go_blocks`."""
+def pin_blocks(pool: "BlockPool", blocks: "Sequence[KVCacheBlock]") -> None:
+    """Keeps the blocks from being reused until `unpin_blocks`."""
     pool.touch(blocks)
 
 
-def let_go_blocks(pool: "BlockPool", blocks: "Sequence[KVCacheBlock]") -> None:
+def unpin_blocks(pool: "BlockPool", blocks: "Sequence[KVCacheBlock]") -> None:
     """In reverse, so that the end of a sequence is evicted before its beginning."""
     pool.free_blocks(reversed(blocks))
 

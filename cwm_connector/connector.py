@@ -21,12 +21,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from cwm_connector import compat, logs
 from cwm_connector.core.errors import CWMError
-from cwm_connector.service import EngineService
+from cwm_connector.service import EngineSide
 from cwm_connector.settings import load_settings, private_folder
 from cwm_connector.step.jobs import StepJobs, StepReports, WorkerFacts
 from cwm_connector.store.pairing import pair_store
 from cwm_connector.tiers.cpu import CpuTier
-from cwm_connector.tiers.open import open_stores
+from cwm_connector.tiers.open import open_tiers
 from cwm_connector.tiers.policies import new_policy
 from cwm_connector.worker.paged_copy import copier_for
 from cwm_connector.worker.worker import WorkerSide
@@ -76,12 +76,12 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         self._settings = load_settings(self._kv_transfer_config.kv_connector_extra_config)
         logs.configure(self._settings.log_level)
-        self._service: EngineService | None = None
+        self._service: EngineSide | None = None
         self._worker: WorkerSide | None = None
         self._facts: WorkerFacts | None = None
         if role is KVConnectorRole.SCHEDULER:
             try:
-                self._service = EngineService(vllm_config, kv_cache_config, self._settings)
+                self._service = EngineSide(vllm_config, kv_cache_config, self._settings)
             except CWMError as problem:
                 logger.error("%s", problem)  # the one clear line before vLLM's own traceback
                 raise
@@ -112,7 +112,7 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
             copier,
             compat.block_tokens(self._kv_cache_config),
             CpuTier(settings.cpu_cache_bytes // parallel.world_size, new_policy(settings.tier_policy)),
-            open_stores(settings, store_id),
+            open_tiers(settings, store_id),
         )
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
@@ -193,7 +193,7 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
         if self._service is None:
             return
-        self._service.scheduler.pace.step_done()
+        self._service.scheduler.prefill_speed.step_done()
         reports = connector_output.kv_connector_worker_meta
         if isinstance(reports, StepReports):
             self._service.scheduler.deliver(reports)

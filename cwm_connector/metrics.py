@@ -19,7 +19,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.operations = Counter(
-            "cwm_operations", "Operations by outcome.", ["operation", "outcome"], registry=self.registry
+            "cwm_operations", "CallHandler by outcome.", ["operation", "outcome"], registry=self.registry
         )
         self._loaded_tokens = Counter(
             "cwm_loaded_tokens", "Tokens loaded into the engine.", ["tier"], registry=self.registry
@@ -49,7 +49,9 @@ class Metrics:
             "cwm_load_seconds", "Loading one request's chunks.", buckets=_SECONDS, registry=self.registry
         )
         self.prefill_rate = Gauge(
-            "cwm_prefill_tokens_per_second", "Pace of the last prompts; NaN before the first.", registry=self.registry
+            "cwm_prefill_tokens_per_second",
+            "Speed of the last prompts; NaN before the first.",
+            registry=self.registry,
         )
         self.windows = Gauge("cwm_windows", "Windows in the catalog.", registry=self.registry)
         self.chunks = Gauge("cwm_chunks", "Chunks in the catalog.", registry=self.registry)

@@ -3,8 +3,8 @@
     vllm serve … --middleware cwm_connector.middleware.SessionHeader        (`cwm serve` adds it)
 
 Claude Code and Codex tell their session with every request, in headers that vLLM does not know. A subagent of Claude
-Code tells the session and an id of its own: it becomes `SESSION/AGENT`, which sessions.py takes apart again. The header
-is the client's word: identity, not authorisation.
+Code tells the session and an id of its own: it becomes `SESSION/AGENT`, which sessions/index.py takes apart again. The
+header is the client's word: identity, not authorisation.
 
 Runs on the server's event loop for every request: a look through the headers, nothing else. It never reads a body,
 never logs, never raises, and imports the standard library alone.

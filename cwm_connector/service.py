@@ -19,22 +19,22 @@ from cwm_connector.core.types import now_micros
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations.auto_freeze import policy as policies
 from cwm_connector.operations.claims import Claims
-from cwm_connector.operations.context import Engine
-from cwm_connector.operations.dispatch import EngineOperations
+from cwm_connector.operations.context import EngineContext
+from cwm_connector.operations.dispatch import Dispatcher
 from cwm_connector.operations.recovery import recover
-from cwm_connector.operations.shared_catalog_sync import Follower
+from cwm_connector.operations.shared_catalog_sync import SharedCatalogSync
 from cwm_connector.sessions.index import SessionIndex
-from cwm_connector.sessions.thaw_bindings import Visibility
+from cwm_connector.sessions.thaw_bindings import ThawBindings
 from cwm_connector.sessions.titles import Titler
 from cwm_connector.settings import CatalogKind, Settings, private_folder
-from cwm_connector.step.chunk_locations import Placement
+from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard
 from cwm_connector.step.jobs import WorkerFacts
 from cwm_connector.step.scheduler import SchedulerSide
-from cwm_connector.step.step_queue import Mailbox
-from cwm_connector.store.lock import StoreLock
+from cwm_connector.step.step_queue import StepQueue
+from cwm_connector.store.lock import HomeLock
 from cwm_connector.store.pairing import pair_store, require_catalog
-from cwm_connector.tiers.open import open_stores
+from cwm_connector.tiers.open import open_tiers
 from cwm_connector.weights_digest import files_digest
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ START_LIMIT_S: Final = 900.0
 """Hashing the weights of a large model, once, takes longest."""
 
 
-class EngineService:
+class EngineSide:
     """One for each engine. Construction and `start` raise CWMError: they stop an engine that could keep no window."""
 
     def __init__(self, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", settings: Settings) -> None:
@@ -58,25 +58,25 @@ class EngineService:
         self._settings = settings
         private_folder(settings.home, "CWM_HOME")
         private_folder(settings.chunks_path, "CWM_DISK_PATH")
-        self._lock = StoreLock(settings.home)
+        self._lock = HomeLock(settings.home)
         self._lock.acquire()
         store_id = pair_store(settings.home, settings.chunks_path)
         require_catalog(settings.catalog_path, settings.chunks_path)
-        self._stores = open_stores(settings, store_id)
+        self._durable_tiers = open_tiers(settings, store_id)
         self._claims = Claims(store_id, settings.catalog is CatalogKind.REDIS, now_micros())
         self._world_size = vllm_config.parallel_config.world_size
         self._model = vllm_config.model_config.served_model_name or vllm_config.model_config.model
         self._core = compat.find_engine_core()
         self._geometry = Geometry.of(compat.block_tokens(kv_cache_config), settings.chunk_tokens)
-        self._visibility = Visibility()
+        self._thaw_bindings = ThawBindings()
         self._titler = Titler(lambda: compat.tokenizer(vllm_config))
         self._board = JobBoard(self._world_size)
-        self._mailbox = Mailbox(self._wake)
-        self._placement = Placement(self._world_size)
+        self._step_queue = StepQueue(self._wake)
+        self._locations = ChunkLocations(self._world_size)
         self._metrics = Metrics()
         self._control: ControlThread | None = None
-        self._follower = Follower()
-        self._operations: EngineOperations | None = None
+        self._follower = SharedCatalogSync()
+        self._operations: Dispatcher | None = None
         self._farewell: Future[None] | None = None
         self._background: list[asyncio.Task[None]] = []
         self.scheduler = SchedulerSide(
@@ -84,14 +84,14 @@ class EngineService:
             SessionIndex(
                 self._model,
                 self._geometry.block_tokens,
-                self._visibility.thawed_into,
-                self._titler.entitle,
-                continued=self._visibility.continued_by,
+                self._thaw_bindings.thawed_into,
+                self._titler.request_title,
+                continued=self._thaw_bindings.continued_by,
             ),
-            self._visibility,
+            self._thaw_bindings,
             self._board,
-            self._mailbox,
-            self._placement,
+            self._step_queue,
+            self._locations,
             self._metrics,
         )
 
@@ -108,7 +108,7 @@ class EngineService:
 
     def still_at_work(self) -> bool:
         """True while the engine must go on stepping: somebody waits for a step, or, once vLLM shuts down and all
-        requests are over, sessions are frozen before it ends. Engine thread; never waits."""
+        requests are over, sessions are frozen before it ends. EngineContext thread; never waits."""
         return self.scheduler.wants_step or self._saying_farewell()
 
     def _saying_farewell(self) -> bool:
@@ -122,7 +122,7 @@ class EngineService:
 
     def forget_thaws(self) -> None:
         """After vLLM dropped its caches on somebody's order: what is stored stays, but must be thawed anew."""
-        self._visibility.clear()
+        self._thaw_bindings.clear()
 
     def stop(self) -> None:
         """Best effort: durability never depends on it."""
@@ -130,7 +130,7 @@ class EngineService:
         if self._control is not None:
             self._control.stop()
         self._titler.close()
-        for store in self._stores:
+        for store in self._durable_tiers:
             store.close()
         self._lock.release()
 
@@ -141,7 +141,7 @@ class EngineService:
     async def _open(self, facts: Sequence[WorkerFacts]) -> None:
         passport = await asyncio.to_thread(self._passport, facts)
         catalog = CatalogThread(lambda: open_catalog(self._settings, self._claims.engine_id, self._follower.note_gone))
-        recovered = await catalog.run(lambda catalog: recover(catalog, self._stores, self._claims))
+        recovered = await catalog.run(lambda catalog: recover(catalog, self._durable_tiers, self._claims))
         logger.info(
             "store %s: swept %d leftovers and %d orphans; %d chunks are damaged",
             self._settings.home,
@@ -149,7 +149,7 @@ class EngineService:
             recovered.orphans,
             recovered.damaged,
         )
-        engine = Engine(
+        engine = EngineContext(
             settings=self._settings,
             model=self._model,
             passport=passport,
@@ -158,23 +158,23 @@ class EngineService:
             world_size=self._world_size,
             catalog=catalog,
             scheduler=self.scheduler,
-            mailbox=self._mailbox,
+            step_queue=self._step_queue,
             board=self._board,
-            placement=self._placement,
-            visibility=self._visibility,
+            locations=self._locations,
+            thaw_bindings=self._thaw_bindings,
             metrics=self._metrics,
             submit_prefill=self._submit_prefill,
-            stores={store.name: store for store in self._stores},
+            durable_tiers={store.name: store for store in self._durable_tiers},
             claims=self._claims,
         )
-        operations = EngineOperations(engine)
+        operations = Dispatcher(engine)
         await operations.prepare()
         server = ControlServer(self._settings.socket_path, operations, self._model, cwm_connector.__version__)
         await server.start()
         self._operations = operations
-        self._background = [asyncio.create_task(operations.keeper.run()), asyncio.create_task(operations.auto.run())]
+        self._background = [asyncio.create_task(operations.tiering.run()), asyncio.create_task(operations.auto.run())]
         if self._claims.shared:
-            self._background.append(asyncio.create_task(self._follower.run(engine, operations.keeper)))
+            self._background.append(asyncio.create_task(self._follower.run(engine, operations.tiering)))
 
     def _submit_prefill(self, request_id: str, token_ids: "memoryview[int]", cache_salt: str | None) -> None:
         if self._core is None:

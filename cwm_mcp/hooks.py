@@ -22,7 +22,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import is_session_id
 from cwm_connector.operations.auto_freeze.mark import TAG, Mark, Reason
 from cwm_connector.protocol.calls import FreezeArgs, ListArgs, Op
-from cwm_mcp.api.client import EngineClient
+from cwm_mcp.api.client import ControlClient
 
 CURRENT: Final = "current"
 FREEZE_LIMIT_S: Final = 50.0
@@ -61,7 +61,7 @@ async def _freeze(told: Mapping[str, Any], kind: str, reason: Reason, text: str)
     session = told.get("session_id")
     if not isinstance(session, str) or not is_session_id(session):
         return _say("not frozen: Claude Code named no session")
-    client = EngineClient(socket_path(os.environ), "cwm_mcp.hooks")
+    client = ControlClient(socket_path(os.environ), "cwm_mcp.hooks")
     try:
         async with asyncio.timeout(FREEZE_LIMIT_S):
             frozen = await _freeze_new_generation(client, session, kind, reason, text)
@@ -75,7 +75,7 @@ async def _freeze(told: Mapping[str, Any], kind: str, reason: Reason, text: str)
 
 
 async def _freeze_new_generation(
-    client: EngineClient, session: str, kind: str, reason: Reason, text: str
+    client: ControlClient, session: str, kind: str, reason: Reason, text: str
 ) -> dict[str, Any]:
     """Under `KIND-SESSION-gN`, with the first N that is new."""
     stem = f"{kind}-{session.replace(':', '-').lstrip('.')[:8]}-g"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.store.lock import StoreLock
+from cwm_connector.store.lock import HomeLock
 
 CONNECTOR: Final[Mapping[str, str]] = {
     "kv_connector": "CWMConnector",
@@ -101,7 +101,7 @@ def compose(build: Build, model: str, options: Sequence[str], environment: Mappi
 
 def require_free_store(home: Path) -> None:
     """Raises: CWM-3001 if an engine works on the store already; the new one would say so only after a minute."""
-    lock = StoreLock(home)
+    lock = HomeLock(home)
     lock.acquire()
     lock.release()
 

@@ -36,7 +36,7 @@ class ChunkRow:
     tiers: frozenset[TierName] = DISK_ALONE
     """The durable tiers that hold all its ranks' parts. Empty: no copy is known to be good; a freeze stores it anew."""
     claim: Claim = NO_CLAIM
-    """That of the write which the row stands for; see terms.py."""
+    """That of the write which the row stands for; see core/types.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +270,7 @@ class Catalog(Protocol):
 
     def totals(self) -> CatalogTotals: ...
 
-    def settled(self) -> bool:
+    def is_durable(self) -> bool:
         """True if no transaction of this engine can happen any more that it does not know of: what has no row now is
         referred to by nobody."""
 

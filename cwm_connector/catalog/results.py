@@ -37,7 +37,7 @@ _WINDOW_ITEM: Final = (
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Placement(Protocol):
+class LocationLookup(Protocol):
     """Where chunks lie right now."""
 
     def tiers_of(self, keys: Sequence[ChunkKey]) -> dict[str, int]:
@@ -180,13 +180,13 @@ def window_status(
     row: WindowRow,
     chunks: Sequence[ChunkRow],
     children: Sequence[str],
-    placement: Placement,
+    locations: LocationLookup,
     *,
     include_blocks: bool = False,
     hit_rate: float | None = None,
 ) -> dict[str, Any]:
     """window_status's result for a window. A clone counts as frozen when it was made: its content has no other time."""
-    tiers = placement.tiers_of([chunk.key for chunk in chunks])
+    tiers = locations.tiers_of([chunk.key for chunk in chunks])
     status: dict[str, Any] = {
         "type": "window",
         "id": row.name,
@@ -209,16 +209,16 @@ def window_status(
         "lineage": {"parent": row.parent, "children": list(children)},
     }
     if include_blocks:
-        status["blocks"] = [_block(chunk, placement) for chunk in chunks]
+        status["blocks"] = [_block(chunk, locations) for chunk in chunks]
     return status
 
 
-def _block(chunk: ChunkRow, placement: Placement) -> dict[str, Any]:
+def _block(chunk: ChunkRow, locations: LocationLookup) -> dict[str, Any]:
     return {
         "hash": chunk.key.hex(),
         "tokens": chunk.tokens,
         "size_bytes": chunk.size_bytes,
-        "storage_tier": tier_to_read(placement.tiers_of([chunk.key]), 1),
+        "storage_tier": tier_to_read(locations.tiers_of([chunk.key]), 1),
     }
 
 

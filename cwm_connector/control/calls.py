@@ -20,7 +20,7 @@ ProgressSink = Callable[[int, int, str], None]
 """(done, total, text), called on the control loop; `total` 0 where it can't be known."""
 
 
-class Operations(Protocol):
+class CallHandler(Protocol):
     """What the engine does for its clients."""
 
     async def call(self, op: Op, args: Args, progress: ProgressSink) -> dict[str, Any]:

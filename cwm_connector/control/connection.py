@@ -1,7 +1,7 @@
 """One client of the control socket: hello, then any number of calls side by side.
 
 Everything here belongs to the control loop. What a client sends or fails to read costs that client its connection and
-nobody else anything: the engine is only ever asked through `Operations`.
+nobody else anything: the engine is only ever asked through `CallHandler`.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from cwm_connector.control.calls import Operations, ProgressFlow, RunningCall
+from cwm_connector.control.calls import CallHandler, ProgressFlow, RunningCall
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.calls import parse_arguments
 from cwm_connector.protocol.wire import (
@@ -42,7 +42,7 @@ _decoder: Final[msgspec.msgpack.Decoder[FromClient]] = msgspec.msgpack.Decoder(F
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ConnectionLimits:
     """What one client may take."""
 
     hello_s: float = 5.0
@@ -63,9 +63,9 @@ class Connection:
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        operations: Operations,
+        operations: CallHandler,
         welcome: Welcome,
-        limits: Limits,
+        limits: ConnectionLimits,
     ) -> None:
         self._reader = reader
         self._writer = writer

@@ -1,8 +1,8 @@
 """The control socket's server: who may bind it, who may speak on it, and the thread that it runs on.
 
 The socket is private to the engine's user: a new folder gets mode 0700, the socket 0600, and every connection's peer
-is checked against the kernel's word. `StoreLock` comes first: whoever holds it may replace a socket that a killed
-engine left. What a client sends is `control_connection.py`'s, what becomes of a call `control_calls.py`'s.
+is checked against the kernel's word. `HomeLock` comes first: whoever holds it may replace a socket that a killed
+engine left. What a client sends is `connection.py`'s, what becomes of a call `calls.py`'s.
 """
 
 import asyncio
@@ -15,22 +15,27 @@ import struct
 from pathlib import Path
 from typing import Any, Final
 
-from cwm_connector.control.calls import Operations
-from cwm_connector.control.connection import Connection, Limits
+from cwm_connector.control.calls import CallHandler
+from cwm_connector.control.connection import Connection, ConnectionLimits
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.wire import Welcome
 
 logger = logging.getLogger(__name__)
 _UCRED: Final = struct.Struct("iII")
 """struct ucred: pid, uid, gid."""
-_LIMITS: Final = Limits()
+_LIMITS: Final = ConnectionLimits()
 
 
 class ControlServer:
     """Serves `operations` on a unix socket. Belongs to the event loop that `start` runs on and ends with it."""
 
     def __init__(
-        self, socket_path: Path, operations: Operations, model: str, version: str = "", limits: Limits = _LIMITS
+        self,
+        socket_path: Path,
+        operations: CallHandler,
+        model: str,
+        version: str = "",
+        limits: ConnectionLimits = _LIMITS,
     ) -> None:
         self._path = socket_path
         self._operations = operations

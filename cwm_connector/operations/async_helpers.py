@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-async def settled(future: "Future[T]", limit_s: float) -> bool:
+async def wait_done(future: "Future[T]", limit_s: float) -> bool:
     """True once the future is done, False after `limit_s`. Being cancelled leaves the future as it is."""
     loop, done = asyncio.get_running_loop(), asyncio.Event()
     future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
@@ -24,7 +24,7 @@ async def settled(future: "Future[T]", limit_s: float) -> bool:
     return future.done()
 
 
-def on_loop(function: Callable[[T], None]) -> Callable[[T], None]:
+def call_on_loop(function: Callable[[T], None]) -> Callable[[T], None]:
     """`function`, to be called from any thread and run on this event loop."""
     loop = asyncio.get_running_loop()
 
@@ -34,7 +34,7 @@ def on_loop(function: Callable[[T], None]) -> Callable[[T], None]:
     return forward
 
 
-async def to_the_end(work: Awaitable[T]) -> T:
+async def finish_even_if_cancelled(work: Awaitable[T]) -> T:
     """Awaits `work` whole, even if the caller is cancelled meanwhile: for what must not stop half-way."""
     task = asyncio.ensure_future(work)
     while not task.done():
@@ -46,7 +46,7 @@ async def to_the_end(work: Awaitable[T]) -> T:
     return task.result()
 
 
-async def again_and_again(step: Callable[[], Awaitable[None]], every_s: float, what: str) -> NoReturn:
+async def run_periodically(step: Callable[[], Awaitable[None]], every_s: float, what: str) -> NoReturn:
     """Until it is cancelled. What goes wrong with `what` is logged and tried again."""
     while True:
         await asyncio.sleep(every_s)

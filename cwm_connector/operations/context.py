@@ -12,16 +12,16 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import Geometry, Passport
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.metrics import Metrics
-from cwm_connector.operations.async_helpers import settled
+from cwm_connector.operations.async_helpers import wait_done
 from cwm_connector.operations.claims import Claims
-from cwm_connector.sessions.thaw_bindings import Visibility
+from cwm_connector.sessions.thaw_bindings import ThawBindings
 from cwm_connector.settings import Settings
-from cwm_connector.step.chunk_locations import Placement
+from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard, JobResult
 from cwm_connector.step.jobs import ClaimedChunk, CopyJob, DropJob, Job, VerifyJob
 from cwm_connector.step.scheduler import SchedulerSide
-from cwm_connector.step.step_queue import Mailbox
-from cwm_connector.tiers.base import ChunkStore
+from cwm_connector.step.step_queue import StepQueue
+from cwm_connector.tiers.base import DurableTier
 from cwm_connector.tiers.chunk import sealed_bytes
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ ENGINE_STEP_LIMIT_S: Final = 120.0
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineContext:
     """One engine as the control thread sees it."""
 
     settings: Settings
@@ -44,17 +44,17 @@ class Engine:
     world_size: int
     catalog: CatalogThread
     scheduler: SchedulerSide
-    mailbox: Mailbox
+    step_queue: StepQueue
     board: JobBoard
-    placement: Placement
-    visibility: Visibility
+    locations: ChunkLocations
+    thaw_bindings: ThawBindings
     metrics: Metrics
     submit_prefill: Callable[[str, "memoryview[int]", str | None], None]
     """(request id, token ids, cache salt): has the engine compute the tokens; see compat.submit_prefill."""
-    stores: Mapping[TierName, ChunkStore]
+    durable_tiers: Mapping[TierName, DurableTier]
     """The durable tiers as this process sees them, for upkeep that needs no worker; fastest first."""
     claims: Claims
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    chunk_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Whoever writes, moves or removes chunks holds it: what one decided to refer to can't be dropped by another."""
 
     @property
@@ -66,21 +66,21 @@ class Engine:
         """What a chunk of `blocks` takes on disk, all ranks together."""
         return sealed_bytes(blocks * self.block_bytes) * self.world_size
 
-    async def ask(self, function: Callable[[SchedulerSide], T]) -> T:
+    async def on_engine_thread(self, function: Callable[[SchedulerSide], T]) -> T:
         """Runs `function` on the engine thread in its next step.
 
         Raises: CWM-6001 if the engine takes no step in time.
         """
-        answer = self.mailbox.call(lambda: function(self.scheduler))
-        if not await settled(answer, ENGINE_STEP_LIMIT_S) and answer.cancel():
+        answer = self.step_queue.call(lambda: function(self.scheduler))
+        if not await wait_done(answer, ENGINE_STEP_LIMIT_S) and answer.cancel():
             raise CWMError(Code.ENGINE_TIMEOUT, "the engine is busy and took no step; try again")
         return answer.result()  # what had begun when the time was over ends within the step
 
-    async def reported(self, future: "Future[T]", every_s: float) -> T:
+    async def wait_for_workers(self, future: "Future[T]", every_s: float) -> T:
         """Waits for something that a worker's report brings, asking for an engine step every `every_s` seconds."""
         while not future.done():
-            self.mailbox.nudge()
-            await settled(future, every_s)
+            self.step_queue.nudge()
+            await wait_done(future, every_s)
         return future.result()
 
     async def copy(self, rows: Iterable[ChunkRow], target: TierName) -> JobResult:
@@ -95,7 +95,7 @@ class Engine:
         return await self._done(DropJob(self.board.next_id(), tuple(chunks), tuple(tiers)))
 
     async def _done(self, job: Job) -> JobResult:
-        return await self.reported(self.board.post(job).finished, PERSIST_STEP_S)
+        return await self.wait_for_workers(self.board.post(job).finished, PERSIST_STEP_S)
 
 
 def claimed(rows: Iterable[ChunkRow]) -> tuple[ClaimedChunk, ...]:

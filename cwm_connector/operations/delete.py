@@ -12,35 +12,35 @@ from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_window_name
 from cwm_connector.core.types import ChunkKey, TierName
-from cwm_connector.operations.async_helpers import to_the_end
-from cwm_connector.operations.context import Engine, claimed
+from cwm_connector.operations.async_helpers import finish_even_if_cancelled
+from cwm_connector.operations.context import EngineContext, claimed
 from cwm_connector.operations.recovery import Swept, sweep
-from cwm_connector.operations.tiering import Keeper
+from cwm_connector.operations.tiering import Tiering
 from cwm_connector.protocol.calls import DeleteArgs
-from cwm_connector.tiers.base import ChunkStore
+from cwm_connector.tiers.base import DurableTier
 
 
-class Remover:
+class Deleter:
     """The control thread's."""
 
-    def __init__(self, engine: Engine, keeper: Keeper) -> None:
+    def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
-        self._keeper = keeper
+        self._tiering = tiering
 
     async def delete(self, args: DeleteArgs) -> dict[str, Any]:
         """Row and references go first; then the chunks that nobody refers to any more leave every tier."""
         name = check_window_name(args.window_name)
-        async with self._engine.turn:
-            return await to_the_end(self._delete(name))
+        async with self._engine.chunk_lock:
+            return await finish_even_if_cancelled(self._delete(name))
 
     async def collect(self) -> dict[str, Any]:
         """Removes what no window refers to: chunk rows without references, and what tiers hold without a row."""
-        async with self._engine.turn:
-            return await to_the_end(self._collect())
+        async with self._engine.chunk_lock:
+            return await finish_even_if_cancelled(self._collect())
 
     async def _delete(self, name: str) -> dict[str, Any]:
         deleted = await self._engine.catalog.run(lambda catalog: catalog.delete_window(name))
-        self._engine.visibility.unbind(name)
+        self._engine.thaw_bindings.unbind(name)
         return {
             "window_name": name,
             "blocks_deleted": len(deleted.orphans),
@@ -50,13 +50,13 @@ class Remover:
 
     async def _collect(self) -> dict[str, Any]:
         engine = self._engine
-        if not await engine.catalog.run(lambda catalog: catalog.settled()):
+        if not await engine.catalog.run(lambda catalog: catalog.is_durable()):
             raise CWMError(Code.BACKEND, "a freeze's outcome is not known yet; collect again once Redis is back")
         unreferenced = await engine.catalog.run(lambda catalog: catalog.sweep_unreferenced())
         freed = await self._remove(unreferenced)
         rows = {row.key: row for row in await engine.catalog.run(lambda catalog: catalog.all_chunks())}
         orphans, away = 0, []
-        for store in engine.stores.values():
+        for store in engine.durable_tiers.values():
             try:
                 swept = await asyncio.to_thread(self._sweep, store, rows)
             except CWMError as problem:
@@ -72,7 +72,7 @@ class Remover:
             "warning": "; ".join(away) or None,
         }
 
-    def _sweep(self, store: ChunkStore, rows: Mapping[ChunkKey, ChunkRow]) -> Swept:
+    def _sweep(self, store: DurableTier, rows: Mapping[ChunkKey, ChunkRow]) -> Swept:
         return sweep(store, store.inventory(), rows, self._engine.claims)
 
     async def _remove(self, orphans: Sequence[ChunkRow]) -> int:
@@ -80,8 +80,8 @@ class Remover:
         if not orphans:
             return 0
         keys = [row.key for row in orphans]
-        self._keeper.forget(keys)
-        for tier in self._engine.stores:
-            self._engine.placement.record(tier, (), keys)
-        dropped = await self._engine.drop(claimed(orphans), (TierName.CPU, *self._engine.stores))
+        self._tiering.forget(keys)
+        for tier in self._engine.durable_tiers:
+            self._engine.locations.record(tier, (), keys)
+        dropped = await self._engine.drop(claimed(orphans), (TierName.CPU, *self._engine.durable_tiers))
         return sum(outcome.size_bytes for outcome in dropped.outcomes.values())

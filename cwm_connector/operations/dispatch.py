@@ -8,18 +8,18 @@ from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.names import check_description, check_tags, check_window_name
 from cwm_connector.core.types import now_micros
-from cwm_connector.operations.async_helpers import to_the_end
+from cwm_connector.operations.async_helpers import finish_even_if_cancelled
 from cwm_connector.operations.auto_freeze.freezer import AutoFreezer
-from cwm_connector.operations.context import Engine
-from cwm_connector.operations.delete import Remover
+from cwm_connector.operations.context import EngineContext
+from cwm_connector.operations.delete import Deleter
 from cwm_connector.operations.freeze import Freezer
 from cwm_connector.operations.health import HealthReader
-from cwm_connector.operations.queries import Reader
+from cwm_connector.operations.queries import Queries
 from cwm_connector.operations.thaw import Thawer
-from cwm_connector.operations.tiering import Keeper
+from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.transfer.exporter import Exporter
 from cwm_connector.operations.transfer.importer import Importer
-from cwm_connector.operations.verify import Scrubber
+from cwm_connector.operations.verify import Verifier
 from cwm_connector.protocol.calls import (
     Args,
     CloneArgs,
@@ -40,26 +40,26 @@ from cwm_connector.protocol.calls import (
 )
 
 
-class EngineOperations:
-    """`Operations` of the control server, for a running engine."""
+class Dispatcher:
+    """`CallHandler` of the control server, for a running engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EngineContext) -> None:
         self._engine = engine
-        self.keeper = Keeper(engine)
-        self._freezer = Freezer(engine, self.keeper)
-        self._thawer = Thawer(engine, self.keeper)
-        self._remover = Remover(engine, self.keeper)
-        self._scrubber = Scrubber(engine, self.keeper)
-        self._exporter = Exporter(engine, self.keeper)
-        self._importer = Importer(engine, self.keeper)
-        self.auto = AutoFreezer(engine, self._freezer, self._remover)
-        self._reader = Reader(engine, self.auto)
+        self.tiering = Tiering(engine)
+        self._freezer = Freezer(engine, self.tiering)
+        self._thawer = Thawer(engine, self.tiering)
+        self._deleter = Deleter(engine, self.tiering)
+        self._verifier = Verifier(engine, self.tiering)
+        self._exporter = Exporter(engine, self.tiering)
+        self._importer = Importer(engine, self.tiering)
+        self.auto = AutoFreezer(engine, self._freezer, self._deleter)
+        self._queries = Queries(engine, self.auto)
         self._health = HealthReader(engine)
 
     async def prepare(self) -> None:
         """After recovery and before the socket opens: what lies where, and the thaws of before a restart."""
-        await self.keeper.learn()
-        await self.auto.learn()
+        await self.tiering.load_from_catalog()
+        await self.auto.load_from_catalog()
         await self._thawer.rebind()
 
     async def call(self, op: Op, args: Args, progress: ProgressSink) -> dict[str, Any]:
@@ -83,21 +83,21 @@ class EngineOperations:
             case CloneArgs():
                 return self._thawer.clone(args)
             case DeleteArgs():
-                return self._remover.delete(args)
+                return self._deleter.delete(args)
             case TagArgs():
                 return self._tag(args)
             case ListArgs():
-                return self._reader.list_windows(args)
+                return self._queries.list_windows(args)
             case StatusArgs():
-                return self._reader.status(args)
+                return self._queries.status(args)
             case TokensArgs():
-                return self._reader.token_ids(args)
+                return self._queries.token_ids(args)
             case SessionsArgs():
-                return self._reader.sessions(args)
+                return self._queries.sessions(args)
             case HealthArgs():
                 return self._health.health(args)
             case VerifyArgs():
-                return self._scrubber.verify(args, progress)
+                return self._verifier.verify(args, progress)
             case ExportArgs():
                 return self._exporter.export(args, progress)
             case ImportArgs():
@@ -105,9 +105,9 @@ class EngineOperations:
             case PolicyArgs():
                 return self.auto.policy(args)
         plain = {
-            Op.STATS: self._reader.stats,
+            Op.STATS: self._queries.stats,
             Op.METRICS: self._metrics,
-            Op.COLLECT: self._remover.collect,
+            Op.COLLECT: self._deleter.collect,
             Op.PING: self._ping,
         }
         return plain[op]()
@@ -121,7 +121,7 @@ class EngineOperations:
         name = check_window_name(args.window_name)
         add, remove = check_tags(args.add), check_tags(args.remove)
         description = None if args.description is None else check_description(args.description)
-        row = await to_the_end(
+        row = await finish_even_if_cancelled(
             self._engine.catalog.run(lambda catalog: catalog.tag_window(name, add, remove, description, now_micros()))
         )
         return {"window_name": row.name, "tags": list(row.tags), "description": row.description}
@@ -132,7 +132,7 @@ class EngineOperations:
         metrics.windows.set(totals.windows)
         metrics.chunks.set(totals.chunks)
         metrics.chunk_bytes.set(totals.stored_bytes)
-        seconds = self._engine.scheduler.pace.seconds_for(1000)
+        seconds = self._engine.scheduler.prefill_speed.seconds_for(1000)
         metrics.prefill_rate.set(1000 / seconds if seconds else math.nan)
         return {"metrics": metrics.samples()}
 

@@ -26,10 +26,10 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, chunk_specs
 from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
 from cwm_connector.core.types import ChunkKey, now_micros
-from cwm_connector.operations.async_helpers import on_loop, settled, to_the_end
-from cwm_connector.operations.context import PERSIST_STEP_S, Engine
-from cwm_connector.operations.tiering import Keeper
-from cwm_connector.operations.window_commit import Storing
+from cwm_connector.operations.async_helpers import call_on_loop, finish_even_if_cancelled, wait_done
+from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
+from cwm_connector.operations.tiering import Tiering
+from cwm_connector.operations.window_commit import WindowCommit
 from cwm_connector.protocol.calls import FreezeArgs
 from cwm_connector.sessions.index import HeadSnapshot
 from cwm_connector.sessions.thaw_bindings import BoundWindow
@@ -59,19 +59,19 @@ class _Evicted(Exception):
         self.first = first
 
 
-def tier_fields(engine: Engine, keys: Sequence[ChunkKey]) -> dict[str, Any]:
+def tier_fields(engine: EngineContext, keys: Sequence[ChunkKey]) -> dict[str, Any]:
     """`storage_tier` (where a thaw would read) and chunks per tier, as placed right now."""
-    tiers = engine.placement.tiers_of(keys)
+    tiers = engine.locations.tiers_of(keys)
     return {"storage_tier": storage_tier(tiers), "tiers": tiers}
 
 
 class Freezer:
     """The control thread's."""
 
-    def __init__(self, engine: Engine, keeper: Keeper) -> None:
+    def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
-        self._keeper = keeper
-        self._storing = Storing(engine, keeper)
+        self._tiering = tiering
+        self._window_commit = WindowCommit(engine, tiering)
         self._numbers = itertools.count(1)
 
     async def freeze(self, args: FreezeArgs, progress: ProgressSink, *, recompute: bool = True) -> dict[str, Any]:
@@ -84,8 +84,8 @@ class Freezer:
         check_session_id(args.session_id)
         name = check_window_name(args.window_name)
         description, tags = check_description(args.description), check_tags(args.tags)
-        await self._storing.require_free(name)
-        async with self._engine.turn:
+        await self._window_commit.require_free(name)
+        async with self._engine.chunk_lock:
             snapshot = await self._snapshot(args)
             chunks = await asyncio.to_thread(
                 chunk_specs, self._engine.passport, self._engine.geometry, snapshot.token_ids
@@ -108,7 +108,7 @@ class Freezer:
             )
             saved, row = await self._store(snapshot, chunks, new, progress, recompute)
             keys = [chunk.key for chunk in chunks[: row.block_count]]
-            self._keeper.used(keys)
+            self._tiering.used(keys)
         metrics = self._engine.metrics
         metrics.recomputed_tokens.inc(saved.recomputed_tokens)
         metrics.stored_bytes.inc(sum(chunk.size_bytes for chunk in saved.rows))
@@ -142,11 +142,11 @@ class Freezer:
         """Saves what is missing and commits; again with more where another engine has deleted some of it meanwhile."""
         refused = 0
         while True:
-            missing = await self._storing.missing(chunks)
+            missing = await self._window_commit.missing(chunks)
             order = SaveOrder(tuple(missing), self._engine.freeze_tiers, self._engine.claims.new())
             try:
                 saved = await self._save(snapshot, chunks, order, progress, recompute)
-                return saved, await self._storing.commit(self._holding(new, chunks, saved), order)
+                return saved, await self._window_commit.commit(self._holding(new, chunks, saved), order)
             except _Evicted as lost:
                 chunks = chunks[: chunks.index(lost.first)]
                 if not chunks:
@@ -173,7 +173,7 @@ class Freezer:
         )
 
     async def _snapshot(self, args: FreezeArgs) -> HeadSnapshot:
-        snapshot = await self._engine.ask(lambda side: side.snapshot(args.session_id, args.head))
+        snapshot = await self._engine.on_engine_thread(lambda side: side.snapshot(args.session_id, args.head))
         if not snapshot.text_only:
             raise CWMError(
                 Code.STATE,
@@ -196,8 +196,8 @@ class Freezer:
             plan = await asyncio.shield(planning)
         except asyncio.CancelledError:
             # The plan may hold blocks and have its job under way already: both come to their end first.
-            plan = await to_the_end(planning)
-            await to_the_end(self._discard(plan.ticket, order))
+            plan = await finish_even_if_cancelled(planning)
+            await finish_even_if_cancelled(self._discard(plan.ticket, order))
             raise
         ticket = plan.ticket
         if ticket is None and not recompute:
@@ -212,14 +212,14 @@ class Freezer:
         def tell(done: int) -> None:
             progress(done, len(order.chunks), "chunks stored")
 
-        ticket.on_progress = on_loop(tell)
+        ticket.on_progress = call_on_loop(tell)
         try:
-            await self._engine.reported(ticket.captured, CAPTURE_STEP_S)
+            await self._engine.wait_for_workers(ticket.captured, CAPTURE_STEP_S)
             captured_at = time.perf_counter()
             progress(0, len(order.chunks), "captured")
-            result = await self._engine.reported(ticket.finished, PERSIST_STEP_S)
+            result = await self._engine.wait_for_workers(ticket.finished, PERSIST_STEP_S)
         except BaseException:
-            await to_the_end(self._discard(ticket, order))
+            await finish_even_if_cancelled(self._discard(ticket, order))
             raise
         rows = [
             ChunkRow(
@@ -241,7 +241,7 @@ class Freezer:
         progress: ProgressSink,
         recompute: bool,
     ) -> SavePlan:
-        plan = await self._engine.ask(lambda side: side.plan_save(snapshot, order))
+        plan = await self._engine.on_engine_thread(lambda side: side.plan_save(snapshot, order))
         if plan.ticket is not None or not recompute:
             return plan
         progress(0, len(order.chunks), f"computing {plan.lost_blocks} evicted blocks again")
@@ -257,9 +257,9 @@ class Freezer:
         stored = BoundWindow("", snapshot.token_ids, tuple(chunks), usable_blocks=leading)
         request_id = f"cwm-recompute-{next(self._numbers)}"
         tokens = snapshot.token_ids[: chunks[-1].end_block * self._engine.geometry.block_tokens]
-        plan = await self._engine.ask(lambda side: side.expect_recompute(request_id, stored, order))
+        plan = await self._engine.on_engine_thread(lambda side: side.expect_recompute(request_id, stored, order))
         await asyncio.to_thread(self._engine.submit_prefill, request_id, memoryview(tokens), snapshot.cache_salt)
-        if not await settled(plan, RECOMPUTE_LIMIT_S):
+        if not await wait_done(plan, RECOMPUTE_LIMIT_S):
             raise CWMError(
                 Code.OPERATION_TIMEOUT, "evicted blocks could not be computed again in time; try again later"
             )
@@ -269,9 +269,9 @@ class Freezer:
         """Removes what a failed freeze wrote, once its job is over, unless the catalog refers to it after all."""
         if ticket is not None:
             while not ticket.finished.done():
-                self._engine.mailbox.nudge()
-                await settled(ticket.finished, PERSIST_STEP_S)
-        await self._storing.discard(order)
+                self._engine.step_queue.nudge()
+                await wait_done(ticket.finished, PERSIST_STEP_S)
+        await self._window_commit.discard(order)
 
 
 def _parent(catalog: Catalog, session_id: str) -> str | None:

@@ -13,8 +13,8 @@ from typing import Any, Final
 import cwm_connector
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import TierName
-from cwm_connector.operations.async_helpers import settled
-from cwm_connector.operations.context import Engine
+from cwm_connector.operations.async_helpers import wait_done
+from cwm_connector.operations.context import EngineContext
 from cwm_connector.protocol.calls import HealthArgs
 
 ANSWER_S: Final = 4.0
@@ -25,7 +25,7 @@ _GIB: Final = 1 << 30
 class HealthReader:
     """One for each engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EngineContext) -> None:
         self._engine = engine
         self._started = time.monotonic()
 
@@ -44,7 +44,7 @@ class HealthReader:
 
     async def _engine_health(self) -> dict[str, Any]:
         begun = time.perf_counter()
-        answered = await settled(self._engine.mailbox.call(lambda: None), 1.0)
+        answered = await wait_done(self._engine.step_queue.call(lambda: None), 1.0)
         message = "stepping" if answered else "busy: it took no step within a second"
         return _component("engine", "healthy", message, begun if answered else None)
 
@@ -60,13 +60,13 @@ class HealthReader:
         return _component("catalog", "healthy", known, begun)
 
     async def _cpu_health(self) -> dict[str, Any]:
-        return _component("cpu", "healthy", f"{len(self._engine.placement.in_memory())} blocks in memory", None)
+        return _component("cpu", "healthy", f"{len(self._engine.locations.in_memory())} blocks in memory", None)
 
     async def _disk_health(self) -> dict[str, Any]:
         return await asyncio.to_thread(_folder_health, self._engine.settings.chunks_path)
 
     async def _redis_health(self) -> dict[str, Any]:
-        store = self._engine.stores.get(TierName.REDIS)
+        store = self._engine.durable_tiers.get(TierName.REDIS)
         if store is None:
             return _component("redis", "healthy", "not configured", None)
         begun = time.perf_counter()

@@ -16,9 +16,9 @@ from cwm_connector.catalog.results import LiveSession, SessionState
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_session_id, check_window_name
 from cwm_connector.core.types import ChunkKey, TierName
-from cwm_connector.operations.async_helpers import settled
+from cwm_connector.operations.async_helpers import wait_done
 from cwm_connector.operations.auto_freeze.freezer import AutoFreezer
-from cwm_connector.operations.context import Engine
+from cwm_connector.operations.context import EngineContext
 from cwm_connector.protocol.calls import ListArgs, SessionsArgs, StatusArgs, TokensArgs
 from cwm_connector.sessions.index import SessionView
 
@@ -33,10 +33,10 @@ Sessions = tuple[list[tuple[SessionView, int]], bool]
 """The engine's sessions with their cached tokens, and whether it just told them (else: what it last told)."""
 
 
-class Reader:
+class Queries:
     """The control thread's."""
 
-    def __init__(self, engine: Engine, auto: AutoFreezer) -> None:
+    def __init__(self, engine: EngineContext, auto: AutoFreezer) -> None:
         self._engine = engine
         self._auto = auto
         self._keys_of: OrderedDict[tuple[str, int], tuple[ChunkKey, ...]] = OrderedDict()
@@ -70,15 +70,15 @@ class Reader:
 
     async def stats(self) -> dict[str, Any]:
         def read(catalog: Catalog) -> tuple[CatalogTotals, Sequence[ChunkRow]]:
-            return catalog.totals(), tuple(catalog.stored(self._engine.placement.in_memory()).values())
+            return catalog.totals(), tuple(catalog.stored(self._engine.locations.in_memory()).values())
 
         totals, resident = await self._engine.catalog.run(read)
         hits, misses = self._engine.metrics.hits_and_misses()
         settings = self._engine.settings
         in_memory = TierTotals(len(resident), sum(row.size_bytes for row in resident))
         redis = None
-        if TierName.REDIS in self._engine.stores:
-            limit = await asyncio.to_thread(self._engine.stores[TierName.REDIS].limit_bytes)
+        if TierName.REDIS in self._engine.durable_tiers:
+            limit = await asyncio.to_thread(self._engine.durable_tiers[TierName.REDIS].limit_bytes)
             redis = _tier(totals.tiers[TierName.REDIS], limit)
         return {
             "kv_store": {
@@ -109,21 +109,21 @@ class Reader:
                 if problem.code is not Code.CORRUPT:
                     raise
                 return None
-            self._engine.placement.learn(chunks)
+            self._engine.locations.load_from_catalog(chunks)
             keys = self._keys_of[window] = tuple(chunk.key for chunk in chunks)
             while len(self._keys_of) > REMEMBERED_WINDOWS:
                 self._keys_of.popitem(last=False)
-        return results.tier_to_read(self._engine.placement.tiers_of(keys), len(keys))
+        return results.tier_to_read(self._engine.locations.tiers_of(keys), len(keys))
 
     async def _window_status(self, name: str, include_blocks: bool) -> dict[str, Any]:
         def read(catalog: Catalog) -> dict[str, Any]:
             chunks = catalog.chunks_of(name)
-            self._engine.placement.learn(chunks)
+            self._engine.locations.load_from_catalog(chunks)
             return results.window_status(
                 catalog.window(name),
                 chunks,
                 catalog.children(name),
-                self._engine.placement,
+                self._engine.locations,
                 include_blocks=include_blocks,
                 hit_rate=self._engine.metrics.hit_rate(),
             )
@@ -173,8 +173,8 @@ class Reader:
             self._last_views = self._asked.result()  # told since the last list had waited long enough
             self._asked = None
         if self._asked is None:
-            self._asked = self._engine.mailbox.call(self._engine.scheduler.session_views)
-        fresh = await settled(self._asked, wait_s)
+            self._asked = self._engine.step_queue.call(self._engine.scheduler.session_views)
+        fresh = await wait_done(self._asked, wait_s)
         if fresh:
             self._last_views = self._asked.result()
         return self._last_views, fresh

@@ -15,7 +15,7 @@ from cwm_connector.catalog.base import Catalog, ChunkRow
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, now_micros
 from cwm_connector.operations.claims import Claims
-from cwm_connector.tiers.base import ChunkId, ChunkStore
+from cwm_connector.tiers.base import ChunkId, DurableTier
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Swept:
     n_bytes: int
 
 
-def recover(catalog: Catalog, stores: Iterable[ChunkStore], claims: Claims) -> Recovered:
+def recover(catalog: Catalog, durable_tiers: Iterable[DurableTier], claims: Claims) -> Recovered:
     """Runs once, on the catalog thread, while no job is under way and the store's lock is held.
 
     A tier that can't be asked (a Redis that is away) is left as it is recorded.
@@ -50,11 +50,11 @@ def recover(catalog: Catalog, stores: Iterable[ChunkStore], claims: Claims) -> R
         logger.warning("chunks without references are left for a collection: %s", problem)
     rows = {row.key: row for row in catalog.all_chunks()}
     leftovers = orphans = 0
-    for store in stores:
+    for store in durable_tiers:
         try:
             leftovers += store.sweep_leftovers()
             found = list(store.inventory())
-            orphans += sweep(store, found, rows, claims).chunks if catalog.settled() else 0
+            orphans += sweep(store, found, rows, claims).chunks if catalog.is_durable() else 0
             whole = _whole(found, rows)
             recorded = {key for key, row in rows.items() if store.name in row.tiers}
             if whole - recorded:
@@ -75,7 +75,7 @@ def _whole(found: Sequence[tuple[ChunkId, int]], rows: Mapping[ChunkKey, ChunkRo
 
 
 def sweep(
-    store: ChunkStore, found: Iterable[tuple[ChunkId, int]], rows: Mapping[ChunkKey, ChunkRow], claims: Claims
+    store: DurableTier, found: Iterable[tuple[ChunkId, int]], rows: Mapping[ChunkKey, ChunkRow], claims: Claims
 ) -> Swept:
     """Removes what of `found` no row stands for. No freeze of this engine may be under way; another engine's may."""
     removed = n_bytes = 0
@@ -89,7 +89,7 @@ def sweep(
     return Swept(removed, n_bytes)
 
 
-def _spare_claims(store: ChunkStore, chunk: ChunkId, row: ChunkRow | None, claims: Claims) -> list[Claim]:
+def _spare_claims(store: DurableTier, chunk: ChunkId, row: ChunkRow | None, claims: Claims) -> list[Claim]:
     """The claims on a part that nobody stands behind any more."""
     if not store.shared:
         return [NO_CLAIM] if row is None else []

@@ -13,15 +13,15 @@ from cwm_connector.catalog.shared.catalog import RedisCatalog
 from cwm_connector.catalog.shared.replica import Gone
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import TierName
-from cwm_connector.operations.context import Engine, claimed
-from cwm_connector.operations.tiering import Keeper
+from cwm_connector.operations.context import EngineContext, claimed
+from cwm_connector.operations.tiering import Tiering
 
 logger = logging.getLogger(__name__)
 
 PERIOD_S: Final = 1.0
 
 
-class Follower:
+class SharedCatalogSync:
     """For an engine with a shared catalog."""
 
     def __init__(self) -> None:
@@ -32,19 +32,19 @@ class Follower:
         """The catalog's `on_gone`; any thread, also before there is an engine."""
         self._gone.put(gone)
 
-    async def run(self, engine: Engine, keeper: Keeper) -> None:
+    async def run(self, engine: EngineContext, tiering: Tiering) -> None:
         """Until it is cancelled. An outage of Redis is logged when it begins and when it ends."""
         while True:
             await asyncio.sleep(PERIOD_S)
             try:
-                await self.follow(engine, keeper)
+                await self.follow(engine, tiering)
                 self._say(None)
             except CWMError as problem:
                 self._say(str(problem))
             except Exception:
                 logger.exception("following the shared catalog failed; it is tried again")
 
-    async def follow(self, engine: Engine, keeper: Keeper) -> None:
+    async def follow(self, engine: EngineContext, tiering: Tiering) -> None:
         """Catches up, and acts on what others have deleted. Raises what the catalog's `catch_up` raises."""
 
         def catch_up(catalog: object) -> None:
@@ -55,20 +55,20 @@ class Follower:
             await engine.catalog.run(catch_up)
         finally:
             for _ in range(self._gone.qsize()):
-                await self._let_go(self._gone.get(), engine, keeper)
+                await self._let_go(self._gone.get(), engine, tiering)
 
-    async def _let_go(self, gone: Gone, engine: Engine, keeper: Keeper) -> None:
+    async def _let_go(self, gone: Gone, engine: EngineContext, tiering: Tiering) -> None:
         if gone.window is not None:
-            engine.visibility.unbind(gone.window)
+            engine.thaw_bindings.unbind(gone.window)
         if not gone.orphans:
             return
         keys = [row.key for row in gone.orphans]
-        async with engine.turn:
+        async with engine.chunk_lock:
             stored = await engine.catalog.run(lambda catalog: catalog.stored(keys))
             orphans = [row for row in gone.orphans if row.key not in stored]  # stored anew meanwhile, it is in use
-            keeper.forget([row.key for row in orphans])
-            for tier in engine.stores:
-                engine.placement.record(tier, (), [row.key for row in orphans])
+            tiering.forget([row.key for row in orphans])
+            for tier in engine.durable_tiers:
+                engine.locations.record(tier, (), [row.key for row in orphans])
             await engine.drop(claimed(orphans), (TierName.CPU, TierName.DISK))
 
     def _say(self, fault: str | None) -> None:

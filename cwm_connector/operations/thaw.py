@@ -15,9 +15,9 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, specs_of
 from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
 from cwm_connector.core.types import ChunkKey, TierName, now_micros, salt_hash
-from cwm_connector.operations.async_helpers import on_loop, to_the_end
-from cwm_connector.operations.context import PERSIST_STEP_S, Engine
-from cwm_connector.operations.tiering import Keeper
+from cwm_connector.operations.async_helpers import call_on_loop, finish_even_if_cancelled
+from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
+from cwm_connector.operations.tiering import Tiering
 from cwm_connector.protocol.calls import CloneArgs, ThawArgs
 from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.step.job_board import JobResult
@@ -53,9 +53,9 @@ class _Checked:
 class Thawer:
     """Thaws and clones; the control thread's."""
 
-    def __init__(self, engine: Engine, keeper: Keeper) -> None:
+    def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
-        self._keeper = keeper
+        self._tiering = tiering
         self._background: set[asyncio.Task[None]] = set()
 
     async def thaw(self, args: ThawArgs, progress: ProgressSink) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Thawer:
         session_id = args.new_session_id or stored.row.session_id
         salt = f"cwm-{secrets.token_urlsafe(24)}"
         binding = Binding(name, session_id, salt_hash(salt), now_micros())
-        await to_the_end(self._engine.catalog.run(lambda catalog: catalog.bind(binding)))
+        await finish_even_if_cancelled(self._engine.catalog.run(lambda catalog: catalog.bind(binding)))
         self._bind(binding, stored, specs, checked.blocks)
         restorable = checked.blocks * self._engine.geometry.block_tokens
         full = stored.row.token_count - stored.row.token_count % self._engine.geometry.block_tokens
@@ -102,7 +102,7 @@ class Thawer:
         source, target = check_window_name(args.source_window), check_window_name(args.target_window)
         description = None if args.description is None else check_description(args.description)
         tags = None if args.tags is None else check_tags(args.tags)
-        row = await to_the_end(
+        row = await finish_even_if_cancelled(
             self._engine.catalog.run(
                 lambda catalog: catalog.clone_window(source, target, description, tags, now_micros())
             )
@@ -142,14 +142,14 @@ class Thawer:
             tokens = array("i")
             tokens.frombytes(catalog.token_ids_of(name))
             chunks = catalog.chunks_of(name)
-            self._engine.placement.learn(chunks)
+            self._engine.locations.load_from_catalog(chunks)
             return _Stored(catalog.window(name), chunks, tokens)
 
         return await self._engine.catalog.run(read)
 
     def _is_slower(self, read_s: float, tokens: int) -> bool | None:
         """Whether the engine, at the pace it last showed, would have computed the tokens sooner; None: unknown."""
-        computing_s = self._engine.scheduler.pace.seconds_for(tokens)
+        computing_s = self._engine.scheduler.prefill_speed.seconds_for(tokens)
         return computing_s < read_s if computing_s and tokens else None
 
     def _check_passport(self, row: WindowRow) -> None:
@@ -177,8 +177,8 @@ class Thawer:
         def tell(done: int) -> None:
             progress(done, len(specs), "chunks read and verified")
 
-        ticket = board.post(PromoteJob(board.next_id(), tuple(specs)), on_loop(tell))
-        return self._counted(specs, await self._engine.reported(ticket.finished, PERSIST_STEP_S))
+        ticket = board.post(PromoteJob(board.next_id(), tuple(specs)), call_on_loop(tell))
+        return self._counted(specs, await self._engine.wait_for_workers(ticket.finished, PERSIST_STEP_S))
 
     def _counted(self, specs: Sequence[ChunkSpec], result: JobResult) -> _Checked:
         tokens: dict[TierName, int] = {}
@@ -198,7 +198,7 @@ class Thawer:
         """Where the chunks are said to be; nothing is read, and every load will verify them anyway."""
         tokens: dict[TierName, int] = {}
         for spec in specs:
-            tier = self._engine.placement.fastest(spec.key)
+            tier = self._engine.locations.fastest(spec.key)
             if tier is None:
                 return _Checked(spec.first_block, tokens, "CWM-2003: no tier is known to have the next chunk")
             tokens[tier] = tokens.get(tier, 0) + spec.blocks * self._engine.geometry.block_tokens
@@ -206,12 +206,12 @@ class Thawer:
 
     def _keep_warm(self, specs: Sequence[ChunkSpec], checked: _Checked) -> None:
         """The window is in use again: its chunks count as hot, and what lay in Redis comes back to the disk."""
-        self._keeper.used(spec.key for spec in specs)
+        self._tiering.used(spec.key for spec in specs)
         if checked.from_redis:
-            restoring = asyncio.create_task(self._keeper.restore(checked.from_redis))
+            restoring = asyncio.create_task(self._tiering.restore(checked.from_redis))
             self._background.add(restoring)
             restoring.add_done_callback(self._background.discard)
 
     def _bind(self, binding: Binding, stored: _Stored, specs: tuple[ChunkSpec, ...], blocks: int) -> None:
         window = BoundWindow(binding.window_name, stored.token_ids, specs, blocks)
-        self._engine.visibility.bind(binding.session_id, binding.salt_hash, window)
+        self._engine.thaw_bindings.bind(binding.session_id, binding.salt_hash, window)

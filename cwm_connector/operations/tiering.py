@@ -17,8 +17,8 @@ from typing import Final
 from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Micros, TierName, now_micros
-from cwm_connector.operations.async_helpers import again_and_again
-from cwm_connector.operations.context import Engine, claimed
+from cwm_connector.operations.async_helpers import run_periodically
+from cwm_connector.operations.context import EngineContext, claimed
 from cwm_connector.tiers.policies import TierPolicy, new_policy
 
 logger = logging.getLogger(__name__)
@@ -33,21 +33,21 @@ LOW_WATER: Final = 0.8
 """Of the disk's limit: from the first on chunks are moved, until the second is reached."""
 
 
-class Keeper:
+class Tiering:
     """One for each engine. `learn` first; `run` is its own life, everything else is called by operations."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EngineContext) -> None:
         self._engine = engine
         self._policy: TierPolicy[ChunkKey] = new_policy(engine.settings.tier_policy)
         self._used_at: dict[ChunkKey, Micros] = {}
         self._lost: list[ChunkKey] = []
         self._reviewed_at = 0.0
 
-    async def learn(self) -> None:
+    async def load_from_catalog(self) -> None:
         """Takes over from the catalog what lies where, and when each chunk was used last."""
         rows, uses = await self._engine.catalog.run(lambda catalog: (catalog.all_chunks(), catalog.chunks_by_use()))
-        for tier in self._engine.stores:
-            self._engine.placement.record(tier, [row.key for row in rows if tier in row.tiers])
+        for tier in self._engine.durable_tiers:
+            self._engine.locations.record(tier, [row.key for row in rows if tier in row.tiers])
         for key, at in uses:
             self._note_use(key, at)
 
@@ -66,18 +66,18 @@ class Keeper:
 
     # --- asked by operations ------------------------------------------------------------------------------------------
 
-    async def heed(self) -> None:
-        """Writes down what loads have shown since the last time. The caller has the turn."""
-        for key in self._engine.placement.take_uses():
+    async def apply_observations(self) -> None:
+        """Writes down what loads have shown since the last time. The caller holds `chunk_lock`."""
+        for key in self._engine.locations.take_uses():
             if key in self._used_at:
                 self._note_use(key, now_micros())
-        for key, tier in self._engine.placement.take_bad():
+        for key, tier in self._engine.locations.take_bad():
             logger.warning("a chunk in the %s tier is missing or corrupt; it counts as lost there", tier.value)
             await self._record(tier, went=[key])
             self._lost.append(key)
 
-    async def make_room(self, needed: int, spare: Collection[ChunkKey]) -> None:
-        """Sees to it that `needed` bytes more keep the disk's limit; none of `spare` is moved. The caller has the turn.
+    async def make_room(self, needed: int, protected: Collection[ChunkKey]) -> None:
+        """Make room for `needed` more bytes on the disk and move none of `protected`. The caller holds `chunk_lock`.
 
         Raises: CWM-4003 if they can't; where that is plain from the sizes, nothing was moved.
         """
@@ -85,7 +85,11 @@ class Keeper:
         over = await self._disk_bytes() + needed - limit
         if over <= 0:
             return
-        victims = await self._coldest(over, spare) if needed <= limit and TierName.REDIS in self._engine.stores else []
+        victims = (
+            await self._coldest(over, protected)
+            if needed <= limit and TierName.REDIS in self._engine.durable_tiers
+            else []
+        )
         if victims:
             over -= await self._demote(victims)
         if over > 0:
@@ -105,7 +109,7 @@ class Keeper:
         """Moves chunks from disk to Redis; returns the bytes that became free on the disk."""
         freed = 0
         for batch in _batches(keys):
-            async with self._engine.turn:
+            async with self._engine.chunk_lock:
                 freed += await self._demote(await self._rows(batch, TierName.DISK))
         return freed
 
@@ -113,7 +117,7 @@ class Keeper:
         """Brings chunks back to the disk that were read from Redis or lost on disk, unless it is nearly full."""
         ceiling = HIGH_WATER * self._engine.settings.disk_cache_bytes
         for batch in _batches(keys):
-            async with self._engine.turn:
+            async with self._engine.chunk_lock:
                 rows = [row for row in await self._rows(batch) if TierName.DISK not in row.tiers]
                 room = ceiling - await self._disk_bytes()
                 if not rows or sum(row.size_bytes for row in rows) > room:
@@ -125,7 +129,7 @@ class Keeper:
 
         True if the tier has a good copy again.
         """
-        async with self._engine.turn:
+        async with self._engine.chunk_lock:
             await self._record(tier, went=[row.key])
             return bool(await self._bring([row], tier))
 
@@ -133,12 +137,12 @@ class Keeper:
 
     async def run(self) -> None:
         """Until it is cancelled. What goes wrong is logged and tried again."""
-        await again_and_again(self.tick, TICK_S, "placement")
+        await run_periodically(self.tick, TICK_S, "placement")
 
     async def tick(self) -> None:
         """Heeds what loads have shown, replaces lost copies, and now and then looks at limits and ages."""
-        async with self._engine.turn:
-            await self.heed()
+        async with self._engine.chunk_lock:
+            await self.apply_observations()
         lost, self._lost = self._lost, []
         await self.restore(lost)
         now = asyncio.get_running_loop().time()
@@ -148,7 +152,7 @@ class Keeper:
 
     async def review(self) -> None:
         """Moves what is too old for the disk, and what keeps it too full."""
-        if TierName.REDIS not in self._engine.stores:
+        if TierName.REDIS not in self._engine.durable_tiers:
             return
         limit = self._engine.settings.disk_cache_bytes
         await self.demote(self._aged())
@@ -164,17 +168,17 @@ class Keeper:
         self._used_at[key] = at
 
     def _on_disk_coldest_first(self) -> Iterator[ChunkKey]:
-        holds = self._engine.placement.holds
+        holds = self._engine.locations.holds
         return (key for key in self._policy.coldest() if holds(TierName.DISK, key))
 
     def _aged(self) -> list[ChunkKey]:
         before = now_micros() - self._engine.settings.cold_after_hours * 3600 * 1_000_000
         return [key for key in self._on_disk_coldest_first() if self._used_at[key] < before]
 
-    async def _coldest(self, n_bytes: int, spare: Collection[ChunkKey]) -> list[ChunkRow]:
+    async def _coldest(self, n_bytes: int, protected: Collection[ChunkKey]) -> list[ChunkRow]:
         """The coldest chunks on disk that together take `n_bytes`; none if all of them take less."""
         chosen: list[ChunkRow] = []
-        candidates = [key for key in self._on_disk_coldest_first() if key not in spare]
+        candidates = [key for key in self._on_disk_coldest_first() if key not in protected]
         for batch in _batches(candidates, 64):
             for row in await self._rows(batch, TierName.DISK):
                 chosen.append(row)
@@ -195,7 +199,7 @@ class Keeper:
         if not rows:
             return []
         try:
-            await asyncio.to_thread(self._engine.stores[target].require_lasting)
+            await asyncio.to_thread(self._engine.durable_tiers[target].require_lasting)
             outcomes = (await self._engine.copy(rows, target)).outcomes
         except CWMError as problem:
             logger.warning("%d chunks stay out of the %s tier: %s", len(rows), target.value, problem)
@@ -209,7 +213,7 @@ class Keeper:
 
     async def _record(self, tier: TierName, came: Sequence[ChunkKey] = (), went: Sequence[ChunkKey] = ()) -> None:
         await self._engine.catalog.run(lambda catalog: catalog.place(tier, came, went))
-        self._engine.placement.record(tier, came, went)
+        self._engine.locations.record(tier, came, went)
 
     async def _rows(self, keys: Sequence[ChunkKey], tier: TierName | None = None) -> list[ChunkRow]:
         """Those of `keys` that are stored (in `tier`), in the order given."""

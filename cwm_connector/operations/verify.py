@@ -16,9 +16,9 @@ from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, TierName
-from cwm_connector.operations.async_helpers import to_the_end
-from cwm_connector.operations.context import Engine
-from cwm_connector.operations.tiering import Keeper
+from cwm_connector.operations.async_helpers import finish_even_if_cancelled
+from cwm_connector.operations.context import EngineContext
+from cwm_connector.operations.tiering import Tiering
 from cwm_connector.protocol.calls import VerifyArgs
 from cwm_connector.tiers.stack import BAD_COPY
 
@@ -43,12 +43,12 @@ class _Walk:
     """Copies that a tier could not give at the moment: nothing is known of them."""
 
 
-class Scrubber:
+class Verifier:
     """One walk at a time."""
 
-    def __init__(self, engine: Engine, keeper: Keeper) -> None:
+    def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
-        self._keeper = keeper
+        self._tiering = tiering
         self._walking = asyncio.Lock()
 
     async def verify(self, args: VerifyArgs, progress: ProgressSink) -> dict[str, Any]:
@@ -96,10 +96,10 @@ class Scrubber:
 
     async def _batch(self, rows: Sequence[ChunkRow], repair: bool, seen: _Walk) -> None:
         seen.chunks += len(rows)
-        in_memory = [row for row in rows if self._engine.placement.holds(TierName.CPU, row.key)]
+        in_memory = [row for row in rows if self._engine.locations.holds(TierName.CPU, row.key)]
         if in_memory:
             await self._tier(in_memory, TierName.CPU, False, seen)  # a bad copy in memory is dropped in any case
-        for tier in self._engine.stores:
+        for tier in self._engine.durable_tiers:
             await self._tier([row for row in rows if tier in row.tiers], tier, repair, seen)
 
     async def _tier(self, rows: Sequence[ChunkRow], tier: TierName, repair: bool, seen: _Walk) -> None:
@@ -129,7 +129,7 @@ class Scrubber:
         self, row: ChunkRow, tier: TierName, failure: tuple[Code, str], repair: bool, seen: _Walk
     ) -> None:
         seen.bad_copies += 1
-        repaired = tier is TierName.CPU or (repair and await to_the_end(self._keeper.replace(row, tier)))
+        repaired = tier is TierName.CPU or (repair and await finish_even_if_cancelled(self._tiering.replace(row, tier)))
         seen.repaired += repaired
         if len(seen.bad) < MAX_REPORTED:
             windows = await self._engine.catalog.run(lambda catalog: catalog.windows_with([row.key]))

@@ -9,19 +9,19 @@ from cwm_connector.catalog.base import NewWindow, OutcomeUnknown, WindowRow
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.core.types import ChunkKey, TierName
-from cwm_connector.operations.async_helpers import to_the_end
-from cwm_connector.operations.context import Engine
-from cwm_connector.operations.tiering import Keeper
+from cwm_connector.operations.async_helpers import finish_even_if_cancelled
+from cwm_connector.operations.context import EngineContext
+from cwm_connector.operations.tiering import Tiering
 from cwm_connector.step.jobs import ClaimedChunk
 from cwm_connector.step.scheduler import SaveOrder
 
 
-class Storing:
+class WindowCommit:
     """One for each engine will do; it keeps nothing."""
 
-    def __init__(self, engine: Engine, keeper: Keeper) -> None:
+    def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
-        self._keeper = keeper
+        self._tiering = tiering
 
     async def require_free(self, name: str) -> None:
         """Refuses a taken name before any work is done; the commit refuses it again."""
@@ -39,29 +39,29 @@ class Storing:
 
     async def missing(self, chunks: Sequence[ChunkSpec]) -> list[ChunkSpec]:
         """The chunks that have to be stored, for which there is room. Raises: CWM-4003 if there is none."""
-        await self._keeper.heed()
+        await self._tiering.apply_observations()
         keys = [chunk.key for chunk in chunks]
         stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
         missing = [chunk for chunk in chunks if chunk.key not in stored or not stored[chunk.key].tiers]
         if missing:
             needed = sum(self._engine.stored_bytes(chunk.blocks) for chunk in missing)
-            await self._keeper.make_room(needed, spare=frozenset(keys))
+            await self._tiering.make_room(needed, protected=frozenset(keys))
         return missing
 
     async def commit(self, new: NewWindow, order: SaveOrder) -> WindowRow:
         """The one transaction; once it has begun it is carried through. What was written for it goes if it fails."""
         try:
-            row = await to_the_end(self._engine.catalog.run(lambda catalog: catalog.commit_window(new)))
+            row = await finish_even_if_cancelled(self._engine.catalog.run(lambda catalog: catalog.commit_window(new)))
         except OutcomeUnknown:
             raise  # the window may be there: what it refers to has to stay
         except CWMError:
-            await to_the_end(self.discard(order))
+            await finish_even_if_cancelled(self.discard(order))
             raise
         keys = [chunk.key for chunk in order.chunks]
         for tier in order.tiers:
-            self._engine.placement.record(tier, keys)
+            self._engine.locations.record(tier, keys)
         if self._engine.claims.shared and keys:
-            await to_the_end(self._end_spare_claims(keys, order))
+            await finish_even_if_cancelled(self._end_spare_claims(keys, order))
         return row
 
     async def discard(self, order: SaveOrder) -> None:

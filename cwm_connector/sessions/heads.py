@@ -31,7 +31,7 @@ class Head:
 
     name: str
     named: bool
-    """By the client, as a subagent's is; where no head is asked for, such a one is not meant."""
+    """By the client, as a subagent's is; where no head is asked for, such a one is not default_head."""
     chain: Chain
     last_active_at: Micros
     title: str | None = None
@@ -95,8 +95,8 @@ class Heads:
         return f"h{number}"
 
 
-def meant(heads: Iterable[Head]) -> Head | None:
-    """The head that is meant where none is named: the last one that no client named, else the last one."""
+def default_head(heads: Iterable[Head]) -> Head | None:
+    """The head that is default_head where none is named: the last one that no client named, else the last one."""
     chosen = None
     for head in heads:
         if chosen is None or chosen.named or not head.named:

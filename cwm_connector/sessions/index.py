@@ -2,7 +2,7 @@
 
 Engine thread only; what is handed out (`HeadSnapshot`) is immutable and may go anywhere. A session is known by the
 request's session id, else by its cache salt, of which only a hash is ever shown. A request that says nothing belongs to
-the anonymous session whose conversation it continues, else it opens one (anonymous.py). What a request says is never
+the anonymous session whose conversation it continues, else it opens one (unnamed.py). What a request says is never
 overruled: with an id, legal or not, or with a salt it is never taken for anonymous.
 
 One session can carry several unrelated chains (subagents, title generation, a branch taken after a thaw): each is a
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import is_session_id
 from cwm_connector.core.types import Micros, now_micros, salt_hash
-from cwm_connector.sessions.heads import Chain, Heads, meant
+from cwm_connector.sessions.heads import Chain, Heads, default_head
 from cwm_connector.sessions.unnamed import PREFIX as ANONYMOUS
 from cwm_connector.sessions.unnamed import Beginnings
 
@@ -42,12 +42,12 @@ MAX_ANONYMOUS_TOKENS: Final = 8_000_000
 EXPIRES_AFTER: Final = 24 * 3600 * 1_000_000
 """Microseconds."""
 
-Entitle = Callable[["array[int]", Callable[[str], None]], None]
-"""(token ids, where to tell the title): see titles.Titler.entitle."""
+RequestTitle = Callable[["array[int]", Callable[[str], None]], None]
+"""(token ids, where to tell the title): see titles.Titler.request_title."""
 
 
 Continued = Callable[[Sequence[int], int], str | None]
-"""(token ids, tokens per block): see Visibility.continued_by."""
+"""(token ids, tokens per block): see ThawBindings.continued_by."""
 
 
 def session_of_salt(cache_salt: str) -> str:
@@ -68,7 +68,7 @@ class Speaker:
     head: str | None = None
 
 
-def told_speaker(session_id: str | None) -> Speaker | None:
+def parse_speaker(session_id: str | None) -> Speaker | None:
     """What a request's session id says: `SESSION` or `SESSION/HEAD`; None where it is neither."""
     session, _, head = (session_id or "").partition("/")
     if not is_session_id(session) or (head and not is_session_id(head)):
@@ -126,7 +126,7 @@ class SessionIndex:
         model: str,
         block_tokens: int,
         thawed_into: Callable[[bytes], str | None],
-        entitle: Entitle | None = None,
+        request_title: RequestTitle | None = None,
         clock: Callable[[], Micros] = now_micros,
         continued: Continued | None = None,
     ) -> None:
@@ -135,7 +135,7 @@ class SessionIndex:
         self._model = model
         self._block_tokens = block_tokens
         self._thawed_into = thawed_into
-        self._entitle = entitle
+        self._request_title = request_title
         self._clock = clock
         self._continued = continued
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
@@ -147,7 +147,7 @@ class SessionIndex:
     # --- requests ---
 
     def request_added(self, request: "Request") -> None:
-        speaker = self._told(request)
+        speaker = self._named_speaker(request)
         if speaker is not None:
             session = self._open(speaker.session_id)
         elif request.session_id or not is_text_only(request):
@@ -171,8 +171,8 @@ class SessionIndex:
         # Without one full block there is nothing that could be frozen.
         if computed.block_hashes:
             head = session.heads.extend(computed, speaker.head, session.last_active_at)
-            if head.title is None and self._entitle is not None:
-                self._entitle(computed.token_ids, lambda title: setattr(head, "title", title))
+            if head.title is None and self._request_title is not None:
+                self._request_title(computed.token_ids, lambda title: setattr(head, "title", title))
         if session.session_id in self._anonymous:
             self._anonymous_tokens += session.heads.tokens - before
             if not session.heads and not session.running:
@@ -185,7 +185,7 @@ class SessionIndex:
         A salt alone names none: it opens what was thawed for it and no more.
         """
         if request.session_id:
-            told = told_speaker(request.session_id)
+            told = parse_speaker(request.session_id)
             return None if told is None else told.session_id
         speaker = self._speaking.get(request.request_id)
         return None if request.cache_salt or speaker is None else speaker.session_id
@@ -209,7 +209,7 @@ class SessionIndex:
             )
         running = [(self._chain(request), name) for request, name in session.running.values()]
         candidates = session.heads.with_running(running, session.last_active_at)
-        chosen = meant(candidates.values()) if head is None else candidates.get(head)
+        chosen = default_head(candidates.values()) if head is None else candidates.get(head)
         if not candidates:
             raise CWMError(
                 Code.STATE,
@@ -254,9 +254,9 @@ class SessionIndex:
 
     # --- inside ---
 
-    def _told(self, request: "Request") -> Speaker | None:
+    def _named_speaker(self, request: "Request") -> Speaker | None:
         """Who the request says that it is."""
-        if (told := told_speaker(request.session_id)) is not None:
+        if (told := parse_speaker(request.session_id)) is not None:
             return told
         if request.cache_salt:
             return Speaker(self._thawed_into(salt_hash(request.cache_salt)) or session_of_salt(request.cache_salt))
@@ -342,7 +342,7 @@ def _last_active(session: _Session) -> Micros:
 def _view(session: _Session) -> SessionView:
     if session.expired is not None:
         return session.expired
-    head = meant(session.heads)
+    head = default_head(session.heads)
     return SessionView(
         session.session_id,
         session.created_at,

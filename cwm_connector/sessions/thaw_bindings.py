@@ -36,7 +36,7 @@ class BoundWindow:
         return int(different[0]) // block_tokens if different.size else blocks
 
 
-class Visibility:
+class ThawBindings:
     """The bindings in force."""
 
     def __init__(self) -> None:

@@ -92,7 +92,7 @@ def _after(token_ids: "array[int]", mark: list[int]) -> int | None:
 
 
 class Titler:
-    """Finds titles one after another; `entitle` may be called from any thread and returns at once."""
+    """Finds titles one after another; `request_title` may be called from any thread and returns at once."""
 
     def __init__(self, load_tokenizer: Callable[[], Tokenizer | None]) -> None:
         """`load_tokenizer` runs on the titler's thread when the first title is wanted; None: the model has none."""
@@ -100,16 +100,16 @@ class Titler:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cwm-titles")
         self._places = threading.Semaphore(MAX_WAITING)
 
-    def entitle(self, token_ids: "array[int]", tell: Callable[[str], None]) -> None:
+    def request_title(self, token_ids: "array[int]", tell: Callable[[str], None]) -> None:
         """`tell` is called with the title, on the titler's thread; never where there is none to be had."""
         if self._places.acquire(blocking=False):
-            self._thread.submit(self._entitle, token_ids, tell)
+            self._thread.submit(self._request_title, token_ids, tell)
 
     def close(self) -> None:
         """What still waits stays without a title."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _entitle(self, token_ids: "array[int]", tell: Callable[[str], None]) -> None:
+    def _request_title(self, token_ids: "array[int]", tell: Callable[[str], None]) -> None:
         try:
             if (reader := self._reader) is not None and (title := reader.title_of(token_ids)) is not None:
                 tell(title)

@@ -2,7 +2,7 @@
 
 CPU memory's part is written by the engine thread, the durable tiers' by the control thread; any thread may read. A
 stale answer costs a slower read, never a wrong byte. What the engine thread learns about durable copies (used, found
-bad) waits here for the keeper, which alone writes it down.
+bad) waits here for the tiering, which alone writes it down.
 """
 
 import queue
@@ -19,7 +19,7 @@ DURABLE: Final = (TierName.DISK, TierName.REDIS)
 """Fastest first."""
 
 
-class Placement:
+class ChunkLocations:
     """A chunk counts as in a tier once every rank has its part there."""
 
     def __init__(self, world_size: int) -> None:
@@ -55,7 +55,7 @@ class Placement:
         self._durable[tier].update(came)
         self._durable[tier].difference_update(went)
 
-    def learn(self, rows: Iterable[ChunkRow]) -> None:
+    def load_from_catalog(self, rows: Iterable[ChunkRow]) -> None:
         """Takes over what the catalog has of chunks that no durable tier is known to hold; another engine's, perhaps.
 
         Any thread.

@@ -16,7 +16,7 @@ _AHEAD: Final = 4
 """Steps that vLLM may have under way; with more, some output was never told, and measuring begins anew."""
 
 
-class Pace:
+class PrefillSpeed:
     """Over the last steps that were mostly prompt."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:

@@ -1,6 +1,6 @@
 """The scheduler side: what a request can load, what a freeze must save, and the accounts of both.
 
-Every method runs on the engine thread and only computes: no I/O, no waiting. Other threads come in through the mailbox.
+Every method runs on the engine thread and only computes. Other threads come in through the step queue.
 """
 
 import logging
@@ -16,12 +16,12 @@ from cwm_connector.core.identity import ChunkSpec, Geometry
 from cwm_connector.core.types import Claim, Micros, TierName, salt_hash
 from cwm_connector.metrics import Metrics
 from cwm_connector.sessions.index import HeadSnapshot, SessionIndex, SessionView, is_text_only
-from cwm_connector.sessions.thaw_bindings import BoundWindow, Visibility
-from cwm_connector.step.chunk_locations import Placement
+from cwm_connector.sessions.thaw_bindings import BoundWindow, ThawBindings
+from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard, JobResult, Ticket
 from cwm_connector.step.jobs import ChunkBlocks, LoadJob, SaveJob, StepJobs, StepReports
-from cwm_connector.step.prefill_speed import Pace
-from cwm_connector.step.step_queue import Mailbox
+from cwm_connector.step.prefill_speed import PrefillSpeed
+from cwm_connector.step.step_queue import StepQueue
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
@@ -96,20 +96,20 @@ class SchedulerSide:
         self,
         geometry: Geometry,
         sessions: SessionIndex,
-        visibility: Visibility,
+        thaw_bindings: ThawBindings,
         board: JobBoard,
-        mailbox: Mailbox,
-        placement: Placement,
+        step_queue: StepQueue,
+        locations: ChunkLocations,
         metrics: Metrics,
     ) -> None:
         self._geometry = geometry
         self._sessions = sessions
-        self._visibility = visibility
+        self._thaw_bindings = thaw_bindings
         self._board = board
-        self._mailbox = mailbox
-        self._placement = placement
+        self._step_queue = step_queue
+        self._locations = locations
         self._metrics = metrics
-        self.pace = Pace()
+        self.prefill_speed = PrefillSpeed()
         self._pool: BlockPool | None = None
         self._matches: dict[str, _Match] = {}
         self._no_more_loads: set[str] = set()
@@ -154,14 +154,14 @@ class SchedulerSide:
 
     def step_jobs(self, tokens: int = 0) -> StepJobs:
         """What the workers shall do in this step of so many tokens; first, what other threads asked for is done."""
-        self.pace.step_planned(tokens)
-        self._mailbox.drain()
+        self.prefill_speed.step_planned(tokens)
+        self._step_queue.drain()
         return StepJobs(self._board.take())
 
     def deliver(self, reports: StepReports) -> None:
-        self._placement.update(reports.now_in_cpu, reports.gone_from_cpu)
+        self._locations.update(reports.now_in_cpu, reports.gone_from_cpu)
         for key, tier in reports.bad_copies:
-            self._placement.saw_bad(key, tier)
+            self._locations.saw_bad(key, tier)
         self._board.deliver(reports.reports)
 
     def request_finished(self, request: "Request") -> None:
@@ -181,9 +181,9 @@ class SchedulerSide:
 
     @property
     def wants_step(self) -> bool:
-        return self._mailbox.wants_step
+        return self._step_queue.wants_step
 
-    # --- asked for through the mailbox ---
+    # --- asked for through the step queue ---
 
     def snapshot(self, session_id: str, head: str | None) -> HeadSnapshot:
         return self._sessions.snapshot(session_id, head)
@@ -246,13 +246,13 @@ class SchedulerSide:
         if recompute is not None:
             return (recompute.stored,)
         salt = salt_hash(request.cache_salt) if request.cache_salt else None
-        return self._visibility.of(self._sessions.session_id_of(request), salt)
+        return self._thaw_bindings.of(self._sessions.session_id_of(request), salt)
 
     def _tokens_by_tier(self, parts: Sequence[ChunkBlocks]) -> dict[TierName, int]:
         tokens: dict[TierName, int] = {}
         for part in parts:
             # A chunk that no tier is known to have is still looked for where windows are stored.
-            tier = self._placement.fastest(part.chunk.key) or TierName.DISK
+            tier = self._locations.fastest(part.chunk.key) or TierName.DISK
             tokens[tier] = tokens.get(tier, 0) + len(part.block_ids) * self._geometry.block_tokens
         return tokens
 
@@ -269,7 +269,7 @@ class SchedulerSide:
             tokens = len(part.block_ids) * self._geometry.block_tokens
             if outcome is not None and outcome.failure is None and outcome.tier is not None:
                 self._metrics.loaded(outcome.tier, tokens)
-                self._placement.saw_use(part.chunk.key)
+                self._locations.saw_use(part.chunk.key)
                 continue
             self._metrics.missed(tokens)
             self._no_more_loads.add(request_id)
@@ -288,13 +288,13 @@ class SchedulerSide:
         if lost:
             whole = next(at for at, blocks in enumerate(found) if None in blocks)
             return SavePlan(None, lost, whole)
-        compat.hold_blocks(pool, held)
+        compat.pin_blocks(pool, held)
         parts = tuple(
             ChunkBlocks(chunk, tuple(block.block_id for block in blocks if block is not None))
             for chunk, blocks in zip(order.chunks, found, strict=True)
         )
         ticket = self._board.post(SaveJob(self._board.next_id(), parts, order.tiers, order.claim))
-        ticket.captured.add_done_callback(lambda _: compat.let_go_blocks(pool, held))
+        ticket.captured.add_done_callback(lambda _: compat.unpin_blocks(pool, held))
         return SavePlan(ticket)
 
     def _require_pool(self) -> "BlockPool":

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Mailbox:
+class StepQueue:
     """Functions that wait for the next engine step.
 
     `call` and `nudge` may come from any thread and wake an idle engine. `drain` belongs to the engine thread, once a

@@ -23,7 +23,7 @@ def _close_inherited_locks() -> None:
 os.register_at_fork(after_in_child=_close_inherited_locks)
 
 
-class StoreLock:
+class HomeLock:
     """One engine for each store: a lock on `engine.lock` that the kernel releases when the process ends, however."""
 
     def __init__(self, home: Path) -> None:

@@ -32,7 +32,7 @@ class TierUsage:
     chunks: int
 
 
-class ChunkStore(Protocol):
+class DurableTier(Protocol):
     """A durable tier below CPU memory: disk, Redis. It moves sealed bytes and checks none: the caller does.
 
     Futures fail with a CWMError: CWM-4001/4002 for I/O, CWM-4003 where there is no room, CWM-2003 for a chunk that is

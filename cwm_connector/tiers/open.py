@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from cwm_connector.settings import CatalogKind, Settings, private_folder
-from cwm_connector.tiers.base import ChunkStore
+from cwm_connector.tiers.base import DurableTier
 from cwm_connector.tiers.disk.tier import DiskTier
 
 
-def open_stores(settings: Settings, store_id: str) -> Sequence[ChunkStore]:
+def open_tiers(settings: Settings, store_id: str) -> Sequence[DurableTier]:
     """One process's own; nothing is asked of a server yet. `store_id`: see `recovery.pair_store`.
 
     Chunks in Redis are shared by the engines that share the catalog there. With a catalog of its own an engine keeps to

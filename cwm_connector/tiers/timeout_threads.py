@@ -27,7 +27,7 @@ class _Call:
     deadline: float = 0.0
 
 
-class BoundedThreads:
+class TimeoutThreads:
     """Up to `threads` daemon threads named `name`, started as they are needed, and their watchdog."""
 
     def __init__(self, name: str, threads: int, timeout_s: float) -> None:

@@ -15,7 +15,7 @@ from cwm_connector.core.types import TierName
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import ChunkHeader, check, sealed_bytes
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer
-from cwm_connector.tiers.stack import Ladder
+from cwm_connector.tiers.stack import TierStack
 
 READ_AHEAD: Final = 4
 
@@ -66,15 +66,15 @@ class _Reading:
     """None: the chunk was in CPU memory and is pinned there."""
 
 
-class Fetcher:
+class ChunkReader:
     """Reads through CPU memory: what came from a colder tier stays there, evictable."""
 
-    def __init__(self, cpu: CpuTier, ladder: Ladder, shape: ChunkShape) -> None:
+    def __init__(self, cpu: CpuTier, stack: TierStack, shape: ChunkShape) -> None:
         self._cpu = cpu
-        self._ladder = ladder
+        self._stack = stack
         self._shape = shape
 
-    def fetch(self, chunks: Iterable[ChunkSpec]) -> Iterator[Fetched]:
+    def read(self, chunks: Iterable[ChunkSpec]) -> Iterator[Fetched]:
         """The chunks in order.
 
         Raises: CWMError at the first chunk that can't be had: 2003 not there, 4004 no tier has intact bytes, 4002 or
@@ -104,7 +104,7 @@ class Fetcher:
         if resident is not None:
             return _Reading(chunk, resident, None)
         buffer = self._cpu.reserve(self._shape.sealed_bytes(chunk))
-        return _Reading(chunk, buffer, self._ladder.read(self._shape.id(chunk), buffer.view))
+        return _Reading(chunk, buffer, self._stack.read(self._shape.id(chunk), buffer.view))
 
     def _settle(self, one: _Reading) -> Iterator[Fetched]:
         chunk_id = self._shape.id(one.chunk)
@@ -143,8 +143,8 @@ class Fetcher:
                 check(one.buffer.view, self._shape.header(one.chunk))
             except CWMError as problem:
                 corrupt = problem
-                self._ladder.on_bad(one.chunk.key, tier)
-                read = self._ladder.read(self._shape.id(one.chunk), one.buffer.view, below=tier)
+                self._stack.on_bad(one.chunk.key, tier)
+                read = self._stack.read(self._shape.id(one.chunk), one.buffer.view, below=tier)
             else:
                 return tier
 

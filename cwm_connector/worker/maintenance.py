@@ -13,27 +13,27 @@ from collections.abc import Callable, Iterator, Sequence
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Claim, TierName
 from cwm_connector.step.jobs import ChunkOutcome, CopyJob, DropJob, VerifyJob
-from cwm_connector.tiers.base import ChunkId, ChunkStore
+from cwm_connector.tiers.base import ChunkId, DurableTier
 from cwm_connector.tiers.chunk import ALIGNMENT, HEADER_BYTES, check_intact
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer
-from cwm_connector.tiers.stack import Ladder
+from cwm_connector.tiers.stack import TierStack
 from cwm_connector.worker.chunk_reader import give_back, in_use
 
 logger = logging.getLogger(__name__)
 
 
-class Upkeep:
+class Maintenance:
     """One rank's."""
 
-    def __init__(self, rank: int, world_size: int, cpu: CpuTier, ladder: Ladder) -> None:
+    def __init__(self, rank: int, world_size: int, cpu: CpuTier, stack: TierStack) -> None:
         self._rank = rank
         self._world_size = world_size
         self._cpu = cpu
-        self._stores = ladder.stores
+        self._durable_tiers = stack.durable_tiers
 
     def copy(self, job: CopyJob) -> list[ChunkOutcome]:
         """One outcome a chunk: `tier` is the target once its copies there are durable, read back and found good."""
-        target = self._stores[job.target]
+        target = self._durable_tiers[job.target]
         outcomes, written = [], list[ChunkId]()
         for key, claim in job.chunks:
             try:
@@ -61,7 +61,7 @@ class Upkeep:
                 if job.tier is TierName.CPU:
                     outcomes.append(self._verify_in_memory(key))
                 else:
-                    store = self._stores[job.tier]
+                    store = self._durable_tiers[job.tier]
                     sizes = [self._check(part, store) for part in self._parts(key, (store,))]
                     outcomes.append(ChunkOutcome(key, job.tier, sum(sizes)))
             except CWMError as problem:
@@ -74,7 +74,7 @@ class Upkeep:
     def drop(self, job: DropJob) -> tuple[list[ChunkOutcome], list[ChunkId]]:
         """One outcome for each chunk and tier that gave bytes back, and what left CPU memory."""
         outcomes, left_memory = [], []
-        stores = [self._stores[name] for name in job.tiers if name in self._stores]
+        stores = [self._durable_tiers[name] for name in job.tiers if name in self._durable_tiers]
         for key, claim in job.chunks:
             if TierName.CPU in job.tiers and self._cpu.drop(ChunkId(key, self._rank)):
                 left_memory.append(ChunkId(key, self._rank))
@@ -91,16 +91,16 @@ class Upkeep:
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
-    def _parts(self, key: ChunkKey, stores: Sequence[ChunkStore] | None = None) -> Iterator[ChunkId]:
+    def _parts(self, key: ChunkKey, durable_tiers: Sequence[DurableTier] | None = None) -> Iterator[ChunkId]:
         """This worker's parts: always its own rank's, then those further on that a store has."""
-        searched = self._stores.values() if stores is None else stores
+        searched = self._durable_tiers.values() if durable_tiers is None else durable_tiers
         for rank in itertools.count(self._rank, self._world_size):
             part = ChunkId(key, rank)
             if rank != self._rank and all(store.size_of(part) is None for store in searched):
                 return
             yield part
 
-    def _put(self, part: ChunkId, target: ChunkStore, claim: Claim, written: list[ChunkId]) -> int:
+    def _put(self, part: ChunkId, target: DurableTier, claim: Claim, written: list[ChunkId]) -> int:
         """Makes sure that `target` has a good copy of the part; returns its size in bytes."""
         try:
             return self._check(part, target)
@@ -125,7 +125,7 @@ class Upkeep:
         problem = CWMError(Code.CHUNK_MISSING, "a chunk is in no tier any more; freeze its session anew to replace it")
         if (resident := self._in_memory(part)) is not None:
             return resident, lambda: self._cpu.unpin(part)
-        for store in self._stores.values():
+        for store in self._durable_tiers.values():
             if store.name is target:
                 continue
             try:
@@ -149,7 +149,7 @@ class Upkeep:
             return None
         return buffer
 
-    def _read(self, part: ChunkId, store: ChunkStore) -> HostBuffer:
+    def _read(self, part: ChunkId, store: DurableTier) -> HostBuffer:
         """A reserved buffer with the store's intact bytes. Raises: CWM-2003, 4004, 4002, 5002, 7001."""
         size = store.size_of(part)
         if size is None:
@@ -166,7 +166,7 @@ class Upkeep:
             raise
         return buffer
 
-    def _check(self, part: ChunkId, store: ChunkStore) -> int:
+    def _check(self, part: ChunkId, store: DurableTier) -> int:
         """The size in bytes of the store's copy, which is good. Raises as `_read`."""
         buffer = self._read(part, store)
         self._cpu.release(buffer)
@@ -184,7 +184,7 @@ class Upkeep:
         return ChunkOutcome(key, TierName.CPU, buffer.nbytes)
 
 
-def _delete(store: ChunkStore, part: ChunkId, claim: Claim) -> int:
+def _delete(store: DurableTier, part: ChunkId, claim: Claim) -> int:
     """Bytes that are free now."""
     size = store.size_of(part) or 0
     return size if store.delete(part, claim) else 0

@@ -32,12 +32,12 @@ from cwm_connector.step.jobs import (
     StepReports,
     VerifyJob,
 )
-from cwm_connector.tiers.base import ChunkId, ChunkStore
+from cwm_connector.tiers.base import ChunkId, DurableTier
 from cwm_connector.tiers.chunk import HEADER_BYTES, seal
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer
-from cwm_connector.tiers.stack import Ladder
-from cwm_connector.worker.chunk_reader import ChunkShape, Fetcher, in_use
-from cwm_connector.worker.maintenance import Upkeep
+from cwm_connector.tiers.stack import TierStack
+from cwm_connector.worker.chunk_reader import ChunkReader, ChunkShape, in_use
+from cwm_connector.worker.maintenance import Maintenance
 from cwm_connector.worker.paged_copy import Fence, PagedCopier, payload_bytes
 
 logger = logging.getLogger(__name__)
@@ -66,18 +66,18 @@ class WorkerSide:
         copier: PagedCopier,
         block_tokens: int,
         cpu: CpuTier,
-        stores: Sequence[ChunkStore],
+        durable_tiers: Sequence[DurableTier],
     ) -> None:
-        """`stores`: the durable tiers, fastest first. They and `cpu` are closed with the worker side."""
+        """`durable_tiers`: the durable tiers, fastest first. They and `cpu` are closed with the worker side."""
         self._rank = rank
         self._copier = copier
         self._cpu = cpu
-        self._ladder = Ladder(stores, self._saw_bad)
+        self._stack = TierStack(durable_tiers, self._saw_bad)
         self._shape = ChunkShape(rank, copier.layout, block_tokens, payload_bytes(copier, 1))
-        self._fetcher = Fetcher(cpu, self._ladder, self._shape)
-        self._upkeep = Upkeep(rank, world_size, cpu, self._ladder)
-        self._saving, self._loading = _one_thread("save"), _one_thread("load")
-        self._keeping, self._tending = _one_thread("keep"), _one_thread("tend")
+        self._chunk_reader = ChunkReader(cpu, self._stack, self._shape)
+        self._maintenance = Maintenance(rank, world_size, cpu, self._stack)
+        self._save_thread, self._load_thread = _one_thread("save"), _one_thread("load")
+        self._promote_thread, self._maintenance_thread = _one_thread("promote"), _one_thread("maintenance")
         self._lock = threading.Lock()
         self._reports: list[Report] = []
         self._came: list[ChunkId] = []
@@ -92,15 +92,15 @@ class WorkerSide:
         """Hands the step's jobs over. The step's forward is complete, or on the current stream."""
         for job in jobs:
             if isinstance(job, SaveJob):
-                self._saving.submit(self._guarded, job.id, self._save, job, self._copier.fence())
+                self._save_thread.submit(self._guarded, job.id, self._save, job, self._copier.fence())
             elif isinstance(job, LoadJob):
-                self._loading.submit(self._load, job)
+                self._load_thread.submit(self._load, job)
             elif isinstance(job, PromoteJob):
-                self._keeping.submit(self._guarded, job.id, self._promote, job)
+                self._promote_thread.submit(self._guarded, job.id, self._promote, job)
             elif isinstance(job, DropJob):
-                self._keeping.submit(self._guarded, job.id, self._drop, job)
+                self._promote_thread.submit(self._guarded, job.id, self._drop, job)
             else:
-                self._tending.submit(self._guarded, job.id, self._tend, job)
+                self._maintenance_thread.submit(self._guarded, job.id, self._maintain, job)
 
     def take_loaded(self) -> set[str]:
         """Requests whose load is over, well or not, since the last call."""
@@ -128,9 +128,9 @@ class WorkerSide:
 
     def close(self) -> None:
         """Ends the threads after what they have begun, and gives the memory back."""
-        for executor in (self._saving, self._loading, self._keeping, self._tending):
+        for executor in (self._save_thread, self._load_thread, self._promote_thread, self._maintenance_thread):
             executor.shutdown(wait=True, cancel_futures=True)
-        self._ladder.close()
+        self._stack.close()
         self._cpu.close()
 
     # --- transfer threads ---
@@ -163,7 +163,7 @@ class WorkerSide:
             self._report(job.id, Phase.CAPTURED, done=len(outcomes))
             self._persist(job, captured, outcomes)
             for tier in job.tiers:
-                self._ladder.stores[tier].sync()
+                self._stack.durable_tiers[tier].sync()
         finally:
             for each in captured:
                 self._cpu.release(each.buffer)
@@ -202,12 +202,12 @@ class WorkerSide:
 
     def _persist(self, job: SaveJob, captured: list[_Captured], outcomes: list[ChunkOutcome]) -> None:
         """Seals and writes everything in `captured`, publishes it in CPU memory and empties the list."""
-        stores = [self._ladder.stores[tier] for tier in job.tiers]
+        targets = [self._stack.durable_tiers[tier] for tier in job.tiers]
         writes: list[tuple[_Captured, list[Future[None]]]] = []
         for each in captured:
             seal(each.buffer.view, self._shape.header(each.chunk))
             chunk_id = self._shape.id(each.chunk)
-            writes.append((each, [store.write(chunk_id, each.buffer.view, job.claim) for store in stores]))
+            writes.append((each, [store.write(chunk_id, each.buffer.view, job.claim) for store in targets]))
         captured.clear()
         outcome = {each: [write.exception() for write in copies] for each, copies in writes}
         failure = next((problem for problems in outcome.values() for problem in problems if problem is not None), None)
@@ -217,10 +217,10 @@ class WorkerSide:
                     self._cpu.release(each.buffer)
             raise failure
         for each in outcome:
-            self._keep(each.chunk, each.buffer)
+            self._publish(each.chunk, each.buffer)
             outcomes.append(ChunkOutcome(each.chunk.key, TierName.CPU, each.buffer.nbytes))
 
-    def _keep(self, chunk: ChunkSpec, buffer: HostBuffer) -> None:
+    def _publish(self, chunk: ChunkSpec, buffer: HostBuffer) -> None:
         chunk_id = self._shape.id(chunk)
         self._cpu.publish(chunk_id, buffer)
         self._cpu.unpin(chunk_id)
@@ -232,7 +232,9 @@ class WorkerSide:
         started = time.perf_counter()
         outcomes: list[ChunkOutcome] = []
         try:
-            for part, fetched in zip(job.chunks, self._fetcher.fetch(part.chunk for part in job.chunks), strict=True):
+            for part, fetched in zip(
+                job.chunks, self._chunk_reader.read(part.chunk for part in job.chunks), strict=True
+            ):
                 payload = fetched.buffer.tensor[HEADER_BYTES : HEADER_BYTES + self._shape.payload_bytes(part.chunk)]
                 self._copier.scatter(payload, part.chunk.blocks, part.first, part.block_ids)
                 outcomes.append(self._fetched(fetched.chunk, fetched.tier))
@@ -270,7 +272,7 @@ class WorkerSide:
         remaining = job.chunks
         while remaining:
             try:
-                for fetched in self._fetcher.fetch(remaining):
+                for fetched in self._chunk_reader.read(remaining):
                     if self._cpu.pin(self._shape.id(fetched.chunk), counts=False) is not None:
                         pinned.append(self._shape.id(fetched.chunk))
                     outcomes.append(self._fetched(fetched.chunk, fetched.tier))
@@ -293,7 +295,7 @@ class WorkerSide:
     def _unread(self, chunk: ChunkSpec) -> ChunkOutcome:
         """Where a chunk that does not fit into memory stands; it will be verified when it is loaded."""
         size = self._shape.sealed_bytes(chunk)
-        for store in self._ladder.stores.values():
+        for store in self._stack.durable_tiers.values():
             if store.size_of(self._shape.id(chunk)) == size:
                 return ChunkOutcome(chunk.key, store.name, size)
         return self._lost(chunk, (Code.CHUNK_MISSING, "no tier has it whole"))
@@ -303,14 +305,14 @@ class WorkerSide:
         return ChunkOutcome(chunk.key, None, 0, failure)
 
     def _drop(self, job: DropJob) -> None:
-        outcomes, left_memory = self._upkeep.drop(job)
+        outcomes, left_memory = self._maintenance.drop(job)
         with self._lock:
             self._went += left_memory
         self._report(job.id, Phase.FINISHED, done=len(job.chunks), outcomes=tuple(outcomes))
 
-    def _tend(self, job: CopyJob | VerifyJob) -> None:
+    def _maintain(self, job: CopyJob | VerifyJob) -> None:
         started = time.perf_counter()
-        outcomes = self._upkeep.copy(job) if isinstance(job, CopyJob) else self._upkeep.verify(job)
+        outcomes = self._maintenance.copy(job) if isinstance(job, CopyJob) else self._maintenance.verify(job)
         seconds = time.perf_counter() - started
         self._report(job.id, Phase.FINISHED, done=len(outcomes), outcomes=tuple(outcomes), seconds=seconds)
 

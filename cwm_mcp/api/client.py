@@ -45,7 +45,7 @@ _GRACE_S: Final = 5.0
 _decoder: Final[msgspec.msgpack.Decoder[FromEngine]] = msgspec.msgpack.Decoder(FromEngine)
 
 
-class EngineClient:
+class ControlClient:
     """One client of the engine at `socket_path`. Belongs to one event loop; calls may overlap.
 
     More than 64 calls wait for each other: the engine takes no more from one client.

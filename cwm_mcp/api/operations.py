@@ -18,7 +18,7 @@ from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_connector.settings import Settings
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api import results as m
-from cwm_mcp.api.client import EngineClient, OnProgress
+from cwm_mcp.api.client import ControlClient, OnProgress
 from cwm_mcp.api.continuation import Prompt, prompt_after, reply_to, text_of, token_ids
 from cwm_mcp.api.health import overall, redis_health, without_engine
 from cwm_mcp.api.metrics import catalog_samples, engine_up, exposition, with_prefix
@@ -47,7 +47,7 @@ class Operations:
 
     def __init__(self, settings: Settings, client_name: str) -> None:
         self._settings = settings
-        self._engine = EngineClient(settings.socket_path, client_name)
+        self._engine = ControlClient(settings.socket_path, client_name)
         self._offline = OfflineCatalog(settings.catalog_path)
         self._started = time.monotonic()
 

@@ -11,7 +11,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.wire import Welcome
 from cwm_connector.settings import Settings
 from cwm_mcp import serve
-from cwm_mcp.api.client import EngineClient
+from cwm_mcp.api.client import ControlClient
 from cwm_mcp.doctor.report import Check
 
 _START: Final = "cwm serve MODEL"
@@ -26,7 +26,7 @@ async def socket(settings: Settings) -> tuple[list[Check], Welcome | None]:
     if fault is not None and fault.status == "error":
         return [fault], None
     found = [fault or Check(name="socket", status="ok", message=f"{path}, yours alone")]
-    client = EngineClient(path, "cwm doctor")
+    client = ControlClient(path, "cwm doctor")
     try:
         welcome = await client.welcome()
     except CWMError as problem:

@@ -38,11 +38,11 @@ def test_held_blocks_are_not_reused_and_let_go_ones_keep_their_content() -> None
     known = request(range(2 * BLOCK))
     pool, blocks = pool_with(known)
     pool.free_blocks(reversed(blocks))
-    compat.hold_blocks(pool, blocks)
+    compat.pin_blocks(pool, blocks)
     free = pool.get_num_free_blocks()
     taken = {block.block_id for block in pool.get_new_blocks(free)}
     assert not taken & {block.block_id for block in blocks}
-    compat.let_go_blocks(pool, blocks)
+    compat.unpin_blocks(pool, blocks)
     assert pool.get_num_free_blocks() == 2
     assert compat.cached_blocks(pool, known.block_hashes) == blocks
 

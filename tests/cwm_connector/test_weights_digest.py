@@ -1,4 +1,4 @@
-"""fingerprints.py: windows are bound to what the weights are, not to what they are called."""
+"""weights_digest.py: windows are bound to what the weights are, not to what they are called."""
 
 from pathlib import Path
 

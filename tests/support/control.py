@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from cwm_connector.control.calls import ProgressSink
-from cwm_connector.control.connection import Limits
+from cwm_connector.control.connection import ConnectionLimits
 from cwm_connector.control.server import ControlServer
 from cwm_connector.control.thread import ControlThread
 from cwm_connector.protocol.calls import Args, Op
@@ -32,7 +32,7 @@ _decoder: Final = msgspec.msgpack.Decoder(FromEngine)
 
 
 class Bench:
-    """`Operations` whose behaviour the test sets; the others echo their arguments."""
+    """`CallHandler` whose behaviour the test sets; the others echo their arguments."""
 
     def __init__(self) -> None:
         self.handlers: dict[Op, Handler] = {}
@@ -140,12 +140,12 @@ def short_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def served(limits: Limits | None = None, path: Path | None = None) -> Iterator[Served]:
+def served(limits: ConnectionLimits | None = None, path: Path | None = None) -> Iterator[Served]:
     """A server on its own thread, as inside an engine."""
     with short_folder() as folder:
         path = path or folder / "home" / "engine.sock"
         bench, thread = Bench(), ControlThread()
-        server = ControlServer(path, bench, MODEL, VERSION, limits or Limits())
+        server = ControlServer(path, bench, MODEL, VERSION, limits or ConnectionLimits())
         thread.start()
         try:
             thread.submit(server.start()).result(PATIENCE_S)

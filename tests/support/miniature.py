@@ -25,21 +25,21 @@ from cwm_connector.core.identity import Geometry, Passport
 from cwm_connector.core.types import now_micros
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations.claims import Claims
-from cwm_connector.operations.context import Engine
-from cwm_connector.operations.dispatch import EngineOperations
+from cwm_connector.operations.context import EngineContext
+from cwm_connector.operations.dispatch import Dispatcher
 from cwm_connector.operations.recovery import recover
-from cwm_connector.operations.shared_catalog_sync import Follower
+from cwm_connector.operations.shared_catalog_sync import SharedCatalogSync
 from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_connector.sessions.index import SessionIndex
-from cwm_connector.sessions.thaw_bindings import Visibility
+from cwm_connector.sessions.thaw_bindings import ThawBindings
 from cwm_connector.settings import CatalogKind, load_settings, private_folder
-from cwm_connector.step.chunk_locations import Placement
+from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard
 from cwm_connector.step.scheduler import SchedulerSide
-from cwm_connector.step.step_queue import Mailbox
+from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.store.pairing import pair_store, require_catalog
 from cwm_connector.tiers.cpu import CpuTier
-from cwm_connector.tiers.open import open_stores
+from cwm_connector.tiers.open import open_tiers
 from cwm_connector.tiers.policies import new_policy
 from cwm_connector.worker.paged_copy import copier_for, payload_bytes
 from cwm_connector.worker.worker import WorkerSide
@@ -93,22 +93,22 @@ class Miniature:
         self.cache = torch.zeros((LAYERS, pool_blocks, PAGE_WORDS), dtype=torch.int64)
         copier = copier_for(list(self.cache))
         assert payload_bytes(copier, 1) == BLOCK_BYTES
-        self.stores = open_stores(settings, store_id)
-        self.disk = self.stores[0]
+        self.durable_tiers = open_tiers(settings, store_id)
+        self.disk = self.durable_tiers[0]
         self.cpu = CpuTier(settings.cpu_cache_bytes, new_policy(settings.tier_policy))
-        self.worker = WorkerSide(0, 1, copier, BLOCK_TOKENS, self.cpu, self.stores)
-        self.follower = Follower()
+        self.worker = WorkerSide(0, 1, copier, BLOCK_TOKENS, self.cpu, self.durable_tiers)
+        self.follower = SharedCatalogSync()
         self.catalog = CatalogThread(lambda: open_catalog(settings, store_id, self.follower.note_gone))
         self.claims = Claims(store_id, settings.catalog is CatalogKind.REDIS, now_micros())
         self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._stopped = False
-        board, visibility, placement = JobBoard(1), Visibility(), Placement(1)
-        mailbox, metrics = Mailbox(lambda: self._inbox.put(None)), Metrics()
+        board, thaw_bindings, locations = JobBoard(1), ThawBindings(), ChunkLocations(1)
+        step_queue, metrics = StepQueue(lambda: self._inbox.put(None)), Metrics()
         geometry = Geometry.of(BLOCK_TOKENS, settings.chunk_tokens)
-        sessions = SessionIndex("small", BLOCK_TOKENS, visibility.thawed_into, continued=visibility.continued_by)
-        self.scheduler = SchedulerSide(geometry, sessions, visibility, board, mailbox, placement, metrics)
+        sessions = SessionIndex("small", BLOCK_TOKENS, thaw_bindings.thawed_into, continued=thaw_bindings.continued_by)
+        self.scheduler = SchedulerSide(geometry, sessions, thaw_bindings, board, step_queue, locations, metrics)
         self.scheduler.bind_pool(self.pool)
-        self.engine = Engine(
+        self.engine = EngineContext(
             settings=settings,
             model="small",
             passport=passport,
@@ -117,16 +117,16 @@ class Miniature:
             world_size=1,
             catalog=self.catalog,
             scheduler=self.scheduler,
-            mailbox=mailbox,
+            step_queue=step_queue,
             board=board,
-            placement=placement,
-            visibility=visibility,
+            locations=locations,
+            thaw_bindings=thaw_bindings,
             metrics=metrics,
             submit_prefill=self._prefill,
-            stores={store.name: store for store in self.stores},
+            durable_tiers={store.name: store for store in self.durable_tiers},
             claims=self.claims,
         )
-        self.operations = EngineOperations(self.engine)
+        self.operations = Dispatcher(self.engine)
         self._thread = threading.Thread(target=self._run, daemon=True, name="miniature-engine")
         self._thread.start()
 
@@ -134,7 +134,7 @@ class Miniature:
     async def started(cls, home: Path, **more: Any) -> "Miniature":
         """After what a start does first: recovery, and the thaws of before."""
         one = cls(home, **more)
-        await one.catalog.run(lambda catalog: recover(catalog, one.stores, one.claims))
+        await one.catalog.run(lambda catalog: recover(catalog, one.durable_tiers, one.claims))
         await one.operations.prepare()
         return one
 

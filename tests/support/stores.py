@@ -40,14 +40,14 @@ async def hashes_of(engine: Miniature, name: str) -> list[str]:
 async def demote(engine: Miniature, name: str) -> int:
     """Moves the window's chunks from disk to Redis."""
     rows = await engine.catalog.run(lambda catalog: catalog.chunks_of(name))
-    return await engine.operations.keeper.demote([row.key for row in rows])
+    return await engine.operations.tiering.demote([row.key for row in rows])
 
 
 def forget_memory(engine: Miniature) -> None:
     """Empties CPU memory, as other work would."""
-    for key in engine.engine.placement.in_memory():
+    for key in engine.engine.locations.in_memory():
         engine.cpu.drop(ChunkId(key, 0))
-        engine.engine.placement.update([], [ChunkId(key, 0)])
+        engine.engine.locations.update([], [ChunkId(key, 0)])
 
 
 def flip(path: Path, at: int = 6000) -> None:
@@ -61,4 +61,4 @@ def files_of(home: Path, hashes: Iterable[str]) -> list[Path]:
 
 
 def redis_bytes(engine: Miniature) -> int:
-    return sum(size for _, size in engine.engine.stores[TierName.REDIS].inventory())
+    return sum(size for _, size in engine.engine.durable_tiers[TierName.REDIS].inventory())

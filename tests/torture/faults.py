@@ -12,8 +12,8 @@ from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.catalog.sqlite.file import SqliteFile
 from cwm_connector.core.types import TierName
 from cwm_connector.operations.context import claimed
-from cwm_connector.operations.delete import Remover
-from cwm_connector.operations.tiering import Keeper
+from cwm_connector.operations.delete import Deleter
+from cwm_connector.operations.tiering import Tiering
 from cwm_connector.tiers import chunk
 from cwm_connector.tiers.disk import tier
 from cwm_connector.tiers.redis.tier import RedisTier
@@ -79,27 +79,27 @@ def flip_a_bit(home: Path) -> None:
 
 
 def bytes_before_the_transaction() -> None:
-    async def delete(self: Remover, name: str) -> dict[str, Any]:
+    async def delete(self: Deleter, name: str) -> dict[str, Any]:
         rows = await self._engine.catalog.run(lambda catalog: catalog.chunks_of(name))
         unshared = await self._engine.catalog.run(lambda catalog: catalog.window(name).unique_bytes)
         if unshared == sum(row.size_bytes for row in rows):
             await self._remove(rows)
         return await deleted(self, name)
 
-    deleted = Remover._delete
-    _replace(Remover, "_delete", delete)
+    deleted = Deleter._delete
+    _replace(Deleter, "_delete", delete)
 
 
 def disk_before_redis() -> None:
     """A chunk leaves the disk before Redis has it."""
 
-    async def demote(self: Keeper, rows: Sequence[ChunkRow]) -> int:
+    async def demote(self: Tiering, rows: Sequence[ChunkRow]) -> int:
         await self._record(TierName.DISK, went=[row.key for row in rows])
         await self._engine.drop(claimed(rows), (TierName.DISK,))
         return await demoted(self, rows)
 
-    demoted = Keeper._demote
-    _replace(Keeper, "_demote", demote)
+    demoted = Tiering._demote
+    _replace(Tiering, "_demote", demote)
 
 
 def redis_without_fsync() -> None:

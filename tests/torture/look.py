@@ -7,7 +7,7 @@ from typing import Any
 from cwm_connector.catalog.base import Catalog
 from cwm_connector.core.errors import CWMError
 from cwm_connector.protocol.calls import Op
-from cwm_connector.tiers.base import ChunkStore
+from cwm_connector.tiers.base import DurableTier
 from tests.support.miniature import Miniature
 from tests.support.vllm_parts import BLOCK_TOKENS
 from tests.torture.events import Damage, Seen
@@ -25,9 +25,9 @@ async def look(engine: Miniature) -> AsyncIterator[Seen | Damage]:
         yield await _restored(engine, window)
 
 
-def stores_of(engine: Miniature) -> list[ChunkStore]:
+def stores_of(engine: Miniature) -> list[DurableTier]:
     """The durable tiers."""
-    return list(engine.stores)
+    return list(engine.durable_tiers)
 
 
 async def _listed(engine: Miniature) -> AsyncIterator[dict[str, Any]]:
@@ -69,13 +69,13 @@ async def _restored(engine: Miniature, window: dict[str, Any]) -> Seen:
     )
 
 
-def _inconsistencies(catalog: Catalog, stores: list[ChunkStore]) -> Iterator[Damage]:
+def _inconsistencies(catalog: Catalog, durable_tiers: list[DurableTier]) -> Iterator[Damage]:
     try:
         catalog.check_integrity()
     except CWMError as problem:
         yield Damage(False, str(problem)[:500])
     rows = catalog.all_chunks()
-    for store in stores:
+    for store in durable_tiers:
         referred = {row.key for row in rows if store.name in row.tiers}
         held = {chunk.key for chunk, _ in store.inventory()}
         if more := held - referred:

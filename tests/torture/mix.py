@@ -124,12 +124,12 @@ class Hand:
             self._table.tell(Damage(False, f"verify found {result['bad_copies']} bad copies: {result['bad'][0]}"[:500]))
 
     async def demote(self) -> None:
-        """To Redis, as the keeper does with what is cold."""
-        await self._move("demote", self._table.engine.operations.keeper.demote)
+        """To Redis, as the tiering does with what is cold."""
+        await self._move("demote", self._table.engine.operations.tiering.demote)
 
     async def restore(self) -> None:
-        """Back to the disk, as the keeper does with what was read."""
-        await self._move("restore", self._table.engine.operations.keeper.restore)
+        """Back to the disk, as the tiering does with what was read."""
+        await self._move("restore", self._table.engine.operations.tiering.restore)
 
     async def _move(self, act: str, move: Callable[[Sequence[ChunkKey]], Awaitable[Any]]) -> None:
         if (window := self._any()) is None:

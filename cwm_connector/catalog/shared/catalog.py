@@ -45,7 +45,7 @@ from cwm_connector.catalog.shared.changes import (
     record_after,
 )
 from cwm_connector.catalog.shared.checkpoint import publish, sweep_leftovers
-from cwm_connector.catalog.shared.follow import USUAL, Follower, Limits
+from cwm_connector.catalog.shared.follow import USUAL, Follower, FollowLimits
 from cwm_connector.catalog.shared.log import RedisLog, Trimmed, View
 from cwm_connector.catalog.shared.replica import Gone, Replica
 from cwm_connector.core.errors import Code, CWMError
@@ -75,7 +75,9 @@ class Sharing:
 class RedisCatalog:
     """`Catalog` over a shared log; see the module's text."""
 
-    def __init__(self, url: str, namespace: str, replica: Replica, on_gone: Callable[[Gone], None], limits: Limits):
+    def __init__(
+        self, url: str, namespace: str, replica: Replica, on_gone: Callable[[Gone], None], limits: FollowLimits
+    ):
         self._url = url
         self._namespace = namespace
         self._replica = replica
@@ -94,7 +96,7 @@ class RedisCatalog:
         *,
         store: str = "",
         on_gone: Callable[[Gone], None] = lambda gone: None,
-        limits: Limits = USUAL,
+        limits: FollowLimits = USUAL,
     ) -> "RedisCatalog":
         """Opens the replica and catches up; with Redis away it starts as the replica is, and tries again later.
 
@@ -138,7 +140,7 @@ class RedisCatalog:
         behind = None if head is None or fault is not None else max(0, head - applied)
         return Sharing(behind is not None, applied, behind, self._settled, fault)
 
-    def settled(self) -> bool:
+    def is_durable(self) -> bool:
         return self._settled
 
     def state(self) -> str | None:

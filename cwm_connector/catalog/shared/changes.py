@@ -82,7 +82,7 @@ class Bind(msgspec.Struct, frozen=True, array_like=True, tag="bind"):
 
 
 class Barrier(msgspec.Struct, frozen=True, array_like=True, tag="barrier"):
-    """Changes nothing: with it in the log, an append that was meant for its place can't arrive any more."""
+    """Changes nothing: with it in the log, an append that was default_head for its place can't arrive any more."""
 
 
 Change = Commit | Clone | Delete | Sweep | Tag | Bind | Barrier

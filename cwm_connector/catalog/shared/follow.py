@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class FollowLimits:
     """How long things may take and how much may gather."""
 
     connect_s: float = 1.0
@@ -41,13 +41,13 @@ class Limits:
     part_bytes: int = PART_BYTES
 
 
-USUAL: Final = Limits()
+USUAL: Final = FollowLimits()
 
 
 class Follower:
     """Keeps one replica at the log's end; the catalog's thread alone uses it."""
 
-    def __init__(self, log: RedisLog, replica: Replica, on_gone: Callable[[Gone], None], limits: Limits) -> None:
+    def __init__(self, log: RedisLog, replica: Replica, on_gone: Callable[[Gone], None], limits: FollowLimits) -> None:
         self.fault: CWMError | None = None
         """Why the last contact failed."""
         self.head: int | None = None

@@ -8,7 +8,7 @@
                                              once they are replaced
 
 All keys are in one slot of a cluster, and what must happen together is one script. Every method may block for as long
-as the link's time-outs say, and raises what the link raises; see `redis_link.py`.
+as the link's time-outs say, and raises what the link raises; see `redis/link.py`.
 """
 
 from collections.abc import Sequence

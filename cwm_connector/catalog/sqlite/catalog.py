@@ -1,7 +1,7 @@
 """The embedded catalog: one SQLite file beside the disk tier, needing no server.
 
-What the tables promise each other stands in `sqlite_schema.py`; how a transaction becomes durable in `sqlite_file.py`;
-how a damaged row is noticed in `sqlite_rows.py`. What is *missing* because the file is damaged shows where a table and
+What the tables promise each other stands in `schema.py`; how a transaction becomes durable in `file.py`;
+how a damaged row is noticed in `rows.py`. What is *missing* because the file is damaged shows where a table and
 its indexes differ: the engine compares them all when it opens the catalog, a reader those of a question, once.
 
 A catalog may be used only by the thread that opened it: sqlite3 refuses any other, and no lock of ours is needed.
@@ -265,7 +265,7 @@ class SqliteCatalog:
         with self._reading() as db:
             return read_totals(db)
 
-    def settled(self) -> bool:
+    def is_durable(self) -> bool:
         return True
 
     def state(self) -> str | None:

@@ -40,7 +40,7 @@ _BY_USE: Final = """
 
 
 class Held(NamedTuple):
-    """A chunk's row with what only the catalog keeps of it; `sqlite_schema.py` says what the counters count."""
+    """A chunk's row with what only the catalog keeps of it; `schema.py` says what the counters count."""
 
     id: int
     chunk: ChunkRow

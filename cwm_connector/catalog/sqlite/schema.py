@@ -2,7 +2,7 @@
 
 A file's `user_version` is the number of steps it has been through; a step, once released, is never edited.
 
-What the tables promise each other, beyond their foreign keys (`sqlite_check.py` verifies all of it):
+What the tables promise each other, beyond their foreign keys (`check.py` verifies all of it):
 
 - `snapshots.windows` counts the windows over the snapshot, so a clone costs one row however long the context is.
 - `chunks.refs` counts the snapshots that hold the chunk and `chunks.owners` is the sum of their ids: with one reference
@@ -10,7 +10,7 @@ What the tables promise each other, beyond their foreign keys (`sqlite_check.py`
 - `snapshots.own_bytes` is the size of the chunks that no other snapshot holds, kept up to date by every commit and
   deletion so that a listing need not walk the chunks of what it lists.
 - `totals` is one row, kept by triggers: every freeze asks whether the disk's limit leaves it room.
-- `digest` is the checksum over a row's fields (`sqlite_rows.py`); a window's covers its tags, a snapshot's the
+- `digest` is the checksum over a row's fields (`rows.py`); a window's covers its tags, a snapshot's the
   checksums of its token ids and of its chunks' keys in their order.
 - Whatever decides what a query finds stands twice, in a table and in an index: comparing the two shows what is missing.
 """
@@ -135,7 +135,7 @@ _FIRST: Final = (
 )
 
 _SECOND: Final = (
-    # One bit for each durable tier: `sqlite_chunks.py` says which. What was stored before was on disk.
+    # One bit for each durable tier: `chunks.py` says which. What was stored before was on disk.
     "ALTER TABLE chunks ADD COLUMN tiers INTEGER NOT NULL DEFAULT 1",
     "ALTER TABLE chunks ADD COLUMN claim TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE chunks ADD COLUMN digest INTEGER NOT NULL DEFAULT 0",

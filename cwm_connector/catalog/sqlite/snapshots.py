@@ -1,6 +1,6 @@
 """Snapshots and the chunks they hold: the part of the embedded catalog that counts references.
 
-Every function runs inside its caller's transaction; `sqlite_schema.py` says what it keeps true.
+Every function runs inside its caller's transaction; `schema.py` says what it keeps true.
 """
 
 import json

@@ -20,12 +20,12 @@ from cwm_connector.catalog.base import Catalog, WindowRow
 from cwm_connector.catalog.results import iso
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros, now_micros
-from cwm_connector.operations.async_helpers import again_and_again, to_the_end
+from cwm_connector.operations.async_helpers import finish_even_if_cancelled, run_periodically
 from cwm_connector.operations.auto_freeze import policy as policies
 from cwm_connector.operations.auto_freeze.mark import TAG, Mark, Reason, mark_of
 from cwm_connector.operations.auto_freeze.retention import Retention
-from cwm_connector.operations.context import Engine
-from cwm_connector.operations.delete import Remover
+from cwm_connector.operations.context import EngineContext
+from cwm_connector.operations.delete import Deleter
 from cwm_connector.operations.freeze import Freezer
 from cwm_connector.protocol.calls import FreezeArgs, PolicyArgs
 from cwm_connector.step.scheduler import Freezable
@@ -55,10 +55,10 @@ _TEXTS: Final = {
 class AutoFreezer:
     """One for each engine. `learn` first; `run` is its own life."""
 
-    def __init__(self, engine: Engine, freezer: Freezer, remover: Remover) -> None:
+    def __init__(self, engine: EngineContext, freezer: Freezer, deleter: Deleter) -> None:
         self._engine = engine
         self._freezer = freezer
-        self._retention = Retention(engine, remover)
+        self._retention = Retention(engine, deleter)
         self._settings = policies.initial(engine.settings)
         self._policy = self._settings
         self._settled: dict[str, Micros] = {}
@@ -66,7 +66,7 @@ class AutoFreezer:
         self._crossings: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
 
-    async def learn(self) -> None:
+    async def load_from_catalog(self) -> None:
         """Takes up the changes of before a restart; a note that can't be read is left where it is."""
         note = await self._engine.catalog.run(lambda catalog: catalog.noted(NOTE))
         try:
@@ -81,7 +81,7 @@ class AutoFreezer:
         policy = policies.changed(self._settings if args.reset else self._policy, args)
         if args != PolicyArgs():
             note = policies.as_note(policy, self._settings)
-            await to_the_end(self._engine.catalog.run(lambda catalog: catalog.note(NOTE, note)))
+            await finish_even_if_cancelled(self._engine.catalog.run(lambda catalog: catalog.note(NOTE, note)))
             self._policy = policy
             self._crossings.clear()
         return {
@@ -113,7 +113,7 @@ class AutoFreezer:
 
     async def run(self) -> None:
         """Until it is cancelled. What goes wrong is logged and tried again."""
-        await again_and_again(self.tick, TICK_S, "auto-freeze")
+        await run_periodically(self.tick, TICK_S, "auto-freeze")
 
     async def tick(self) -> None:
         """Freezes what is due."""
@@ -143,7 +143,7 @@ class AutoFreezer:
 
     async def _freezable(self) -> list[Freezable]:
         settled = dict(self._settled)
-        return await self._engine.ask(lambda side: side.freezable(settled, NEAR))
+        return await self._engine.on_engine_thread(lambda side: side.freezable(settled, NEAR))
 
     async def _reason(self, session: Freezable, now: Micros) -> Reason | None:
         """Why the session is to be frozen now; None if it isn't."""

@@ -8,8 +8,8 @@ from typing import Final
 from cwm_connector.catalog.base import Catalog, WindowQuery, WindowRow
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.operations.auto_freeze.mark import TAG, Mark, mark_of
-from cwm_connector.operations.context import Engine
-from cwm_connector.operations.delete import Remover
+from cwm_connector.operations.context import EngineContext
+from cwm_connector.operations.delete import Deleter
 from cwm_connector.protocol.calls import DeleteArgs
 
 logger = logging.getLogger(__name__)
@@ -21,9 +21,9 @@ _LOOKED_AT: Final = 10_000
 class Retention:
     """The control thread's."""
 
-    def __init__(self, engine: Engine, remover: Remover) -> None:
+    def __init__(self, engine: EngineContext, deleter: Deleter) -> None:
         self._engine = engine
-        self._remover = remover
+        self._deleter = deleter
 
     async def next_generation(self, session_id: str) -> int:
         return max((mark.generation for _, mark in await self._automatic(session_id)), default=0) + 1
@@ -37,7 +37,7 @@ class Retention:
             return
         for name in _beyond(await self._automatic(session_id), keep_last):
             try:
-                await self._remover.delete(DeleteArgs(name))
+                await self._deleter.delete(DeleteArgs(name))
             except CWMError as problem:
                 if problem.code is not Code.WINDOW_NOT_FOUND:
                     logger.warning("window %s had its time and stays for now: %s", name, problem)

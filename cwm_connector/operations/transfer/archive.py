@@ -14,7 +14,7 @@ was read is what the digest covers, so a file that changes meanwhile is found ou
 and every file that was put together wrongly. It is no signature: whoever writes a file can write its digest.
 
 This module moves bytes and judges the file's own consistency; whether a window fits an engine, and whether a part is
-the chunk that it should be, is for `exporting.py` and `importing.py` to say. Any thread, one at a time; may block.
+the chunk that it should be, is for `exporter.py` and `importer.py` to say. Any thread, one at a time; may block.
 docs/export-format.md says the same for people.
 """
 

@@ -21,9 +21,9 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import Geometry, chunk_specs
 from cwm_connector.core.names import check_window_name
 from cwm_connector.core.types import ChunkKey, TierName, now_micros
-from cwm_connector.operations.async_helpers import to_the_end
-from cwm_connector.operations.context import Engine
-from cwm_connector.operations.tiering import Keeper
+from cwm_connector.operations.async_helpers import finish_even_if_cancelled
+from cwm_connector.operations.context import EngineContext
+from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.transfer.archive import ArchiveChunk, ArchiveHeader
 from cwm_connector.operations.transfer.archive_files import Target, checked_path
 from cwm_connector.operations.transfer.steps import (
@@ -56,9 +56,9 @@ class _NoGoodCopy(CWMError):
 class Exporter:
     """The control thread's."""
 
-    def __init__(self, engine: Engine, keeper: Keeper) -> None:
+    def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
-        self._keeper = keeper
+        self._tiering = tiering
 
     async def export(self, args: ExportArgs, progress: ProgressSink) -> dict[str, Any]:
         """See the module's text.
@@ -78,7 +78,7 @@ class Exporter:
                 for done, chunk in enumerate(window.chunks):
                     progress(done, len(window.chunks), "chunks exported")
                     await self._append(name, chunk, target, thread)
-                n_bytes = await to_the_end(thread.run(target.finish))
+                n_bytes = await finish_even_if_cancelled(thread.run(target.finish))
             except BaseException:
                 await thread.clean_up(target.discard)
                 raise
@@ -156,7 +156,7 @@ class Exporter:
                 found = none.code
         row = await self._still_referred_to(window, part.key)
         for tier in row.tiers or {TierName.DISK}:
-            await to_the_end(self._keeper.replace(row, tier))
+            await finish_even_if_cancelled(self._tiering.replace(row, tier))
         try:
             return await self._read_part(part, blocks, thread)
         except _NoGoodCopy:
@@ -172,10 +172,10 @@ class Exporter:
         stored = await self._engine.catalog.run(lambda catalog: catalog.stored([part.key]))
         recorded = stored[part.key].tiers if part.key in stored else ()
         bad, unread = _NoGoodCopy(Code.CHUNK_MISSING), list[CWMError]()
-        for tier in (tier for tier in self._engine.stores if tier in recorded):
+        for tier in (tier for tier in self._engine.durable_tiers if tier in recorded):
             sealed = new_buffer(part_bytes(self._engine, blocks))
             try:
-                await thread.through(self._engine.stores[tier].read(part, sealed))
+                await thread.through(self._engine.durable_tiers[tier].read(part, sealed))
                 await thread.run(check_part, self._engine, sealed, part, blocks)
                 return sealed
             except CWMError as failure:

@@ -25,9 +25,9 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, chunk_specs
 from cwm_connector.core.names import check_description, check_tags, check_window_name
 from cwm_connector.core.types import Micros, now_micros
-from cwm_connector.operations.async_helpers import to_the_end
-from cwm_connector.operations.context import Engine
-from cwm_connector.operations.tiering import Keeper
+from cwm_connector.operations.async_helpers import finish_even_if_cancelled
+from cwm_connector.operations.context import EngineContext
+from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.transfer.archive import ArchiveHeader
 from cwm_connector.operations.transfer.archive_files import Source, checked_path
 from cwm_connector.operations.transfer.steps import (
@@ -38,7 +38,7 @@ from cwm_connector.operations.transfer.steps import (
     part_bytes,
     require_same_passport,
 )
-from cwm_connector.operations.window_commit import Storing
+from cwm_connector.operations.window_commit import WindowCommit
 from cwm_connector.protocol.calls import ImportArgs
 from cwm_connector.step.scheduler import SaveOrder
 from cwm_connector.tiers.base import ChunkId
@@ -61,10 +61,10 @@ class _Wanted:
 class Importer:
     """The control thread's."""
 
-    def __init__(self, engine: Engine, keeper: Keeper) -> None:
+    def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
-        self._keeper = keeper
-        self._storing = Storing(engine, keeper)
+        self._tiering = tiering
+        self._window_commit = WindowCommit(engine, tiering)
 
     async def import_window(self, args: ImportArgs, progress: ProgressSink) -> dict[str, Any]:
         """See the module's text. `args.window_name` instead of the file's name, `args.tags` besides its tags.
@@ -78,10 +78,10 @@ class Importer:
             try:
                 await thread.run(source.open)
                 wanted = await thread.run(self._wanted, source.header, args)
-                await self._storing.require_free(wanted.name)
-                async with self._engine.turn:
+                await self._window_commit.require_free(wanted.name)
+                async with self._engine.chunk_lock:
                     row, order = await self._take_in(wanted, source, thread, progress)
-                    self._keeper.used([chunk.key for chunk in wanted.chunks])
+                    self._tiering.used([chunk.key for chunk in wanted.chunks])
             finally:
                 await thread.clean_up(source.close)
         new_bytes = sum(self._engine.stored_bytes(chunk.blocks) for chunk in order.chunks)
@@ -142,14 +142,14 @@ class Importer:
     async def _take_in(
         self, wanted: _Wanted, source: Source, thread: TransferThread, progress: ProgressSink
     ) -> tuple[WindowRow, SaveOrder]:
-        missing = await self._storing.missing(wanted.chunks)
+        missing = await self._window_commit.missing(wanted.chunks)
         order = SaveOrder(tuple(missing), self._engine.freeze_tiers, self._engine.claims.new())
         try:
             await self._read_all(wanted, order, source, thread, progress)
         except BaseException:
-            await to_the_end(self._storing.discard(order))
+            await finish_even_if_cancelled(self._window_commit.discard(order))
             raise
-        return await self._storing.commit(self._new_window(wanted, order, source.header), order), order
+        return await self._window_commit.commit(self._new_window(wanted, order, source.header), order), order
 
     async def _read_all(
         self, wanted: _Wanted, order: SaveOrder, source: Source, thread: TransferThread, progress: ProgressSink
@@ -164,12 +164,12 @@ class Importer:
                 await thread.run(source.read_into, sealed)
                 layouts.append(await thread.run(self._check, sealed, part, chunk))
                 if chunk.key in missing:
-                    stores = [self._engine.stores[tier] for tier in order.tiers]
+                    stores = [self._engine.durable_tiers[tier] for tier in order.tiers]
                     await thread.through_all([store.write(part, sealed, order.claim) for store in stores])
         await thread.run(source.finish)
         self._check_layouts(layouts)
         for tier in order.tiers if order.chunks else ():
-            await thread.run(self._engine.stores[tier].sync)
+            await thread.run(self._engine.durable_tiers[tier].sync)
         progress(len(wanted.chunks), len(wanted.chunks), "chunks imported")
 
     def _check(self, sealed: memoryview, part: ChunkId, chunk: ChunkSpec) -> bytes:

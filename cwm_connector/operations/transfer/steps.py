@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.operations.async_helpers import to_the_end
-from cwm_connector.operations.context import Engine
+from cwm_connector.operations.async_helpers import finish_even_if_cancelled
+from cwm_connector.operations.context import EngineContext
 from cwm_connector.settings import Settings
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import ChunkHeader, check, read_header, sealed_bytes
-from cwm_connector.tiers.timeout_threads import BoundedThreads
+from cwm_connector.tiers.timeout_threads import TimeoutThreads
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class TransferThread:
 
     def __init__(self, what: str, path: Path, code: Code) -> None:
         """`code`: of a file that does not answer."""
-        self._threads = BoundedThreads(f"cwm-{what}", 1, STEP_LIMIT_S)
+        self._threads = TimeoutThreads(f"cwm-{what}", 1, STEP_LIMIT_S)
         self._path = path
         self._code = code
 
@@ -64,7 +64,7 @@ class TransferThread:
     async def clean_up(self, function: Callable[[], object]) -> None:
         """Runs it whatever happens. Where the file does not answer, what it would have removed stays."""
         with suppress(CWMError):
-            await to_the_end(self.run(function))
+            await finish_even_if_cancelled(self.run(function))
 
     def _silent(self, _: bool) -> CWMError:
         return CWMError(self._code, f"{self._path} does not answer; check the disk that it is on, then try again")
@@ -73,7 +73,7 @@ class TransferThread:
 async def _over(waiting: "asyncio.Future[Any]") -> None:
     """Returns when it is, well or not: until then it may use a buffer or a file."""
     with suppress(Exception):
-        await to_the_end(waiting)
+        await finish_even_if_cancelled(waiting)
 
 
 def new_buffer(size: int) -> memoryview:
@@ -82,7 +82,7 @@ def new_buffer(size: int) -> memoryview:
     return memoryview(mmap.mmap(-1, size))
 
 
-def require_same_passport(engine: Engine, passport: Mapping[str, str], what: str) -> None:
+def require_same_passport(engine: EngineContext, passport: Mapping[str, str], what: str) -> None:
     """Raises: CWM-5003 with the field that differs and both values."""
     difference = engine.passport.first_difference(passport)
     if difference is not None:
@@ -100,7 +100,7 @@ def mismatch(what: str, field: str, ours: str, theirs: str) -> CWMError:
     )
 
 
-def check_part(engine: Engine, sealed: memoryview, part: ChunkId, blocks: int) -> bytes:
+def check_part(engine: EngineContext, sealed: memoryview, part: ChunkId, blocks: int) -> bytes:
     """The layout that the part says it has, which only the workers know better.
 
     Raises: CWM-4004 for what is not exactly this rank's part of this chunk, as this engine would have sealed it.
@@ -118,7 +118,7 @@ def check_part(engine: Engine, sealed: memoryview, part: ChunkId, blocks: int) -
     return found.layout
 
 
-def part_bytes(engine: Engine, blocks: int) -> int:
+def part_bytes(engine: EngineContext, blocks: int) -> int:
     """A sealed part's length: one rank's share of a chunk of so many blocks."""
     return sealed_bytes(blocks * engine.block_bytes)
 

@@ -32,7 +32,7 @@ from cwm_connector.tiers.chunk import ALIGNMENT
 from cwm_connector.tiers.disk import staging
 from cwm_connector.tiers.disk.native_file import NativeFile, NativeFileError, accepts_direct_io, file_name
 from cwm_connector.tiers.disk.staging import Staging
-from cwm_connector.tiers.timeout_threads import BoundedThreads
+from cwm_connector.tiers.timeout_threads import TimeoutThreads
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -42,7 +42,7 @@ _CHUNK_FILE: Final = re.compile(r"cwm@0x([0-9a-f]{8})@0@([0-9a-f]{64})\.data")
 
 
 class DiskTier:
-    """A `ChunkStore` in `folder`, which must be there and belong to this program alone.
+    """A `DurableTier` in `folder`, which must be there and belong to this program alone.
 
     `workers` transfers run at once in each direction. `timeout_s` bounds each transfer from the moment its turn comes;
     it then fails with CWM-4001/4002, and `buffer_in_use` in the error's context says that the kernel may still read
@@ -62,9 +62,9 @@ class DiskTier:
         self._direct: bool | None = None
         self._direct_lock = threading.Lock()
         self._client = threading.local()
-        self._readers = BoundedThreads("cwm-disk-read", workers, timeout_s)
-        self._writers = BoundedThreads("cwm-disk-write", workers, timeout_s)
-        self._upkeep = BoundedThreads("cwm-disk-upkeep", 1, timeout_s)
+        self._readers = TimeoutThreads("cwm-disk-read", workers, timeout_s)
+        self._writers = TimeoutThreads("cwm-disk-write", workers, timeout_s)
+        self._upkeep = TimeoutThreads("cwm-disk-upkeep", 1, timeout_s)
 
     # --- transfers ----------------------------------------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ class DiskTier:
         self._change(lambda: sync_path(self._folder))
 
     def limit_bytes(self) -> int | None:
-        """None: the limit is the keeper's, not the folder's."""
+        """None: the limit is the tiering's, not the folder's."""
         return None
 
     def condition(self) -> str:

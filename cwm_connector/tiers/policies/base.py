@@ -1,7 +1,7 @@
 """The contract of a policy: it is told what is used, and says what has been useful least.
 
-CPU memory asks one whom to evict, the disk tier's keeper another whom to move to Redis. A policy only orders; whether a
-chunk may go (nobody reads it, another tier holds it) its caller decides. It is not thread-safe: its owner's lock or
+CPU memory asks one what to evict, and tiering asks another what to move to Redis. A policy only orders; whether a chunk
+may go (nobody reads it, another tier holds it) its caller decides. It is not thread-safe: its owner's lock or
 thread guards it. Every method but `coldest` costs the same however many chunks there are.
 """
 

@@ -27,7 +27,7 @@ from cwm_connector.redis.link import RedisLink, info
 from cwm_connector.redis.server_check import ServerState, look
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.redis.written import Written
-from cwm_connector.tiers.timeout_threads import BoundedThreads
+from cwm_connector.tiers.timeout_threads import TimeoutThreads
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ return redis.call('UNLINK', KEYS[1])
 
 
 class RedisTier:
-    """A `ChunkStore` in `namespace` of the server that `url` names: redis://, rediss:// (TLS) or unix://.
+    """A `DurableTier` in `namespace` of the server that `url` names: redis://, rediss:// (TLS) or unix://.
 
     Making one asks nothing of the server. `workers` transfers run at once in each direction. A connect may take
     `connect_timeout_s`, and so may the server's first answers on it; then a call may take `ANSWER_S`, and a chunk what
@@ -90,9 +90,9 @@ class RedisTier:
         self._pipes_lock = threading.Lock()
         self._pipes: list[Pipe] = []
         patience_s = 2 * connect_timeout_s + timeout_s + _MARGIN_S
-        self._readers = BoundedThreads("cwm-redis-read", workers, patience_s)
-        self._writers = BoundedThreads("cwm-redis-write", workers, patience_s)
-        self._upkeep = BoundedThreads("cwm-redis-upkeep", 2, patience_s)
+        self._readers = TimeoutThreads("cwm-redis-read", workers, patience_s)
+        self._writers = TimeoutThreads("cwm-redis-write", workers, patience_s)
+        self._upkeep = TimeoutThreads("cwm-redis-upkeep", 2, patience_s)
 
     # --- transfers ----------------------------------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ class RedisTier:
         return run_id
 
     def delete(self, chunk: ChunkId, claim: Claim = NO_CLAIM) -> bool:
-        """See `ChunkStore`. Works at the memory limit as well."""
+        """See `DurableTier`. Works at the memory limit as well."""
         return bool(self._ask(("EVAL", _DELETE, 2, *self._keys(chunk), claim)))
 
     def claims_of(self, chunk: ChunkId) -> frozenset[Claim]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from cwm_connector.catalog.shared.catalog import RedisCatalog
-from cwm_connector.catalog.shared.follow import Limits
+from cwm_connector.catalog.shared.follow import FollowLimits
 from cwm_connector.catalog.shared.replica import Gone
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 
-BRISK = Limits(connect_s=0.5, call_s=0.5, read_s=0.2, pause_s=0.2, write_s=1.0, patience_s=0.2)
+BRISK = FollowLimits(connect_s=0.5, call_s=0.5, read_s=0.2, pause_s=0.2, write_s=1.0, patience_s=0.2)
 """For tests in which Redis fails: its time-outs are waited for."""
 _LOCAL = ("notes", "about", "totals", "sqlite_stat1")
 _numbers = itertools.count(1)
@@ -37,10 +37,15 @@ class Engines:
         (self.folder / name).mkdir(exist_ok=True)
         return self.folder / name / "catalog.sqlite"
 
-    def open(self, name: str, limits: Limits | None = None, *, url: str | None = None) -> RedisCatalog:
+    def open(self, name: str, limits: FollowLimits | None = None, *, url: str | None = None) -> RedisCatalog:
         told = self.gone.setdefault(name, [])
         catalog = RedisCatalog.open(
-            url or self.url, self.namespace, self.path(name), store=name, on_gone=told.append, limits=limits or Limits()
+            url or self.url,
+            self.namespace,
+            self.path(name),
+            store=name,
+            on_gone=told.append,
+            limits=limits or FollowLimits(),
         )
         self.opened.append(catalog)
         return catalog

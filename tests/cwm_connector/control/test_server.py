@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwm_connector.control.connection import Limits
+from cwm_connector.control.connection import ConnectionLimits
 from cwm_connector.control.server import ControlServer
 from cwm_connector.control.thread import ControlThread
 from cwm_connector.core.errors import Code, CWMError
@@ -34,7 +34,7 @@ from cwm_connector.protocol.wire import (
     Welcome,
     encode,
 )
-from cwm_connector.store.lock import StoreLock
+from cwm_connector.store.lock import HomeLock
 from tests.support.control import MODEL, PATIENCE_S, VERSION, Bench, RawClient, Served, Waiting, served, short_folder
 
 NOBODY = 65534
@@ -118,7 +118,7 @@ def test_a_second_hello_ends_the_connection(shared: Served) -> None:
 
 
 def test_a_client_that_says_nothing_is_dropped() -> None:
-    with served(Limits(hello_s=0.05)) as server, RawClient(server.path, hello=False) as client:
+    with served(ConnectionLimits(hello_s=0.05)) as server, RawClient(server.path, hello=False) as client:
         failed(client.receive(), Code.ARGUMENT)
         assert client.receive() is None
         assert_serving(server.path)
@@ -280,7 +280,7 @@ def test_the_call_over_the_limit_is_told_to_wait(server: Served) -> None:
 
 
 def test_the_client_over_the_limit_is_told_and_finds_room_later() -> None:
-    with served(Limits(connections=2)) as server, RawClient(server.path), RawClient(server.path) as second:
+    with served(ConnectionLimits(connections=2)) as server, RawClient(server.path), RawClient(server.path) as second:
         with RawClient(server.path, hello=False) as third:
             assert failed(third.receive(), Code.BUSY).retryable
             assert third.receive() is None
@@ -399,7 +399,7 @@ def test_a_call_over_its_time_is_cancelled_and_answered_with_6002(server: Served
 
 @pytest.mark.parametrize("timeout_s", [None, 1000.0, float("inf")])
 def test_the_engines_own_limit_bounds_every_call(timeout_s: float | None) -> None:
-    with served(Limits(call_s=0.02)) as server:
+    with served(ConnectionLimits(call_s=0.02)) as server:
         slow = server.bench.handlers[Op.STATS] = Waiting()
         with RawClient(server.path) as client:
             failed(client.ask(Call(1, "cache.stats", {}, timeout_s)), Code.OPERATION_TIMEOUT, 1)
@@ -459,7 +459,7 @@ def test_progress_is_coalesced_and_its_last_word_comes_before_the_result() -> No
             await asyncio.sleep(0)
         return {}
 
-    with served(Limits(progress_interval_s=3600)) as server:
+    with served(ConnectionLimits(progress_interval_s=3600)) as server:
         server.bench.handlers[Op.STATS] = busy
         with RawClient(server.path) as client:
             client.send(Call(1, "cache.stats"))
@@ -514,7 +514,7 @@ def big(size: int) -> Any:
 
 
 def test_a_client_that_does_not_read_is_dropped_and_holds_nobody_up() -> None:
-    with served(Limits(unread_s=0.1)) as server:
+    with served(ConnectionLimits(unread_s=0.1)) as server:
         server.bench.handlers[Op.METRICS] = big(12 << 20)
         waiting = server.bench.handlers[Op.STATS] = Waiting()
         with RawClient(server.path) as client, RawClient(server.path) as bystander:
@@ -525,7 +525,7 @@ def test_a_client_that_does_not_read_is_dropped_and_holds_nobody_up() -> None:
 
 
 def test_a_client_that_reads_slowly_gets_its_answer() -> None:
-    with served(Limits(unread_s=0.2)) as server:
+    with served(ConnectionLimits(unread_s=0.2)) as server:
         server.bench.handlers[Op.METRICS] = big(8 << 20)
         with RawClient(server.path) as client:
             client.send(Call(1, "metrics"))
@@ -732,8 +732,8 @@ def test_a_start_that_fails_tells_why(monkeypatch: pytest.MonkeyPatch) -> None:
 HOLD = """
 import os, sys
 from pathlib import Path
-from cwm_connector.control import StoreLock
-lock = StoreLock(Path(sys.argv[1]))
+from cwm_connector.control import HomeLock
+lock = HomeLock(Path(sys.argv[1]))
 lock.acquire()
 if "fork" not in sys.argv or os.fork() == 0:
     print(os.getpid(), flush=True)
@@ -758,7 +758,7 @@ def holder(home: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], i
 def test_a_second_engine_is_told_who_has_the_store_and_the_first_is_unharmed(folder: Path) -> None:
     with holder(folder) as (first, _):
         with pytest.raises(CWMError) as refusal:
-            StoreLock(folder).acquire()
+            HomeLock(folder).acquire()
         assert refusal.value.code is Code.STATE
         assert refusal.value.context == {"pid": first.pid}
         assert str(first.pid) in refusal.value.message
@@ -771,7 +771,7 @@ def test_a_killed_engines_lock_is_free_at_once(folder: Path) -> None:
     with holder(folder) as (first, _):
         first.kill()
         first.wait()
-        lock = StoreLock(folder)
+        lock = HomeLock(folder)
         lock.acquire()
         assert (folder / "engine.lock").read_text() == str(os.getpid())
         lock.release()
@@ -783,7 +783,7 @@ def test_a_forked_child_does_not_keep_a_killed_engines_lock(folder: Path) -> Non
             first.kill()
             first.wait()
             os.kill(child, 0)  # it lives
-            lock = StoreLock(folder)
+            lock = HomeLock(folder)
             lock.acquire()
             lock.release()
         finally:
@@ -792,7 +792,7 @@ def test_a_forked_child_does_not_keep_a_killed_engines_lock(folder: Path) -> Non
 
 def test_the_lock_file_is_private_and_its_lock_can_be_released_twice(folder: Path) -> None:
     (folder / "engine.lock").touch(0o644)
-    first, second = StoreLock(folder), StoreLock(folder)
+    first, second = HomeLock(folder), HomeLock(folder)
     first.acquire()
     assert stat.S_IMODE((folder / "engine.lock").stat().st_mode) == 0o600
     with pytest.raises(CWMError):
@@ -810,6 +810,6 @@ def test_a_store_that_is_not_there_or_a_symlinked_lock_is_refused(folder: Path) 
     (folder / "engine.lock").symlink_to(folder / "elsewhere")
     for home in (folder / "missing", folder):
         with pytest.raises(CWMError) as refusal:
-            StoreLock(home).acquire()
+            HomeLock(home).acquire()
         assert refusal.value.code is Code.WRITE_FAILED
     assert not (folder / "elsewhere").exists()

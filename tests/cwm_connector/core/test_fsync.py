@@ -1,4 +1,4 @@
-"""durable.py and what relies on it: a store that was just made is still there after a power cut."""
+"""fsync.py and what relies on it: a store that was just made is still there after a power cut."""
 
 from pathlib import Path
 
@@ -111,15 +111,15 @@ async def restored(url):
     engine = await Miniature.started(root / "home", redis_url=url)
     await frozen(engine, "w", text(1))
     await demote(engine, "w")
-    disk, keeper = engine.disk, engine.operations.keeper
+    disk, tiering = engine.disk, engine.operations.tiering
     disk.sync()
     keys = [row.key for row in await engine.catalog.run(lambda catalog: catalog.chunks_of("w"))]
     disk.sync = lambda: None  # copies are written, and never made durable, nor recorded
-    await keeper.restore(keys)
-    await keeper._record(TierName.DISK, went=keys)
+    await tiering.restore(keys)
+    await tiering._record(TierName.DISK, went=keys)
     if again:
         del disk.sync
-        await keeper.restore(keys)
+        await tiering.restore(keys)
     engine.close()
 
 with redis_server(append_fsync="always") as server:

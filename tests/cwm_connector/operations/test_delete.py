@@ -1,4 +1,4 @@
-"""removal.py: what nobody refers to goes, from every tier, and nothing else does."""
+"""delete.py: what nobody refers to goes, from every tier, and nothing else does."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -41,7 +41,7 @@ async def test_collecting_removes_orphans_of_every_tier_and_spares_what_windows_
     await frozen(engine, "v", text(2))
     orphan = ChunkId(ChunkKey(bytes(32)), 0)
     buffer = engine.cpu.reserve(CHUNK_BYTES)
-    for store in engine.stores:
+    for store in engine.durable_tiers:
         store.write(orphan, buffer.view).result()
     engine.cpu.release(buffer)
     collected = await engine.call(Op.COLLECT)

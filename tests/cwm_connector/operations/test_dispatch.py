@@ -1,4 +1,4 @@
-"""freeze.py, thaw.py, reads.py over real tiers, a real catalog and vLLM's block pool; only the model is missing."""
+"""freeze.py, thaw.py, queries.py over real tiers, a real catalog and vLLM's block pool; only the model is missing."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ import pytest
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import Passport
 from cwm_connector.protocol.calls import Op
-from cwm_connector.step.prefill_speed import Pace
+from cwm_connector.step.prefill_speed import PrefillSpeed
 from tests.support.miniature import Miniature, chunk_files
 from tests.support.vllm_parts import BLOCK_TOKENS
 
@@ -138,7 +138,7 @@ async def test_a_cancelled_freeze_leaves_nothing_behind_and_blocks_nobody(engine
     await engine.serve(range(5000, 5064), "bob")
     free = engine.pool.get_num_free_blocks()
     held_up = threading.Event()
-    engine.worker._saving.submit(held_up.wait, 60)
+    engine.worker._save_thread.submit(held_up.wait, 60)
     freezing = asyncio.create_task(engine.call(Op.FREEZE, session_id="alice", window_name="w"))
     while engine.pool.get_num_free_blocks() == free:  # noqa: ASYNC110 until the freeze holds its blocks
         await asyncio.sleep(0)
@@ -190,9 +190,9 @@ async def test_a_thaw_says_when_computing_would_have_been_faster(
 ) -> None:
     await engine.serve(TEXT, "alice")
     await engine.call(Op.FREEZE, session_id="alice", window_name="w")
-    pace = engine.engine.scheduler.pace = Pace(iter(range(100)).__next__)  # a step is a second or so
-    pace.step_planned(tokens_per_step)
-    pace.step_done()
+    speed = engine.engine.scheduler.prefill_speed = PrefillSpeed(iter(range(100)).__next__)  # a step is a second or so
+    speed.step_planned(tokens_per_step)
+    speed.step_done()
     assert (await engine.call(Op.THAW, window_name="w"))["recompute_is_faster"] is faster
     assert (await engine.call(Op.THAW, window_name="w", prewarm=False))["recompute_is_faster"] is None
     rates = [each for each in (await engine.call(Op.METRICS))["metrics"] if "prefill" in each["name"]]

@@ -13,7 +13,7 @@ import pytest
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import TierName
 from cwm_connector.protocol.calls import Op
-from cwm_connector.store.lock import StoreLock
+from cwm_connector.store.lock import HomeLock
 from cwm_connector.tiers.base import ChunkId
 from tests.cwm_connector.tiers.mounts import mounted, read_only
 from tests.support.miniature import Miniature, chunk_files
@@ -103,7 +103,7 @@ async def test_copies_that_were_out_of_reach_are_found_again_by_the_next_start(t
     forget_memory(first)
     (tmp_path / "chunks").rename(tmp_path / "away")
     await first.call(Op.THAW, window_name="w")
-    await first.operations.keeper.tick()
+    await first.operations.tiering.tick()
     assert await tiers_of(first, "w") == {}
     (tmp_path / "away").rename(tmp_path / "chunks")
     first.close()
@@ -225,12 +225,12 @@ async def test_a_chunk_larger_than_the_disk_s_limit_is_refused_and_nothing_is_wr
 
 
 def test_a_second_engine_on_one_store_is_refused_and_told_by_whom(tmp_path: Path) -> None:
-    first = StoreLock(tmp_path)
+    first = HomeLock(tmp_path)
     first.acquire()
     with pytest.raises(CWMError, match=r"CWM-3001.*process \d+"):
-        StoreLock(tmp_path).acquire()
+        HomeLock(tmp_path).acquire()
     first.release()
-    StoreLock(tmp_path).acquire()
+    HomeLock(tmp_path).acquire()
 
 
 async def test_two_clients_that_freeze_one_session_at_once_store_its_bytes_once(engine: Miniature) -> None:

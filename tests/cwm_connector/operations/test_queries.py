@@ -1,4 +1,4 @@
-"""reads.py: what of a session the list tells."""
+"""queries.py: what of a session the list tells."""
 
 import threading
 from pathlib import Path
@@ -58,7 +58,7 @@ async def test_while_the_engine_takes_a_step_the_list_tells_what_it_told_last(tm
     first = in_a_long_step(engine)
     assert (await engine.call(Op.SESSIONS))["sessions"] == [{**known, "cached_tokens": None}]
     first.set()
-    await engine.engine.ask(lambda side: None)  # by now the list's own question is answered as well
+    await engine.engine.on_engine_thread(lambda side: None)  # by now the list's own question is answered as well
     second = in_a_long_step(engine)
     later = (await engine.call(Op.SESSIONS))["sessions"]
     second.set()
@@ -68,7 +68,7 @@ async def test_while_the_engine_takes_a_step_the_list_tells_what_it_told_last(tm
 
 async def test_the_list_shows_the_title_of_a_session(tmp_path: Path) -> None:
     engine = Miniature(tmp_path / "home")
-    engine.scheduler._sessions._entitle = lambda tokens, tell: tell("What is this?")
+    engine.scheduler._sessions._request_title = lambda tokens, tell: tell("What is this?")
     await engine.serve(range(40), "alice")
     listed = await engine.call(Op.SESSIONS)
     engine.close()

@@ -22,7 +22,7 @@ async def started(home: Path, server: RedisServer) -> Miniature:
 
 
 async def follow(engine: Miniature) -> None:
-    await engine.follower.follow(engine.engine, engine.operations.keeper)
+    await engine.follower.follow(engine.engine, engine.operations.tiering)
 
 
 async def listed(engine: Miniature) -> list[str]:
@@ -47,7 +47,7 @@ async def test_a_window_frozen_in_one_engine_is_listed_and_thawed_bit_exact_in_t
     thawed = await other.call(Op.THAW, window_name="w", new_session_id="bob")
     assert thawed["restored_by_tier"] == {"redis": 96}
     assert await other.resume(text(1), session_id="bob") == 96
-    async with other.engine.turn:
+    async with other.engine.chunk_lock:
         pass
     assert await tiers_of(other, "w") == {"cpu": 3, "disk": 3, "redis": 3}
 
@@ -88,14 +88,14 @@ async def test_a_chunk_deleted_by_another_engine_during_a_freeze_is_stored_again
     stem = text(1)
     await frozen(one, "old", stem)
     await other.serve([*stem, *text(2)], "new")
-    commit = other.operations._freezer._storing.commit
+    commit = other.operations._freezer._window_commit.commit
 
     async def late(new, order):
         if "old" in await listed(one):
             await one.call(Op.DELETE, window_name="old")
         return await commit(new, order)
 
-    monkeypatch.setattr(other.operations._freezer._storing, "commit", late)
+    monkeypatch.setattr(other.operations._freezer._window_commit, "commit", late)
     result = await other.call(Op.FREEZE, session_id="new", window_name="new")
     assert result["new_bytes"] == 6 * CHUNK_BYTES
     forget_memory(other)
@@ -116,7 +116,7 @@ async def test_two_engines_that_freeze_the_same_tokens_at_once_keep_one_copy_unt
     forget_memory(other)
     assert (await other.call(Op.THAW, window_name="y"))["restorable_tokens"] == 96
     await other.call(Op.DELETE, window_name="y")
-    assert redis_bytes(one) == 0 and not list(one.engine.stores[TierName.REDIS].inventory())
+    assert redis_bytes(one) == 0 and not list(one.engine.durable_tiers[TierName.REDIS].inventory())
 
 
 async def test_the_same_name_at_once_is_given_once(pair: Pair) -> None:
@@ -142,7 +142,7 @@ async def test_an_engine_killed_in_mid_freeze_leaves_claims_that_its_next_start_
     async def killed(new, order):
         raise SystemExit
 
-    first.operations._freezer._storing.commit = killed  # type: ignore[method-assign]
+    first.operations._freezer._window_commit.commit = killed  # type: ignore[method-assign]
     with pytest.raises(SystemExit):
         await first.call(Op.FREEZE, session_id="s", window_name="half")
     assert redis_bytes(first) == 6 * CHUNK_BYTES
@@ -156,14 +156,14 @@ async def test_an_engine_killed_in_mid_freeze_leaves_claims_that_its_next_start_
 async def test_another_engine_s_collection_spares_a_freeze_that_is_under_way(pair: Pair) -> None:
     one, other = pair
     await one.serve(text(1), "s")
-    commit = one.operations._freezer._storing.commit
+    commit = one.operations._freezer._window_commit.commit
 
     async def late(new, order):
         collected = await other.call(Op.COLLECT)
         assert collected["chunks_deleted"] == 0
         return await commit(new, order)
 
-    one.operations._freezer._storing.commit = late  # type: ignore[method-assign]
+    one.operations._freezer._window_commit.commit = late  # type: ignore[method-assign]
     await one.call(Op.FREEZE, session_id="s", window_name="w")
     assert (await other.call(Op.THAW, window_name="w"))["restorable_tokens"] == 96
 

@@ -1,4 +1,4 @@
-"""keeper.py: chunks move by limits, age and use, and nothing leaves a tier before another is shown to have it."""
+"""tiering.py: chunks move by limits, age and use, and nothing leaves a tier before another is shown to have it."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -61,18 +61,18 @@ async def test_a_demoted_window_is_thawed_from_redis_bit_exact_and_comes_back_to
     thawed = await engine.call(Op.THAW, window_name="w")
     assert thawed["restored_by_tier"] == {"redis": 96} and not thawed["partial"]
     assert await engine.resume(text(1), session_id="w") == 96
-    async with engine.engine.turn:
+    async with engine.engine.chunk_lock:
         pass  # the way back to the disk takes its turn before
     assert await tiers_of(engine, "w") == {"cpu": 3, "disk": 3, "redis": 3}
 
 
 async def test_the_oldest_go_when_their_age_is_reached_and_the_young_stay(engine: Miniature) -> None:
-    keeper = engine.operations.keeper
+    tiering = engine.operations.tiering
     await frozen(engine, "old", text(1))
     await frozen(engine, "young", text(2))
     for row in await engine.catalog.run(lambda catalog: catalog.chunks_of("old")):
-        keeper._used_at[row.key] = Micros(0)
-    await keeper.review()
+        tiering._used_at[row.key] = Micros(0)
+    await tiering.review()
     assert "disk" not in await tiers_of(engine, "old")
     assert "redis" not in await tiers_of(engine, "young")
 
@@ -81,7 +81,7 @@ async def test_a_nearly_full_disk_is_relieved_before_a_freeze_has_to_wait(engine
     for number in range(3):
         await frozen(engine, f"w{number}", text(number))
     await frozen(engine, "last", text(9, chunks=1))
-    await engine.operations.keeper.review()
+    await engine.operations.tiering.review()
     totals = await engine.catalog.run(lambda catalog: catalog.totals())
     assert totals.tiers[TierName.DISK].stored_bytes == 8 * CHUNK_BYTES
     assert totals.tiers[TierName.REDIS].chunks == 2
@@ -135,7 +135,7 @@ async def test_a_copy_that_redis_gives_back_changed_does_not_count_and_the_disk_
     engine: Miniature, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await frozen(engine, "w", text(1))
-    store = engine.engine.stores[TierName.REDIS]
+    store = engine.engine.durable_tiers[TierName.REDIS]
     honest = store.write
 
     def write(chunk, sealed, claim=""):
@@ -153,7 +153,7 @@ async def test_a_copy_found_bad_by_a_load_is_counted_on_no_more_and_replaced_fro
 ) -> None:
     await frozen(engine, "w", text(1))
     await demote(engine, "w")
-    await engine.operations.keeper.restore([row.key for row in await rows(engine, "w")])
+    await engine.operations.tiering.restore([row.key for row in await rows(engine, "w")])
     (damaged,) = files_of(engine.settings.home, (await hashes_of(engine, "w"))[1:2])
     content = bytearray(damaged.read_bytes())
     content[6000] ^= 16
@@ -161,7 +161,7 @@ async def test_a_copy_found_bad_by_a_load_is_counted_on_no_more_and_replaced_fro
     forget_memory(engine)
     thawed = await engine.call(Op.THAW, window_name="w")
     assert thawed["restored_by_tier"] == {"disk": 64, "redis": 32} and not thawed["partial"]
-    await engine.operations.keeper.tick()
+    await engine.operations.tiering.tick()
     assert await tiers_of(engine, "w") == {"cpu": 3, "disk": 3, "redis": 3}
     content[6000] ^= 16
     assert damaged.read_bytes() == bytes(content)

@@ -1,4 +1,4 @@
-"""scrub.py: every stored copy is read and checked; what is bad is named, and with `repair` replaced."""
+"""verify.py: every stored copy is read and checked; what is bad is named, and with `repair` replaced."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ async def in_both(engine: Miniature, name: str, seed: int) -> None:
     """A window that lies on disk and in Redis, and not in memory."""
     await frozen(engine, name, text(seed))
     await demote(engine, name)
-    await engine.operations.keeper.restore(
+    await engine.operations.tiering.restore(
         [row.key for row in await engine.catalog.run(lambda catalog: catalog.chunks_of(name))]
     )
     forget_memory(engine)

@@ -1,4 +1,4 @@
-"""What redis_pipe.py relies on in redis-py beyond its documentation. A failure here says that a release changed it.
+"""What chunk_connection.py relies on in redis-py beyond its documentation. A failure says that a release changed it.
 
 The tier's own tests would fail as well, or be slow, but not say why.
 """

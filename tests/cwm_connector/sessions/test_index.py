@@ -1,4 +1,4 @@
-"""sessions.py: who is speaking, and which chain a freeze means."""
+"""sessions/index.py: who is speaking, and which chain a freeze means."""
 
 import hashlib
 import re
@@ -423,7 +423,7 @@ def test_finding_a_long_conversation_among_a_thousand_is_cheap() -> None:
 
 def test_each_head_is_titled_once_and_the_title_shown_is_that_of_the_head_meant() -> None:
     wanted: list[tuple[Any, Any]] = []
-    sessions = index(entitle=lambda tokens, tell: wanted.append((tokens, tell)))
+    sessions = index(request_title=lambda tokens, tell: wanted.append((tokens, tell)))
     finish(sessions, Request("r1", list(range(10))))
     finish(sessions, Request("agent", list(range(50, 70)), session_id="alice/a1b2"))
     for tokens, tell in wanted:

@@ -1,10 +1,10 @@
-"""visibility.py: a window is seen by the session and the salt it was thawed into, and by nobody else."""
+"""thaw_bindings.py: a window is seen by the session and the salt it was thawed into, and by nobody else."""
 
 from array import array
 
 from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.core.types import ChunkKey
-from cwm_connector.sessions.thaw_bindings import MAX_BOUND, BoundWindow, Visibility
+from cwm_connector.sessions.thaw_bindings import MAX_BOUND, BoundWindow, ThawBindings
 
 
 def window(name: str = "w", ids: range = range(16), usable: int = 4) -> BoundWindow:
@@ -12,7 +12,7 @@ def window(name: str = "w", ids: range = range(16), usable: int = 4) -> BoundWin
 
 
 def test_only_the_bound_session_and_salt_see_the_window() -> None:
-    table = Visibility()
+    table = ThawBindings()
     table.bind("alice", b"salt-a", window())
     assert [w.name for w in table.of("alice", None)] == ["w"]
     assert [w.name for w in table.of(None, b"salt-a")] == ["w"]
@@ -21,7 +21,7 @@ def test_only_the_bound_session_and_salt_see_the_window() -> None:
 
 
 def test_a_deleted_window_is_seen_by_nobody() -> None:
-    table = Visibility()
+    table = ThawBindings()
     table.bind("alice", b"salt-a", window())
     table.bind("alice", b"salt-b", window("other"))
     table.unbind("w")
@@ -29,7 +29,7 @@ def test_a_deleted_window_is_seen_by_nobody() -> None:
 
 
 def test_the_newest_thaw_comes_first_and_old_ones_give_way() -> None:
-    table = Visibility()
+    table = ThawBindings()
     for number in range(MAX_BOUND + 3):
         table.bind("alice", bytes([number]), window(f"w{number}"))
     names = [w.name for w in table.of("alice", None)]
@@ -37,7 +37,7 @@ def test_the_newest_thaw_comes_first_and_old_ones_give_way() -> None:
 
 
 def test_a_conversation_without_a_name_is_known_again_by_what_was_thawed_into_it() -> None:
-    table = Visibility()
+    table = ThawBindings()
     table.bind("anon-1", b"salt-a", window())
     table.bind("alice", b"salt-b", window("hers", range(100, 116)))
     assert table.continued_by([*range(16), 7, 8, 9], 4) == "anon-1"
@@ -50,14 +50,14 @@ def test_a_conversation_without_a_name_is_known_again_by_what_was_thawed_into_it
 
 
 def test_of_several_conversations_without_a_name_the_one_that_is_repeated_furthest_is_meant() -> None:
-    table = Visibility()
+    table = ThawBindings()
     table.bind("anon-short", b"a", window("short", range(8), 2))
     table.bind("anon-long", b"b", window("long", range(16), 4))
     assert table.continued_by(range(20), 4) == "anon-long"
 
 
 def test_a_salt_of_a_thaw_tells_its_session() -> None:
-    table = Visibility()
+    table = ThawBindings()
     table.bind("alice", b"salt-a", window())
     assert table.thawed_into(b"salt-a") == "alice"
     assert table.thawed_into(b"guess") is None

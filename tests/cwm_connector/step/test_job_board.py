@@ -1,4 +1,4 @@
-"""board.py and placement.py: what several ranks report becomes one answer."""
+"""job_board.py and locations.py: what several ranks report becomes one answer."""
 
 import pytest
 

@@ -1,8 +1,8 @@
-"""pace.py: the rate is that of the steps that were measured, and unknown before."""
+"""prefill_speed.py: the rate is that of the steps that were measured, and unknown before."""
 
 import pytest
 
-from cwm_connector.step.prefill_speed import PREFILL_TOKENS, Pace
+from cwm_connector.step.prefill_speed import PREFILL_TOKENS, PrefillSpeed
 
 
 class Clock:
@@ -18,61 +18,61 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def pace(clock: Clock) -> Pace:
-    return Pace(clock)
+def prefill_speed(clock: Clock) -> PrefillSpeed:
+    return PrefillSpeed(clock)
 
 
-def step(pace: Pace, clock: Clock, tokens: int, seconds: float) -> None:
-    pace.step_planned(tokens)
+def step(prefill_speed: PrefillSpeed, clock: Clock, tokens: int, seconds: float) -> None:
+    prefill_speed.step_planned(tokens)
     clock.now += seconds
-    pace.step_done()
+    prefill_speed.step_done()
 
 
-def test_nothing_is_known_before_the_first_prompt(pace: Pace, clock: Clock) -> None:
-    assert pace.seconds_for(1000) is None
-    step(pace, clock, PREFILL_TOKENS - 1, 0.1)  # an answer's
-    assert pace.seconds_for(1000) is None
+def test_nothing_is_known_before_the_first_prompt(prefill_speed: PrefillSpeed, clock: Clock) -> None:
+    assert prefill_speed.seconds_for(1000) is None
+    step(prefill_speed, clock, PREFILL_TOKENS - 1, 0.1)  # an answer's
+    assert prefill_speed.seconds_for(1000) is None
 
 
-def test_the_rate_is_tokens_over_seconds_of_all_measured_steps(pace: Pace, clock: Clock) -> None:
-    step(pace, clock, 2000, 1.0)
-    step(pace, clock, 1000, 2.0)
-    assert pace.seconds_for(500) == pytest.approx(0.5)
+def test_the_rate_is_tokens_over_seconds_of_all_measured_steps(prefill_speed: PrefillSpeed, clock: Clock) -> None:
+    step(prefill_speed, clock, 2000, 1.0)
+    step(prefill_speed, clock, 1000, 2.0)
+    assert prefill_speed.seconds_for(500) == pytest.approx(0.5)
 
 
-def test_the_time_between_requests_is_nobody_s(pace: Pace, clock: Clock) -> None:
+def test_the_time_between_requests_is_nobody_s(prefill_speed: PrefillSpeed, clock: Clock) -> None:
     for _ in range(2):
-        step(pace, clock, 1000, 1.0)
+        step(prefill_speed, clock, 1000, 1.0)
         clock.now += 60
-    assert pace.seconds_for(1000) == pytest.approx(1.0)
+    assert prefill_speed.seconds_for(1000) == pytest.approx(1.0)
 
 
-def test_a_step_planned_ahead_begins_when_the_one_before_it_ends(pace: Pace, clock: Clock) -> None:
-    pace.step_planned(1000)
-    pace.step_planned(1000)
+def test_a_step_planned_ahead_begins_when_the_one_before_it_ends(prefill_speed: PrefillSpeed, clock: Clock) -> None:
+    prefill_speed.step_planned(1000)
+    prefill_speed.step_planned(1000)
     for _ in range(2):
         clock.now += 1.0
-        pace.step_done()
-    assert pace.seconds_for(1000) == pytest.approx(1.0)
+        prefill_speed.step_done()
+    assert prefill_speed.seconds_for(1000) == pytest.approx(1.0)
 
 
-def test_a_step_without_tokens_is_not_waited_for(pace: Pace, clock: Clock) -> None:
-    pace.step_planned(0)
+def test_a_step_without_tokens_is_not_waited_for(prefill_speed: PrefillSpeed, clock: Clock) -> None:
+    prefill_speed.step_planned(0)
     clock.now += 60
-    step(pace, clock, 1000, 1.0)
-    assert pace.seconds_for(1000) == pytest.approx(1.0)
+    step(prefill_speed, clock, 1000, 1.0)
+    assert prefill_speed.seconds_for(1000) == pytest.approx(1.0)
 
 
-def test_outputs_that_were_never_told_spoil_no_later_measurement(pace: Pace, clock: Clock) -> None:
+def test_outputs_that_were_never_told_spoil_no_later_measurement(prefill_speed: PrefillSpeed, clock: Clock) -> None:
     for _ in range(5):
-        pace.step_planned(1000)
+        prefill_speed.step_planned(1000)
     clock.now += 60
-    step(pace, clock, 1000, 1.0)
-    assert pace.seconds_for(1000) == pytest.approx(1.0)
+    step(prefill_speed, clock, 1000, 1.0)
+    assert prefill_speed.seconds_for(1000) == pytest.approx(1.0)
 
 
-def test_old_steps_are_forgotten(pace: Pace, clock: Clock) -> None:
-    step(pace, clock, 1000, 100.0)
+def test_old_steps_are_forgotten(prefill_speed: PrefillSpeed, clock: Clock) -> None:
+    step(prefill_speed, clock, 1000, 100.0)
     for _ in range(32):
-        step(pace, clock, 1000, 1.0)
-    assert pace.seconds_for(1000) == pytest.approx(1.0)
+        step(prefill_speed, clock, 1000, 1.0)
+    assert prefill_speed.seconds_for(1000) == pytest.approx(1.0)

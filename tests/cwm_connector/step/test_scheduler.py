@@ -12,12 +12,12 @@ from cwm_connector.core.identity import ChunkSpec, Geometry, Passport, chunk_spe
 from cwm_connector.core.types import NO_CLAIM, TierName, salt_hash
 from cwm_connector.metrics import Metrics
 from cwm_connector.sessions.index import SessionIndex
-from cwm_connector.sessions.thaw_bindings import BoundWindow, Visibility
-from cwm_connector.step.chunk_locations import Placement
+from cwm_connector.sessions.thaw_bindings import BoundWindow, ThawBindings
+from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard
 from cwm_connector.step.jobs import ChunkOutcome, LoadJob, Phase, Report, SaveJob, StepReports
 from cwm_connector.step.scheduler import SaveOrder, SchedulerSide
-from cwm_connector.step.step_queue import Mailbox
+from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.tiers.base import ChunkId
 from tests.support.vllm_parts import BLOCK_TOKENS, compute, new_pool, request
 
@@ -30,15 +30,15 @@ class Side:
 
     def __init__(self) -> None:
         self.pool = new_pool(32)
-        self.visibility = Visibility()
+        self.thaw_bindings = ThawBindings()
         self.board = JobBoard(world_size=1)
-        self.placement = Placement(world_size=1)
+        self.locations = ChunkLocations(world_size=1)
         self.metrics = Metrics()
         self.woken = 0
-        self.mailbox = Mailbox(self._wake)
-        sessions = SessionIndex("m", BLOCK_TOKENS, self.visibility.thawed_into)
+        self.step_queue = StepQueue(self._wake)
+        sessions = SessionIndex("m", BLOCK_TOKENS, self.thaw_bindings.thawed_into)
         self.scheduler = SchedulerSide(
-            GEOMETRY, sessions, self.visibility, self.board, self.mailbox, self.placement, self.metrics
+            GEOMETRY, sessions, self.thaw_bindings, self.board, self.step_queue, self.locations, self.metrics
         )
         self.scheduler.bind_pool(self.pool)
 
@@ -57,7 +57,7 @@ class Side:
 
     def thaw(self, token_ids: range, session: str = "bob", salt: str = "cwm-1") -> BoundWindow:
         window = BoundWindow("w", array("i", token_ids), specs(token_ids), len(token_ids) // BLOCK_TOKENS)
-        self.visibility.bind(session, salt_hash(salt), window)
+        self.thaw_bindings.bind(session, salt_hash(salt), window)
         return window
 
     def finish(self, job: Any, *outcomes: ChunkOutcome, failure: Any = None) -> None:
@@ -180,7 +180,7 @@ def test_a_request_with_an_adapter_loads_nothing() -> None:
 def test_where_a_load_came_from_is_told_by_tier() -> None:
     side = Side()
     window = side.thaw(range(64))
-    side.placement.update([ChunkId(window.chunks[0].key, 0)], [])
+    side.locations.update([ChunkId(window.chunks[0].key, 0)], [])
     one = request(range(80), session_id="bob")
     side.scheduler.matched_tokens(one, 0)
     side.scheduler.blocks_allocated(one, Blocks(list(range(5))), 64)
@@ -213,12 +213,12 @@ def test_a_chunk_that_could_not_be_read_this_time_is_offered_to_the_next_request
     assert side.scheduler.matched_tokens(request(range(80), request_id="r2", session_id="bob"), 0) == 64
 
 
-# --- the mailbox -----------------------------------------------------------------------------------------------------
+# --- the step queue ---------------------------------------------------------------------------------------------------
 
 
 def test_what_other_threads_ask_for_is_done_in_the_next_step_and_wakes_the_engine() -> None:
     side = Side()
-    answer = side.mailbox.call(lambda: 42)
+    answer = side.step_queue.call(lambda: 42)
     assert side.woken == 1 and side.scheduler.wants_step and not answer.done()
     side.scheduler.step_jobs()
     assert answer.result(0) == 42 and not side.scheduler.wants_step
@@ -226,7 +226,7 @@ def test_what_other_threads_ask_for_is_done_in_the_next_step_and_wakes_the_engin
 
 def test_what_they_raise_goes_back_to_them() -> None:
     side = Side()
-    answer: Future[None] = side.mailbox.call(lambda: 1 / 0)  # type: ignore[arg-type]
+    answer: Future[None] = side.step_queue.call(lambda: 1 / 0)  # type: ignore[arg-type]
     side.scheduler.step_jobs()
     with pytest.raises(ZeroDivisionError):
         answer.result(0)
@@ -235,7 +235,7 @@ def test_what_they_raise_goes_back_to_them() -> None:
 def test_a_call_that_was_given_up_is_not_carried_out() -> None:
     side = Side()
     done: list[int] = []
-    side.mailbox.call(lambda: done.append(1)).cancel()
+    side.step_queue.call(lambda: done.append(1)).cancel()
     side.scheduler.step_jobs()
     assert not done
 

@@ -10,7 +10,7 @@ import pytest
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey
-from cwm_connector.tiers.base import ChunkId, ChunkStore
+from cwm_connector.tiers.base import ChunkId, DurableTier
 from cwm_connector.tiers.chunk import check
 from cwm_connector.tiers.redis.tier import REST_S, RedisTier
 from tests.cwm_connector.tiers.chunks import SealedChunk, aligned_buffer
@@ -36,12 +36,12 @@ def failure(future: "Future[None]") -> CWMError:
     return raised.value
 
 
-def put(tier: ChunkStore, *chunks: SealedChunk) -> None:
+def put(tier: DurableTier, *chunks: SealedChunk) -> None:
     for future in [tier.write(chunk.id, chunk.buffer) for chunk in chunks]:
         future.result(timeout=30)
 
 
-def assert_reads_back(tier: ChunkStore, *chunks: SealedChunk) -> None:
+def assert_reads_back(tier: DurableTier, *chunks: SealedChunk) -> None:
     targets = [aligned_buffer(chunk.buffer.nbytes) for chunk in chunks]
     reads = [tier.read(chunk.id, target) for chunk, target in zip(chunks, targets, strict=True)]
     for chunk, target, read in zip(chunks, targets, reads, strict=True):

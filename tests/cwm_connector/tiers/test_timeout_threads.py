@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.tiers.timeout_threads import BoundedThreads
+from cwm_connector.tiers.timeout_threads import TimeoutThreads
 
 LIMIT_S = 0.2
 
@@ -18,8 +18,8 @@ def overdue(started: bool) -> CWMError:
 
 
 @pytest.fixture
-def threads() -> Iterator[BoundedThreads]:
-    threads = BoundedThreads("test", 2, LIMIT_S)
+def threads() -> Iterator[TimeoutThreads]:
+    threads = TimeoutThreads("test", 2, LIMIT_S)
     yield threads
     threads.close()
 
@@ -39,20 +39,20 @@ def in_use_after_failure(future: "Future[bool]") -> bool:
     return bool(raised.value.context["buffer_in_use"])
 
 
-def test_a_result_and_an_exception_come_through(threads: BoundedThreads) -> None:
+def test_a_result_and_an_exception_come_through(threads: TimeoutThreads) -> None:
     assert threads.submit(lambda: 7, overdue).result() == 7
     with pytest.raises(ZeroDivisionError):
         threads.submit(lambda: 1 / 0, overdue).result()
     assert threads.submit(lambda: 8, overdue).result() == 8
 
 
-def test_a_started_call_cannot_be_cancelled(threads: BoundedThreads) -> None:
+def test_a_started_call_cannot_be_cancelled(threads: TimeoutThreads) -> None:
     future = threads.submit(lambda: 7, overdue)
     assert not future.cancel()
     assert future.result() == 7
 
 
-def test_a_call_that_hangs_fails_and_others_go_on(threads: BoundedThreads, disk_is_back: threading.Event) -> None:
+def test_a_call_that_hangs_fails_and_others_go_on(threads: TimeoutThreads, disk_is_back: threading.Event) -> None:
     hanging = threads.submit(disk_is_back.wait, overdue)
     others = [threads.submit(partial(abs, -number), overdue) for number in range(20)]
     assert [other.result() for other in others] == list(range(20))
@@ -61,7 +61,7 @@ def test_a_call_that_hangs_fails_and_others_go_on(threads: BoundedThreads, disk_
 
 
 def test_when_every_thread_hangs_what_waits_and_what_comes_fails_without_having_begun(
-    threads: BoundedThreads, disk_is_back: threading.Event
+    threads: TimeoutThreads, disk_is_back: threading.Event
 ) -> None:
     hanging = [threads.submit(disk_is_back.wait, overdue) for _ in range(2)]
     waiting = threads.submit(disk_is_back.is_set, overdue)
@@ -72,7 +72,7 @@ def test_when_every_thread_hangs_what_waits_and_what_comes_fails_without_having_
     assert not in_use_after_failure(late)
 
 
-def test_threads_serve_again_when_their_call_comes_back(threads: BoundedThreads) -> None:
+def test_threads_serve_again_when_their_call_comes_back(threads: TimeoutThreads) -> None:
     disk_is_back, returned = threading.Event(), threading.Semaphore(0)
 
     def hang() -> None:
@@ -92,14 +92,14 @@ def test_threads_serve_again_when_their_call_comes_back(threads: BoundedThreads)
     assert future.result() == 7
 
 
-def test_a_long_queue_is_no_failure(threads: BoundedThreads) -> None:
+def test_a_long_queue_is_no_failure(threads: TimeoutThreads) -> None:
     pause = threading.Event()
     futures = [threads.submit(lambda: pause.wait(LIMIT_S / 4), overdue) for _ in range(20)]
     assert [future.result() for future in futures] == [False] * 20
 
 
 def test_closing_waits_for_what_runs_fails_what_waits_and_refuses_what_comes() -> None:
-    threads = BoundedThreads("test", 1, 10)
+    threads = TimeoutThreads("test", 1, 10)
     go, began = threading.Event(), threading.Event()
 
     def run() -> str:
@@ -118,7 +118,7 @@ def test_closing_waits_for_what_runs_fails_what_waits_and_refuses_what_comes() -
 
 
 def test_closing_leaves_a_hanging_call_alone(disk_is_back: threading.Event) -> None:
-    one_thread = BoundedThreads("test", 1, LIMIT_S)
+    one_thread = TimeoutThreads("test", 1, LIMIT_S)
     began = threading.Event()
 
     def hang() -> bool:
@@ -132,7 +132,7 @@ def test_closing_leaves_a_hanging_call_alone(disk_is_back: threading.Event) -> N
 
 
 def test_no_thread_is_left_after_closing() -> None:
-    threads = BoundedThreads("leaver", 3, 10)
+    threads = TimeoutThreads("leaver", 3, 10)
     for future in [threads.submit(lambda: 7, overdue) for _ in range(10)]:
         future.result()
     own = [thread for thread in threading.enumerate() if thread.name.startswith("leaver")]

@@ -1,4 +1,4 @@
-"""paging.py: what leaves a block comes back bit for bit, in every layout and on every device that torch sees."""
+"""paged_copy.py: what leaves a block comes back bit for bit, in every layout and on every device that torch sees."""
 
 import pytest
 import torch

@@ -238,7 +238,7 @@ def test_jobs_of_one_kind_never_wait_for_another(rank: Rank) -> None:
     chunks = specs(4)
     rank.save(chunks).finished.result()
     blocked = threading.Event()
-    rank.side._saving.submit(blocked.wait, 60)
+    rank.side._save_thread.submit(blocked.wait, 60)
     try:
         assert rank.load(chunks, 10).finished.result().outcomes
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cwm_connector.control.connection import Limits
+from cwm_connector.control.connection import ConnectionLimits
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.calls import HealthArgs, ListArgs, NoArgs, Op, SessionsArgs, TokensArgs
 from cwm_connector.protocol.wire import (
@@ -26,7 +26,7 @@ from cwm_connector.protocol.wire import (
     Welcome,
     encode,
 )
-from cwm_mcp.api.client import EngineClient
+from cwm_mcp.api.client import ControlClient
 from tests.support.control import PATIENCE_S, Served, Waiting, engine_process, served, short_folder
 
 PONG = {"op": "ping", "args": {}}
@@ -45,8 +45,8 @@ def folder() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def client_of(path: Path, grace_s: float = PATIENCE_S) -> AsyncIterator[EngineClient]:
-    client = EngineClient(path, "test", grace_s=grace_s)
+async def client_of(path: Path, grace_s: float = PATIENCE_S) -> AsyncIterator[ControlClient]:
+    client = ControlClient(path, "test", grace_s=grace_s)
     try:
         yield client
     finally:
@@ -116,7 +116,7 @@ async def test_a_fault_in_showing_progress_ends_nothing(server: Served, caplog: 
 
 
 async def test_two_hundred_calls_at_once_share_one_connection_and_keep_apart() -> None:
-    with served(Limits(connections=1)) as server:
+    with served(ConnectionLimits(connections=1)) as server:
         running, most = 0, 0
 
         async def crowded(args: Any, progress: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 from cwm_connector.catalog.base import Binding, WindowQuery
 from cwm_connector.catalog.shared.changes import Commit, record_after
-from cwm_connector.catalog.shared.follow import Limits
+from cwm_connector.catalog.shared.follow import FollowLimits
 from cwm_connector.catalog.shared.log import RedisLog
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
@@ -217,7 +217,7 @@ def test_a_password_is_used_and_never_shown(tmp_path: Path, caplog: pytest.LogCa
 def test_a_record_that_its_writer_left_behind_is_made_durable_by_the_next(tmp_path: Path) -> None:
     """With `everysec` its writer died between append and sync: no read shows it, then another engine takes it over."""
     with redis_server(append_fsync="everysec") as server, engines(tmp_path, server.url) as shared:
-        a, b = shared.open("a", replace(Limits(), patience_s=3600)), shared.open("b", BRISK)
+        a, b = shared.open("a", replace(FollowLimits(), patience_s=3600)), shared.open("b", BRISK)
         left_behind(server, shared)
         assert names(a) == names(b) == set()
         assert a.sharing().behind == 1

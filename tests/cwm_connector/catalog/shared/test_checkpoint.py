@@ -14,7 +14,7 @@ import pytest
 from cwm_connector.catalog.base import Binding
 from cwm_connector.catalog.shared.catalog import RedisCatalog
 from cwm_connector.catalog.shared.checkpoint import publish
-from cwm_connector.catalog.shared.follow import Limits
+from cwm_connector.catalog.shared.follow import FollowLimits
 from cwm_connector.catalog.shared.log import RedisLog
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
@@ -25,7 +25,7 @@ from tests.cwm_connector.catalog.samples import at, chain, names, new_window, to
 from tests.support.redis_server import RedisServer, redis_server
 
 BOTH = frozenset({TierName.DISK, TierName.REDIS})
-SMALL_PARTS = Limits(part_bytes=5000)
+SMALL_PARTS = FollowLimits(part_bytes=5000)
 FLIPS = 400
 SEED = 20261124
 
@@ -139,7 +139,7 @@ def found(server: RedisServer, shared: Engines, text: bytes) -> bool:
 
 
 def test_a_long_log_is_compacted_by_itself(shared: Engines, server: RedisServer) -> None:
-    a = shared.open("a", replace(Limits(), log_records=10))
+    a = shared.open("a", replace(FollowLimits(), log_records=10))
     fill(a, 25)
     deadline = time.monotonic() + 20
     while logged(server, shared) > 15 and time.monotonic() < deadline:

@@ -17,7 +17,7 @@ import pytest
 from cwm_connector.catalog.base import Catalog, SortBy, WindowQuery
 from cwm_connector.catalog.shared.catalog import RedisCatalog
 from cwm_connector.catalog.shared.checkpoint import publish
-from cwm_connector.catalog.shared.follow import Limits
+from cwm_connector.catalog.shared.follow import FollowLimits
 from cwm_connector.catalog.shared.log import RedisLog
 from cwm_connector.redis.link import RedisLink
 from tests.cwm_connector.catalog.engines import Engines, engines, shared_content
@@ -211,7 +211,7 @@ def test_what_was_acknowledged_survives_kill_9_of_the_engine(shared: Engines) ->
 @pytest.mark.timeout(180)
 def test_kill_9_while_checkpoints_are_made_and_loaded_leaves_every_engine_whole(shared: Engines) -> None:
     choose = random.Random()
-    writer = shared.open("writer", Limits(log_records=10**9))
+    writer = shared.open("writer", FollowLimits(log_records=10**9))
     for step in range(8):
         do(writer, step)
     step, published = 8, 0

@@ -54,7 +54,7 @@ async def lose(engine: Miniature, token_ids: list[int], from_block: int) -> None
         blocks = compat.cached_blocks(engine.pool, hashes)
         engine.pool.evict_blocks({block.block_id for block in blocks if block is not None})
 
-    await engine.engine.ask(lambda side: evict())
+    await engine.engine.on_engine_thread(lambda side: evict())
 
 
 def counted(engine: Miniature) -> dict[tuple[str, str], float]:

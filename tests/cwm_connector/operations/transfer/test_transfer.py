@@ -1,4 +1,4 @@
-"""exporting.py, importing.py: a window goes from one store to another as a file, whole or not at all."""
+"""exporter.py, importer.py: a window goes from one store to another as a file, whole or not at all."""
 
 import asyncio
 import hashlib
@@ -93,7 +93,7 @@ async def refused(engine: Miniature, code: Code, path: Path, **args: Any) -> CWM
         await engine.call(Op.IMPORT, path=str(path), **args)
     assert problem.value.code is code, problem.value
     assert await names(engine) == before and chunk_files(engine.settings.home) == files
-    assert not engine.engine.turn.locked()
+    assert not engine.engine.chunk_lock.locked()
     return problem.value
 
 
@@ -186,9 +186,9 @@ async def test_the_parts_of_every_rank_are_in_the_file(here: Miniature, there: M
         created_at=now_micros(),
     )
     await here.catalog.run(lambda catalog: catalog.commit_window(new))
-    exporter = Exporter(replace(here.engine, world_size=2), here.operations.keeper)
+    exporter = Exporter(replace(here.engine, world_size=2), here.operations.tiering)
     await exporter.export(ExportArgs("two-ranks", str(file), force=True), lambda *_: None)
-    importer = Importer(replace(there.engine, world_size=2), there.operations.keeper)
+    importer = Importer(replace(there.engine, world_size=2), there.operations.tiering)
     imported = await importer.import_window(ImportArgs(str(file)), lambda *_: None)
     assert imported["new_bytes"] == 2 * CHUNK_BYTES
     assert [content_of(path) for path in chunk_files(there.settings.home)] == ranks
@@ -693,7 +693,7 @@ async def test_a_killed_export_leaves_at_most_a_name_that_says_so(tmp_path: Path
 
 
 async def test_an_import_waits_for_its_turn(there: Miniature, file: Path) -> None:
-    async with there.engine.turn:
+    async with there.engine.chunk_lock:
         importing = asyncio.create_task(there.call(Op.IMPORT, path=str(file)))
         await asyncio.sleep(0.3)
         assert not importing.done() and chunk_files(there.settings.home) == []
@@ -719,4 +719,4 @@ async def test_imports_freezes_and_deletes_at_once_leave_every_window_whole(ther
         assert thawed["restorable_tokens"] == RESTORABLE and not thawed["partial"]
     assert len(chunk_files(there.settings.home)) == 3
     keys = [ChunkKey(bytes.fromhex(each)) for each in await hashes_of(there, "same")]
-    assert all(there.engine.placement.holds(TierName.DISK, key) for key in keys)
+    assert all(there.engine.locations.holds(TierName.DISK, key) for key in keys)
