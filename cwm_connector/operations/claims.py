@@ -1,8 +1,8 @@
 """The claims that this engine writes chunks with, and how to tell that nobody stands behind one any more.
 
 Only a store that several engines share needs them (core/types.py says why). One claim is made for each freeze. It
-outlives the freeze in the catalog's chunk row if that freeze's commit made the row; any other is ended by its freeze, or by a
-collection once its engine can't be in that freeze any more.
+outlives the freeze in the catalog's chunk row if that freeze's commit made the row. Any other is ended by its freeze,
+or by a collection once its engine can't be in that freeze any more.
 """
 
 from dataclasses import dataclass
