@@ -6,8 +6,9 @@ imported when it is asked for, so that `cwm_connector.protocol` and the catalog 
 
 from typing import Any
 
-__version__ = "0.1.0"
-__all__ = ["CWMConnector"]
+from cwm_connector.version import __version__
+
+__all__ = ["CWMConnector", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

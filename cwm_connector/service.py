@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final
 
-import cwm_connector
 from cwm_connector import compat
 from cwm_connector.catalog.open import open_catalog
 from cwm_connector.catalog.thread import CatalogThread
@@ -35,6 +34,7 @@ from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.store.lock import HomeLock
 from cwm_connector.store.pairing import pair_store, require_catalog
 from cwm_connector.tiers.open import open_tiers
+from cwm_connector.version import __version__
 from cwm_connector.weights_digest import files_digest
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class EngineSide:
         )
         operations = Dispatcher(engine)
         await operations.prepare()
-        server = ControlServer(self._settings.socket_path, operations, self._model, cwm_connector.__version__)
+        server = ControlServer(self._settings.socket_path, operations, self._model, __version__)
         await server.start()
         self._operations = operations
         self._background = [asyncio.create_task(operations.tiering.run()), asyncio.create_task(operations.auto.run())]

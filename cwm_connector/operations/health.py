@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-import cwm_connector
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import TierName
 from cwm_connector.operations.async_helpers import wait_done
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.protocol.calls import HealthArgs
+from cwm_connector.version import __version__
 
 ANSWER_S: Final = 4.0
 """For Redis, whose own time-outs are longer; the client's patience ends at 5 s."""
@@ -38,7 +38,7 @@ class HealthReader:
         return {
             "status": "healthy" if healthy else "degraded",
             "uptime_seconds": round(time.monotonic() - self._started, 3),
-            "version": cwm_connector.__version__,
+            "version": __version__,
             "components": chosen,
         }
 

@@ -12,10 +12,10 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from cwm_connector import __version__
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_connector.settings import Settings
+from cwm_connector.version import __version__
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api import results as m
 from cwm_mcp.api.client import ControlClient, OnProgress

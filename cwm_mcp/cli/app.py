@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer._completion_classes import completion_init
 
-from cwm_connector import __version__
+from cwm_connector.version import __version__
 from cwm_mcp.cli.commands import engine, inspect, policy, setup, store, transfer, windows
 from cwm_mcp.cli.commands import ui as ui
 

@@ -6,10 +6,10 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from cwm_connector import __version__
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.wire import Welcome
 from cwm_connector.settings import Settings
+from cwm_connector.version import __version__
 from cwm_mcp import serve
 from cwm_mcp.api.client import ControlClient
 from cwm_mcp.doctor.report import Check

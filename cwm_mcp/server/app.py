@@ -12,8 +12,8 @@ from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver import MCPServer
 from mcp.types import Resource
 
-from cwm_connector import __version__
 from cwm_connector.settings import Settings
+from cwm_connector.version import __version__
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.server import completion, prompts, resources
 from cwm_mcp.server.tools import TOOLS

@@ -6,9 +6,9 @@ from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
-from cwm_connector import __version__
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.settings import Settings
+from cwm_connector.version import __version__
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api import results as m
 from cwm_mcp.api.operations import Operations

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cwm_connector import __version__
+from cwm_connector.version import __version__
 from cwm_mcp.cli.app import app
 
 _ANSWERS_NOTHING = {"serve", "completion", "ui"}
