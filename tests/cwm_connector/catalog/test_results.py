@@ -386,7 +386,7 @@ def test_a_thawed_sessions_status_without_an_engine() -> None:
 
 def test_reading_a_catalog_imports_neither_torch_nor_vllm() -> None:
     check = (
-        "import sys, cwm_connector.catalog.sqlite, cwm_connector.catalog.views; "
+        "import sys, cwm_connector.catalog.sqlite.catalog, cwm_connector.catalog.results; "
         "print({'torch', 'vllm', 'lmcache', 'numpy'} & set(sys.modules) or 'light')"
     )
     root = Path(__file__).parents[3]

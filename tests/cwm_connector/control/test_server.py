@@ -732,7 +732,7 @@ def test_a_start_that_fails_tells_why(monkeypatch: pytest.MonkeyPatch) -> None:
 HOLD = """
 import os, sys
 from pathlib import Path
-from cwm_connector.control import HomeLock
+from cwm_connector.store.lock import HomeLock
 lock = HomeLock(Path(sys.argv[1]))
 lock.acquire()
 if "fork" not in sys.argv or os.fork() == 0:
@@ -746,7 +746,7 @@ def holder(home: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], i
     """A process that holds the store's lock, and the id of its fork, or of itself."""
     command = [sys.executable, "-c", HOLD, str(home), *options]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
     ) as process:
         try:
             assert process.stdout is not None

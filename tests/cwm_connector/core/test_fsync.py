@@ -30,7 +30,7 @@ def test_a_folder_that_a_killed_start_made_is_made_durable_by_the_next(tmp_path:
 @pytest.mark.parametrize("seed", [None, 1, 2, 3])
 def test_the_marks_that_pair_home_and_chunks_survive_whole(tmp_path: Path, seed: int | None) -> None:
     root = cut_after(
-        tmp_path, MAKE + "from cwm_connector.recovery import pair_store\npair_store(home, chunks)", seed=seed
+        tmp_path, MAKE + "from cwm_connector.store.pairing import pair_store\npair_store(home, chunks)", seed=seed
     )
     marks = [path.read_text() for path in sorted(root.rglob("store.id"))]
     assert len(marks) == 2 and marks[0] == marks[1] != ""
@@ -38,7 +38,7 @@ def test_the_marks_that_pair_home_and_chunks_survive_whole(tmp_path: Path, seed:
 
 CATALOG = """
 import os
-from cwm_connector.catalog.sqlite import SqliteCatalog
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 
 def in_a_process_that_is_killed(work):
     child = os.fork()
@@ -74,12 +74,12 @@ def test_what_a_start_reads_from_a_killed_engine_s_log_is_durable_before_anythin
 
 
 FOUND = """
-from cwm_connector.catalog.sqlite import SqliteCatalog
-from cwm_connector.recovery import recover
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
+from cwm_connector.operations.recovery import recover
 from cwm_connector.settings import private_folder
-from cwm_connector.terms import TierName
-from cwm_connector.tiers.disk import DiskTier
-from tests.cwm_connector.test_recovery import MINE, key, put, window
+from cwm_connector.core.types import TierName
+from cwm_connector.tiers.disk.tier import DiskTier
+from tests.cwm_connector.operations.test_recovery import MINE, key, put, window
 
 disk = DiskTier(private_folder(root / "chunks", "CWM_DISK_PATH"))
 catalog = SqliteCatalog.open(root / "catalog.sqlite")
@@ -102,7 +102,7 @@ def test_a_chunk_that_a_start_found_and_recorded_survives_a_power_cut(tmp_path: 
 
 COPIED = """
 import asyncio
-from cwm_connector.terms import TierName
+from cwm_connector.core.types import TierName
 from tests.support.miniature import Miniature
 from tests.support.redis_server import redis_server
 from tests.support.stores import demote, frozen, text

@@ -366,10 +366,10 @@ async def test_closing_fails_what_waits_and_a_later_call_connects_again(server: 
 
 def test_the_client_imports_nothing_heavy() -> None:
     script = (
-        "import sys, cwm_mcp.client\n"
+        "import sys, cwm_mcp.api.client\n"
         "print([name for name in ('torch', 'vllm', 'lmcache', 'mcp', 'pydantic', 'httpx') if name in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]
     )
     assert done.stdout == "[]\n"

@@ -20,7 +20,7 @@ from cwm_mcp.cli.app import app
 from tests.cwm_mcp.canned import DELETED, FROZEN, STATUS, CannedEngine, canned_engine
 from tests.cwm_mcp.server.test_tools import answer, connected
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def cwm(*words: str) -> Result:

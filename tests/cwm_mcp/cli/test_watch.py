@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from cwm_mcp.cli.app import app
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def watching(*more: str) -> "subprocess.Popen[str]":

@@ -25,7 +25,7 @@ from cwm_mcp.server.http_access import HttpSettings, allowed
 from tests.cwm_mcp.canned import FROZEN, canned_engine
 from tests.cwm_mcp.server.test_tools import ERAS, TABLE, answer, error
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "a-token-of-the-tests"
 HELLO = {
     "jsonrpc": "2.0",

@@ -25,7 +25,7 @@ from tests.cwm_connector.catalog.samples import chain, names, token_ids
 from tests.cwm_connector.catalog.sqlite.writer import do, names_after, window_of
 from tests.support.redis_server import RedisServer, redis_server
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 LOOPS = 60
 STEPS = 60
 

@@ -14,7 +14,7 @@ from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from tests.cwm_connector.catalog.samples import chain, names, new_window, token_ids
 from tests.cwm_connector.catalog.sqlite.writer import names_after, window_of
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 LOOPS = 24
 
 

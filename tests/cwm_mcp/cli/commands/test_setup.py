@@ -17,7 +17,7 @@ from cwm_connector.settings import Settings
 from cwm_mcp.cli.app import app
 from tests.cwm_mcp.canned import CannedEngine, canned_engine
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def cwm(*words: str) -> Result:
