@@ -53,12 +53,16 @@ def importers(package: str, library: str) -> dict[str, set[str]]:
 
 
 def pins(lock: str) -> dict[str, str]:
-    """Package to version; a line that is not an exact pin (a range, a path, an address) fails."""
-    found = {}
+    """Return each package's version; fail for a line that is not an exact pin (a range, a path, an address).
+
+    A package that some Pythons need and others do not has a marker, which is left out here.
+    """
+    found: dict[str, str] = {}
     for line in (ROOT / "requirements" / f"{lock}.txt").read_text().splitlines():
         if line and not line.startswith("#"):
-            pin = re.fullmatch(r"([a-z0-9-]+)==([A-Za-z0-9.+]+)", line)
+            pin = re.fullmatch(r"([a-z0-9-]+)==([A-Za-z0-9.+]+)( ; python_version == .+)?", line)
             assert pin, f"requirements/{lock}.txt: {line!r} is no exact pin"
+            assert pin[1] not in found, f"requirements/{lock}.txt pins {pin[1]} twice"
             found[pin[1]] = pin[2]
     return found
 
