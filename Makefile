@@ -1,4 +1,5 @@
-# Each target does its whole set-up on a fresh machine (Linux x86_64, Python 3.11, make); a second run starts at once.
+# Each target does its whole set-up on a fresh machine (Linux x86_64, make, Python 3.11, 3.12 or 3.13). A second run
+# starts at once.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
@@ -56,7 +57,7 @@ torture: setup model ## Kill -9 and power cuts, 1,000 loops over stores and 20 o
 bench: setup model ## Measure on this machine: time to first token, copies, tiers, Redis, catalog, lists (25 minutes)
 	@for part in ttft paging tiers redis catalog facade; do $(PY) -m benchmarks.$$part || exit 1; done
 
-lock: ## Resolve both locks anew (wants uv)
+lock: ## Resolve both locks to the newest versions that fit (needs uv)
 	@tools/lock.sh
 
 clean: ## Remove .venv, build/ and caches
