@@ -20,7 +20,7 @@ LOCK := requirements/$(PLATFORM).txt
 PACKAGES := .venv/.packages-$(shell { pwd; cat $(LOCK); } | sha256sum | cut -c1-16)
 PROJECT := .venv/.project-$(shell sha256sum pyproject.toml | cut -c1-16)
 
-.PHONY: help setup model demo test check torture bench lock clean
+.PHONY: help setup model demo test check torture bench wheel lock clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -57,8 +57,14 @@ torture: setup model ## Kill -9 and power cuts, 1,000 loops over stores and 20 o
 bench: setup model ## Measure on this machine: time to first token, copies, tiers, Redis, catalog, lists (25 minutes)
 	@for part in ttft paging tiers redis catalog facade; do $(PY) -m benchmarks.$$part || exit 1; done
 
+# setuptools packs what an earlier build left in build/lib, also modules that are gone since.
+wheel: setup ## Build dist/context_window_manager-….whl, to install elsewhere
+	@rm -rf build/lib build/bdist.* dist
+	@$(PY) -m pip --disable-pip-version-check --quiet wheel --no-build-isolation --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
 lock: ## Resolve both locks to the newest versions that fit (needs uv)
 	@tools/lock.sh
 
-clean: ## Remove .venv, build/ and caches
-	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+clean: ## Remove .venv, build/, dist/ and caches
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
