@@ -1,7 +1,6 @@
-"""What an installation relies on: which part imports what, that the locks agree, that docker/ starts this connector."""
+"""What an installation relies on: which part imports what, and that the locks agree."""
 
 import ast
-import json
 import re
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -69,10 +67,6 @@ def pins(lock: str) -> dict[str, str]:
 
 def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-def compose_services() -> dict:
-    return yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
 
 
 # --- who imports what ------------------------------------------------------------------------------------------------
@@ -162,38 +156,3 @@ def test_a_lock_satisfies_the_projects_own_requirements(lock: str) -> None:
 def test_a_client_needs_no_engine_library() -> None:
     heavy = {canonicalize_name(Requirement(text).name) for text in project()["dependencies"]} & ENGINE_LIBRARIES
     assert heavy == set()
-
-
-# --- docker ----------------------------------------------------------------------------------------------------------
-
-
-def test_compose_starts_vllm_with_this_connector() -> None:
-    command = compose_services()["vllm"]["command"]
-    config = json.loads(command[command.index("--kv-transfer-config") + 1])
-    module = config["kv_connector_module_path"]
-    classes = {
-        node.name
-        for node in ast.parse((ROOT / module / "connector.py").read_text()).body
-        if isinstance(node, ast.ClassDef)
-    }
-    assert config["kv_connector"] in classes
-    # vLLM's own default fails the request instead.
-    assert config["kv_load_failure_policy"] == "recompute"
-
-
-def test_compose_shares_the_engines_home_with_the_mcp_server() -> None:
-    services = compose_services()
-    home = "cwm-home:/var/lib/cwm"
-    assert home in services["vllm"]["volumes"]
-    assert home in services["mcp"]["volumes"]
-
-
-def test_compose_builds_stages_that_exist() -> None:
-    stages = re.findall(r"^FROM \S+ AS (\w+)$", (ROOT / "docker" / "Dockerfile").read_text(), re.MULTILINE)
-    targets = {service["build"]["target"] for service in compose_services().values() if "build" in service}
-    assert targets <= set(stages)
-
-
-def test_the_image_has_the_vllm_of_the_cuda_lock() -> None:
-    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
-    assert f"FROM vllm/vllm-openai:v{pins('cuda')['vllm']} AS engine" in dockerfile
