@@ -72,7 +72,8 @@ def installed_build(version_of: Callable[[str], str] = importlib.metadata.versio
         return Build.CPU if "+cpu" in found else build
     raise CWMError(
         Code.STATE,
-        "vLLM is not installed in this environment; install context-window-manager with the extra [cuda] or [cpu]",
+        "vLLM is not installed in this environment; in a checkout of Context Window Manager run pip install '.[cuda]' "
+        "for a GPU or pip install '.[cpu]' without one",
     )
 
 

@@ -20,7 +20,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
-from cwm_connector import __version__
+from cwm_connector.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("context_window_manager", "cwm_connector", "cwm_mcp")

@@ -117,7 +117,7 @@ class Connection:
             raise CWMError(
                 Code.ARGUMENT,
                 f"the engine speaks protocol {PROTOCOL_MIN} to {PROTOCOL_MAX} and the client {hello.min_version} to "
-                f"{hello.max_version}; install the same version of context-window-manager on both sides",
+                f"{hello.max_version}; install the same version of Context Window Manager on both sides",
             )
         await self._send(msgspec.structs.replace(self._welcome, version=version))
 

@@ -273,7 +273,7 @@ def _not_ours(path: Path) -> CWMError:
     return CWMError(
         Code.ENGINE_UNREACHABLE,
         f"what answers at {path} does not speak the control protocol; check CWM_SOCKET, or install the same version of "
-        "context-window-manager on both sides",
+        "Context Window Manager on both sides",
         socket=str(path),
     )
 

@@ -4,7 +4,7 @@ import shlex
 import shutil
 from pathlib import Path
 
-from cwm_mcp.doctor.report import Check
+from cwm_mcp.doctor.report import Check, from_checkout
 
 PLUGIN = Path(__file__).resolve().parents[1] / "plugin"
 _PARTS = (".mcp.json", ".claude-plugin/plugin.json", "hooks/hooks.json")
@@ -14,7 +14,7 @@ def check(plugin: Path = PLUGIN) -> Check:
     missing = [part for part in _PARTS if not (plugin / part).is_file()]
     if missing:
         message = f"the Claude Code plugin in {plugin} lacks {', '.join(missing)}"
-        step = "pip install --force-reinstall --no-deps context-window-manager"
+        step = from_checkout("--force-reinstall --no-deps .")
         return Check(name="mcp", status="error", message=message, next=step)
     use = f"claude --plugin-dir {shlex.quote(str(plugin))}"
     if shutil.which("claude") is None:

@@ -12,9 +12,10 @@ from cwm_connector.settings import Settings
 from cwm_connector.version import __version__
 from cwm_mcp import serve
 from cwm_mcp.api.client import ControlClient
-from cwm_mcp.doctor.report import Check
+from cwm_mcp.doctor.report import Check, from_checkout
 
 _START: Final = "cwm serve MODEL"
+_SAME_CHECKOUT: Final = from_checkout("--upgrade .") + ", here and for the engine"
 _ANCESTORS: Final = 4
 """The engine's process is a child of the one that has the command line."""
 
@@ -31,7 +32,7 @@ async def socket(settings: Settings) -> tuple[list[Check], Welcome | None]:
         welcome = await client.welcome()
     except CWMError as problem:
         other_version = problem.code not in (Code.ENGINE_UNREACHABLE, Code.ENGINE_TIMEOUT, Code.NOT_ALLOWED)
-        step = f"pip install --upgrade context-window-manager=={__version__}" if other_version else _START
+        step = _SAME_CHECKOUT if other_version else _START
         return [*found, Check(name="engine", status="error", message=str(problem), next=step)], None
     finally:
         await client.aclose()
@@ -62,8 +63,7 @@ def _version(welcome: Welcome) -> Check:
     if welcome.engine_version == __version__:
         return Check(name="version", status="ok", message=f"{__version__} on both sides")
     message = f"the engine has {welcome.engine_version}, this command {__version__}"
-    step = f"pip install context-window-manager=={welcome.engine_version}"
-    return Check(name="version", status="warning", message=message, next=step)
+    return Check(name="version", status="warning", message=message, next=_SAME_CHECKOUT)
 
 
 def flags(welcome: Welcome, processes: Path = Path("/proc")) -> Check:

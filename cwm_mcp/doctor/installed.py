@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from cwm_connector.core.errors import CWMError
-from cwm_mcp.doctor.report import Check
+from cwm_mcp.doctor.report import Check, from_checkout
 from cwm_mcp.serve import Build, installed_build
 
 _OURS: Final = "context-window-manager"
@@ -60,4 +60,4 @@ def _package(name: str, wanted: str, extra: str, version_of: VersionOf) -> Check
 
 
 def _install(extra: str) -> str:
-    return f"pip install '{_OURS}[{extra}]'"
+    return from_checkout(f"'.[{extra}]'")

@@ -22,6 +22,11 @@ class Diagnosis(BaseModel):
     checks: list[Check]
 
 
+def from_checkout(arguments: str) -> str:
+    """Return the command that installs this project, which no package index has under its name."""
+    return f"pip install {arguments}  # in a checkout of Context Window Manager"
+
+
 def diagnosis(checks: list[Check]) -> Diagnosis:
     found = {check.status for check in checks}
     return Diagnosis(status="error" if "error" in found else "warning" if "warning" in found else "ok", checks=checks)

@@ -31,17 +31,38 @@ CONFIGURATION = """
 }
 """
 """The guide's, letter for letter."""
+REPOSITORY = "https://git.example.org/owner/repository"
+"""Stands for the address of this project's repository."""
 
 
-def test_installation(tmp_path: Path) -> None:
-    # From a copy, because a build leaves files; without what it depends on, which is here already.
-    source = tmp_path / "source"
+def checkout(folder: Path) -> Path:
+    """Copy what an installation reads, because a build leaves files."""
+    source = folder / "source"
     for package in ("cwm_connector", "cwm_mcp", "context_window_manager"):
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
+    return source
+
+
+def commit(source: Path) -> None:
+    """Make the folder a git repository with one commit, which needs nothing of the user's configuration."""
+    git = ["git", "-C", str(source), "-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--no-gpg-sign", "--message=Test"]):
+        subprocess.run([*git, *words], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("wanted", [".[cuda]", f"context-window-manager[cuda] @ git+{REPOSITORY}"])
+def test_installation(tmp_path: Path, wanted: str) -> None:
+    # The guide's `pip install` by name would bring another project: a checkout or a git URL is offered instead.
+    source = checkout(tmp_path)
+    commit(source)
+    # Git reads the folder where a command names the repository.
+    git = {"COUNT": "1", "KEY_0": f"url.file://{source}.insteadOf", "VALUE_0": REPOSITORY}
+    environment = {**os.environ, **{f"GIT_CONFIG_{name}": value for name, value in git.items()}}
+    # Without what it depends on, which is here already.
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
-    subprocess.run([*pip, str(tmp_path / "site"), str(source)], cwd=tmp_path, check=True, timeout=100)
+    subprocess.run([*pip, str(tmp_path / "site"), wanted], cwd=source, env=environment, check=True, timeout=100)
     ran = subprocess.run(
         [sys.executable, "-m", "context_window_manager"],
         cwd=tmp_path,

@@ -47,7 +47,7 @@ def test_the_build_is_read_from_the_installed_distributions(installed: dict[str,
 
 
 def test_without_vllm_it_says_what_to_install() -> None:
-    with pytest.raises(CWMError, match=r"\[cuda\] or \[cpu\]"):
+    with pytest.raises(CWMError, match=r"pip install '\.\[cuda\]' for a GPU or pip install '\.\[cpu\]'"):
         installed_build(versions())
 
 

@@ -146,7 +146,7 @@ def opened(base: Position, seal: bytes, body: bytes) -> Record:
     except msgspec.ValidationError:
         raise CWMError(
             Code.CORRUPT,
-            f"record {base.number + 1} of the shared catalog comes from a newer version; update context-window-manager",
+            f"record {base.number + 1} of the shared catalog comes from a newer version; update Context Window Manager",
             record=base.number + 1,
         ) from None
     return Record(Position(base.log, base.number + 1, seal), body, content.change, content.engine)

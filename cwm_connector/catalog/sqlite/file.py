@@ -304,7 +304,7 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
         raise CWMError(
             Code.CORRUPT,
             f"the catalog {path} has schema {version} and this version knows {SCHEMA_VERSION}; "
-            "update context-window-manager or set CWM_HOME to another folder",
+            "update Context Window Manager or set CWM_HOME to another folder",
             found=version,
             known=SCHEMA_VERSION,
         )

@@ -100,7 +100,7 @@ def test_a_newer_schema_is_refused_and_left_alone(path: Path, opening) -> None:
     with closing(sqlite3.connect(path)) as raw:
         raw.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     before = path.read_bytes()
-    with pytest.raises(CWMError, match="update context-window-manager") as refused:
+    with pytest.raises(CWMError, match="update Context Window Manager") as refused:
         opening(path)
     assert refused.value.code is Code.CORRUPT
     assert refused.value.context == {"found": SCHEMA_VERSION + 1, "known": SCHEMA_VERSION}
