@@ -42,10 +42,11 @@ model: setup ## Build the small real model (SmolLM2-135M-Instruct) and print its
 demo: setup model ## Freeze, kill, thaw and branch a real conversation in a real vLLM
 	@$(PY) -m demo
 
-check: setup ## Style and types: ruff, mypy
+check: setup ## Style, types and layers: ruff, mypy, the test of the imports
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@$(PY) -m pytest --quiet tests/test_layers.py
 
 test: setup model check ## Style, types and every test that can run here
 	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/engine --ignore tests/torture
