@@ -11,6 +11,8 @@ export LMCACHE_TRACK_USAGE := false
 export LMCACHE_DISABLE_BANNER := 1
 export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
+# A vLLM server is three processes that import 5,000 modules each. Without bytecode every start compiles all of them.
+unexport PYTHONDONTWRITEBYTECODE
 
 PY := .venv/bin/python
 # PLATFORM=cpu or PLATFORM=cuda overrides what is found.
