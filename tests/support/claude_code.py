@@ -5,7 +5,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -76,12 +77,22 @@ class ClaudeCode:
         try:
             async with asyncio.timeout(limit_s):
                 out, err = await process.communicate()
-        except TimeoutError:
-            process.kill()
-            raise
+        finally:
+            if process.returncode is None:
+                process.kill()
         if process.returncode != 0 and not may_fail:
             raise RuntimeError(f"claude ended with {process.returncode}: {out.decode()} {err.decode()}")
         return out.decode()
+
+    @asynccontextmanager
+    async def running(self, *arguments: str) -> AsyncIterator["asyncio.Task[str]"]:
+        """Run it, however it ends, beside the body; end it with the body at the latest."""
+        task = asyncio.create_task(self.run(*arguments, may_fail=True))
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
 
     async def say(self, words: str, *arguments: str) -> Said:
         """One turn with no tools and a short system prompt, which the small model has room for."""
