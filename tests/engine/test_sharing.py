@@ -7,13 +7,14 @@ import asyncio
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.support.api import Measured
-from tests.support.chunks import chunk_files
 from tests.support.engine import Engine, EngineOptions
 from tests.support.mcp_client import ToolError, Tools, mcp_client
 from tests.support.redis_server import RedisServer, redis_server
@@ -45,7 +46,8 @@ def shared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sh
                 kv_tokens=6144,
                 settings=common | {"CWM_DISK_PATH": str(small / "chunks")},
             )
-            with Engine(one) as first, Engine(two) as second:
+            with ExitStack() as stack, ThreadPoolExecutor() as starting:
+                first, second = starting.map(stack.enter_context, map(Engine, (one, two)))
                 yield Shared(redis, first, second)
     finally:
         if mounted.returncode == 0:
@@ -190,14 +192,12 @@ async def test_a_chunk_that_changed_in_redis_is_computed_again_and_the_tokens_ar
         value = bytearray(bytes(client.get(name)))  # type: ignore[arg-type]
         value[len(value) // 2] ^= 1
         client.set(name, bytes(value))
-    for block in status["blocks"]:
-        for path in chunk_files(engine.home, block["hash"]):
-            path.unlink()
-    engine.restart()
-    async with mcp_client(engine) as cwm:
+    # The other engine has no copy of its own, neither in memory nor on disk.
+    async with mcp_client(shared.second) as cwm:
         thawed = await cwm.call("window_thaw", window_name="bent-1", new_session_id="frank-2")
     assert thawed["partial"] and "CWM-4004" in thawed["warning"]
     assert 0 < thawed["restorable_tokens"] < frozen["captured_tokens"]
-    heard = await talk.branch("frank-2", thawed["cache_salt"]).say(talk.cue(), logprobs=5)
+    assert thawed["restored_by_tier"] == {"redis": thawed["restorable_tokens"]}
+    heard = await talk_of(shared.second, talk, "frank-2", thawed["cache_salt"]).say(talk.cue(), logprobs=5)
     assert heard.restored == thawed["restorable_tokens"]
     assert heard.completion.token_ids[:8] == answer.completion.token_ids[:8]
