@@ -47,6 +47,14 @@ def test_over_two_hundred_children_were_killed_and_what_they_left_was_looked_at(
     assert acts <= {act for phase in tally["phases"] for part in phase.split("+") for act in [part.split(" ")[0]]}
 
 
+def test_every_act_was_acknowledged_many_times(report: dict[str, Any]) -> None:
+    acts = {"freeze", "delete", "clone", "tag", "thaw", "collect", "verify"}
+    if report["redis"]:
+        acts |= {"demote", "restore"}
+    acknowledged = report["tally"]["acknowledged"]
+    assert {act for act in acts if acknowledged.get(act, 0) >= 10} == acts, acknowledged
+
+
 def test_power_was_cut_as_well(report: dict[str, Any]) -> None:
     if not report["power_cuts"]:
         pytest.skip("no C compiler (cc, gcc): power cuts can't be modelled")
