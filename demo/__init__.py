@@ -1,4 +1,5 @@
-"""`python -m demo`: a real conversation is frozen, its engine killed with -9, thawed in a new one, and branched.
+"""`python -m demo`: freeze a real conversation, kill its engine with -9, thaw it in a new one, and branch it.
 
-conversation.py holds the exact tokens, story.py tells what happens, report.py judges and prints it, chart.py draws it.
+conversation.py keeps the exact tokens. story.py runs the steps and prints them. report.py checks the outcome and prints
+the table. chart.py draws it.
 """

@@ -1,4 +1,4 @@
-"""Exit status 1 if a token differs from the uninterrupted run, or if nothing was restored."""
+"""Run the demo. The exit status is 1 if a token differs from the uninterrupted run, or if nothing was restored."""
 
 import asyncio
 import sys
@@ -7,28 +7,29 @@ from rich.console import Console
 
 from demo.chart import draw_png, draw_terminal
 from demo.report import FOLDER, print_table, verdict, write_json
-from demo.story import tell
+from demo.story import run_story
 from tests.support.engine import model_folder
 
 
 def main() -> int:
-    # Into a file or a pipe: wide enough for the table.
+    """Run the story, print the table and the chart, write the report, and return the exit status."""
+    # A file or a pipe has no width of its own. 110 columns hold the table.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     if not (model_folder() / "config.json").exists():
-        console.print(f"the model is missing in {model_folder()}: run `make model`")
+        console.print(f"there is no model in {model_folder()}. Run `make model` first.")
         return 2
-    report = asyncio.run(tell(console))
+    report = asyncio.run(run_story(console))
     FOLDER.mkdir(parents=True, exist_ok=True)
     print_table(console, report)
     draw_terminal(report)
     draw_png(report, FOLDER / "chart.png")
     write_json(report, FOLDER / "report.json")
-    console.print(f"chart: {FOLDER / 'chart.png'}   report: {FOLDER / 'report.json'}")
+    console.print(f"The chart is in {FOLDER / 'chart.png'}, the report in {FOLDER / 'report.json'}.")
     faults = verdict(report)
     for fault in faults:
         console.print(f"[bold red]✗[/] {fault}")
     if not faults:
-        console.print("[bold green]✓[/] every token equals the uninterrupted run's, and the context was restored")
+        console.print("[bold green]✓[/] Every token equals the uninterrupted run's, and every full block was restored.")
     return 1 if faults else 0
 
 

@@ -1,4 +1,4 @@
-"""The demo's picture: seconds to the first token, and where the prompt's tokens came from."""
+"""Draw the demo's picture: seconds to the first token, and where the prompt's tokens came from."""
 
 import sys
 from pathlib import Path
@@ -21,6 +21,7 @@ def _shown(report: Report) -> list[Way]:
 
 
 def draw_png(report: Report, path: Path) -> None:
+    """Draw seconds and token counts of the three ways as bars, and write them to `path`."""
     ways = _shown(report)
     names = ["cold", "prefix-cache hit", "thawed after kill -9"]
     figure, (seconds, tokens) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=(3, 2), layout="constrained")
@@ -69,6 +70,7 @@ def draw_png(report: Report, path: Path) -> None:
 
 
 def draw_terminal(report: Report) -> None:
+    """Draw the seconds of the three ways as bars in the terminal."""
     ways = list(reversed(_shown(report)))
     names = ["thawed", "prefix hit", "cold"]
     colors = ["blue", "green", "red"]
@@ -81,6 +83,6 @@ def draw_terminal(report: Report) -> None:
     figure.draw(figure.bar(names, [way.ttft_s for way in ways], orientation="horizontal", width=0.6, marker=markers))
     for row, way in enumerate(ways, start=1):
         figure.draw(figure.text(way.ttft_s, row, f" {way.ttft_s:.2f} s", alignment="left"))
-    # plotext's own limits leave the longest bar out where bars differ much.
+    # With plotext's own limits the longest bar is cut off if the bars differ much.
     figure.ruler("x").lim(0, max(way.ttft_s for way in ways) * 1.15)
     figure.show(colorless=not sys.stdout.isatty())

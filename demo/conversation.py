@@ -1,4 +1,7 @@
-"""A chat as exact token ids. A server that renders the chat anew from its text could tokenize an answer differently."""
+"""A chat as exact token ids.
+
+A server that builds the prompt from the text of earlier turns may tokenize an answer differently.
+"""
 
 import itertools
 from collections.abc import Iterable
@@ -13,7 +16,7 @@ _END = "<|im_end|>"
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One question and its answer. `prompt` is everything before the answer, so that it can be asked again."""
+    """One question and its answer. `prompt` holds everything before the answer, so it can be asked again."""
 
     question: str
     prompt: tuple[int, ...]
@@ -25,16 +28,16 @@ class Turn:
 
 
 class Conversation:
-    """`ids` is all that was said. Turns are in ChatML, the model's own template."""
+    """All turns so far, as `ids`. The turns use ChatML, the model's own template."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
         self.ids: tuple[int, ...] = ()
         self.computed_tokens = 0
-        """Of `ids`, those whose KV the engine has computed: the last sampled one has none yet."""
+        """How many of `ids` have KV in the engine. The last sampled token has none yet."""
 
     async def ask(self, question: str, *, session_id: str, about: str = "") -> Turn:
-        """Asks and takes question and answer into `ids`; `about` is a text that stands before the question."""
+        """Ask a question and append it and its answer to `ids`. `about` is a text to put before the question."""
         if not self.ids:
             self.ids = await self._tokens(f"<|im_start|>system\n{SYSTEM}{_END}\n")
         turn = await ask_after(self._api, self.ids, question, session_id=session_id, about=about)
@@ -47,7 +50,7 @@ class Conversation:
         return turn
 
     async def completes_a_block(self, questions: Iterable[str], block_tokens: int) -> bool:
-        """True if what all these questions begin with fills up a block that the last turn left open."""
+        """Return True if the common beginning of these questions fills a block that the last turn left open."""
         asked = [await self._tokens(f"<|im_start|>user\n{question}") for question in questions]
         common = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*asked, strict=False))
         certain = len(self.ids) + len(list(common))
@@ -66,9 +69,9 @@ async def ask_after(
     cache_salt: str | None = None,
     about: str = "",
 ) -> Turn:
-    """One question after what `ids` hold, which stay as they are: a branch.
+    """Ask a question after `ids` and leave `ids` as they are: a branch.
 
-    Greedy, so that the same question gets the same answer.
+    Sampling is greedy, so that the same question gets the same answer.
     """
     asked = await api.tokenize(f"<|im_start|>user\n{about}{question}{_END}\n<|im_start|>assistant\n")
     prompt = (*ids, *asked)

@@ -1,4 +1,7 @@
-"""What the story amounts to: the judgement, the table, the JSON. Every figure is vLLM's, a clock's or the window's."""
+"""Check the outcome of the story, and print and write it.
+
+Every figure comes from vLLM, from a clock or from the window.
+"""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +20,7 @@ FOLDER: Final = ROOT / "build" / "demo"
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to the next answer. `reference` is the uninterrupted engine's, None where it is not to be compared."""
+    """One way to the next answer. `reference` is the uninterrupted engine's turn, None if there is none."""
 
     name: str
     turn: Turn
@@ -25,15 +28,18 @@ class Way:
 
     @property
     def ttft_s(self) -> float:
+        """Return the seconds to the first token."""
         return self.turn.heard.completion.ttft_s
 
     @property
     def computed_tokens(self) -> int:
+        """Return how many tokens of the prompt were computed."""
         done = self.turn.heard.completion
         return done.prompt_tokens - done.cached_tokens
 
     @property
     def same_tokens(self) -> bool | None:
+        """Return whether the answer equals the reference's, token by token, or None without a reference."""
         if self.reference is None:
             return None
         return self.turn.heard.completion.token_ids == self.reference.heard.completion.token_ids
@@ -41,31 +47,34 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A clone's next turn, and the same turn asked of the uninterrupted engine."""
+    """A clone's next turn, and the same turn in the uninterrupted engine."""
 
     window: str
     turn: Turn
     reference: Turn
     clone_bytes: int
-    """What the clone stored, as window_clone says."""
+    """The bytes that the clone stored, by window_clone's answer."""
 
     def way(self) -> Way:
+        """Return the branch as one of the ways."""
         return Way(f"branch {self.window}", self.turn, self.reference)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
+    """Everything that the story measured."""
+
     machine: dict[str, Any]
     block_tokens: int
     stem_tokens: int
     """Tokens of the conversation when it was frozen."""
     seconds: float
-    """The whole story, both starts of vLLM included."""
+    """The time of the whole story, with both starts of vLLM."""
     turns: list[Turn]
     frozen: dict[str, Any]
-    """What window_freeze answered."""
+    """The answer of window_freeze."""
     thaw: dict[str, Any]
-    """What the first window_thaw after the restart answered."""
+    """The answer of the first window_thaw after the restart."""
     cold: Way
     prefix_hit: Way
     thawed: Way
@@ -73,13 +82,14 @@ class Report:
     back: Way
 
     def ways(self) -> Iterator[Way]:
+        """Yield all ways, in the order of the table."""
         yield from (self.cold, self.prefix_hit, self.thawed)
         yield from (branch.way() for branch in self.branches)
         yield self.back
 
 
 def verdict(report: Report) -> list[str]:
-    """What went wrong, in sentences; empty where all held."""
+    """Return what went wrong, one sentence each. The list is empty if everything is right."""
     faults = []
     whole = report.frozen["token_count"] // report.block_tokens * report.block_tokens
     for way in report.ways():
@@ -87,19 +97,20 @@ def verdict(report: Report) -> list[str]:
             continue
         restored, kept = way.turn.heard.restored, way.reference.heard.local_hits
         if kept != whole:
-            faults.append(f"{way.name}: its reference found {kept} tokens cached, not the session's {whole}")
+            faults.append(f"{way.name}: the uninterrupted run found {kept} tokens cached, not the session's {whole}")
         if restored == 0:
-            faults.append(f"{way.name}: vLLM's counters say that nothing was restored")
+            faults.append(f"{way.name}: nothing was restored, by vLLM's counters")
         elif restored < whole:
-            faults.append(f"{way.name}: {restored} tokens restored, but the session's full blocks hold {whole}")
+            faults.append(f"{way.name}: {restored} tokens were restored, but the session's full blocks hold {whole}")
         if not way.same_tokens:
-            faults.append(f"{way.name}: its tokens differ from the uninterrupted run's")
+            faults.append(f"{way.name}: the answer differs from the uninterrupted run's")
     return faults
 
 
 def print_table(console: Console, report: Report) -> None:
+    """Print one row for each way, and below the table what the freeze and the clones stored."""
     prompt = report.thawed.turn.heard.completion.prompt_tokens
-    table = Table(title=f"The next turn of a conversation of {report.stem_tokens:,} tokens ({prompt:,} with it)")
+    table = Table(title=f"The next turn after {report.stem_tokens:,} tokens ({prompt:,} tokens with its question)")
     table.add_column("way", no_wrap=True)
     for title in ("first token", "cold is", "restored", "cached", "computed", "read", "same tokens"):
         table.add_column(title, justify="right")
@@ -118,13 +129,14 @@ def print_table(console: Console, report: Report) -> None:
     console.print(table)
     clones = sum(branch.clone_bytes for branch in report.branches)
     console.print(
-        f"Frozen: {report.frozen['total_size_bytes']:,} bytes, durable after "
+        f"The freeze stored {report.frozen['total_size_bytes']:,} bytes, durable after "
         f"{report.frozen['duration_ms']:.0f} ms. {len(report.branches)} clones stored {clones} bytes more. "
-        f"In all {report.seconds:.0f} s."
+        f"The demo took {report.seconds:.0f} s."
     )
 
 
 def write_json(report: Report, path: Path) -> None:
+    """Write everything that the story measured to `path`."""
     faults = verdict(report)
     content = {
         "machine": report.machine,
@@ -133,7 +145,7 @@ def write_json(report: Report, path: Path) -> None:
         "block_tokens": report.block_tokens,
         "frozen": report.frozen,
         "clone_bytes": sum(branch.clone_bytes for branch in report.branches),
-        # The salt opens the window: it stays in the process that asked for it.
+        # A request with the salt may load the window. It stays in this process.
         "thaw": {name: value for name, value in report.thaw.items() if name != "cache_salt"},
         "ways": [_as_json(way) for way in report.ways()],
         "turns": [{"question": turn.question, "answer": turn.answer} for turn in report.turns],

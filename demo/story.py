@@ -1,4 +1,4 @@
-"""What the demo does, told as it happens: talk, freeze, kill -9, restart, thaw, go on, branch, and back to the stem."""
+"""Run the demo and print each step: talk, freeze, kill -9, restart, thaw, go on, branch, and back to the stem."""
 
 import asyncio
 import time
@@ -26,15 +26,15 @@ BRANCHES = {
 }
 
 
-async def tell(console: Console) -> Report:
-    """The whole story on an engine of its own, which is gone afterwards."""
+async def run_story(console: Console) -> Report:
+    """Run the whole story on an engine of its own, and stop that engine afterwards."""
     began = time.monotonic()
     engine = Engine(EngineOptions())
     try:
-        await _start(console, engine, "Starting vLLM with CWM in it")
+        await _start(console, engine, "Starting vLLM with CWM")
         async with mcp_client(engine) as cwm:
-            console.print("  an MCP client is connected to `python -m cwm_mcp` over stdio")
-            return await _Story(console, engine, cwm, began).told()
+            console.print("  An MCP client is connected to `python -m cwm_mcp` over stdio.")
+            return await _Story(console, engine, cwm, began).run()
     finally:
         engine.close()
 
@@ -43,13 +43,13 @@ async def _start(console: Console, engine: Engine, title: str) -> None:
     console.rule(f"[bold]{title}")
     with console.status("waiting for /health"):
         seconds = await asyncio.to_thread(engine.start)
-    # The first request of a process pays for lazy initialisation; it is nobody's time to first token.
+    # The first request of a process pays for lazy initialisation. It must not count as a time to the first token.
     await engine.api.complete("Good morning.", 2)
-    console.print(f"  up after {seconds:.0f} s: processes {', '.join(map(str, engine.processes()))}")
+    console.print(f"  vLLM is up after {seconds:.0f} s (processes {', '.join(map(str, engine.processes()))}).")
 
 
 class _Story:
-    """The chapters, and what they hand to one another."""
+    """The steps of the story, and what they share."""
 
     def __init__(self, console: Console, engine: Engine, cwm: Tools, began: float) -> None:
         self._console = console
@@ -58,7 +58,8 @@ class _Story:
         self._began = began
         self._chat = Conversation(engine.api)
 
-    async def told(self) -> Report:
+    async def run(self) -> Report:
+        """Run all steps in order and return what they measured."""
         turns = [await self._first_turn(), *[await self._turn(question) for question in QUESTIONS[1:]]]
         turns += await self._until_references_are_apart()
         stem = self._chat.ids
@@ -68,7 +69,7 @@ class _Story:
         cold = await self._ask("the same, cold", NEXT, stem, None, cache_salt="nobody-was-here-before")
         await self._kill()
         await _start(self._console, self._engine, "Starting vLLM again")
-        self._console.rule("[bold]Thaw, and go on")
+        self._console.rule("[bold]Thaw and go on")
         thawed, thaw = await self._thaw_and_ask(STEM, NEXT, stem, SESSION)
         self._console.rule("[bold]Branch: two clones, two different next turns")
         branches = [await self._branch(name, asked, stem, branch_references[name]) for name, asked in BRANCHES.items()]
@@ -90,14 +91,14 @@ class _Story:
         )
 
     async def _first_turn(self) -> Turn:
-        self._console.rule(f"[bold]A conversation about a long working log, X-Session-ID: {SESSION}")
+        self._console.rule(f"[bold]A conversation about a long working log (X-Session-ID: {SESSION})")
         return await self._turn(QUESTIONS[0], about=f"{project_log(seed=7, entries=LOG_ENTRIES)}\n")
 
     async def _until_references_are_apart(self) -> list[Turn]:
-        """More turns, until the next one can't complete an open block.
+        """Add turns until the next one can't complete an open block.
 
-        Several next turns are asked of the uninterrupted engine. A block that the first one completed would be a cache
-        hit for the second, computed in another batch than the thawed branch computes it in, and bf16 sums differ.
+        The uninterrupted engine answers several next turns. If the first one completed a block, the second would find
+        that block in the cache, computed in another batch than in the thawed branch. Sums in bf16 would then differ.
         """
         turns = []
         block = await self._engine.api.block_tokens()
@@ -122,7 +123,7 @@ class _Story:
         self._console.print(f"  [cyan]{who}[/] ▸ {escape(turn.question)}")
         self._console.print(f"    [italic]{escape(' '.join(turn.answer.split()))}[/]")
         self._console.print(
-            f"    [dim]{done.ttft_s:.2f} s to the first token; of {done.prompt_tokens:,} tokens {heard.local_hits:,} "
+            f"    [dim]{done.ttft_s:.2f} s to the first token. {done.prompt_tokens:,} tokens: {heard.local_hits:,} "
             f"cached, {heard.restored:,} restored, {done.prompt_tokens - done.cached_tokens:,} computed[/]"
         )
 
@@ -136,24 +137,26 @@ class _Story:
             tags=["demo"],
         )
         self._console.print(
-            f"  window [bold]{STEM}[/]: {frozen['captured_tokens']:,} of {frozen['token_count']:,} tokens (every full "
-            f"block), {frozen['total_size_bytes'] / 1e6:.0f} MB, durable after {frozen['duration_ms']:.0f} ms"
+            f"  Window [bold]{STEM}[/] holds {frozen['captured_tokens']:,} of {frozen['token_count']:,} tokens (every "
+            f"full block), {frozen['total_size_bytes'] / 1e6:.0f} MB, durable after {frozen['duration_ms']:.0f} ms."
         )
-        self._console.rule("[bold]What the uninterrupted engine says next")
+        self._console.rule("[bold]For comparison: the next turns in the uninterrupted engine")
         return frozen
 
     async def _kill(self) -> None:
         self._console.rule("[bold red]kill -9")
         killed = self._engine.kill_hard()
-        self._console.print(f"  killed {', '.join(map(str, killed))}; left: {len(self._engine.processes())}")
+        self._console.print(
+            f"  Killed {', '.join(map(str, killed))}. {len(self._engine.processes())} processes are left."
+        )
         listed = await self._cwm.call("window_list")
         self._console.print(
-            f"  without an engine, window_list still shows: {', '.join(w['name'] for w in listed['windows'])}"
+            f"  Without an engine, window_list still shows {', '.join(w['name'] for w in listed['windows'])}."
         )
         try:
             await self._cwm.call("window_thaw", window_name=STEM)
         except ToolError as refusal:
-            self._console.print(f"  and window_thaw says: [yellow]{escape(refusal.text)}[/]")
+            self._console.print(f"  window_thaw answers: [yellow]{escape(refusal.text)}[/]")
 
     async def _thaw_and_ask(
         self, window: str, question: str, stem: tuple[int, ...], session_id: str
@@ -161,8 +164,8 @@ class _Story:
         thaw = await self._cwm.call("window_thaw", window_name=window, new_session_id=session_id)
         tiers = ", ".join(f"{tokens:,} from {tier}" for tier, tokens in thaw["restored_by_tier"].items())
         self._console.print(
-            f"  {window} -> session {session_id}: {thaw['restorable_tokens']:,} tokens verified ({tiers}) in "
-            f"{thaw['restoration_time_ms']:.0f} ms"
+            f"  Window {window} is thawed into session {session_id}: {thaw['restorable_tokens']:,} tokens verified "
+            f"({tiers}) in {thaw['restoration_time_ms']:.0f} ms."
         )
         if thaw["warning"]:
             self._console.print(f"  [yellow]{escape(thaw['warning'])}[/]")
@@ -171,6 +174,6 @@ class _Story:
     async def _branch(self, name: str, question: str, stem: tuple[int, ...], reference: Turn) -> Branch:
         clone = await self._cwm.call("window_clone", source_window=STEM, target_window=name)
         shared, stored = clone["shared_blocks"], clone["new_bytes"]
-        self._console.print(f"  clone {name}: {shared} chunks shared, {stored} bytes stored")
+        self._console.print(f"  Clone {name} shares {shared} chunks and stores {stored} bytes.")
         turn, _ = await self._thaw_and_ask(name, question, stem, name)
         return Branch(name, turn, reference, stored)
