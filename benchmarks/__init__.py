@@ -1,1 +1,1 @@
-"""Figures of this machine: each module is run with `python -m benchmarks.<name>` and writes to build/bench/."""
+"""Measurements of this machine. Run a module with `python -m benchmarks.NAME`. ttft writes to build/bench/."""

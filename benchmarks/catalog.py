@@ -1,8 +1,8 @@
-"""How fast the embedded catalog is with many windows: `python -m benchmarks.catalog [--windows 10000] [--folder DIR]`.
+"""Measure the SQLite catalog with many windows: `python -m benchmarks.catalog [--windows 10000] [--folder DIR]`.
 
-Ten windows of growing length from each session, one session in a hundred with contexts of 100,000 tokens, so that
-pages of the largest windows are measured too. Every figure is wall time of the call on this machine, disk included;
-the fsync row says what the disk itself asks for one small durable write.
+Each session has ten windows of growing length. One session in a hundred has contexts of 100,000 tokens, so that pages
+of the largest windows are measured too. Every figure is wall time of the call, disk included. The fsync row shows what
+one small durable write costs on this disk.
 """
 
 import argparse
@@ -35,7 +35,7 @@ CHUNK_TOKENS = 256
 CHUNK_BYTES = 5 << 20
 PER_SESSION = 10
 LONG = 400
-"""Chunks of a context of about 100,000 tokens."""
+"""How many chunks a context of about 100,000 tokens has."""
 LONG_EVERY = 100
 TAGS = ("debug", "auth", "experiment", "wip", "production", "january")
 WORDS = ("token", "refresh", "cache", "planner", "widget", "login", "failure", "approach", "draft", "final")
@@ -46,6 +46,7 @@ MINUTE = 60_000_000
 
 
 def chain(session: str, length: int) -> list[ChunkRow]:
+    """Return the rows of a session's first `length` chunks."""
     return [
         ChunkRow(ChunkKey(hashlib.sha256(f"{session}/{n}".encode()).digest()), CHUNK_TOKENS, CHUNK_BYTES)
         for n in range(length)
@@ -53,7 +54,7 @@ def chain(session: str, length: int) -> list[ChunkRow]:
 
 
 def new_window(name: str, session: str, chunks: list[ChunkRow], new: int, minute: int) -> NewWindow:
-    """The last `new` of `chunks` are this freeze's own."""
+    """Return a window over `chunks`, of which the last `new` are not stored yet."""
     choose = random.Random(name)
     tokens = len(chunks) * CHUNK_TOKENS
     return NewWindow(
@@ -74,6 +75,7 @@ def new_window(name: str, session: str, chunks: list[ChunkRow], new: int, minute
 
 
 def fill(catalog: SqliteCatalog, windows: int) -> None:
+    """Commit all windows, session by session."""
     for number in range(windows):
         session, turn = divmod(number, PER_SESSION)
         long = session % LONG_EVERY == 0
@@ -84,6 +86,8 @@ def fill(catalog: SqliteCatalog, windows: int) -> None:
 
 
 def reads(catalog: SqliteCatalog, windows: int, choose: random.Random) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield the calls that read, by name."""
+
     def listing(**conditions: Any) -> Callable[[], object]:
         return lambda: catalog.list_windows(WindowQuery(**conditions))
 
@@ -119,14 +123,14 @@ def reads(catalog: SqliteCatalog, windows: int, choose: random.Random) -> Iterat
 
 
 def walks(catalog: SqliteCatalog) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Over everything: a demotion's choice, a start."""
+    """Yield the calls that read everything, as a demotion or a start does."""
     yield "chunks by use", catalog.chunks_by_use
     yield "all chunks", catalog.all_chunks
     yield "sessions", catalog.sessions
 
 
 def writes(catalog: SqliteCatalog, rounds: int, minute: int) -> dict[str, list[float]]:
-    """Milliseconds of each operation, over windows of `LONG` chunks."""
+    """Return the milliseconds of each operation that writes, on windows of `LONG` chunks."""
     times: dict[str, list[float]] = {}
 
     def timed(what: str, call: Callable[[], object]) -> None:
@@ -154,6 +158,7 @@ def writes(catalog: SqliteCatalog, rounds: int, minute: int) -> dict[str, list[f
 
 
 def fsync_times(folder: Path, rounds: int) -> list[float]:
+    """Return the milliseconds of writing and syncing 8 KiB."""
     times = []
     with (folder / "fsync").open("wb", buffering=0) as file:
         for _ in range(rounds):
@@ -165,7 +170,10 @@ def fsync_times(folder: Path, rounds: int) -> list[float]:
 
 
 def openings(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
-    """An engine checks the file when it opens it, a reader with the first question what the answer rests on."""
+    """Yield the calls that open the catalog.
+
+    An engine checks the whole file when it opens it. A reader checks what its first answer depends on.
+    """
 
     def asked(question: Callable[[SqliteCatalog], object]) -> Callable[[], object]:
         def ask() -> None:
@@ -183,7 +191,7 @@ def openings(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def measured(calls: Iterable[tuple[str, Callable[[], object]]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each call; the first of each is not counted."""
+    """Return the milliseconds of each call. The first of each does not count."""
     times: dict[str, list[float]] = {}
     for what, call in calls:
         call()
@@ -195,10 +203,11 @@ def measured(calls: Iterable[tuple[str, Callable[[], object]]], rounds: int) -> 
 
 
 def main() -> None:
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=200, help="calls of each operation")
-    parser.add_argument("--folder", type=Path, help="where the catalog is made; it is removed afterwards")
+    parser.add_argument("--rounds", type=int, default=200, help="how often each operation is timed")
+    parser.add_argument("--folder", type=Path, help="the folder for the catalog, which is removed afterwards")
     options = parser.parse_args()
     console = Console()
     show = partial(show_times, console, called="operation", digits=2)
@@ -209,20 +218,20 @@ def main() -> None:
             fill(catalog, options.windows)
             totals = catalog.totals()
             console.print(
-                f"SQLite {sqlite3.sqlite_version}, {os.cpu_count()} CPUs; {totals.windows} windows, "
+                f"SQLite {sqlite3.sqlite_version}, {os.cpu_count()} CPUs. {totals.windows} windows, "
                 f"{totals.chunks} chunks, {path.stat().st_size >> 20} MiB, "
-                f"filled in {time.perf_counter() - begun:.0f} s"
+                f"filled in {time.perf_counter() - begun:.0f} s."
             )
             choose = random.Random(2)
-            show("reading", measured(reads(catalog, options.windows, choose), options.rounds))
-            show("walking over everything", measured(walks(catalog), options.rounds // 10))
-            show("writing, each durable when it returns", writes(catalog, options.rounds, options.windows))
-            show("the disk", {"fsync of 8 KiB": fsync_times(Path(folder), options.rounds)})
+            show("Reading", measured(reads(catalog, options.windows, choose), options.rounds))
+            show("Reading everything", measured(walks(catalog), options.rounds // 10))
+            show("Writing, durable when the call returns", writes(catalog, options.rounds, options.windows))
+            show("The disk", {"fsync of 8 KiB": fsync_times(Path(folder), options.rounds)})
             begun = time.perf_counter()
             catalog.check_integrity()
-            console.print(f"check_integrity: {time.perf_counter() - begun:.1f} s, nothing wrong")
-        show("opening, the operating system's cache warm", measured(openings(path), options.rounds // 10))
-        console.print(f"load {os.getloadavg()[0]:.1f} at the end")
+            console.print(f"check_integrity took {time.perf_counter() - begun:.1f} s and found no fault.")
+        show("Opening, with a warm page cache", measured(openings(path), options.rounds // 10))
+        console.print(f"The load at the end was {os.getloadavg()[0]:.1f}.")
 
 
 if __name__ == "__main__":

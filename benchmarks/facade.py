@@ -1,8 +1,8 @@
-"""`python -m benchmarks.facade`: what a client waits for while the engine is saturated, and what the MCP process costs.
+"""`python -m benchmarks.facade`: measure lists while the engine is saturated, and the MCP server's cost.
 
-One real engine with 200 sessions and 1,000 windows frozen from them. Lists are asked for over a real MCP client on
-stdio and straight over the socket, first of the idle engine, then while it computes prompts and answers without a
-pause. The process's start is measured by itself: from exec to the answer to `initialize`, nothing else running.
+One real engine has 200 sessions and 1,000 windows frozen from them. The lists are requested through a real MCP client
+on stdio and directly over the socket, first from the idle engine, then while it computes prompts and answers without a
+pause. The start of the MCP process is measured alone: from exec to the answer to `initialize`.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tests.support.mcp_client import mcp_client
 from tests.support.texts import prompt_of
 
 SESSION_TOKENS: Final = 160
-"""One full block of the CPU build and a little."""
+"""One full block of the CPU build, and a few tokens more."""
 BUSY_STREAMS: Final = 4
 BUSY_PROMPT_TOKENS: Final = 1500
 BUSY_ANSWER_TOKENS: Final = 40
@@ -37,6 +37,7 @@ Ask = Callable[[], Awaitable[dict[str, Any]]]
 
 
 async def fill(engine: Engine, client: ControlClient, sessions: int, windows: int) -> None:
+    """Create the sessions and freeze the windows from them."""
     for number in range(sessions):
         name = f"session-{number:03}"
         await engine.api.complete(await prompt_of(engine.api, 5000 + number, SESSION_TOKENS), 1, session_id=name)
@@ -47,7 +48,7 @@ async def fill(engine: Engine, client: ControlClient, sessions: int, windows: in
 
 @asynccontextmanager
 async def saturated(engine: Engine) -> AsyncIterator[None]:
-    """Requests that follow each other without a pause."""
+    """Keep the engine busy with requests that follow each other without a pause."""
 
     async def keep_busy(stream: int) -> None:
         number = 0
@@ -67,25 +68,25 @@ async def saturated(engine: Engine) -> AsyncIterator[None]:
 
 
 async def computed(engine: Engine) -> float:
-    """Tokens of prompts and answers, by vLLM's own counters."""
+    """Return the tokens of prompts and answers so far, by vLLM's own counters."""
     metrics = await engine.api.metrics()
     return metrics["vllm:prompt_tokens_total"] + metrics["vllm:generation_tokens_total"]
 
 
 async def measured(ask: Ask, rounds: int) -> list[float]:
-    """Milliseconds of each call; the first is not counted."""
+    """Return the milliseconds of each call. The first does not count."""
     await ask()
     times = []
     for _ in range(rounds):
         began = time.perf_counter()
         await ask()
         times.append((time.perf_counter() - began) * 1000)
-        await asyncio.sleep(0.01)  # a person's client asks now and then
+        await asyncio.sleep(0.01)  # a client does not call without a pause
     return times
 
 
 def starts(home: Path, rounds: int) -> tuple[list[float], float]:
-    """Milliseconds until `python -m cwm_mcp` has answered `initialize`, and MiB that it then takes."""
+    """Return the milliseconds until `python -m cwm_mcp` answers `initialize`, and the MiB that it takes then."""
     params = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "bench", "version": "0"}}
     hello = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}) + "\n"
     times, resident = [], 0.0
@@ -109,6 +110,7 @@ def starts(home: Path, rounds: int) -> tuple[list[float], float]:
 
 
 async def lists(engine: Engine, client: ControlClient, rounds: int) -> dict[str, Sequence[float]]:
+    """Return the milliseconds of each list, over the socket and over MCP."""
     async with mcp_client(engine) as cwm:
         asks: dict[str, Ask] = {
             "socket: window_list, newest 20": lambda: client.call(Op.LIST, ListArgs()),
@@ -125,6 +127,7 @@ async def lists(engine: Engine, client: ControlClient, rounds: int) -> dict[str,
 
 
 async def run(console: Console, engine: Engine, options: argparse.Namespace) -> None:
+    """Fill the engine, and print the times of the lists, first idle, then saturated."""
     client = ControlClient(engine.home / "engine.sock", "benchmarks.facade")
     began = time.monotonic()
     await fill(engine, client, options.sessions, options.windows)
@@ -132,21 +135,22 @@ async def run(console: Console, engine: Engine, options: argparse.Namespace) -> 
         (await client.call(Op.LIST, ListArgs(limit=1)))["total"],
         (await client.call(Op.SESSIONS, SessionsArgs(limit=1)))["total"],
     )
-    console.print(f"{filled[0]} windows, {filled[1]} sessions, made in {time.monotonic() - began:.0f} s")
-    show_times(console, "the engine idle", await lists(engine, client, options.rounds))
+    console.print(f"{filled[0]} windows and {filled[1]} sessions, created in {time.monotonic() - began:.0f} s.")
+    show_times(console, "Idle engine", await lists(engine, client, options.rounds))
     async with saturated(engine):
         began, before = time.monotonic(), await computed(engine)
         times = await lists(engine, client, options.rounds)
         rate = (await computed(engine) - before) / (time.monotonic() - began)
-    show_times(console, f"the engine saturated: {BUSY_STREAMS} streams, {rate:.0f} tokens a second", times)
+    show_times(console, f"Saturated engine: {BUSY_STREAMS} streams, {rate:.0f} tokens per second", times)
     await client.aclose()
 
 
 def main() -> None:
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=1000)
     parser.add_argument("--sessions", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=200, help="calls of each list")
+    parser.add_argument("--rounds", type=int, default=200, help="how often each list is timed")
     options = parser.parse_args()
     console = Console()
     console.print(describe())
@@ -155,8 +159,8 @@ def main() -> None:
         home = engine.home
         engine.kill_hard()
         times, resident = starts(home, 20)
-    show_times(console, "the MCP process", {"start to the answer to initialize": times})
-    console.print(f"{resident:.0f} MiB resident; load {os.getloadavg()[0]:.1f} at the end")
+    show_times(console, "MCP process", {"start to the answer to initialize": times})
+    console.print(f"The MCP process takes {resident:.0f} MiB. The load at the end was {os.getloadavg()[0]:.1f}.")
 
 
 if __name__ == "__main__":

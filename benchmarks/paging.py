@@ -1,10 +1,10 @@
-"""How fast blocks become chunks and chunks become blocks, beside the plain copy of the same bytes in the same run.
+"""Measure how fast blocks are copied into chunks and back, and compare it with a plain copy of the same bytes.
 
-    python -m benchmarks.paging [--layers 32 --block-tokens 16 --chunk-tokens 256 --chunks 16]
+    python -m benchmarks.paging [--chunk-tokens 256] [--chunks 16]
 
-The ceiling is what one large contiguous copy reaches: on CUDA between pinned host memory and the device, on the CPU
-from memory to memory on one thread. Medians of the rounds, with the smallest and the largest. On the CPU the shape is
-the small model's, on CUDA Llama-3.1-8B's (131,072 bytes per token).
+The upper limit is one large contiguous copy: between pinned host memory and the device on CUDA, from memory to memory
+on one thread on the CPU. The figures are medians of the rounds, with the smallest and the largest. The shape is the
+small model's on the CPU and Llama-3.1-8B's on CUDA (131,072 bytes per token).
 """
 
 import argparse
@@ -25,6 +25,8 @@ ROUNDS = 9
 
 @dataclass(frozen=True, slots=True)
 class Shape:
+    """The shape of a model's paged KV cache."""
+
     layers: int
     heads: int
     head_size: int
@@ -37,7 +39,7 @@ CUDA_SHAPE = Shape(layers=32, heads=8, head_size=128, block_tokens=16, blocks=40
 
 
 def rates(work: Callable[[], None], n_bytes: int, device: str) -> list[float]:
-    """GB/s of each round, after one that is not counted."""
+    """Return the GB/s of each round. The first round does not count."""
     measured = []
     for _ in range(ROUNDS + 1):
         if device == "cuda":
@@ -50,7 +52,8 @@ def rates(work: Callable[[], None], n_bytes: int, device: str) -> list[float]:
     return measured[1:]
 
 
-def told(name: str, measured: list[float], ceiling: float | None = None) -> float:
+def print_rate(name: str, measured: list[float], ceiling: float | None = None) -> float:
+    """Print the median and range in GB/s, with the share of `ceiling` if one is given. Return the median."""
     median = statistics.median(measured)
     share = "" if ceiling is None else f"   {median / ceiling:5.0%} of the plain copy"
     print(f"{name:28} {median:7.2f} GB/s  ({min(measured):.2f}–{max(measured):.2f}){share}")
@@ -58,6 +61,7 @@ def told(name: str, measured: list[float], ceiling: float | None = None) -> floa
 
 
 def main() -> None:
+    """Run the benchmark and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--chunk-tokens", type=int, default=256)
     parser.add_argument("--chunks", type=int, default=16)
@@ -79,13 +83,15 @@ def main() -> None:
     of_chunk = [ids[start : start + per_chunk] for start in range(0, len(ids), per_chunk)]
 
     print(json.dumps(describe()))
-    print(f"{options.chunks} chunks of {total // options.chunks / 1e6:.1f} MB, {shape.layers} layers, scattered blocks")
+    print(
+        f"{options.chunks} chunks of {total // options.chunks / 1e6:.1f} MB, {shape.layers} layers, scattered blocks."
+    )
     flat = torch.zeros(total, dtype=torch.uint8, pin_memory=device == "cuda")
     on_device = torch.zeros(total, dtype=torch.uint8, device=device)
-    out = told("plain copy, out", rates(lambda: _copy(on_device, flat), total, device))
-    back = told("plain copy, back", rates(lambda: _copy(flat, on_device), total, device))
-    told("blocks -> chunks", rates(lambda: _gather(copier, of_chunk, payloads), total, device), out)
-    told("chunks -> blocks", rates(lambda: _scatter(copier, of_chunk, payloads), total, device), back)
+    out = print_rate("plain copy, out", rates(lambda: _copy(on_device, flat), total, device))
+    back = print_rate("plain copy, back", rates(lambda: _copy(flat, on_device), total, device))
+    print_rate("blocks -> chunks", rates(lambda: _gather(copier, of_chunk, payloads), total, device), out)
+    print_rate("chunks -> blocks", rates(lambda: _scatter(copier, of_chunk, payloads), total, device), back)
 
 
 def _copy(source: torch.Tensor, target: torch.Tensor) -> None:

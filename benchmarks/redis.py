@@ -1,11 +1,12 @@
-"""How fast clients move chunks to and from Redis: `python -m benchmarks.redis [--rounds 9]`.
+"""Measure how fast clients move chunks to and from Redis: `python -m benchmarks.redis [--rounds 9]`.
 
-A redis-server of this call's own on 127.0.0.1, without a file; values of three sizes. The measure is a GET, and a SET,
-over one connection by nothing but a socket: the reply's head is read, then `recv_into` the target. Every client moves
-the same bytes, over one connection and over two; the tier does so with checksums and claims. They take turns within
-every round, and right before each call the raw socket moves the same bytes: the share is that of this pair, so that a
-busy machine slows both. hiredis is measured where it can be imported (`pip install hiredis`), LMCache's client behind
-the guards that it needs: PING, EXISTS, a time-out.
+The benchmark starts a redis-server of its own on 127.0.0.1, without a file, and moves values of three sizes. The
+measure is a GET and a SET with nothing but a socket: read the head of the reply, then `recv_into` the target. Every
+client moves the same bytes, over one connection and over two. The tier adds checksums and claims.
+
+The clients take turns within every round. Right before each call, the raw socket moves the same bytes. A share is the
+ratio of these two calls, so that other work on the machine slows both. hiredis is measured if it is installed (`pip
+install hiredis`). LMCache's client runs behind the guards that it needs: PING, EXISTS, a time-out.
 """
 
 import argparse
@@ -35,20 +36,22 @@ from tests.support.redis_server import RedisServer, redis_server
 RAW: Final = "raw socket, 1 connection"
 LARGE_READ: Final = MIB
 BATCH_BYTES: Final = 64 * MIB
-"""What one timed call moves."""
+"""How much one timed call moves."""
 TIMEOUT_S: Final = 30.0
 
 
 class Client(Protocol):
-    """One connection."""
+    """A client that moves one value at a time over one connection."""
 
-    def put(self, key: str, source: memoryview) -> None: ...
+    def put(self, key: str, source: memoryview) -> None:
+        """Write the value."""
 
-    def get(self, key: str, target: memoryview) -> None: ...
+    def get(self, key: str, target: memoryview) -> None:
+        """Read the value into `target`."""
 
 
 class Raw:
-    """The least that can be done."""
+    """A socket and nothing else."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port))
@@ -73,11 +76,11 @@ class Raw:
 
 
 class RedisPy:
-    """As `redis.Redis` would do it, and the copy to where the bytes are wanted."""
+    """redis-py as `redis.Redis` uses it, and a copy of the value to its target."""
 
     def __init__(self, port: int, parser: type, read_size: int = 32_768) -> None:
         more: dict[str, Any] = {"socket_read_size": read_size, "protocol": 2, "driver_info": None}
-        if parser is _RESP2Parser:  # else it packs with hiredis where that is installed
+        if parser is _RESP2Parser:  # otherwise it packs with hiredis, if that is installed
             more["command_packer"] = PythonRespSerializer(6000, _encoded)
         self._connection: Any = Connection("127.0.0.1", port, parser_class=parser, socket_timeout=TIMEOUT_S, **more)
 
@@ -104,7 +107,7 @@ class InPlace:
 
 
 class Guarded:
-    """LMCache's client, asked only what it can answer: the server is there, and so are the keys."""
+    """LMCache's client behind guards: it is used only if the server answers and the keys exist."""
 
     def __init__(self, port: int, workers: int) -> None:
         from lmcache.lmcache_redis import LMCacheRedisClient  # after the tiers, which quiet its log
@@ -131,7 +134,7 @@ class Guarded:
                 raise TimeoutError
             for number, ok, reason, results in self._client.drain_completions():
                 if not ok or not all(results or [True]):
-                    raise RuntimeError(reason or "a key is not there")
+                    raise RuntimeError(reason or "a key does not exist")
                 waiting.discard(number)
 
 
@@ -139,7 +142,7 @@ class Guarded:
 
 
 class Candidates:
-    """Everything that is measured, connected; `put` and `get` by name."""
+    """Every client that is measured, connected. `put` and `get` hold the calls by name."""
 
     def __init__(self, server: RedisServer) -> None:
         self.put: dict[str, Callable[[Batch], None]] = {}
@@ -222,7 +225,7 @@ def _encoded(argument: Any) -> bytes | memoryview:
 
 
 class Sample(NamedTuple):
-    """MiB/s, and the share of the raw socket's right before."""
+    """MiB/s, and the share of the raw socket's speed right before."""
 
     speed: float
     share: float
@@ -232,22 +235,24 @@ Figures = dict[str, dict[int, list[Sample]]]
 
 
 def timed(call: Callable[[Batch], None], batch: Batch) -> float:
-    """MiB/s."""
+    """Return the MiB/s of one call."""
     begun = time.perf_counter()
     call(batch)
     return batch.n_bytes / MIB / (time.perf_counter() - begun)
 
 
 def one_round(batch: Batch, calls: dict[str, Callable[[Batch], None]]) -> Iterator[tuple[str, Sample]]:
+    """Yield one sample of each call."""
     for name, call in calls.items():
         raw = timed(calls[RAW], batch)
         for target in batch.targets:
-            target[:64] = bytes(64)  # whoever brings nothing is found out
+            target[:64] = bytes(64)  # so that a call that reads nothing is noticed
         speed = timed(call, batch)
         yield name, Sample(speed, speed / raw)
 
 
 def measure(server: RedisServer, rounds: int) -> dict[str, Figures]:
+    """Return the samples of every client, size and round. The first round does not count."""
     figures: dict[str, Figures] = {"GET": {}, "SET": {}}
     with closing(Candidates(server)) as candidates, server.client() as client:
         for size in SIZES:
@@ -258,13 +263,13 @@ def measure(server: RedisServer, rounds: int) -> dict[str, Figures]:
                         if number:  # the first one connects
                             figures[kind].setdefault(name, {}).setdefault(size, []).append(sample)
                         if kind == "GET" and batch.sources != batch.targets:
-                            raise RuntimeError(f"{name} brought other bytes")
+                            raise RuntimeError(f"{name} read other bytes than were written")
             client.flushall()
     return figures
 
 
 def table(title: str, figures: Figures) -> Table:
-    """Medians, and the range of the speed."""
+    """Return a table of medians with the range of the speed."""
     made = Table(title=title)
     made.add_column("")
     for size in SIZES:
@@ -280,8 +285,9 @@ def table(title: str, figures: Figures) -> Table:
 
 
 def main() -> None:
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="timed calls of each kind")
+    parser.add_argument("--rounds", type=int, default=9, help="how often each call is timed")
     options = parser.parse_args()
     load = os.getloadavg()[0]
     with redis_server() as server:

@@ -1,9 +1,10 @@
-"""How each client of Redis fails: `python -m benchmarks.redis_failures`.
+"""Show how each client of Redis fails: `python -m benchmarks.redis_failures`.
 
-Each GET says what it brought: the right bytes, those of another key, or an error by its name.
+Each GET reports what it read: the right bytes, those of another key, or an error by its name.
 
-Every trial is a process of its own on a real server of its own, ended after ten seconds: "hangs" is what it then did.
-LMCache's client is tried as it is, without guards; redis-py as `redis.Redis(socket_timeout=2)`; ours is the tier.
+Every trial is a process of its own with a real server of its own. It is ended after ten seconds, and "hangs" means
+that it was still waiting. LMCache's client runs without guards, redis-py as `redis.Redis(socket_timeout=2)`. Ours is
+the tier.
 """
 
 import functools
@@ -32,6 +33,8 @@ NAMES: Final = ("one", "two", "none")
 
 
 class LMCache:
+    """LMCache's client without guards."""
+
     def __init__(self, server: RedisServer, url: str) -> None:
         from lmcache.lmcache_redis import LMCacheRedisClient  # after the tiers, which quiet its log
 
@@ -58,6 +61,8 @@ class LMCache:
 
 
 class RedisPy:
+    """redis-py with a time-out of two seconds."""
+
     def __init__(self, server: RedisServer, url: str) -> None:
         self._client = redis.Redis.from_url(url, socket_timeout=2)
 
@@ -72,6 +77,8 @@ class RedisPy:
 
 
 class Ours:
+    """The Redis tier."""
+
     def __init__(self, server: RedisServer, url: str) -> None:
         self._tier = RedisTier(url, "trial", connect_timeout_s=1, timeout_s=2)
 
@@ -94,7 +101,7 @@ CLIENTS: Final[dict[str, Callable[[RedisServer, str], Any]]] = {
 
 
 class Trial:
-    """What a situation does with a client; each step's outcome is a word or two."""
+    """One client in one situation. Each step prints its outcome in a word or two."""
 
     def __init__(self, client: str, server: RedisServer, url: str | None = None) -> None:
         self.server = server
@@ -102,9 +109,11 @@ class Trial:
         self._client: Any = None  # made in the first step
 
     def put(self, name: str) -> None:
+        """Write a value. Print nothing if that succeeds."""
         self._step("SET", lambda: self._client.put(name, _value(name)), "")
 
     def get(self, name: str, size: int = SIZE) -> None:
+        """Read a value and print what was read."""
         target = bytearray(size)
 
         def ask() -> None:
@@ -194,6 +203,7 @@ SITUATIONS: Final[dict[str, Callable[[Trial], None]]] = {
 
 
 def run(client: str, situation: str) -> None:
+    """Run one trial in this process."""
     with ExitStack() as stack:
         tls, ipv6 = situation == "over TLS", situation == "over IPv6"
         more = ("--bind", "127.0.0.1", "::1") if ipv6 else ()
@@ -202,10 +212,11 @@ def run(client: str, situation: str) -> None:
 
 
 def tried(client: str, situation: str) -> str:
+    """Run one trial in a process of its own and return what it printed, or that it hangs."""
     command = [sys.executable, "-m", "benchmarks.redis_failures", client, situation]
     with (
         tempfile.TemporaryDirectory() as folder,
-        # A group of its own: the trial's server ends with it.
+        # The process has a group of its own, so that the trial's server ends with it.
         subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -226,10 +237,11 @@ def tried(client: str, situation: str) -> str:
 
 
 def main() -> None:
+    """Run all trials and print the table. With two arguments, run one trial."""
     if len(sys.argv) == 3:
         run(*sys.argv[1:])
         return
-    table = Table("", *CLIENTS, title=f"what each client did; {LIMIT_S} s a trial", show_lines=True)
+    table = Table("", *CLIENTS, title=f"What each client did, {LIMIT_S} s for each trial", show_lines=True)
     for situation in SITUATIONS:
         table.add_row(situation, *(tried(client, situation) for client in CLIENTS))
     Console(width=150).print(table)

@@ -1,8 +1,9 @@
-"""How fast the tiers move chunks: `python -m benchmarks.tiers [--rounds 9] [--folder DIR]`.
+"""Measure how fast the tiers move chunks: `python -m benchmarks.tiers [--rounds 9] [--folder DIR]`.
 
-Sealed chunks of three sizes, checksums included, each beside the same bytes moved by nothing but the system: files
-written and read with O_DIRECT from as many threads (each fsynced, as the tier does), and a copy in memory. The calls
-take turns within every round, so that a busy machine slows all of them. MiB/s of wall time, this machine, this folder.
+Sealed chunks of three sizes are moved, checksums included. For comparison, plain system calls move the same bytes:
+files written and read with O_DIRECT from as many threads (each fsynced, as the tier does), and a copy in memory. The
+calls take turns within every round, so that other work on the machine slows all of them. Figures are MiB/s of wall
+time.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from cwm_connector.tiers.disk.tier import DiskTier
 MIB: Final = 1 << 20
 SIZES: Final = (3 * MIB // 2, 6 * MIB, 32 * MIB)
 BATCH_BYTES: Final = 128 * MIB
-"""What one timed call moves."""
+"""How much one timed call moves."""
 WORKERS: Final = 4
 
 
@@ -39,11 +40,11 @@ SHARES: Final = {
     "disk put / plain, of each round": ("disk put: tier, sealed and synced", "disk put: plain O_DIRECT + fsync"),
     "disk get / plain, of each round (target: 80 %)": ("disk get: tier, checked", "disk get: plain O_DIRECT"),
 }
-"""What is measured against which ceiling."""
+"""Which series is compared with which plain one."""
 
 
 class Batch:
-    """The same chunks for every candidate: sealed bytes in one half of the memory, room to read into in the other."""
+    """The same chunks for every candidate: sealed bytes to write, and memory of the same size to read into."""
 
     def __init__(self, sealed_size: int, n_bytes: int = BATCH_BYTES) -> None:
         content = random.Random(sealed_size)
@@ -67,6 +68,7 @@ class Batch:
 
 
 def put(tier: DiskTier, batch: Batch) -> None:
+    """Seal the chunks, write them to the disk tier and sync it."""
     writes: list[Future[None]] = []
     for chunk, header, source in zip(batch.ids, batch.headers, batch.sources, strict=True):
         seal(source, header)
@@ -77,6 +79,7 @@ def put(tier: DiskTier, batch: Batch) -> None:
 
 
 def get(tier: DiskTier, batch: Batch) -> None:
+    """Read the chunks from the disk tier and check them."""
     reads = [tier.read(chunk, target) for chunk, target in zip(batch.ids, batch.targets, strict=True)]
     for read, header, target in zip(reads, batch.headers, batch.targets, strict=True):
         read.result()
@@ -84,6 +87,8 @@ def get(tier: DiskTier, batch: Batch) -> None:
 
 
 def plain_write(folder: Path, buffers: Sequence[memoryview], threads: ThreadPoolExecutor) -> None:
+    """Write each buffer to a file with O_DIRECT and fsync it."""
+
     def write(number: int) -> None:
         descriptor = os.open(folder / str(number), os.O_CREAT | os.O_WRONLY | os.O_DIRECT, 0o600)
         try:
@@ -97,6 +102,8 @@ def plain_write(folder: Path, buffers: Sequence[memoryview], threads: ThreadPool
 
 
 def plain_read(folder: Path, buffers: Sequence[memoryview], threads: ThreadPoolExecutor) -> None:
+    """Read each file into its buffer with O_DIRECT."""
+
     def read(number: int) -> None:
         descriptor = os.open(folder / str(number), os.O_RDONLY | os.O_DIRECT)
         try:
@@ -109,6 +116,7 @@ def plain_read(folder: Path, buffers: Sequence[memoryview], threads: ThreadPoolE
 
 
 def put_in_memory(tier: CpuTier, batch: Batch) -> None:
+    """Copy the chunks into the CPU tier and seal them."""
     for chunk, header, source in zip(batch.ids, batch.headers, batch.sources, strict=True):
         buffer = tier.reserve(source.nbytes)
         buffer.tensor.copy_(torch.frombuffer(source, dtype=torch.uint8))
@@ -118,6 +126,7 @@ def put_in_memory(tier: CpuTier, batch: Batch) -> None:
 
 
 def get_from_memory(tier: CpuTier, batch: Batch) -> None:
+    """Pin the chunks in the CPU tier and check them."""
     for chunk, header in zip(batch.ids, batch.headers, strict=True):
         buffer = tier.pin(chunk)
         if buffer is None:
@@ -127,6 +136,7 @@ def get_from_memory(tier: CpuTier, batch: Batch) -> None:
 
 
 def copy(batch: Batch) -> None:
+    """Copy the chunks from memory to memory."""
     for source, target in zip(batch.sources, batch.targets, strict=True):
         torch.frombuffer(target, dtype=torch.uint8).copy_(torch.frombuffer(source, dtype=torch.uint8))
 
@@ -135,7 +145,7 @@ def copy(batch: Batch) -> None:
 
 
 def timed(n_bytes: int, call: Callable[[], None]) -> float:
-    """MiB/s."""
+    """Return the MiB/s of one call."""
     begun = time.perf_counter()
     call()
     return n_bytes / MIB / (time.perf_counter() - begun)
@@ -144,6 +154,7 @@ def timed(n_bytes: int, call: Callable[[], None]) -> float:
 def one_round(
     batch: Batch, cpu: CpuTier, disk: DiskTier, plain: Path, threads: ThreadPoolExecutor
 ) -> Iterator[tuple[str, float]]:
+    """Yield the MiB/s of every call, and remove the files and chunks afterwards."""
     yield "disk put: plain O_DIRECT + fsync", timed(batch.n_bytes, lambda: plain_write(plain, batch.sources, threads))
     yield "disk put: tier, sealed and synced", timed(batch.n_bytes, lambda: put(disk, batch))
     yield "disk get: plain O_DIRECT", timed(batch.n_bytes, lambda: plain_read(plain, batch.targets, threads))
@@ -159,9 +170,10 @@ def one_round(
 
 
 def main() -> None:
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="timed calls of each kind")
-    parser.add_argument("--folder", type=Path, help="where the files are made; they are removed afterwards")
+    parser.add_argument("--rounds", type=int, default=9, help="how often each call is timed")
+    parser.add_argument("--folder", type=Path, help="the folder for the files, which are removed afterwards")
     options = parser.parse_args()
     torch.set_num_threads(1)  # as in the worker's transfer threads
     figures: dict[str, dict[int, list[float]]] = {}
@@ -177,7 +189,7 @@ def main() -> None:
                         if number:  # the first one starts threads and clients
                             figures.setdefault(name, {}).setdefault(size, []).append(speed)
     load = Path("/proc/loadavg").read_text().split()[0]
-    head = f"MiB/s, median (lowest–highest) of {options.rounds}; {os.cpu_count()} CPUs, load {load}, {WORKERS} threads"
+    head = f"MiB/s, median (lowest–highest) of {options.rounds}, {os.cpu_count()} CPUs, load {load}, {WORKERS} threads"
     table = Table(title=head)
     table.add_column("")
     for size in SIZES:
@@ -192,6 +204,7 @@ def main() -> None:
 
 
 def spread(values: Sequence[float], form: str) -> str:
+    """Return median, lowest and highest as text."""
     low, middle, high = (form.format(value) for value in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low}–{high})"
 

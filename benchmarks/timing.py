@@ -1,4 +1,4 @@
-"""Times of calls as a table: how many, the median, the spread and the worst."""
+"""Print times of calls as a table: count, median, spread and maximum."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,10 @@ from rich.table import Table
 def show_times(
     console: Console, title: str, times: Mapping[str, Sequence[float]], *, called: str = "call", digits: int = 1
 ) -> None:
-    """`times`: milliseconds of each call; `called` heads the column of what was called."""
+    """Print the median, spread and maximum of each series.
+
+    `times` holds the milliseconds of each call. `called` is the title of the first column.
+    """
     table = Table(title=title, title_justify="left")
     table.add_column(called)
     for column in ("n", "median ms", "p25–p75", "p99", "max"):

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.ttft`: what a thaw is worth, as ratios of one run of one server on the small model.
+"""`python -m benchmarks.ttft`: compare the time to the first token cold, on a prefix-cache hit and thawed.
 
-Each repetition has a prompt of its own: cold, prefix-cache hits, freeze, clone, and thaws with the chunks in the CPU
-tier, one after the other in the same engine. Then the engine is killed and started again for the thaws from disk, with
-the chunk files dropped from the page cache. A sample counts only if vLLM's own counters show what it was meant to be.
+All ratios come from one run of one server on the small model. Each repetition has a prompt of its own. It measures a
+cold request, prefix-cache hits, a freeze, a clone, and thaws with the chunks in CPU memory, in the same engine. Then
+the engine is killed and started again for the thaws from disk, with the chunk files dropped from the page cache. A
+sample counts only if vLLM's own counters confirm what was cached and what was restored.
 """
 
 import argparse
@@ -25,9 +26,9 @@ from tests.support.texts import prompt_of
 FOLDER: Final = ROOT / "build" / "bench"
 PROMPT_TOKENS: Final = 6000
 AGAIN: Final = 3
-"""Prefix hits and CPU-tier thaws per prompt."""
+"""How many prefix hits and thaws from CPU memory each prompt gets."""
 WARM: Final = 99
-"""The repetition that is not counted: it pays for lazy initialisation."""
+"""The number of the repetition that does not count, because it pays for lazy initialisation."""
 
 
 class Bench:
@@ -42,7 +43,8 @@ class Bench:
         self._window_bytes = 0
 
     async def run(self) -> Run:
-        # One token is always left to compute, so that is the most that a hit or a thaw can give.
+        """Measure all repetitions and return their samples."""
+        # vLLM always computes at least one token, so a hit or a thaw can give no more than this.
         block = await self._engine.api.block_tokens()
         self._full_blocks = (PROMPT_TOKENS - 1) // block * block
         for number in (WARM, *range(self._count)):
@@ -50,13 +52,13 @@ class Bench:
         await self._live(WARM, Repetition())
         repetitions = tuple(Repetition() for _ in range(self._count))
         for number, repetition in enumerate(repetitions):
-            self._console.print(f"repetition {number + 1} of {self._count}: cold, hits, freeze, clone, thaws")
+            self._console.print(f"Repetition {number + 1} of {self._count}: cold, hits, freeze, clone, thaws.")
             await self._live(number, repetition)
-        await self._restarted("thaws that read from disk during the load")
+        await self._restarted("the thaws read from disk during the load")
         for number, repetition in enumerate(repetitions):
             salt, _ = await self._thaw(number, f"disk-{number}", prewarm=False)
             repetition.thawed_disk_s = (await self._thawed(number, salt)).completion.ttft_s
-        await self._restarted("thaws that read from disk beforehand")
+        await self._restarted("the thaws read from disk before the request")
         for number, repetition in enumerate(repetitions):
             _, repetition.thaw_disk_ms = await self._thaw(number, f"warmed-{number}", prewarm=True)
         return Run(describe(), PROMPT_TOKENS, self._full_blocks, self._window_bytes, repetitions)
@@ -81,14 +83,14 @@ class Bench:
             into.thawed_cpu_s.append((await self._thawed(number, salt)).completion.ttft_s)
 
     async def _restarted(self, why: str) -> None:
-        self._console.print(f"kill -9 and start again: {why}")
+        self._console.print(f"Killing vLLM with -9 and starting it again: {why}.")
         await asyncio.to_thread(self._engine.restart)
         self._drop_page_cache()
         salt, _ = await self._thaw(WARM, "warm-again", prewarm=False)
         await self._thawed(WARM, salt)
 
     def _drop_page_cache(self) -> None:
-        """A chunk that the freeze wrote a minute ago would else be read from memory and called disk."""
+        """Drop the chunk files from the page cache. Otherwise reads of new files would come from memory."""
         for path in (self._engine.home / "chunks").rglob("*"):
             if path.is_file():
                 descriptor = os.open(path, os.O_RDONLY)
@@ -96,7 +98,7 @@ class Bench:
                 os.close(descriptor)
 
     async def _thaw(self, number: int, session_id: str, prewarm: bool) -> tuple[str, float]:
-        """The salt, and the milliseconds that the caller waited."""
+        """Thaw a window and return the salt and the milliseconds that the caller waited."""
         thaw = ThawArgs(window_name=_window(number), new_session_id=session_id, prewarm=prewarm)
         answer, milliseconds = await self._call(Op.THAW, thaw)
         if answer["partial"]:
@@ -112,7 +114,7 @@ class Bench:
         return await self._engine.api.measure(self._prompts[number], 1, **who)
 
     async def _call(self, op: Op, arguments: Args) -> tuple[dict[str, Any], float]:
-        """One operation on the control socket, as the MCP server and the command line call it; milliseconds waited."""
+        """Call an operation on the control socket, as the MCP server does. Return the answer and the milliseconds."""
         client = ControlClient(self._engine.home / "engine.sock", "benchmark")
         try:
             await client.call(Op.PING, NoArgs())
@@ -128,28 +130,29 @@ def _window(number: int) -> str:
 
 
 def _expect(heard: Measured, what: str, cached: int, restored: int) -> None:
-    """Raises: RuntimeError if the sample is not what it is counted as."""
+    """Raise RuntimeError if the sample is not what it is counted as."""
     got = (heard.completion.cached_tokens, heard.restored)
     if got != (cached, restored):
         raise RuntimeError(f"{what} should have {cached} tokens cached and {restored} restored, but has {got}")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Time to first token: cold, prefix-cache hit, thawed.")
+    """Run the benchmark, print its tables, and write the samples and the picture."""
+    parser = argparse.ArgumentParser(description="Measure the time to the first token: cold, prefix-cache hit, thawed.")
     parser.add_argument("--repetitions", type=int, default=5)
     repetitions = parser.parse_args().repetitions
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     if not (model_folder() / "config.json").exists():
-        console.print(f"the model is missing in {model_folder()}: run `make model`")
+        console.print(f"there is no model in {model_folder()}. Run `make model` first.")
         return 2
-    console.print("starting vLLM with CWM in it")
+    console.print("Starting vLLM with CWM.")
     with Engine(EngineOptions(cpu_cache_gb=2)) as engine:
         run = asyncio.run(Bench(console, engine, repetitions).run())
     FOLDER.mkdir(parents=True, exist_ok=True)
     print_run(console, run)
     write_json(run, FOLDER / "ttft.json")
     draw(run, FOLDER / "ttft.png")
-    console.print(f"samples: {FOLDER / 'ttft.json'}   picture: {FOLDER / 'ttft.png'}")
+    console.print(f"The samples are in {FOLDER / 'ttft.json'}, the picture in {FOLDER / 'ttft.png'}.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The TTFT benchmark's figures: medians, spreads, ratios of one run, what they are held against, and a picture."""
+"""Compute, print and draw the TTFT benchmark's medians, spreads and ratios, and compare them with their targets."""
 
 import json
 import statistics
@@ -19,7 +19,7 @@ from rich.table import Table
 
 @dataclass(slots=True)
 class Repetition:
-    """One prompt's life. Seconds to the first token, and milliseconds of CWM's own operations as the client waits."""
+    """The samples of one prompt: seconds to the first token, and the milliseconds that a client waited for CWM."""
 
     cold_s: float = 0
     prefix_hit_s: list[float] = field(default_factory=list)
@@ -34,16 +34,20 @@ class Repetition:
 
 @dataclass(frozen=True, slots=True)
 class Run:
+    """All samples of one run, and the machine that it ran on."""
+
     machine: dict[str, Any]
     prompt_tokens: int
     restored_tokens: int
-    """Of each thawed prompt, by vLLM's counters."""
+    """How many tokens of each thawed prompt were restored, by vLLM's counters."""
     window_bytes: int
     repetitions: tuple[Repetition, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
+    """Median, smallest and largest of some samples."""
+
     median: float
     low: float
     high: float
@@ -51,16 +55,18 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
+        """Return the spread of the values."""
         return cls(statistics.median(values), min(values), max(values), len(values))
 
     def shown(self, unit: str) -> str:
+        """Return the spread as text, with the unit behind the median."""
         digits = 3 if self.median < 1 else 2 if self.median < 100 else 0
         return f"{self.median:.{digits}f}{unit} ({self.low:.{digits}f}–{self.high:.{digits}f})"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A claim about two CPU cores. Elsewhere the same ratio is worth knowing, but nothing was promised."""
+    """A claim about two CPU cores. On other machines the ratio is of interest, but nothing is claimed."""
 
     name: str
     spread: Spread
@@ -70,14 +76,16 @@ class Target:
 
     @property
     def met(self) -> bool:
+        """Return True if the median is on the right side of the limit."""
         return self.spread.median >= self.limit if self.at_least else self.spread.median <= self.limit
 
     def shown_limit(self) -> str:
+        """Return the limit as text."""
         return f"{'>=' if self.at_least else '<='} {self.limit:g}{self.unit}"
 
 
 def spreads(run: Run) -> dict[str, tuple[Spread, str]]:
-    """Every series, with its unit."""
+    """Return the spread of every series, with its unit."""
     each = run.repetitions
     return {
         "cold": (Spread.of([one.cold_s for one in each]), " s"),
@@ -93,7 +101,10 @@ def spreads(run: Run) -> dict[str, tuple[Spread, str]]:
 
 
 def targets(run: Run) -> list[Target]:
-    """Ratios are taken within a repetition, so that the machine's mood is on both sides of each."""
+    """Return the ratios and times that have a target.
+
+    Ratios are taken within a repetition, so that other work on the machine affects both sides.
+    """
     each = run.repetitions
     cold_thawed = [one.cold_s / statistics.median(one.thawed_cpu_s) for one in each]
     cold_disk = [one.cold_s / one.thawed_disk_s for one in each]
@@ -108,20 +119,25 @@ def targets(run: Run) -> list[Target]:
 
 
 def print_run(console: Console, run: Run) -> None:
+    """Print the machine, the samples and the comparison with the targets."""
     machine = run.machine
     console.print(
-        f"{machine.get('gpu') or machine['cpu']}, {machine['cores']} cores, {machine['date']}; "
+        f"{machine.get('gpu') or machine['cpu']}, {machine['cores']} cores, {machine['date']}, "
         + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     )
     console.print(
-        f"{run.prompt_tokens:,} prompt tokens, max_tokens=1; each thaw restored {run.restored_tokens:,} tokens by "
-        f"vLLM's counters, {run.window_bytes / 1e6:.0f} MB"
+        f"{run.prompt_tokens:,} prompt tokens, max_tokens=1. By vLLM's counters, each thaw restored "
+        f"{run.restored_tokens:,} tokens ({run.window_bytes / 1e6:.0f} MB)."
     )
-    measured = Table("measured", "median (min–max)", "samples", title="Seconds to the first token; CWM's operations")
+    measured = Table(
+        "measured", "median (min–max)", "samples", title="Seconds to the first token, and CWM's operations"
+    )
     for name, (spread, unit) in spreads(run).items():
         measured.add_row(name, spread.shown(unit), str(spread.samples))
     console.print(measured)
-    held = Table("ratio of this run", "median (min–max)", "target on two cores", "", title="Held against the targets")
+    held = Table(
+        "ratio of this run", "median (min–max)", "target on two cores", "", title="Comparison with the targets"
+    )
     for target in targets(run):
         verdict = "[green]met[/]" if target.met else "[bold red]missed[/]"
         held.add_row(target.name, target.spread.shown(target.unit), target.shown_limit(), verdict)
@@ -129,6 +145,7 @@ def print_run(console: Console, run: Run) -> None:
 
 
 def write_json(run: Run, path: Path) -> None:
+    """Write all samples, spreads and targets to `path`."""
     content = {
         "machine": run.machine,
         "prompt_tokens": run.prompt_tokens,
@@ -156,7 +173,7 @@ _ROWS: Final = {
 
 
 def draw(run: Run, path: Path) -> None:
-    """Every sample a dot on a logarithmic axis, the median a line."""
+    """Draw every sample as a dot on a logarithmic axis, and each median as a line."""
     each = run.repetitions
     samples = {
         "cold": [one.cold_s for one in each],
