@@ -9,24 +9,24 @@ import typer
 from typer._completion_classes import completion_init
 
 from cwm_connector.version import __version__
-from cwm_mcp.cli.commands import engine, inspect, policy, setup, store, transfer, windows
+from cwm_mcp.cli.commands import engine, inspect, policy, setup, storage, transfer, windows
 from cwm_mcp.cli.commands import ui as ui
 
 _EPILOG = """\
 [bold]Environment[/bold]
-  CWM_HOME            the catalog, the disk tier and the engine's socket (~/.cwm)
-  CWM_SOCKET          the engine's socket, if it lies elsewhere
-  CWM_VLLM_URL        where vLLM answers (http://localhost:8000)
+  CWM_HOME            folder of the catalog, disk tier and socket (~/.cwm)
+  CWM_SOCKET          the engine's socket, if it is not in CWM_HOME
+  CWM_VLLM_URL        address of vLLM (http://localhost:8000)
   CWM_VLLM_API_KEY    vLLM's --api-key, if it has one
-  CWM_DISK_CACHE_GB   room for blocks on the disk (50)
-  CWM_CPU_CACHE_GB    room for blocks in memory (4)
-  CWM_REDIS_URL       a third, colder tier (none)
-  The README lists the rest.
+  CWM_DISK_CACHE_GB   size limit of the disk tier in GiB (50)
+  CWM_CPU_CACHE_GB    size of the memory tier in GiB (4)
+  CWM_REDIS_URL       a Redis server as a third, colder tier (none)
+  The documentation lists all settings.
 
 [bold]Exit codes[/bold]
-  0  done
-  1  an error: one line on stderr, with its code and what to do next
-  2  a wrong command line, or a setting that can't work"""
+  0  success
+  1  an error: one line on stderr with its code and what to do next
+  2  a wrong command line or an invalid setting"""
 
 app = typer.Typer(
     help="Named, durable snapshots of an LLM session's KV cache in vLLM.",
@@ -47,7 +47,7 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
@@ -55,7 +55,7 @@ def _options(
 
 app.add_typer(windows.app)
 app.add_typer(inspect.app)
-app.add_typer(store.app)
+app.add_typer(storage.app)
 app.add_typer(engine.app)
 app.add_typer(setup.app)
 app.add_typer(policy.app)

@@ -28,26 +28,27 @@ _PIPE_WIDTH: Final = 240
 
 R = TypeVar("R", bound=BaseModel)
 T = TypeVar("T")
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, with the MCP tools' fields.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, as the MCP tools return it.")]
 Tags = Annotated[
     list[str] | None,
-    typer.Option("--tag", "-t", help="A tag of the new window. Repeat for several.", autocompletion=complete.tags),
+    typer.Option("--tag", "-t", help="A tag for the new window. Repeat for several.", autocompletion=complete.tags),
 ]
 WithTags = Annotated[
     list[str] | None,
     typer.Option(
         "--tag",
         "-t",
-        help="Only windows with this tag. Repeat for several: all must match.",
+        help="Only windows with this tag. Repeat to require several.",
         autocompletion=complete.tags,
     ),
 ]
 Description = Annotated[
-    str | None, typer.Option("--description", "-d", help="A text for people, found by ls --search; up to 2000 letters.")
+    str | None,
+    typer.Option("--description", "-d", help="A description of up to 2000 characters, for ls --search."),
 ]
 Window = Annotated[str, typer.Argument(help="The window's name.", autocompletion=complete.windows)]
-Limit = Annotated[int | None, typer.Option(help="The most that is listed, 1 to 100.")]
-Offset = Annotated[int | None, typer.Option(help="How many to skip before the first that is listed.")]
+Limit = Annotated[int | None, typer.Option(help="The maximum number to list, 1 to 100.")]
+Offset = Annotated[int | None, typer.Option(help="How many to skip at the start of the list.")]
 
 
 def settings() -> Settings:

@@ -9,7 +9,7 @@ from cwm_connector.core.errors import CWMError
 from cwm_connector.settings import private_folder
 from cwm_mcp import serve as serving
 from cwm_mcp.api import arguments as a
-from cwm_mcp.cli.commands.frame import ENGINE, command
+from cwm_mcp.cli.commands.registration import ENGINE, command
 from cwm_mcp.cli.runner import Json, failed, parsed, print_result, run, settings
 
 app = typer.Typer()
@@ -25,21 +25,21 @@ def _components(incomplete: str) -> list[str]:
     ENGINE,
     examples=[
         "cwm serve Qwen/Qwen3-8B --port 8000 --max-model-len 32768",
-        "cwm serve --dry-run Qwen/Qwen3-8B    # print the command, run nothing",
+        "cwm serve --dry-run Qwen/Qwen3-8B    # only print the command",
     ],
-    exits={1: "it could not be started", 2: "a wrong command line or setting"},
+    exits={1: "vLLM could not be started", 2: "a wrong command line or an invalid setting"},
     context={"allow_extra_args": True, "allow_interspersed_args": False},
 )
 def serve(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="The model, as vLLM wants it; vLLM's own options follow.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop.")] = False,
+    model: Annotated[str, typer.Argument(help="The model, as for vllm serve. vLLM's own options follow.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and exit.")] = False,
 ) -> None:
     """Run vLLM with the connector.
 
-    Prints the whole command and becomes vLLM. Everything behind MODEL goes to vLLM, and wins over our defaults. They
-    are the connector, the middleware that knows Claude Code's and Codex' sessions, cached tokens in the usage, and
-    twenty seconds for a clean end.
+    Prints the complete command, then replaces itself with vLLM. Options after MODEL are passed to vLLM and override
+    these defaults: the connector, prefix caching, the middleware that recognizes the sessions of Claude Code and Codex,
+    cached tokens in the usage, and 20 seconds for a clean shutdown.
     """
     options = [option for option in context.args if option != "--dry-run"]
     chosen = settings()
@@ -61,13 +61,13 @@ def serve(
     app,
     ENGINE,
     examples=["cwm health", "cwm health redis --json"],
-    exits={0: "healthy or degraded", 1: "an error, or something needed is unhealthy"},
+    exits={0: "healthy or degraded", 1: "unhealthy, or an error"},
 )
 def health(
     component: Annotated[
         str | None,
         typer.Argument(
-            help="One of vllm, engine, catalog, cpu, disk, redis; all of them by default.",
+            help="One of vllm, engine, catalog, cpu, disk and redis; all by default.",
             autocompletion=_components,
             show_default=False,
         ),
@@ -76,8 +76,8 @@ def health(
 ) -> None:
     """Show the health of all components or of one.
 
-    Asks vLLM over HTTP and the engine over its socket; without an engine the catalog, the disk and Redis are looked at
-    from here. What to do about a fault, cwm doctor says.
+    Asks vLLM over HTTP and the engine over its socket. Without the engine, checks the catalog, the disk and Redis
+    directly. Run `cwm doctor` to see how to fix a problem.
     """
     args = parsed(a.HealthArguments, component=component)
     report = run(lambda cwm: cwm.health(args))
@@ -89,15 +89,15 @@ def health(
 @command(app, ENGINE, examples=["cwm metrics cwm_freeze", "cwm metrics --prometheus > cwm.prom"])
 def metrics(
     prefix: Annotated[
-        str | None, typer.Argument(help="Only metrics whose names begin with it.", show_default=False)
+        str | None, typer.Argument(help="Only metrics whose names start with this.", show_default=False)
     ] = None,
-    prometheus: Annotated[bool, typer.Option("--prometheus", help="In Prometheus' text format.")] = False,
+    prometheus: Annotated[bool, typer.Option("--prometheus", help="Print Prometheus' text format.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show the engine's metrics.
 
-    Counters and gauges of this moment, with what each means. Without an engine what the catalog can tell, and cwm_up
-    is 0.
+    Prints the current value of every counter, gauge and histogram with its meaning. Without the engine, prints what the
+    catalog knows, and cwm_engine_up is 0.
     """
     args = parsed(a.MetricsArguments, prefix=prefix, format="prometheus" if prometheus else None)
     print_result(run(lambda cwm: cwm.metrics(args)), as_json)

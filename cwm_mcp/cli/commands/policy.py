@@ -6,7 +6,7 @@ import typer
 
 from cwm_mcp.api import arguments as a
 from cwm_mcp.cli import complete
-from cwm_mcp.cli.commands.frame import ENGINE, command
+from cwm_mcp.cli.commands.registration import ENGINE, command
 from cwm_mcp.cli.runner import Json, parsed, print_result, run
 
 app = typer.Typer()
@@ -14,27 +14,34 @@ app = typer.Typer()
 
 @command(app, ENGINE, examples=["cwm policy", "cwm policy --enable --idle 10 --keep-last 5", "cwm policy --reset"])
 def policy(
-    enable: Annotated[
-        bool | None, typer.Option("--enable/--disable", help="Freeze sessions by themselves, or not.")
+    enable: Annotated[bool | None, typer.Option("--enable/--disable", help="Turn auto-freeze on or off.")] = None,
+    idle: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="Freeze after this idle time; 0 for never.")
     ] = None,
-    idle: Annotated[float | None, typer.Option(metavar="MINUTES", help="Silent for so long; 0: never.")] = None,
-    tokens: Annotated[int | None, typer.Option(metavar="N", help="Grown by so many tokens; 0: never.")] = None,
+    tokens: Annotated[int | None, typer.Option(metavar="N", help="Freeze after N more tokens; 0 for never.")] = None,
     pattern: Annotated[
-        str | None, typer.Option(help="Windows' names, with {session_id}, {timestamp} and {generation}.")
+        str | None, typer.Option(help="The windows' names. May use {session_id}, {timestamp} and {generation}.")
     ] = None,
-    keep_last: Annotated[int | None, typer.Option(metavar="N", help="Such windows for each session; 0: all.")] = None,
+    keep_last: Annotated[
+        int | None, typer.Option(metavar="N", help="Automatic windows to keep per session; 0 for all.")
+    ] = None,
     tag: Annotated[
         list[str] | None,
-        typer.Option("--tag", "-t", help="Put on such windows beside auto; repeatable.", autocompletion=complete.tags),
+        typer.Option(
+            "--tag",
+            "-t",
+            help="A tag of automatic windows, besides auto. Repeat for several.",
+            autocompletion=complete.tags,
+        ),
     ] = None,
-    reset: Annotated[bool, typer.Option("--reset", help="Forget all changes: what CWM_AUTO_FREEZE_* says.")] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Return to the CWM_AUTO_FREEZE_* settings.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show or change the auto-freeze policy.
 
-    With it on, the engine freezes sessions that are silent, have grown, are about to be evicted, or would be lost by an
-    orderly shutdown. Without options it is only shown. Changes hold over restarts and win over the settings; what is
-    not given stays.
+    When it is on, the engine freezes sessions that are idle, have grown, are about to be evicted, or would be lost in
+    an orderly shutdown. Without options, only shows the policy. Changes survive restarts and override the settings.
+    Options that you leave out keep their values.
     """
     args = parsed(
         a.PolicyChange,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer._completion_shared import get_completion_script
 
-from cwm_mcp.cli.commands.frame import SET_UP, command
+from cwm_mcp.cli.commands.registration import SETUP, command
 from cwm_mcp.cli.runner import Json, print_result
 from cwm_mcp.doctor.rounds import examine
 
@@ -22,16 +22,16 @@ class Shell(enum.StrEnum):
 
 @command(
     app,
-    SET_UP,
+    SETUP,
     examples=["cwm doctor", "cwm doctor --json | jq '.checks[] | select(.status == \"error\")'"],
-    exits={0: "nothing is wrong, or only warnings", 1: "an error was found"},
+    exits={0: "no problems, or only warnings", 1: "an error was found"},
 )
 def doctor(as_json: Json = False) -> None:
-    """Look for what is wrong, and say what to type next.
+    """Find problems and show the command that fixes each.
 
-    Looks at the installed versions, the settings, CWM_HOME and the room on its disk, the engine's socket, vLLM over
-    HTTP, its flags, the catalog, Redis and the Claude Code plugin, in this order. Nothing is changed, and no key,
-    token or password is printed.
+    Checks the installed versions, the settings, CWM_HOME and the free space on its disk, the engine's socket, vLLM over
+    HTTP, its flags, the catalog, Redis and the Claude Code plugin, in this order. Changes nothing, and never prints a
+    key, token or password.
     """
     report = asyncio.run(examine())
     print_result(report, as_json)
@@ -41,7 +41,7 @@ def doctor(as_json: Json = False) -> None:
 
 @command(
     app,
-    SET_UP,
+    SETUP,
     examples=[
         "cwm completion bash >> ~/.bash_completion",
         "cwm completion zsh > ~/.zfunc/_cwm",
@@ -49,9 +49,9 @@ def doctor(as_json: Json = False) -> None:
     ],
 )
 def completion(shell: Annotated[Shell, typer.Argument(help="The shell: bash, zsh or fish.")]) -> None:
-    """Print the script that teaches a shell to complete cwm.
+    """Print the script that sets up shell completion for cwm.
 
-    It completes commands and options, the names of windows, tags and session ids. Names come from the catalog, without
-    asking the engine; what can't be read offers nothing and says nothing.
+    Completes commands, options, window names, tags and session ids. Window names and tags come from the catalog, so
+    they need no engine. Completion stays silent when something cannot be read.
     """
     print(get_completion_script(prog_name="cwm", complete_var="_CWM_COMPLETE", shell=shell.value))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cwm_mcp.api import arguments as a
-from cwm_mcp.cli.commands.frame import WINDOWS, command
+from cwm_mcp.cli.commands.registration import WINDOWS, command
 from cwm_mcp.cli.runner import Json, Tags, Window, parsed, print_result, run, with_bar
 
 app = typer.Typer()
@@ -18,14 +18,14 @@ app = typer.Typer()
 def export_window(
     window_name: Window,
     output: Annotated[str, typer.Option("--output", "-o", help="The file to write, on the engine's machine.")],
-    force: Annotated[bool, typer.Option("--force", "-f", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a window to one file, to hand on or to keep.
+    """Write a window to one file, to share or to archive.
 
-    Every block is read and checked before it is written; what can't be verified is not exported. The file appears
-    under its name only once it is whole and on the disk, readable by you alone. It holds the conversation: its tokens,
-    and the KV that was computed from them.
+    Reads and checks every block before writing it. A window with a block that cannot be verified is not exported. The
+    file appears under its name only when it is complete and on the disk, and only you can read it. It contains the
+    conversation: its tokens and the KV cache computed from them.
     """
     args = parsed(a.ExportArguments, window_name=window_name, path=_absolute(output), force=force)
     print_result(
@@ -35,16 +35,16 @@ def export_window(
 
 @command(app, WINDOWS, "import", examples=["cwm import kickoff.cwm", "cwm import w.cwm --name from-anna --tag anna"])
 def import_window(
-    file: Annotated[str, typer.Argument(help="A file that cwm export has written.")],
-    name: Annotated[str | None, typer.Option("--name", help="Another name than it was exported under.")] = None,
+    file: Annotated[str, typer.Argument(help="A file written by cwm export.")],
+    name: Annotated[str | None, typer.Option("--name", help="A new name; by default the exported one.")] = None,
     tag: Tags = None,
     as_json: Json = False,
 ) -> None:
-    """Make a window of an exported file.
+    """Create a window from an exported file.
 
-    The engine must serve the same weights in the same way, or CWM-5003 names what differs. The whole file is checked
-    before anything is visible, and only blocks that are not stored yet are stored. Checksums find damage, not malice:
-    import only from people you trust.
+    The engine must serve the same weights in the same way. Otherwise the import fails with CWM-5003, which names the
+    difference. Checks the whole file before anything becomes visible, and stores only blocks that are not stored yet.
+    Checksums detect damage, not tampering. Import only files from people you trust.
     """
     args = parsed(a.ImportArguments, path=_absolute(file), window_name=name, tags=tag)
     print_result(

@@ -10,21 +10,21 @@ from typing import Annotated
 import typer
 
 from cwm_connector.core.errors import CWMError
-from cwm_mcp.cli.commands.frame import LOOKING, command
+from cwm_mcp.cli.commands.registration import INSPECT, command
 from cwm_mcp.cli.runner import failed, settings
 
 app = typer.Typer()
 
 
-@command(app, LOOKING, examples=["cwm ui", "cwm ui --port 8080 --no-browser"])
+@command(app, INSPECT, examples=["cwm ui", "cwm ui --port 8080 --no-browser"])
 def ui(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 0,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in the browser.")] = True,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port on 127.0.0.1; 0 picks a free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
 ) -> None:
     """Show windows, sessions and tiers in the browser.
 
-    One page on 127.0.0.1, which keeps itself up to date and changes nothing. Only who has the printed address, with its
-    token, can open it; each start has a new one.
+    Serves one page on 127.0.0.1 until Ctrl-C. The page refreshes itself and cannot change anything. Opening it takes
+    the printed address, which contains a token that is new at each start.
     """
     from cwm_mcp.api.http_address import Address
     from cwm_mcp.ui import server
@@ -33,7 +33,7 @@ def ui(
     with contextlib.ExitStack() as files:
 
         def ready(url: str) -> None:
-            print(f"open {url}\nCtrl-C ends it.", flush=True)
+            print(f"open {url}\nPress Ctrl-C to stop.", flush=True)
             if browser and sys.stdout.isatty():
                 files.enter_context(in_browser(url))
 

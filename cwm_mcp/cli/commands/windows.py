@@ -7,7 +7,7 @@ import typer
 
 from cwm_mcp.api import arguments as a
 from cwm_mcp.cli import complete
-from cwm_mcp.cli.commands.frame import WINDOWS, command
+from cwm_mcp.cli.commands.registration import WINDOWS, command
 from cwm_mcp.cli.runner import Description, Json, Tags, Window, parsed, print_result, run, with_bar
 
 app = typer.Typer()
@@ -17,26 +17,29 @@ app = typer.Typer()
     app,
     WINDOWS,
     examples=[
-        "cwm freeze my-session project-kickoff --tag planning -d 'the design is settled'",
-        "cwm freeze current before-lunch        # inside Claude Code: the conversation it is called from",
+        "cwm freeze my-session project-kickoff --tag planning -d 'design agreed'",
+        "cwm freeze current before-lunch    # in Claude Code: this conversation",
     ],
 )
 def freeze(
     session_id: Annotated[
         str,
-        typer.Argument(help="The session, as cwm sessions lists it, or 'current'.", autocompletion=complete.sessions),
+        typer.Argument(help="The session id from cwm sessions, or 'current'.", autocompletion=complete.sessions),
     ],
-    window_name: Annotated[str, typer.Argument(help="A new name: letters, digits and . _ - up to 128.")],
+    window_name: Annotated[
+        str, typer.Argument(help="A new name: up to 128 letters, digits, dots, underscores and dashes.")
+    ],
     description: Description = None,
     tag: Tags = None,
-    head: Annotated[str | None, typer.Option(help="Another head of the session than the one last active.")] = None,
+    head: Annotated[str | None, typer.Option(help="A head of the session; the last active one by default.")] = None,
     as_json: Json = False,
 ) -> None:
     """Save a session's KV cache as a new window.
 
-    The session's blocks are held in vLLM's prefix cache, copied out and made durable; what was evicted meanwhile is
-    computed again, and the result says how many tokens that were. When the command comes back the window survives
-    kill -9 and a power cut. Content that is stored already is not stored twice, and the session goes on undisturbed.
+    Pins the session's blocks in vLLM's prefix cache, copies them out and makes them durable. Tokens whose blocks were
+    evicted in the meantime are computed again, and the result says how many. Once the command returns, the window
+    survives kill -9 and a power cut. Content that is already stored is not stored twice. The session continues
+    undisturbed.
     """
     args = parsed(
         a.FreezeArguments,
@@ -56,27 +59,27 @@ def freeze(
     WINDOWS,
     examples=[
         "cwm thaw project-kickoff",
-        "cwm thaw project-kickoff --session idea-a --prompt 'Where did we stop?' --max-tokens 200",
+        "cwm thaw project-kickoff --session idea-a --prompt 'Where were we?'",
     ],
 )
 def thaw(
     window_name: Window,
     session: Annotated[
         str | None,
-        typer.Option(help="Session id to thaw into; a new one by default.", autocompletion=complete.sessions),
+        typer.Option(help="The session id to thaw into; a new one by default.", autocompletion=complete.sessions),
     ] = None,
     prewarm: Annotated[bool, typer.Option(help="Read and verify the blocks now, not at the first request.")] = True,
     prompt: Annotated[
-        str | None, typer.Option(help="The user's next message; vLLM is asked, and the model's reply printed.")
+        str | None, typer.Option(help="The user's next message. Sends it to vLLM and prints the model's reply.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="The reply's length in tokens, 1 to 2048.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The reply's maximum length in tokens, 1 to 2048.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Restore a window into a session; prints its session id and cache salt.
+    """Restore a window into a session and print its session id and cache salt.
 
-    The window's blocks are read into memory, their checksums verified, and the window is bound to a session id and to
-    a fresh cache salt. A request with either of them that begins with the window's tokens loads its blocks and
-    computes only the rest. A damaged block never reaches the model: it is computed again.
+    Reads the window's blocks into memory, verifies their checksums, and binds the window to a session id and a fresh
+    cache salt. A request with either of them that begins with the window's tokens loads the stored blocks and computes
+    only the rest. A damaged block never reaches the model. It is computed again.
     """
     args = parsed(
         a.ThawArguments,
@@ -97,10 +100,10 @@ def clone(
     tag: Tags = None,
     as_json: Json = False,
 ) -> None:
-    """Branch: a second, independent window over the same blocks.
+    """Branch a window into a second, independent one that shares its blocks.
 
-    Nothing is copied, so it takes a millisecond and no room. Both windows stay whole when the other one is deleted.
-    Without --tag and --description the clone inherits those of its source.
+    Copies nothing, so it takes about a millisecond and no extra space. Each window stays complete when the other one is
+    deleted. Without --tag and --description, the clone inherits those of its source.
     """
     args = parsed(
         a.CloneArguments, source_window=source_window, target_window=target_window, description=description, tags=tag
@@ -121,14 +124,14 @@ def tag(
     ] = None,
     remove: Annotated[
         list[str] | None,
-        typer.Option("--remove", "-r", help="A tag to take away. Repeat for several.", autocompletion=complete.tags),
+        typer.Option("--remove", "-r", help="A tag to remove. Repeat for several.", autocompletion=complete.tags),
     ] = None,
     description: Description = None,
     as_json: Json = False,
 ) -> None:
     """Change a window's tags and description.
 
-    Only what is given changes; the window's content never does. Prints the tags and the description that it has then.
+    Changes only what you specify. The window's content never changes. Prints the resulting tags and description.
     """
     args = parsed(a.TagArguments, window_name=window_name, add=add, remove=remove, description=description)
     print_result(run(lambda cwm: cwm.tag(args)), as_json)
@@ -137,18 +140,18 @@ def tag(
 @command(
     app,
     WINDOWS,
-    examples=["cwm rm idea-b", "cwm ls --tag draft --json | jq -r '.windows[].name' | xargs -n1 cwm rm --force"],
-    exits={0: "deleted", 1: "an error, or the answer was no"},
+    examples=["cwm rm idea-b", "cwm ls --tag draft --json | jq -r '.windows[].name' | xargs -n1 cwm rm -f"],
+    exits={0: "deleted", 1: "an error, or you answered no"},
 )
 def rm(
     window_name: Window,
     force: Annotated[bool, typer.Option("--force", "-f", help="Delete without asking.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete a window for good. Asks first where somebody can answer.
+    """Delete a window permanently. On a terminal, asks for confirmation first.
 
-    The blocks that no other window refers to are removed from every tier, and the result says how much room that
-    gave back. Clones and later freezes of the same conversation stay whole. There is no way back.
+    Removes the blocks that no other window uses from every tier and prints how much space that freed. Clones and later
+    freezes of the same conversation stay complete. A deleted window cannot be restored.
     """
     args = parsed(a.DeleteArguments, window_name=window_name, force=force)
     if not force and sys.stdin.isatty() and not typer.confirm(f"Delete window '{window_name}'?", err=True):

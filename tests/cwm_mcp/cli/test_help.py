@@ -1,13 +1,17 @@
 """The help of `cwm`: every command explains itself, whoever wrote it."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import typer
+from rich.text import Text
 from typer.testing import CliRunner
 
+from cwm_connector.metrics import Metrics
 from cwm_connector.version import __version__
+from cwm_mcp.api.metrics import engine_up
 from cwm_mcp.cli.app import app
 
 _ANSWERS_NOTHING = {"serve", "completion", "ui"}
@@ -37,11 +41,32 @@ def test_every_command_has_an_example_and_those_that_answer_have_json(name: str,
 
 def test_commands_stand_in_panels_and_the_end_tells_variables_and_exit_codes() -> None:
     shown = CliRunner().invoke(app, ["--help"]).stdout
-    panels = ["Windows", "Looking", "Store", "Engine", "Set-up"]
+    panels = ["Windows", "Inspect", "Storage", "Engine", "Setup"]
     places = [shown.index(f"─ {panel} ─") for panel in panels]
     assert places == sorted(places)
     assert "─ Commands ─" not in shown, "a command without a panel"
     assert shown.index("CWM_VLLM_URL") < shown.index("Exit codes")
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands()))
+def test_examples_and_exit_codes_fit_a_terminal_of_80_columns(name: str, command: Any) -> None:
+    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"}).stdout
+    lines = [line.rstrip() for line in shown.splitlines()]
+    for line in Text.from_markup(command.epilog).plain.splitlines():
+        assert not line or f" {line}" in lines
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands()))
+def test_every_metric_that_a_help_text_names_exists(name: str, command: Any) -> None:
+    metrics = {sample.name for family in Metrics().registry.collect() for sample in family.samples}
+    metrics.add(engine_up(True).name)
+    assert set(re.findall(r"\bcwm_\w+", command.help)) <= metrics
+    for prefix in re.findall(r"\bcwm_\w+", command.epilog):
+        assert any(metric.startswith(prefix) for metric in metrics), f"no metric begins with {prefix}"
+
+
+def test_the_help_of_metrics_names_the_one_that_tells_an_engine_from_none() -> None:
+    assert engine_up(True).name in dict(commands())["metrics"].help
 
 
 def test_text_in_brackets_is_shown_and_not_taken_for_markup() -> None:

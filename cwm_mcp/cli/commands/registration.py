@@ -1,4 +1,4 @@
-"""How a command stands in the help: its panel, its text, examples to copy, and exit codes where they matter."""
+"""Register a function as a command of `cwm`, with its help panel, help text, examples and exit codes."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +10,10 @@ from rich.markup import escape
 F = TypeVar("F", bound=Callable[..., Any])
 
 WINDOWS: Final = "Windows"
-LOOKING: Final = "Looking"
-STORE: Final = "Store"
+INSPECT: Final = "Inspect"
+STORAGE: Final = "Storage"
 ENGINE: Final = "Engine"
-SET_UP: Final = "Set-up"
+SETUP: Final = "Setup"
 
 
 def command(
@@ -25,12 +25,15 @@ def command(
     exits: Mapping[int, str] | None = None,
     context: dict[Any, Any] | None = None,
 ) -> Callable[[F], F]:
-    """Adds the function as a command. Its docstring is the help: a line that sums up, then what really happens."""
+    """Return a decorator that adds the function to `app` as a command.
+
+    The function's docstring becomes the help: a one-line summary, then a paragraph about what the command does.
+    """
 
     def add(function: F) -> F:
         app.command(
             name,
-            help=_flowing(function),
+            help=_help_text(function),
             epilog=_epilog(examples, exits or {}),
             rich_help_panel=panel,
             context_settings=context,
@@ -40,15 +43,16 @@ def command(
     return add
 
 
-def _flowing(function: Callable[..., Any]) -> str:
-    """The docstring without the line breaks of the source: the terminal has a width of its own."""
+def _help_text(function: Callable[..., Any]) -> str:
+    """Return the docstring with one line per paragraph, so that the text fills the terminal's width."""
     paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
     return escape("\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs))
 
 
 def _epilog(examples: Sequence[str], exits: Mapping[int, str]) -> str:
     title = "Example" if len(examples) == 1 else "Examples"
-    lines = [f"[bold]{title}[/bold]", *(f"  {escape(example)}" for example in examples)]
+    # The empty first line keeps the indentation: Typer removes what all lines but the first have in common.
+    lines = ["", f"[bold]{title}[/bold]", *(f"  {escape(example)}" for example in examples)]
     if exits:
         lines += ["", "[bold]Exit codes[/bold]", *(f"  {code}  {escape(meaning)}" for code, meaning in exits.items())]
     return "\n".join(lines)
