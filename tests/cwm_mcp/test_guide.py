@@ -15,8 +15,8 @@ from mcp.client.stdio import stdio_client
 
 from cwm_connector.settings import GIB, Settings
 from tests.cwm_mcp.server.test_tools import TABLE, answer, connected, error
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = """
 {
   "mcpServers": {

@@ -17,8 +17,8 @@ from cwm_connector.protocol.calls import Op
 from cwm_connector.settings import Settings
 from cwm_mcp import hooks
 from tests.support.miniature import Miniature
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SESSION = "8b1f9c1e-6f0a-4a0e-9a53-0d5f3a2b7c11"
 SECRET = "sk-s3cret"
 

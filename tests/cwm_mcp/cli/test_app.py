@@ -19,8 +19,7 @@ from cwm_connector.settings import Settings
 from cwm_mcp.cli.app import app
 from tests.cwm_mcp.canned import DELETED, FROZEN, STATUS, CannedEngine, canned_engine
 from tests.cwm_mcp.server.test_tools import answer, connected
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.support.paths import ROOT
 
 
 def cwm(*words: str) -> Result:

@@ -10,8 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cwm_mcp.cli.app import app
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.support.paths import ROOT
 
 
 def watching(*more: str) -> "subprocess.Popen[str]":

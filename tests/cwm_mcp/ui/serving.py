@@ -15,8 +15,8 @@ from cwm_connector.catalog.results import window_item
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.settings import GIB, Settings
 from tests.cwm_mcp.canned import HEALTH
+from tests.support.paths import ROOT
 
-ROOT: Final = Path(__file__).resolve().parents[3]
 MARKUP: Final = "<script>document.title = 'taken'</script><b>bold</b>"
 
 POLICY: Final = {

@@ -28,7 +28,8 @@ from cwm_mcp.ui.saved import prefill_rate, saved
 from cwm_mcp.ui.tree import in_tree
 from tests.cwm_mcp import homes
 from tests.cwm_mcp.canned import canned_engine
-from tests.cwm_mcp.ui.serving import ROOT, VLLM_METRICS, Served, answers, sample, serving, session
+from tests.cwm_mcp.ui.serving import VLLM_METRICS, Served, answers, sample, serving, session
+from tests.support.paths import ROOT
 
 PAGES = ["/", "/page.css", "/page.js", "/api/overview", "/api/windows/stem"]
 
@@ -190,7 +191,7 @@ def test_the_browsers_command_line_shows_no_token(monkeypatch: pytest.MonkeyPatc
 
 
 def test_other_commands_don_t_wait_for_the_server_s_library() -> None:
-    code = "import sys, cwm_mcp.cli, cwm_mcp.ui.command; print({'starlette', 'uvicorn'} & sys.modules.keys())"
+    code = "import sys, cwm_mcp.cli, cwm_mcp.cli.commands.ui; print({'starlette', 'uvicorn'} & sys.modules.keys())"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ran.stdout.strip() == "set()", ran.stderr
 

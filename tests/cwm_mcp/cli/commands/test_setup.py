@@ -16,8 +16,7 @@ from cwm_connector.control.thread import ControlThread
 from cwm_connector.settings import Settings
 from cwm_mcp.cli.app import app
 from tests.cwm_mcp.canned import CannedEngine, canned_engine
-
-ROOT = Path(__file__).resolve().parents[4]
+from tests.support.paths import ROOT
 
 
 def cwm(*words: str) -> Result:
@@ -108,7 +107,7 @@ def test_a_damaged_catalog_is_found(filled: Path, settings: Settings) -> None:
 
 def test_it_looks_at_versions_without_importing_what_it_looks_for(filled: Path) -> None:
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom cwm_mcp.cli import app\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom cwm_mcp.cli.app import app\n"
         "CliRunner().invoke(app, ['doctor'])\n"
         "assert not {'torch', 'vllm', 'lmcache'} & set(sys.modules)"
     )
