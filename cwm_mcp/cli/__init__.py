@@ -1,6 +1,6 @@
-"""The command `cwm`: its commands, and how they show results.
+"""The `cwm` command: its subcommands and how they print results.
 
-One thread, with an event loop for each command. Imports `ui`, `doctor`, `api` and `settings`.
+Runs on one thread, with an event loop per command. Imports `ui`, `doctor`, `serve`, `api` and `settings`.
 """
 
 from cwm_mcp.cli.app import main

@@ -1,6 +1,6 @@
-"""`cwm`: the contract's operations for a shell. It has the same arguments, answers and errors as the MCP tools.
+"""Put the commands of `cwm` together. They have the same arguments, results and errors as the MCP tools.
 
-Exit codes: 0 done; 1 an error, on stderr with its code; 2 a wrong command line or a setting that can't work.
+Exit codes: 0 for success, 1 for an error, 2 for a wrong command line or an invalid setting. Errors go to stderr.
 """
 
 from typing import Annotated
@@ -32,14 +32,14 @@ app = typer.Typer(
     help="Named, durable snapshots of an LLM session's KV cache in vLLM.",
     epilog=_EPILOG,
     no_args_is_help=True,
-    # `cwm completion` prints the scripts; Typer's own options would write into a person's start-up files.
+    # `cwm completion` prints the scripts. Typer's own options would edit the user's shell start-up files.
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(f"cwm {__version__}")
         raise typer.Exit
 
@@ -64,7 +64,7 @@ app.add_typer(ui.app)
 
 
 def main() -> None:
-    """The `cwm` command."""
+    """Run the `cwm` command with the arguments of this process."""
     completion_init()
     app(prog_name="cwm")
 

@@ -1,4 +1,4 @@
-"""Results as tables for a terminal. An unknown value is a dash."""
+"""Render results as tables for a terminal. An unknown value is a dash."""
 
 from collections.abc import Iterable, Mapping
 from functools import singledispatch
@@ -13,18 +13,19 @@ from cwm_mcp.api import results as m
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _MODEL: Final = {False: (), True: ("model",)}
-"""The column of models, where there is more than one."""
+"""The model column, shown only if the rows have more than one model."""
 _HASH_SHOWN: Final = 16
+"""Characters of a block's hash."""
 _COLOURS: Final = {"healthy": "green", "degraded": "yellow", "unhealthy": "red"}
 
 
 @singledispatch
-def of(result: BaseModel) -> RenderableType:
-    """Field by field, for the results that are one thing."""
+def renderable(result: BaseModel) -> RenderableType:
+    """Return what Rich prints for a result: by default a table with one row per field."""
     return _fields(result.model_dump())
 
 
-@of.register
+@renderable.register
 def _(result: m.WindowList) -> RenderableType:
     models = len({each.model for each in result.windows}) > 1
     table = _table("window", "#tokens", "#size", "#own", "#created", "parent", *_MODEL[models], "tags")
@@ -37,7 +38,7 @@ def _(result: m.WindowList) -> RenderableType:
     return _page(table, len(result.windows), result.total)
 
 
-@of.register
+@renderable.register
 def _(result: m.SessionList) -> RenderableType:
     models = len({each.model for each in result.sessions}) > 1
     table = _table("session", "state", "#tokens", "#cached", "#active", *_MODEL[models], "title", "windows")
@@ -50,7 +51,7 @@ def _(result: m.SessionList) -> RenderableType:
     return _page(table, len(result.sessions), result.total)
 
 
-@of.register
+@renderable.register
 def _(result: m.Status) -> RenderableType:
     fields = _fields(result.model_dump(exclude={"blocks"}))
     if result.blocks is None:
@@ -61,7 +62,7 @@ def _(result: m.Status) -> RenderableType:
     return Group(fields, table)
 
 
-@of.register
+@renderable.register
 def _(result: m.Verified) -> RenderableType:
     fields = _fields(result.model_dump(exclude={"bad"}))
     if not result.bad:
@@ -73,7 +74,7 @@ def _(result: m.Verified) -> RenderableType:
     return Group(fields, table)
 
 
-@of.register
+@renderable.register
 def _(result: m.Thawed) -> RenderableType:
     fields = _fields(result.model_dump(exclude={"reply"}, exclude_defaults=True))
     if result.reply is None:
@@ -81,7 +82,7 @@ def _(result: m.Thawed) -> RenderableType:
     return Group(fields, Text(), *(_cell(line) if line else Text() for line in result.reply.splitlines()))
 
 
-@of.register
+@renderable.register
 def _(result: m.Health) -> RenderableType:
     table = _table("component", "status", "message", "#latency")
     for each in result.components:
@@ -91,7 +92,7 @@ def _(result: m.Health) -> RenderableType:
     return Group(head, table)
 
 
-@of.register
+@renderable.register
 def _(result: m.Metrics) -> RenderableType:
     if result.metrics is None:
         return Text(result.text or "")
@@ -103,7 +104,7 @@ def _(result: m.Metrics) -> RenderableType:
 
 
 def size(count: int | None) -> str | None:
-    """Bytes in the largest binary unit that leaves at least one whole of it."""
+    """Return a number of bytes in the largest binary unit in which it is at least one."""
     if count is None:
         return None
     value, unit = float(count), 0
@@ -113,7 +114,7 @@ def size(count: int | None) -> str | None:
 
 
 def minute(time: str | None) -> str | None:
-    """An ISO 8601 time without its seconds: 2026-01-23 09:30."""
+    """Return an ISO 8601 time without seconds, for instance 2026-01-23 09:30."""
     return None if time is None else time[:16].replace("T", " ")
 
 
@@ -136,14 +137,17 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 
 def _table(*columns: str) -> Table:
-    """A `#` before a name: figures, to the right. They are never broken, nor is the first column."""
+    """Return an empty table. A column whose name starts with `#` is aligned to the right and never wrapped.
+
+    The first column is never wrapped either.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(columns):
-        figures = name.startswith("#")
+        numeric = name.startswith("#")
         table.add_column(
             name.removeprefix("#"),
-            justify="right" if figures else "left",
-            no_wrap=figures or number == 0,
+            justify="right" if numeric else "left",
+            no_wrap=numeric or number == 0,
             overflow="fold",
         )
     return table
@@ -158,7 +162,7 @@ def _page(table: Table, shown: int, total: int) -> RenderableType:
 
 
 def _cell(value: object) -> Text:
-    """Text is what somebody wrote, never markup or a control sequence for the terminal."""
+    """Return a value as plain text, never as markup or as control sequences for the terminal."""
     if value is None or value in ("", [], {}):
         return Text("-")
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -166,5 +170,5 @@ def _cell(value: object) -> Text:
 
 
 def printable(text: str) -> str:
-    """What somebody wrote, without anything that a terminal would obey."""
+    """Return the text with a space in place of every character that could control a terminal."""
     return "".join(character if character.isprintable() else " " for character in text)

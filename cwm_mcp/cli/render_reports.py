@@ -1,4 +1,4 @@
-"""Trees, partings and diagnoses for a terminal; importing this teaches `render.of` about them."""
+"""Render trees, differences and diagnoses for a terminal. Importing this module registers them in `render`."""
 
 from datetime import UTC, datetime
 from typing import Final
@@ -17,21 +17,21 @@ _AGES: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))
 _COLOURS: Final = {"ok": "green", "warning": "yellow", "error": "red", "skipped": "dim"}
 
 
-@render.of.register
+@render.renderable.register
 def _(result: WindowTree) -> RenderableType:
-    drawn = Tree("", hide_root=True, guide_style="dim")
+    tree = Tree("", hide_root=True, guide_style="dim")
     now = datetime.now(UTC)
 
-    def hang(under: Tree, nodes: list[TreeNode], parent: str | None) -> None:
+    def add(branch: Tree, nodes: list[TreeNode], parent: str | None) -> None:
         for node in nodes:
-            hang(under.add(_label(node, parent, result.selected, now)), node.children, node.name)
+            add(branch.add(_label(node, parent, result.selected, now)), node.children, node.name)
 
-    hang(drawn, result.roots, None)
-    return drawn if result.roots else Text("no windows yet")
+    add(tree, result.roots, None)
+    return tree if result.roots else Text("No windows yet. To create one, run: cwm freeze SESSION NAME")
 
 
 def _label(node: TreeNode, shown_under: str | None, selected: str | None, now: datetime) -> Text:
-    """One line; the parent is named where the drawing does not show it."""
+    """Return a node's line. It names the parent if the node is not drawn under it."""
     label = Text(node.name, "bold reverse" if node.name == selected else "bold")
     size, shared, own = map(render.size, (node.size_bytes, node.shared_bytes, node.unique_bytes))
     figures = f"{_known(node.token_count)} tokens, {_known(size)} ({_known(shared)} shared, {_known(own)} its own)"
@@ -41,7 +41,7 @@ def _label(node: TreeNode, shown_under: str | None, selected: str | None, now: d
     if node.state == "damaged":
         label.append(" damaged", "red")
     if node.parent_lost:
-        label.append(f"  from {node.parent_window}, which is gone", "dim")
+        label.append(f"  from {node.parent_window} (deleted)", "dim")
     elif node.parent_window is not None and node.parent_window != shown_under:
         label.append(f"  from {node.parent_window}", "dim")
     return label
@@ -58,7 +58,7 @@ def _age(created_at: str | None, now: datetime) -> str:
     return next((f"{seconds // unit} {name} old" for unit, name in _AGES if seconds >= unit), f"{seconds} s old")
 
 
-@render.of.register
+@render.renderable.register
 def _(result: Parting) -> RenderableType:
     if not result.only_a_tokens and not result.only_b_tokens:
         head = f"{result.window_a} and {result.window_b} hold the same {result.common_tokens} tokens."
@@ -70,9 +70,9 @@ def _(result: Parting) -> RenderableType:
     table.add_row("stored once for both", f"{result.shared_blocks} blocks, {render.size(result.shared_bytes)}")
     parts: list[RenderableType] = [Text(head), table]
     for title, passage, style in (
-        ("both, at the end", result.common_end, ""),
-        (f"then {result.window_a}", result.next_a, "red"),
-        (f"then {result.window_b}", result.next_b, "green"),
+        ("last tokens in common", result.common_end, ""),
+        (f"{result.window_a} continues", result.next_a, "red"),
+        (f"{result.window_b} continues", result.next_b, "green"),
     ):
         parts += [Text(), Text(f"{title}:", "bold"), _passage(passage, style)]
     if result.text_missing is not None:
@@ -88,15 +88,15 @@ def _passage(passage: Passage, style: str) -> Text:
     return Text("\n".join(render.printable(line) for line in passage.text.splitlines()), style)
 
 
-@render.of.register
+@render.renderable.register
 def _(result: Diagnosis) -> RenderableType:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for check in result.checks:
-        said = Text(render.printable(check.message))
+        message = Text(render.printable(check.message))
         if check.next is not None:
-            said.append(f"\n→ {render.printable(check.next)}", "bold")
-        table.add_row(Text(check.status, _COLOURS[check.status]), check.name, said)
+            message.append(f"\n→ {render.printable(check.next)}", "bold")
+        table.add_row(Text(check.status, _COLOURS[check.status]), check.name, message)
     return table

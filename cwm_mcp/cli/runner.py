@@ -1,6 +1,7 @@
-"""The frame of every command: settings and arguments checked, one run of the operations, the result shown.
+"""Run a command: check settings and arguments, call the operations, print the result.
 
-Errors end a command with their text on stderr: exit code 1, or 2 for a setting that can't work.
+An error ends the command with its message on stderr and exit code 1, or 2 for an invalid setting. Also holds the
+options that several commands share.
 """
 
 import asyncio
@@ -21,17 +22,20 @@ from cwm_mcp.api import arguments as a
 from cwm_mcp.api.client import OnProgress
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.results import as_content
-from cwm_mcp.cli import complete, drawing, render  # noqa: F401 - drawing teaches render of what it draws
+from cwm_mcp.cli import render, render_reports, shell_completion  # noqa: F401 - render_reports registers its renderers
 from cwm_mcp.settings import client_settings
 
 _PIPE_WIDTH: Final = 240
+"""Columns of a table that is not printed to a terminal."""
 
 R = TypeVar("R", bound=BaseModel)
 T = TypeVar("T")
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, as the MCP tools return it.")]
 Tags = Annotated[
     list[str] | None,
-    typer.Option("--tag", "-t", help="A tag for the new window. Repeat for several.", autocompletion=complete.tags),
+    typer.Option(
+        "--tag", "-t", help="A tag for the new window. Repeat for several.", autocompletion=shell_completion.tags
+    ),
 ]
 WithTags = Annotated[
     list[str] | None,
@@ -39,19 +43,20 @@ WithTags = Annotated[
         "--tag",
         "-t",
         help="Only windows with this tag. Repeat to require several.",
-        autocompletion=complete.tags,
+        autocompletion=shell_completion.tags,
     ),
 ]
 Description = Annotated[
     str | None,
     typer.Option("--description", "-d", help="A description of up to 2000 characters, for ls --search."),
 ]
-Window = Annotated[str, typer.Argument(help="The window's name.", autocompletion=complete.windows)]
+Window = Annotated[str, typer.Argument(help="The window's name.", autocompletion=shell_completion.windows)]
 Limit = Annotated[int | None, typer.Option(help="The maximum number to list, 1 to 100.")]
 Offset = Annotated[int | None, typer.Option(help="How many to skip at the start of the list.")]
 
 
 def settings() -> Settings:
+    """Return the settings. Raise `typer.Exit` with code 2 for an invalid one."""
     try:
         return client_settings()
     except CWMError as problem:
@@ -59,11 +64,13 @@ def settings() -> Settings:
 
 
 def failed(problem: CWMError, exit_code: int = 1) -> typer.Exit:
+    """Print the error to stderr and return the exception that ends the command."""
     print(problem, file=sys.stderr)
     return typer.Exit(exit_code)
 
 
 def parsed(arguments: type[a.A], **values: Any) -> a.A:
+    """Return the checked arguments of an operation. Raise `typer.Exit` with code 1 for an invalid one."""
     try:
         return a.parse(arguments, values)
     except CWMError as problem:
@@ -71,33 +78,33 @@ def parsed(arguments: type[a.A], **values: Any) -> a.A:
 
 
 def run(work: Callable[[Operations], Awaitable[R]]) -> R:
-    """One operation's result."""
+    """Call an operation on a new event loop and return its result."""
     return _with_operations(work)
 
 
-def follow(work: Callable[[Operations], Awaitable[None]]) -> None:
-    """Work that shows what it finds itself."""
+def run_until_done(work: Callable[[Operations], Awaitable[None]]) -> None:
+    """Run work that prints its own results, on a new event loop."""
     _with_operations(work)
 
 
 def _with_operations(work: Callable[[Operations], Awaitable[T]]) -> T:
-    chosen = settings()
+    checked = settings()
 
-    async def whole() -> T:
-        operations = Operations(chosen, client_name="cwm")
+    async def call_and_close() -> T:
+        operations = Operations(checked, client_name="cwm")
         try:
             return await work(operations)
         finally:
             await operations.aclose()
 
     try:
-        return asyncio.run(whole())
+        return asyncio.run(call_and_close())
     except CWMError as problem:
         raise failed(problem) from None
 
 
 async def with_bar(label: str, hidden: bool, run: Callable[[OnProgress | None], Awaitable[R]]) -> R:
-    """Runs an operation under a progress bar, where somebody watches; on stderr, which keeps stdout to the result."""
+    """Run an operation with a progress bar on stderr, if stderr is a terminal. Only the result goes to stdout."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
@@ -111,8 +118,9 @@ async def with_bar(label: str, hidden: bool, run: Callable[[OnProgress | None], 
 
 
 def print_result(result: BaseModel, as_json: bool) -> None:
+    """Print the result to stdout, as JSON or as a table."""
     if as_json:
         print(json.dumps(as_content(result), ensure_ascii=False, indent=2))
     else:
-        # In a pipe there is no width to keep to, and a broken line is hard to search.
-        Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(render.of(result))
+        # A pipe has no width, and wrapped lines are hard to search.
+        Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(render.renderable(result))

@@ -1,7 +1,7 @@
-"""What the shell offers on Tab: names of windows and tags from the catalog, session ids from the engine or from it.
+"""List what the shell offers on Tab: window names, tags and session ids.
 
-Somebody waits with a finger on the key. So the catalog is read without asking the engine, which alone knows the
-sessions that were never frozen and gets a moment to tell them; and whatever fails offers nothing and says nothing.
+The user waits for the list, so names and tags come straight from the catalog. Only the engine knows sessions that were
+never frozen, so it is asked for session ids, with a short timeout. If anything fails, the list is empty.
 """
 
 import asyncio
@@ -14,51 +14,55 @@ from cwm_mcp.api import arguments as a
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.settings import client_settings
 
-_MOST: Final = 1_000
-"""A longer list helps nobody; these are the newest."""
-_PATIENCE_S: Final = 1.0
+_MAX_WINDOWS: Final = 1_000
+"""The newest windows. A longer list would not help."""
+_MAX_SESSIONS: Final = 100
+_SESSIONS_TIMEOUT_S: Final = 1.0
 
 
 def windows(incomplete: str) -> list[str]:
-    return _offered(incomplete, lambda: _of_catalog(_names))
+    """Return the names of windows that start with `incomplete`."""
+    return _matching(incomplete, lambda: _read_catalog(_window_names))
 
 
 def tags(incomplete: str) -> list[str]:
-    return _offered(incomplete, lambda: _of_catalog(_tags))
+    """Return the tags that start with `incomplete`."""
+    return _matching(incomplete, lambda: _read_catalog(_tags))
 
 
 def sessions(incomplete: str) -> list[str]:
-    return _offered(incomplete, lambda: asyncio.run(_session_ids()))
+    """Return the session ids that start with `incomplete`."""
+    return _matching(incomplete, lambda: asyncio.run(_session_ids()))
 
 
-def _offered(incomplete: str, known: Callable[[], Iterable[str]]) -> list[str]:
+def _matching(incomplete: str, read_names: Callable[[], Iterable[str]]) -> list[str]:
     try:
-        return [word for word in known() if word.startswith(incomplete)]
-    except Exception:  # a traceback in the middle of somebody's command line would be worse than no offer
+        return [name for name in read_names() if name.startswith(incomplete)]
+    except Exception:  # a traceback in the middle of a command line would be worse than an empty list
         return []
 
 
-def _of_catalog(question: Callable[[Catalog], list[str]]) -> list[str]:
+def _read_catalog(query: Callable[[Catalog], list[str]]) -> list[str]:
     catalog = SqliteCatalog.open_read_only(client_settings().catalog_path)
     try:
-        return question(catalog)
+        return query(catalog)
     finally:
         catalog.close()
 
 
-def _names(catalog: Catalog) -> list[str]:
-    return [row.name for row in catalog.list_windows(WindowQuery(limit=_MOST)).windows]
+def _window_names(catalog: Catalog) -> list[str]:
+    return [row.name for row in catalog.list_windows(WindowQuery(limit=_MAX_WINDOWS)).windows]
 
 
 def _tags(catalog: Catalog) -> list[str]:
-    return sorted({tag for row in catalog.list_windows(WindowQuery(limit=_MOST)).windows for tag in row.tags})
+    return sorted({tag for row in catalog.list_windows(WindowQuery(limit=_MAX_WINDOWS)).windows for tag in row.tags})
 
 
 async def _session_ids() -> list[str]:
     operations = Operations(client_settings(), client_name="cwm completion")
     try:
-        async with asyncio.timeout(_PATIENCE_S):
-            page = await operations.sessions(a.SessionsArguments(limit=100))
+        async with asyncio.timeout(_SESSIONS_TIMEOUT_S):
+            page = await operations.sessions(a.SessionsArguments(limit=_MAX_SESSIONS))
     finally:
         await operations.aclose()
     return [session.session_id for session in page.sessions]

@@ -1,4 +1,4 @@
-"""Statistics that follow what happens, until somebody has seen enough."""
+"""Print statistics repeatedly until the user stops the command."""
 
 import asyncio
 import json
@@ -23,9 +23,9 @@ Show = Callable[[BaseModel], None]
 
 
 async def watch_stats(operations: Operations, interval_s: float, as_json: bool) -> None:
-    """Shows the statistics every `interval_s`, until SIGINT, SIGTERM, or nobody reads stdout any more.
+    """Print the statistics every `interval_s` seconds until SIGINT, SIGTERM or a closed stdout.
 
-    An engine that goes away leaves what the catalog knows, and is found again when it is back.
+    When the engine stops, print what the catalog knows. When the engine is back, use it again.
     """
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -33,32 +33,36 @@ async def watch_stats(operations: Operations, interval_s: float, as_json: bool) 
         loop.add_signal_handler(ending, ended.set)
     try:
         if as_json:
-            await _follow(operations, interval_s, ended, _print_line)
+            await _print_repeatedly(operations, interval_s, ended, _print_line)
         elif not sys.stdout.isatty():
-            await _follow(operations, interval_s, ended, _print_table)
+            await _print_repeatedly(operations, interval_s, ended, _print_table)
         else:
             with Live(auto_refresh=False) as live:
-                await _follow(operations, interval_s, ended, lambda stats: live.update(render.of(stats), refresh=True))
+
+                def redraw(stats: BaseModel) -> None:
+                    live.update(render.renderable(stats), refresh=True)
+
+                await _print_repeatedly(operations, interval_s, ended, redraw)
     except BrokenPipeError:
-        # Python writes what is left once more as it ends, and would complain.
+        # Python flushes stdout again at exit, and would print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         for ending in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(ending)
 
 
-async def _follow(operations: Operations, interval_s: float, ended: asyncio.Event, show: Show) -> None:
+async def _print_repeatedly(operations: Operations, interval_s: float, ended: asyncio.Event, show: Show) -> None:
     while not ended.is_set():
-        asked = asyncio.create_task(operations.stats(a.NoArguments()))
+        reading = asyncio.create_task(operations.stats(a.NoArguments()))
         waiting = asyncio.create_task(ended.wait())
-        await asyncio.wait({asked, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({reading, waiting}, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         if ended.is_set():
-            asked.cancel()
-            await asyncio.wait({asked})
+            reading.cancel()
+            await asyncio.wait({reading})
             return
         try:
-            show(asked.result())
+            show(reading.result())
         except CWMError as problem:
             print(problem, file=sys.stderr, flush=True)
         try:
@@ -73,5 +77,5 @@ def _print_line(stats: BaseModel) -> None:
 
 
 def _print_table(stats: BaseModel) -> None:
-    Console().print(render.of(stats), Text())
+    Console().print(render.renderable(stats), Text())
     sys.stdout.flush()

@@ -1,1 +1,1 @@
-"""The commands of `cwm`, one module for each panel of its help; cli.py puts them together."""
+"""The commands of `cwm`, grouped by topic. `cwm_mcp.cli.app` puts them together."""

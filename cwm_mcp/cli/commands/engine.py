@@ -1,4 +1,4 @@
-"""Commands about the engine: starting it, and how it is."""
+"""Commands that start the engine and show its health and metrics."""
 
 import os
 from typing import Annotated
@@ -48,7 +48,7 @@ def serve(
         print(composed, flush=True)
         if dry_run or len(options) < len(context.args):
             return
-        # The engine would find out after a minute of loading weights.
+        # Fail now. The engine would fail only after a minute of loading weights.
         private_folder(chosen.home, "CWM_HOME")
         private_folder(chosen.chunks_path, "CWM_DISK_PATH")
         serving.require_free_store(chosen.home)

@@ -1,4 +1,4 @@
-"""Commands that look at windows and sessions, with or without an engine."""
+"""Commands that show windows and sessions, with or without an engine."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from cwm_mcp.api import arguments as a
 from cwm_mcp.api.diff import parting_of
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.tree import WindowTree, all_windows, tree_of
-from cwm_mcp.cli import complete
+from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.registration import INSPECT, command
 from cwm_mcp.cli.runner import Json, Limit, Offset, WithTags, parsed, print_result, run
 
@@ -27,7 +27,8 @@ def list_windows(
     model: Model = None,
     search: Annotated[str | None, typer.Option(help="Only windows with these words in name, text or tags.")] = None,
     session: Annotated[
-        str | None, typer.Option(help="Only windows frozen from this session id.", autocompletion=complete.sessions)
+        str | None,
+        typer.Option(help="Only windows frozen from this session id.", autocompletion=shell_completion.sessions),
     ] = None,
     after: Annotated[str | None, typer.Option(help="Only windows created after this ISO 8601 time.")] = None,
     before: Annotated[str | None, typer.Option(help="Only windows created before this ISO 8601 time.")] = None,
@@ -67,10 +68,12 @@ def list_windows(
 )
 def show(
     window_name: Annotated[
-        str | None, typer.Argument(help="The window's name.", autocompletion=complete.windows, show_default=False)
+        str | None,
+        typer.Argument(help="The window's name.", autocompletion=shell_completion.windows, show_default=False),
     ] = None,
     session: Annotated[
-        str | None, typer.Option(help="Show this session instead of a window.", autocompletion=complete.sessions)
+        str | None,
+        typer.Option(help="Show this session instead of a window.", autocompletion=shell_completion.sessions),
     ] = None,
     blocks: Annotated[bool, typer.Option("--blocks", help="List the stored blocks and the tier of each.")] = False,
     as_json: Json = False,
@@ -89,7 +92,7 @@ def tree(
     window_name: Annotated[
         str | None,
         typer.Argument(
-            help="Only the tree that contains this window.", autocompletion=complete.windows, show_default=False
+            help="Only the tree that contains this window.", autocompletion=shell_completion.windows, show_default=False
         ),
     ] = None,
     as_json: Json = False,
@@ -104,16 +107,16 @@ def tree(
     if window_name is not None:
         parsed(a.TokensArguments, window_name=window_name)
 
-    async def whole(cwm: Operations) -> WindowTree:
+    async def read_tree(cwm: Operations) -> WindowTree:
         return tree_of(await all_windows(cwm), window_name)
 
-    print_result(run(whole), as_json)
+    print_result(run(read_tree), as_json)
 
 
 @command(app, INSPECT, examples=["cwm diff idea-a idea-b", "cwm diff idea-a idea-b --context 200 --json"])
 def diff(
-    window_a: Annotated[str, typer.Argument(help="The first window.", autocompletion=complete.windows)],
-    window_b: Annotated[str, typer.Argument(help="The second window.", autocompletion=complete.windows)],
+    window_a: Annotated[str, typer.Argument(help="The first window.", autocompletion=shell_completion.windows)],
+    window_b: Annotated[str, typer.Argument(help="The second window.", autocompletion=shell_completion.windows)],
     context: Annotated[
         int, typer.Option(help="Tokens to show before and after the first difference.", min=0, max=2000)
     ] = 40,

@@ -1,11 +1,11 @@
-"""`cwm policy`: what the engine freezes by itself, shown and changed."""
+"""`cwm policy`: show and change the auto-freeze policy."""
 
 from typing import Annotated
 
 import typer
 
 from cwm_mcp.api import arguments as a
-from cwm_mcp.cli import complete
+from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.registration import ENGINE, command
 from cwm_mcp.cli.runner import Json, parsed, print_result, run
 
@@ -31,7 +31,7 @@ def policy(
             "--tag",
             "-t",
             help="A tag of automatic windows, besides auto. Repeat for several.",
-            autocompletion=complete.tags,
+            autocompletion=shell_completion.tags,
         ),
     ] = None,
     reset: Annotated[bool, typer.Option("--reset", help="Return to the CWM_AUTO_FREEZE_* settings.")] = False,

@@ -1,4 +1,4 @@
-"""Commands for setting CWM up: what is wrong, and completion in the shell."""
+"""Commands for setting up CWM: diagnosis and shell completion."""
 
 import asyncio
 import enum
@@ -15,6 +15,8 @@ app = typer.Typer()
 
 
 class Shell(enum.StrEnum):
+    """A shell that `cwm completion` has a script for."""
+
     BASH = "bash"
     ZSH = "zsh"
     FISH = "fish"

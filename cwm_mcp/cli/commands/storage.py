@@ -1,4 +1,4 @@
-"""Commands about the stored blocks: how many there are, whether they are good, and what nobody needs."""
+"""Commands about stored blocks: statistics, verification and garbage collection."""
 
 from typing import Annotated, Final
 
@@ -6,7 +6,7 @@ import typer
 
 from cwm_mcp.api import arguments as a
 from cwm_mcp.cli.commands.registration import STORAGE, command
-from cwm_mcp.cli.runner import Json, follow, parsed, print_result, run, with_bar
+from cwm_mcp.cli.runner import Json, parsed, print_result, run, run_until_done, with_bar
 from cwm_mcp.cli.watch import watch_stats
 
 app = typer.Typer()
@@ -35,7 +35,7 @@ def stats(
     line of JSON per update.
     """
     if watch:
-        follow(lambda cwm: watch_stats(cwm, seconds or _WATCH_S, as_json))
+        run_until_done(lambda cwm: watch_stats(cwm, seconds or _WATCH_S, as_json))
     elif seconds is not None:
         raise typer.BadParameter("seconds is the interval of --watch; add --watch or leave seconds out")
     else:

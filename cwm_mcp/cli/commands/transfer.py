@@ -1,4 +1,4 @@
-"""Commands that take a window out of a store and into another: as one file, which the engine writes and reads."""
+"""Commands that export a window to a file and import one from it. The engine writes and reads the file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -53,5 +53,5 @@ def import_window(
 
 
 def _absolute(path: str) -> str:
-    """As the engine needs it, whose current folder is another one."""
+    """Return the absolute path, because the engine has a different working directory."""
     return str(Path(path).expanduser().absolute())

@@ -1,6 +1,6 @@
-"""`cwm ui`: serves the page until it is broken off, and opens it where somebody sits.
+"""`cwm ui`: serve the page until Ctrl-C, and open it in the browser when run on a terminal.
 
-The server's library is imported only when it is called: every other command would wait for it.
+The server's library is imported only when the command runs, because it would slow down every other command.
 """
 
 import contextlib
@@ -42,4 +42,4 @@ def ui(
         except CWMError as problem:
             raise failed(problem) from None
         except KeyboardInterrupt:
-            return  # how the page is ended
+            return  # Ctrl-C is how the user stops the server

@@ -1,4 +1,4 @@
-"""Commands that make, change and remove windows. All of them need the engine."""
+"""Commands that create, change and delete windows. All of them need the engine."""
 
 import sys
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cwm_mcp.api import arguments as a
-from cwm_mcp.cli import complete
+from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.registration import WINDOWS, command
 from cwm_mcp.cli.runner import Description, Json, Tags, Window, parsed, print_result, run, with_bar
 
@@ -24,7 +24,9 @@ app = typer.Typer()
 def freeze(
     session_id: Annotated[
         str,
-        typer.Argument(help="The session id from cwm sessions, or 'current'.", autocompletion=complete.sessions),
+        typer.Argument(
+            help="The session id from cwm sessions, or 'current'.", autocompletion=shell_completion.sessions
+        ),
     ],
     window_name: Annotated[
         str, typer.Argument(help="A new name: up to 128 letters, digits, dots, underscores and dashes.")
@@ -66,7 +68,9 @@ def thaw(
     window_name: Window,
     session: Annotated[
         str | None,
-        typer.Option(help="The session id to thaw into; a new one by default.", autocompletion=complete.sessions),
+        typer.Option(
+            help="The session id to thaw into; a new one by default.", autocompletion=shell_completion.sessions
+        ),
     ] = None,
     prewarm: Annotated[bool, typer.Option(help="Read and verify the blocks now, not at the first request.")] = True,
     prompt: Annotated[
@@ -94,7 +98,9 @@ def thaw(
 
 @command(app, WINDOWS, examples=["cwm clone project-kickoff idea-b --tag experiment"])
 def clone(
-    source_window: Annotated[str, typer.Argument(help="The window to branch from.", autocompletion=complete.windows)],
+    source_window: Annotated[
+        str, typer.Argument(help="The window to branch from.", autocompletion=shell_completion.windows)
+    ],
     target_window: Annotated[str, typer.Argument(help="The new window's name.")],
     description: Description = None,
     tag: Tags = None,
@@ -120,11 +126,13 @@ def tag(
     window_name: Window,
     add: Annotated[
         list[str] | None,
-        typer.Option("--add", "-a", help="A tag to add. Repeat for several.", autocompletion=complete.tags),
+        typer.Option("--add", "-a", help="A tag to add. Repeat for several.", autocompletion=shell_completion.tags),
     ] = None,
     remove: Annotated[
         list[str] | None,
-        typer.Option("--remove", "-r", help="A tag to remove. Repeat for several.", autocompletion=complete.tags),
+        typer.Option(
+            "--remove", "-r", help="A tag to remove. Repeat for several.", autocompletion=shell_completion.tags
+        ),
     ] = None,
     description: Description = None,
     as_json: Json = False,

@@ -7,13 +7,13 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from cwm_mcp.api import results as m
-from cwm_mcp.cli.render import of, size
+from cwm_mcp.cli.render import renderable, size
 
 
 def drawn(result: BaseModel) -> str:
     console = Console(file=io.StringIO(), width=200)
     with console.capture() as capture:
-        console.print(of(result))
+        console.print(renderable(result))
     return capture.get()
 
 

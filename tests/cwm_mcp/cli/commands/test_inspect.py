@@ -57,7 +57,7 @@ def test_a_window_whose_parent_is_gone_is_a_root_that_names_it(filled: Path, set
     with closing(SqliteCatalog.open(settings.catalog_path)) as catalog:
         catalog.delete_window("stem")
     assert names(told("tree")["roots"]) == [["branch"], ["stem-for-alice"]]
-    assert "from stem, which is gone" in cwm("tree").stdout
+    assert "from stem (deleted)" in cwm("tree").stdout
 
 
 def test_only_the_tree_in_which_a_window_stands_is_shown_when_it_is_named(filled: Path, settings: Settings) -> None:
@@ -106,7 +106,7 @@ def test_a_long_chain_is_not_nested_without_end() -> None:
 
 def test_an_empty_store_has_an_empty_tree(home: Path) -> None:
     assert told("tree") == {"roots": [], "total": 0}
-    assert "no windows" in cwm("tree").stdout
+    assert "No windows yet" in cwm("tree").stdout
 
 
 # --- diff ---
