@@ -13,7 +13,7 @@ import pytest
 from cwm_connector.core.errors import CWMError
 from cwm_connector.protocol.wire import Welcome
 from cwm_connector.version import __version__
-from cwm_mcp.doctor import clients, engine, installed
+from cwm_mcp.doctor import engine, packages, plugin
 from cwm_mcp.serve import installed_build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +79,7 @@ def test_other_uses_of_the_name_are_not(text: str) -> None:
 
 def test_no_text_tells_anybody_to_install_by_name() -> None:
     read = list(texts())
-    assert ROOT / "README.md" in read and ROOT / "cwm_mcp" / "doctor" / "installed.py" in read
+    assert ROOT / "README.md" in read and ROOT / "cwm_mcp" / "doctor" / "packages.py" in read
     found = {str(path.relative_to(ROOT)): commands(path.read_text(errors="replace")) for path in read}
     assert {path: lines for path, lines in found.items() if lines} == {}
 
@@ -94,9 +94,9 @@ def test_the_doctor_installs_from_a_checkout(tmp_path: Path) -> None:
 
     welcome = Welcome(version=1, engine_version=f"{__version__}.1", model="m", pid=1)
     found = [
-        *installed.checks(missing),
-        *installed.checks(version_of, ["vllm==0.32.0; extra == 'cuda'", "lmcache==0.5.6; extra == 'cuda'"]),
-        clients.check(tmp_path),
+        *packages.check_packages(missing),
+        *packages.check_packages(version_of, ["vllm==0.32.0; extra == 'cuda'", "lmcache==0.5.6; extra == 'cuda'"]),
+        plugin.check_plugin(tmp_path),
         engine._version(welcome),
     ]
     steps = [check.next for check in found if check.name != "python"]

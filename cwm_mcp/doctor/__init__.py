@@ -1,1 +1,4 @@
-"""`cwm doctor`: what is wrong with an installation, and what to type next. Each module looks at one part of it."""
+"""`cwm doctor`: find what is wrong with an installation and show the command that fixes it.
+
+Each module checks one part, `checkup` runs them all. Checks read and ask, but never change anything.
+"""

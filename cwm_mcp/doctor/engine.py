@@ -1,4 +1,4 @@
-"""The engine behind the socket: whether it answers, is of this version, and was started with what CWM needs."""
+"""Check the engine: its socket, its version, and the flags that vLLM was started with."""
 
 import os
 import shlex
@@ -17,16 +17,19 @@ from cwm_mcp.doctor.report import Check, from_checkout
 _START: Final = "cwm serve MODEL"
 _SAME_CHECKOUT: Final = from_checkout("--upgrade .") + ", here and for the engine"
 _ANCESTORS: Final = 4
-"""The engine's process is a child of the one that has the command line."""
+"""How far up to search for the command line, because the engine is a child of the process that has it."""
 
 
-async def socket(settings: Settings) -> tuple[list[Check], Welcome | None]:
-    """The socket, the engine and the versions; what comes behind the first fault is left out."""
+async def check_engine(settings: Settings) -> tuple[list[Check], Welcome | None]:
+    """Check the socket, the engine and its version, in this order. Return the checks up to the first error.
+
+    The second value is the engine's greeting, or None if there was an error.
+    """
     path = settings.socket_path
     fault = _socket_fault(path)
     if fault is not None and fault.status == "error":
         return [fault], None
-    found = [fault or Check(name="socket", status="ok", message=f"{path}, yours alone")]
+    found = [fault or Check(name="socket", status="ok", message=f"{path} is private to you")]
     client = ControlClient(path, "cwm doctor")
     try:
         welcome = await client.welcome()
@@ -44,43 +47,49 @@ def _socket_fault(path: Path) -> Check | None:
     try:
         about = path.stat()
     except OSError as problem:
-        message = f"nothing at {path} ({problem.strerror}): no engine runs with this CWM_HOME"
+        message = f"no engine is running with this CWM_HOME; there is nothing at {path} ({problem.strerror})"
         return Check(name="socket", status="error", message=message, next=_START)
     quoted = shlex.quote(str(path))
     if not stat.S_ISSOCK(about.st_mode):
-        message = f"{path} is no socket; something else took the engine's place"
+        message = f"{path} is not a socket; move it away, and the engine creates its socket there"
         return Check(name="socket", status="error", message=message, next=f"ls -l {quoted}")
     if about.st_uid != os.getuid():
-        message = f"{path} is user {about.st_uid}'s; call as that user"
+        message = f"{path} belongs to user {about.st_uid}; run cwm as that user"
         return Check(name="socket", status="error", message=message, next=f"sudo -u '#{about.st_uid}' cwm doctor")
     if about.st_mode & 0o077:
-        message = f"{path} is open to other users"
+        message = f"{path} is accessible to other users"
         return Check(name="socket", status="warning", message=message, next=f"chmod 600 {quoted}")
     return None
 
 
 def _version(welcome: Welcome) -> Check:
     if welcome.engine_version == __version__:
-        return Check(name="version", status="ok", message=f"{__version__} on both sides")
-    message = f"the engine has {welcome.engine_version}, this command {__version__}"
+        return Check(name="version", status="ok", message=f"engine and command have version {__version__}")
+    message = f"the engine has version {welcome.engine_version}, but this command has {__version__}"
     return Check(name="version", status="warning", message=message, next=_SAME_CHECKOUT)
 
 
-def flags(welcome: Welcome, processes: Path = Path("/proc")) -> Check:
-    """What the running vLLM was started with, as far as this machine shows; its command line is never repeated."""
+def check_flags(welcome: Welcome, processes: Path = Path("/proc")) -> Check:
+    """Check the flags that the running vLLM was started with, if its process is visible here.
+
+    The message never repeats the command line, which may contain secrets.
+    """
     argv = _command_line(welcome.pid, processes)
     if argv is None:
-        message = "the engine's command line can't be seen from here; 'cwm serve' sets what is needed"
+        message = "the engine's command line cannot be read from here; 'cwm serve' sets the flags that CWM needs"
         return Check(name="flags", status="skipped", message=message)
     missing = serve.lacking(argv)
     if not missing:
-        return Check(name="flags", status="ok", message="vLLM has all that 'cwm serve' gives it")
+        return Check(name="flags", status="ok", message="vLLM has the flags that 'cwm serve' sets")
     message = f"vLLM was started without {', '.join(missing)}"
     return Check(name="flags", status="warning", message=message, next=f"cwm serve {shlex.quote(welcome.model)}")
 
 
 def _command_line(pid: int, processes: Path) -> list[str] | None:
-    """That of the process or its nearest ancestor that names the connector; another namespace's pid names nothing."""
+    """Return the command line of the process, or of its nearest ancestor, that names the connector.
+
+    Return None if there is none, for instance because the engine runs in another process namespace.
+    """
     for _ in range(_ANCESTORS):
         try:
             argv = (processes / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")

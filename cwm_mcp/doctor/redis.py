@@ -1,4 +1,4 @@
-"""Redis, if there is one: whether it answers, and keeps what it is given."""
+"""Check Redis, if it is configured: whether it answers and has an append-only file."""
 
 from typing import Final
 
@@ -7,10 +7,11 @@ from cwm_mcp.api.health import redis_health
 from cwm_mcp.doctor.report import Check
 from cwm_mcp.settings import without_secrets
 
-_PATIENCE_S: Final = 2
+_TIMEOUT_S: Final = 2
 
 
-async def check(settings: Settings) -> Check:
+async def check_redis(settings: Settings) -> Check:
+    """Return an error if Redis does not answer, and a warning if it has no append-only file."""
     component = await redis_health(settings)
     if settings.redis_url is None:
         return Check(name="redis", status="ok", message=component.message)
@@ -18,27 +19,25 @@ async def check(settings: Settings) -> Check:
     if component.status != "healthy":
         message = f"{shown}: {component.message}"
         return Check(name="redis", status="error", message=message, next="redis-server --appendonly yes")
-    kept = await _kept(settings.redis_url)
-    if kept is None:
-        message = f"{shown} answers, but does not tell whether it keeps an append-only file"
+    append_only = await _has_append_only_file(settings.redis_url)
+    if append_only is None:
+        message = f"{shown} answers, but does not say whether it has an append-only file"
         return Check(name="redis", status="skipped", message=message)
-    if not kept:
-        message = f"{shown} keeps no append-only file, so that nothing moves there"
+    if not append_only:
+        message = f"{shown} has no append-only file, so CWM moves nothing there"
         step = "redis-cli config set appendonly yes"
         return Check(name="redis", status="warning", message=message, next=step)
-    return Check(name="redis", status="ok", message=f"{shown} answers and keeps an append-only file")
+    return Check(name="redis", status="ok", message=f"{shown} answers and has an append-only file")
 
 
-async def _kept(url: str) -> bool | None:
-    """None where the server won't say."""
+async def _has_append_only_file(url: str) -> bool | None:
+    """Return None if the server does not say."""
     import redis.asyncio
     from redis.exceptions import RedisError
 
     try:
-        async with redis.asyncio.from_url(
-            url, socket_timeout=_PATIENCE_S, socket_connect_timeout=_PATIENCE_S
-        ) as client:
-            facts = await client.info("persistence")
+        async with redis.asyncio.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S) as client:
+            persistence = await client.info("persistence")
     except (RedisError, OSError, ValueError):
         return None
-    return bool(int(facts.get("aof_enabled", 0)))
+    return bool(int(persistence.get("aof_enabled", 0)))

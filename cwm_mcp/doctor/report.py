@@ -1,4 +1,4 @@
-"""What a check found. Nothing secret may get into one: not a key, a token, a password or a whole command line."""
+"""The result of a check, and of all checks. A message must never contain a key, token, password or command line."""
 
 from typing import Literal
 
@@ -8,16 +8,18 @@ State = Literal["ok", "warning", "error", "skipped"]
 
 
 class Check(BaseModel):
-    """One line. `skipped`: it could not be looked at from here, because of an earlier fault or another machine."""
+    """The result of one check. `skipped` means that it is not possible from here, or not after an earlier error."""
 
     name: str
     status: State
     message: str
     next: str | None = None
-    """What to type."""
+    """The command that fixes it."""
 
 
 class Diagnosis(BaseModel):
+    """The results of all checks, and the worst status among them."""
+
     status: Literal["ok", "warning", "error"]
     checks: list[Check]
 
@@ -27,6 +29,7 @@ def from_checkout(arguments: str) -> str:
     return f"pip install {arguments}  # in a checkout of Context Window Manager"
 
 
-def diagnosis(checks: list[Check]) -> Diagnosis:
+def summarize(checks: list[Check]) -> Diagnosis:
+    """Return the checks with the worst status among them."""
     found = {check.status for check in checks}
     return Diagnosis(status="error" if "error" in found else "warning" if "warning" in found else "ok", checks=checks)

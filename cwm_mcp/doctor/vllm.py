@@ -1,4 +1,4 @@
-"""vLLM over HTTP: whether it answers, accepts the key, and serves what the engine serves."""
+"""Check vLLM over HTTP: whether it answers, accepts the key, and serves the engine's model."""
 
 from typing import Any, Final
 
@@ -11,8 +11,8 @@ _TIMEOUT_S: Final = 3.0
 _START: Final = "cwm serve MODEL"
 
 
-async def checks(settings: Settings, welcome: Welcome | None) -> list[Check]:
-    """vLLM and its key in one line, the model in another."""
+async def check_vllm(settings: Settings, welcome: Welcome | None) -> list[Check]:
+    """Return one check for vLLM and its key, and one for the model if vLLM answers."""
     import httpx
 
     url = without_secrets(settings.vllm_url)
@@ -21,17 +21,17 @@ async def checks(settings: Settings, welcome: Welcome | None) -> list[Check]:
         async with httpx.AsyncClient(timeout=_TIMEOUT_S, headers=key) as client:
             response = await client.get(f"{settings.vllm_url}/v1/models")
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as problem:
-        # The kind of the fault only: its text may repeat what must not be shown.
+        # Only the type of the error, because its text may repeat a secret.
         step = _START if welcome is None else "export CWM_VLLM_URL=http://localhost:PORT"
         message = f"no answer from {url} ({type(problem).__name__})"
         return [Check(name="vllm", status="error", message=message, next=step)]
     if response.status_code in (401, 403):
-        message = f"{url} does not accept the key" if key else f"{url} wants a key"
+        message = f"{url} rejects CWM_VLLM_API_KEY" if key else f"{url} requires a key"
         step = "export CWM_VLLM_API_KEY=the value of vLLM's --api-key"
         return [Check(name="vllm", status="error", message=message, next=step)]
     served = _served(response)
     if served is None:
-        message = f"what answers at {url} is no vLLM (HTTP {response.status_code})"
+        message = f"the server at {url} is not vLLM (HTTP {response.status_code})"
         return [Check(name="vllm", status="error", message=message, next="export CWM_VLLM_URL=http://localhost:PORT")]
     return [Check(name="vllm", status="ok", message=f"answers at {url}"), _model(served, welcome)]
 
@@ -46,11 +46,11 @@ def _served(response: Any) -> list[str] | None:
 def _model(served: list[str], welcome: Welcome | None) -> Check:
     names = ", ".join(served) or "nothing"
     if welcome is None:
-        message = f"vLLM serves {names}, but no engine of ours answers: it may run without the connector"
+        message = f"vLLM serves {names}, but no CWM engine answers, so vLLM may run without the connector"
         return Check(
             name="model", status="warning", message=message, next=f"cwm serve {served[0] if served else 'MODEL'}"
         )
     if welcome.model in served:
-        return Check(name="model", status="ok", message=f"{welcome.model}, in vLLM and in the engine")
-    message = f"vLLM serves {names}, the engine {welcome.model}: these are two servers"
+        return Check(name="model", status="ok", message=f"vLLM and the engine serve {welcome.model}")
+    message = f"vLLM at this address serves {names}, but the engine serves {welcome.model}"
     return Check(name="model", status="error", message=message, next="export CWM_VLLM_URL=http://localhost:PORT")

@@ -9,7 +9,7 @@ from typer._completion_shared import get_completion_script
 
 from cwm_mcp.cli.commands.registration import SETUP, command
 from cwm_mcp.cli.runner import Json, print_result
-from cwm_mcp.doctor.rounds import examine
+from cwm_mcp.doctor.checkup import run_checks
 
 app = typer.Typer()
 
@@ -35,7 +35,7 @@ def doctor(as_json: Json = False) -> None:
     HTTP, its flags, the catalog, Redis and the Claude Code plugin, in this order. Changes nothing, and never prints a
     key, token or password.
     """
-    report = asyncio.run(examine())
+    report = asyncio.run(run_checks())
     print_result(report, as_json)
     if report.status == "error":
         raise typer.Exit(1)

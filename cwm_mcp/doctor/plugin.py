@@ -1,4 +1,4 @@
-"""The MCP side: the plugin for Claude Code, and Claude Code itself, which not everybody has."""
+"""Check the plugin for Claude Code. Claude Code itself is optional."""
 
 import shlex
 import shutil
@@ -10,13 +10,14 @@ PLUGIN = Path(__file__).resolve().parents[1] / "plugin"
 _PARTS = (".mcp.json", ".claude-plugin/plugin.json", "hooks/hooks.json")
 
 
-def check(plugin: Path = PLUGIN) -> Check:
+def check_plugin(plugin: Path = PLUGIN) -> Check:
+    """Return an error if a file of the plugin is missing, or else how to use the plugin."""
     missing = [part for part in _PARTS if not (plugin / part).is_file()]
     if missing:
-        message = f"the Claude Code plugin in {plugin} lacks {', '.join(missing)}"
+        message = f"the Claude Code plugin in {plugin} is missing {', '.join(missing)}"
         step = from_checkout("--force-reinstall --no-deps .")
         return Check(name="mcp", status="error", message=message, next=step)
     use = f"claude --plugin-dir {shlex.quote(str(plugin))}"
     if shutil.which("claude") is None:
-        return Check(name="mcp", status="ok", message=f"the plugin is whole; with Claude Code installed: {use}")
-    return Check(name="mcp", status="ok", message=f"the plugin is whole; use it with: {use}")
+        return Check(name="mcp", status="ok", message=f"the plugin is complete; with Claude Code, run: {use}")
+    return Check(name="mcp", status="ok", message=f"the plugin is complete; to use it, run: {use}")

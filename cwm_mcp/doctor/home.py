@@ -1,0 +1,61 @@
+"""Check CWM_HOME, the free space on its disk, and the catalog, without writing anything."""
+
+import os
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from cwm_connector.catalog.base import CatalogTotals
+from cwm_connector.core.errors import CWMError
+from cwm_connector.core.types import TierName
+from cwm_connector.settings import GIB, Settings
+from cwm_mcp.doctor.report import Check
+
+
+def check_home(settings: Settings) -> Check:
+    """Check that CWM_HOME belongs to this user and is closed to others."""
+    path = settings.home
+    if not path.exists():
+        return Check(name="home", status="ok", message=f"{path} does not exist yet; the engine creates it")
+    about, quoted = path.stat(), shlex.quote(str(path))
+    if about.st_uid != os.getuid():
+        message = f"{path} belongs to user {about.st_uid}, but you are user {os.getuid()}"
+        return Check(name="home", status="error", message=message, next=f"sudo chown -R {os.getuid()} {quoted}")
+    if about.st_mode & 0o077:
+        message = f"{path} has mode {about.st_mode & 0o777:o}, so other users can access your conversations"
+        return Check(name="home", status="warning", message=message, next=f"chmod 700 {quoted}")
+    return Check(name="home", status="ok", message=f"{path} is private to you")
+
+
+def check_disk(settings: Settings, totals: CatalogTotals | None) -> Check:
+    """Check that the disk tier can reach its limit before the disk is full. Stored data counts as available space."""
+    folder = next(path for path in (settings.chunks_path, *settings.chunks_path.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    tier = totals.tiers.get(TierName.DISK) if totals is not None else None
+    available = free + (tier.stored_bytes if tier is not None else 0)
+    message = f"{free / GIB:.1f} GiB free in {folder}, CWM_DISK_CACHE_GB is {settings.disk_cache_gb:g}"
+    if available >= settings.disk_cache_bytes:
+        return Check(name="disk", status="ok", message=message)
+    fitting = max(1, int(available * 0.9 / GIB))
+    return Check(
+        name="disk",
+        status="error" if free < GIB else "warning",
+        message=f"{message}, but the disk will be full before that",
+        next=f"export CWM_DISK_CACHE_GB={fitting}",
+    )
+
+
+def check_catalog(settings: Settings, read_totals: Callable[[], CatalogTotals]) -> tuple[Check, CatalogTotals | None]:
+    """Check that the catalog can be read. Return the check and the totals that it read."""
+    path: Path = settings.catalog_path
+    if not path.exists():
+        message = f"{path} does not exist yet; the engine creates it"
+        return Check(name="catalog", status="ok", message=message), None
+    try:
+        totals = read_totals()
+    except CWMError as problem:
+        # Never suggest to delete the catalog. The message says what to do after looking at it.
+        look = f"ls -l {shlex.quote(str(path.parent))}"
+        return Check(name="catalog", status="error", message=str(problem), next=look), None
+    return Check(name="catalog", status="ok", message=f"{totals.windows} windows, {totals.chunks} blocks"), totals
