@@ -1,1 +1,1 @@
-"""The distribution's own name as a module: `python -m context_window_manager` starts the MCP server (`cwm_mcp`)."""
+"""Makes `python -m context_window_manager` start the MCP server of `cwm_mcp`, as the user guide shows it."""

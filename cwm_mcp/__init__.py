@@ -1,1 +1,1 @@
-"""The facade: the MCP server and the command line. Neither torch, nor vLLM, nor LMCache is ever imported here."""
+"""The MCP server and the command line, clients of the engine's socket. Never imports torch, vLLM or LMCache."""

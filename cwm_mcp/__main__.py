@@ -1,6 +1,6 @@
-"""`python -m cwm_mcp [--http [HOST:]PORT]`: the MCP server, on stdin and stdout or over HTTP.
+"""`python -m cwm_mcp [--http [HOST:]PORT]`: run the MCP server on stdin and stdout, or over HTTP.
 
-Everything else it has to say goes to stderr.
+Messages to people go to stderr.
 """
 
 import gc
@@ -8,7 +8,8 @@ import sys
 
 
 def main() -> None:
-    # A client waits for the first answer. What imports make is no garbage: looking for some costs a sixth of the start.
+    """Run the server with the arguments and the environment of this process."""
+    # A client waits for the first answer. Imports make no garbage, and collecting it takes a sixth of the start.
     gc.disable()
     from cwm_connector.core.errors import CWMError
     from cwm_mcp.server.app import build_server
@@ -39,11 +40,13 @@ def _http_address(arguments: list[str]) -> str | None:
 
     parser = argparse.ArgumentParser(
         prog="python -m cwm_mcp",
-        description="The MCP server of Context Window Manager, on stdin and stdout unless --http is given.",
-        epilog="Beyond loopback, clients must send a token: CWM_HTTP_TOKEN, or the one kept in $CWM_HOME/http-token. "
-        "CWM_HTTP_HOSTS adds names, separated by commas, under which a proxy is addressed.",
+        description="Run the MCP server of Context Window Manager on stdin and stdout, or with --http over HTTP.",
+        epilog="On any address but loopback, clients must send the token from CWM_HTTP_TOKEN or $CWM_HOME/http-token. "
+        "CWM_HTTP_HOSTS lists, separated by commas, further host names under which clients reach the server.",
     )
-    parser.add_argument("--http", metavar="[HOST:]PORT", help="serve streamable HTTP at /mcp; 127.0.0.1 by default")
+    parser.add_argument(
+        "--http", metavar="[HOST:]PORT", help="serve streamable HTTP at /mcp; the default HOST is 127.0.0.1"
+    )
     address: str | None = parser.parse_args(arguments).http
     return address
 

@@ -1,4 +1,4 @@
-"""The settings of a client process, checked at its start. A client makes no folder: that is the engine's."""
+"""Read and check the settings of a client process. A client creates no folders. Only the engine does."""
 
 import os
 from pathlib import Path
@@ -9,21 +9,24 @@ from cwm_connector.settings import Settings, load_settings
 
 
 def client_settings() -> Settings:
-    """The settings in force. Raises: CWM-1003 for one that can't work, a home that nobody could use included."""
+    """Return the settings from the environment.
+
+    Raise `Code.ARGUMENT` for an invalid setting, which includes a home that this user cannot write to.
+    """
     settings = load_settings()
     nearest = next(folder for folder in (settings.home, *settings.home.parents) if _exists(folder))
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        # Reading needs it too: SQLite keeps its log's index beside the catalog.
+        # Even reading needs it, because SQLite creates the index of its log beside the catalog.
         raise CWMError(
             Code.ARGUMENT,
-            f"CWM_HOME is {settings.home}, but {nearest} can't be written by this user; choose another folder",
+            f"CWM_HOME is {settings.home}, but this user cannot write to {nearest}; choose another folder",
             setting="home",
         )
     return settings
 
 
 def _exists(path: Path) -> bool:
-    """False also for what lies under a file, or in a folder that this user can't look into."""
+    """Return whether the path exists. Return False if a parent is a file or a folder that this user cannot enter."""
     try:
         return path.exists()
     except OSError:
@@ -31,7 +34,7 @@ def _exists(path: Path) -> bool:
 
 
 def without_secrets(url: str) -> str:
-    """A URL's scheme, host and path: user, password, query and fragment may all be secret."""
+    """Return only the scheme, host and path of a URL. User, password, query and fragment may be secret."""
     parts = urlsplit(url)
     hidden = "***@" if "@" in parts.netloc else ""
     return f"{parts.scheme}://{hidden}{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -78,7 +78,7 @@ def check_flags(welcome: Welcome, processes: Path = Path("/proc")) -> Check:
     if argv is None:
         message = "the engine's command line cannot be read from here; 'cwm serve' sets the flags that CWM needs"
         return Check(name="flags", status="skipped", message=message)
-    missing = serve.lacking(argv)
+    missing = serve.missing_options(argv)
     if not missing:
         return Check(name="flags", status="ok", message="vLLM has the flags that 'cwm serve' sets")
     message = f"vLLM was started without {', '.join(missing)}"

@@ -127,7 +127,7 @@ async def test_an_engine_that_does_not_answer_is_given_up_in_time(home: Path, mo
 
     async with await asyncio.start_unix_server(silent, home / "engine.sock"):
         answer = await hooks.pre_compact({"session_id": SESSION})
-    assert answer == {"systemMessage": "CWM: not frozen: the engine was not done within 0.2 s"}
+    assert answer == {"systemMessage": "CWM: not frozen: the engine did not finish within 0.2 s; run cwm health engine"}
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ async def test_no_input_breaks_a_hook_or_is_repeated(home: Path, odd: bytes) -> 
 
 @pytest.mark.parametrize("session_id", [None, 7, "", "a b", "../../x", "x" * 200])
 async def test_what_is_no_session_id_reaches_no_engine(home: Path, session_id: object) -> None:
-    assert await said("SessionEnd", session_id) == "CWM: not frozen: Claude Code named no session"
+    assert await said("SessionEnd", session_id) == "CWM: not frozen: Claude Code gave no valid session id"
 
 
 async def test_another_event_is_none_of_ours(home: Path) -> None:

@@ -145,5 +145,5 @@ def test_the_printed_line_is_what_a_shell_would_run() -> None:
 
 
 def test_a_program_that_is_not_there_is_an_error_with_a_code(tmp_path: Path) -> None:
-    with pytest.raises(CWMError, match="can't be started"):
+    with pytest.raises(CWMError, match="cannot be started"):
         run(Command((str(tmp_path / "vllm"), "serve", "m"), {}))

@@ -42,16 +42,16 @@ def serve(
     cached tokens in the usage, and 20 seconds for a clean shutdown.
     """
     options = [option for option in context.args if option != "--dry-run"]
-    chosen = settings()
+    checked = settings()
     try:
         composed = serving.compose(serving.installed_build(), model, options, os.environ)
         print(composed, flush=True)
         if dry_run or len(options) < len(context.args):
             return
         # Fail now. The engine would fail only after a minute of loading weights.
-        private_folder(chosen.home, "CWM_HOME")
-        private_folder(chosen.chunks_path, "CWM_DISK_PATH")
-        serving.require_free_store(chosen.home)
+        private_folder(checked.home, "CWM_HOME")
+        private_folder(checked.chunks_path, "CWM_DISK_PATH")
+        serving.require_unused_home(checked.home)
         serving.run(composed)
     except CWMError as problem:
         raise failed(problem) from None
