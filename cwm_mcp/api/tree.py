@@ -59,13 +59,25 @@ async def all_windows(operations: Operations) -> list[WindowItem]:
     return list(found.values())
 
 
-def tree_of(windows: Sequence[WindowItem], selected: str | None = None) -> WindowTree:
-    """The windows, given oldest first, under their parents; with `selected` only the tree in which it stands.
+def parents_of(windows: Iterable[WindowItem]) -> dict[str, str | None]:
+    """Return the parent of each window by name, or None for a root. `windows` must be given oldest first.
 
-    A parent is always older than its children. A younger window of its name is another one: the parent was deleted
-    and its name given anew, perhaps to a descendant, which would close a circle.
-    Raises: CWM-2002 if `selected` is none of them.
+    A parent is always older than its child. A younger window with the parent's name is another window: the parent was
+    deleted and its name was used again, perhaps for a descendant of the child, which would close a circle.
     """
+    parents: dict[str, str | None] = {}
+    for window in windows:
+        if window.name not in parents:
+            parents[window.name] = window.parent_window if window.parent_window in parents else None
+    return parents
+
+
+def tree_of(windows: Sequence[WindowItem], selected: str | None = None) -> WindowTree:
+    """Return the windows under their parents, or with `selected` only the tree that contains this window.
+
+    `windows` must be given oldest first. Raise `Code.WINDOW_NOT_FOUND` if `selected` is not among them.
+    """
+    parents = parents_of(windows)
     nodes: dict[str, TreeNode] = {}
     depths: dict[str, int] = {}
     tops: dict[str, str] = {}
@@ -73,7 +85,7 @@ def tree_of(windows: Sequence[WindowItem], selected: str | None = None) -> Windo
     """Where a node's children are put: under itself, or from MAX_NESTING on under the same node as itself."""
     roots: list[TreeNode] = []
     for window in windows:
-        parent = window.parent_window if window.parent_window in nodes else None
+        parent = parents[window.name]
         node = _node(window, lost=parent is None and window.parent_window is not None)
         nodes[node.name] = node
         if parent is None:

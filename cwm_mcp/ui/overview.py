@@ -12,11 +12,10 @@ from cwm_connector.version import __version__
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api import results as m
 from cwm_mcp.api.operations import Operations
-from cwm_mcp.api.tree import all_windows
+from cwm_mcp.api.tree import all_windows, parents_of
 from cwm_mcp.api.vllm_http import exposition
 from cwm_mcp.ui.models import Overview, Saved, TreeWindow
 from cwm_mcp.ui.saved import saved
-from cwm_mcp.ui.tree import in_tree
 
 T = TypeVar("T")
 
@@ -82,7 +81,9 @@ class OverviewReader:
         async with self._listing:
             begun = time.monotonic()
             if begun >= self._kept_until:
-                self._windows = in_tree(await all_windows(self._operations))
+                listed = await all_windows(self._operations)
+                parents = parents_of(listed)
+                self._windows = [TreeWindow(**each.model_dump(), under=parents[each.name]) for each in listed]
                 now = time.monotonic()
                 self._kept_until = now + _REST * (now - begun)
             return self._windows

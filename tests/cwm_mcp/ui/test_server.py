@@ -19,13 +19,12 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros
 from cwm_connector.settings import Settings
 from cwm_mcp.api.http_address import Address
-from cwm_mcp.api.results import Metric, WindowItem
+from cwm_mcp.api.results import Metric
 from cwm_mcp.ui import server
 from cwm_mcp.ui.launch import in_browser
 from cwm_mcp.ui.models import Overview
 from cwm_mcp.ui.overview import OverviewReader
 from cwm_mcp.ui.saved import prefill_rate, saved
-from cwm_mcp.ui.tree import in_tree
 from tests.cwm_mcp import homes
 from tests.cwm_mcp.canned import canned_engine
 from tests.cwm_mcp.ui.serving import VLLM_METRICS, Served, answers, sample, serving, session
@@ -287,34 +286,7 @@ async def test_a_thousand_windows_and_two_hundred_sessions_are_told_within_secon
     assert again_s < told_s
 
 
-# --- lineage and figures ---
-
-
-def item(name: str, parent: str | None) -> WindowItem:
-    return WindowItem(
-        name=name,
-        parent_window=parent,
-        tags=[],
-        state="frozen",
-        **dict.fromkeys(
-            (
-                "description",
-                "model",
-                "token_count",
-                "size_bytes",
-                "unique_bytes",
-                "storage_tier",
-                "created_at",
-                "session_id",
-            )
-        ),
-    )
-
-
-def test_a_parent_is_only_who_is_older() -> None:
-    # `a` was cloned to `b` and deleted; then `b` was cloned to a new `a`.
-    told = in_tree([item("b", "a"), item("a", "b"), item("c", "gone"), item("d", "d"), item("a", "b")])
-    assert [(each.name, each.under) for each in told] == [("b", None), ("a", "b"), ("c", None), ("d", None)]
+# --- figures ---
 
 
 def test_seconds_are_told_only_where_vllm_tells_its_rate() -> None:

@@ -16,7 +16,7 @@ from cwm_connector.core.types import Micros
 from cwm_connector.settings import Settings
 from cwm_mcp.api.diff import common_length
 from cwm_mcp.api.results import WindowItem
-from cwm_mcp.api.tree import MAX_NESTING, tree_of, walk
+from cwm_mcp.api.tree import MAX_NESTING, parents_of, tree_of, walk
 from cwm_mcp.cli.app import app
 from tests.cwm_mcp.homes import clones, new_window
 
@@ -76,27 +76,25 @@ def test_more_windows_than_a_page_are_all_there(filled: Path, settings: Settings
     assert len(tree["roots"][0]["children"]) + len(tree["roots"]) - 1 == 232
 
 
-def test_a_name_given_anew_to_a_descendant_closes_no_circle() -> None:
-    def item(name: str, parent: str | None) -> WindowItem:
-        known = dict.fromkeys(WindowItem.model_fields)
-        return WindowItem.model_validate(
-            {**known, "name": name, "parent_window": parent, "tags": [], "state": "frozen"}
-        )
+def item(name: str, parent: str | None) -> WindowItem:
+    known = dict.fromkeys(WindowItem.model_fields)
+    return WindowItem.model_validate({**known, "name": name, "parent_window": parent, "tags": [], "state": "frozen"})
 
+
+def test_only_an_older_window_is_a_parent() -> None:
+    # `a` was cloned to `b` and deleted; then `b` was cloned to a new `a`.
+    listed = [item("b", "a"), item("a", "b"), item("c", "gone"), item("d", "d"), item("a", "b")]
+    assert list(parents_of(listed).items()) == [("b", None), ("a", "b"), ("c", None), ("d", None)]
+
+
+def test_a_name_given_anew_to_a_descendant_closes_no_circle() -> None:
     # "a" was deleted, and its grandchild was then given its name.
     tree = tree_of([item("b", "a"), item("a", "b")])
     assert [(node.name, node.parent_lost) for node in walk(tree.roots)] == [("b", True), ("a", False)]
 
 
 def test_a_long_chain_is_not_nested_without_end() -> None:
-    known = dict.fromkeys(WindowItem.model_fields)
-    chain = [
-        WindowItem.model_validate(
-            {**known, "name": f"w{n}", "parent_window": f"w{n - 1}" if n else None, "tags": [], "state": "frozen"}
-        )
-        for n in range(1000)
-    ]
-    tree = tree_of(chain)
+    tree = tree_of([item(f"w{n}", f"w{n - 1}" if n else None) for n in range(1000)])
     depth, nodes = 0, tree.roots
     while nodes:
         depth, nodes = depth + 1, nodes[0].children
