@@ -21,7 +21,7 @@ _EPILOG = """\
   CWM_DISK_CACHE_GB   size limit of the disk tier in GiB (50)
   CWM_CPU_CACHE_GB    size of the memory tier in GiB (4)
   CWM_REDIS_URL       a Redis server as a third, colder tier (none)
-  The documentation lists all settings.
+  docs/settings.md lists all settings.
 
 [bold]Exit codes[/bold]
   0  success

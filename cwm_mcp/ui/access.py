@@ -1,11 +1,12 @@
-"""Who may read the page: whoever was given the address that `cwm ui` printed, in a browser on this machine.
+"""Admit only browsers on this machine that open the address which `cwm ui` printed.
 
-The printed address carries a token. It is exchanged for a cookie, another secret, so that neither the address bar nor
-the history shows one that opens the page. Both are made at each start and die with the process; neither is ever logged.
+The address contains a token. The server exchanges it for a cookie with another secret, so that neither the address bar
+nor the history shows a secret that opens the page. Both are new at each start and end with the process. Neither is ever
+logged.
 
-A page elsewhere can make a browser send requests here, also under a name of its own that it points to 127.0.0.1. So the
-Host has to be ours, port included, and an Origin, where there is one, too. Cookies know no ports: this one is named
-after its port, so that two of these pages don't take each other's away.
+Another web page can make a browser send requests here, also under a host name of its own that points to 127.0.0.1. So
+the Host header must be ours, including the port, and so must the Origin header, if there is one. Browsers share cookies
+between ports, so the cookie's name contains the port. Otherwise two pages would overwrite each other's cookie.
 """
 
 import hmac
@@ -22,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cwm_connector.core.errors import Code, CWMError
 
 _HEADERS: Final = {
-    # Trusted types: the browser itself refuses to make markup out of text.
+    # Trusted types make the browser itself refuse to turn text into markup.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'",
@@ -33,7 +34,7 @@ _HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_AGAIN: Final = "open the address that 'cwm ui' has printed, with its token"
+_NEXT_STEP: Final = "open the address that 'cwm ui' printed, with its token"
 
 
 def _secret() -> str:
@@ -42,7 +43,7 @@ def _secret() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The secrets of one start, and the port that they are for."""
+    """The secrets of one server, and its port."""
 
     port: int
     token: str = field(default_factory=_secret, repr=False)
@@ -50,18 +51,21 @@ class Access:
 
     @property
     def url(self) -> str:
-        """What the person opens. It holds the token."""
+        """Return the address to open. It contains the token."""
         return f"http://127.0.0.1:{self.port}/?token={self.token}"
 
     @property
     def cookie_name(self) -> str:
+        """Return the name of this server's cookie."""
         return f"cwm_ui_{self.port}"
 
     @property
     def hosts(self) -> tuple[str, ...]:
+        """Return the allowed values of the Host header."""
         return (f"127.0.0.1:{self.port}", f"localhost:{self.port}")
 
     def has_cookie(self, headers: Headers) -> bool:
+        """Return whether the request has this server's cookie."""
         try:
             sent = SimpleCookie(headers.get("cookie", "")).get(self.cookie_name)
         except CookieError:
@@ -69,11 +73,12 @@ class Access:
         return sent is not None and _equal(sent.value, self.cookie)
 
     def is_token(self, text: str) -> bool:
+        """Return whether the text is this server's token."""
         return _equal(text, self.token)
 
 
 class Guard:
-    """In front of the application: refuses, exchanges the token, and puts the headers on every answer."""
+    """Wraps the application: refuses requests, exchanges the token for a cookie, and adds the security headers."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
@@ -89,33 +94,33 @@ class Guard:
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
-        answer = self._instead(scope) or self._app
+        answer = self._own_answer(scope) or self._app
         await answer(scope, receive, send_with_headers)
 
-    def _instead(self, scope: Scope) -> Response | None:
-        """None for a request that may pass."""
+    def _own_answer(self, scope: Scope) -> Response | None:
+        """Return the refusal or the redirect, or None for a request that may pass to the application."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if host not in self._access.hosts:
-            return _refusal(421, f"this is no page of that host; {_AGAIN}")
+            return _refusal(421, f"this page does not belong to that host; {_NEXT_STEP}")
         if headers.get("origin", f"http://{host}") != f"http://{host}":
-            return _refusal(403, "another page asks for this one; " + _AGAIN)
+            return _refusal(403, f"the request comes from another page; {_NEXT_STEP}")
         if scope["method"] != "GET":
-            return _refusal(405, "this page only reads; use 'cwm' or the MCP tools to change something", allow="GET")
+            return _refusal(405, "this page is read-only; use 'cwm' or the MCP tools to change something", allow="GET")
         tokens = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get("token")
         if tokens is not None and scope["path"] == "/":
             if not self._access.is_token(tokens[0]):
-                return _refusal(403, f"that is no token of this start; {_AGAIN}")
+                return _refusal(403, f"the token is wrong or from an earlier start; {_NEXT_STEP}")
             return self._admission(came_by_link=headers.get("sec-fetch-site", "none") not in ("none", "same-origin"))
         if not self._access.has_cookie(headers):
-            return _refusal(401, f"this page is for who started it; {_AGAIN}")
+            return _refusal(401, f"this page needs the cookie of the person who started it; {_NEXT_STEP}")
         return None
 
     def _admission(self, came_by_link: bool) -> Response:
-        """The cookie, and the way to the page without the token.
+        """Return the cookie and a redirect to the page without the token.
 
-        A strict cookie is not sent along a redirect that began on another site (a link in a terminal that is a page
-        itself, the file that opens the browser): there a page of ours has to begin the next step.
+        A browser does not send a strict cookie along a redirect that began on another site, for instance in a web
+        terminal or in the file that opens the browser. Such a browser gets a page of ours that loads the next one.
         """
         answer: Response
         if came_by_link:
@@ -131,5 +136,5 @@ def _refusal(status: int, message: str, **headers: str) -> Response:
 
 
 def _equal(one: str, other: str) -> bool:
-    """In a time that does not tell how much of it was right."""
+    """Compare in a time that does not depend on how many characters are equal."""
     return hmac.compare_digest(one.encode(errors="replace"), other.encode())

@@ -1,4 +1,4 @@
-"""What the page is told. None is "unknown", never zero: the page shows it as a dash."""
+"""The JSON that the page reads. None means unknown, never zero. The page shows it as a dash."""
 
 from pydantic import BaseModel
 
@@ -6,37 +6,37 @@ from cwm_mcp.api import results as m
 
 
 class TreeWindow(m.WindowItem):
-    """A window in its place."""
+    """A window with its place in the tree."""
 
     under: str | None
-    """The window it hangs under; None for a root. `parent_window` names the parent also where that is gone."""
+    """The parent in the tree, or None for a root. `parent_window` names the parent even if it was deleted."""
 
 
-class Saved(BaseModel):
-    """What the engine did not have to compute since its start."""
+class TimeSaved(BaseModel):
+    """The tokens and the time that the engine saved since its start by restoring windows."""
 
     tokens: int | None
     by_tier: dict[str, int] | None
-    """Tokens that were loaded, by the tier they came from."""
+    """Loaded tokens by the tier that they came from."""
     missed_tokens: int | None
     load_seconds: float | None
     prefill_tokens_per_second: float | None
-    """vLLM's own: prompt tokens that finished requests had computed, over the time they waited for it."""
+    """vLLM's speed: the prompt tokens it computed for finished requests, over the time this took."""
     seconds: float | None
-    """What computing `tokens` at that rate would have taken, less the loading: an estimate, not a measurement."""
+    """An estimate: the time to compute `tokens` at that speed, minus `load_seconds`."""
 
 
 class Overview(BaseModel):
-    """One look at everything. A part that could not be read is None, and `faults` says why."""
+    """Everything that the page shows. A part that could not be read is None, and `faults` says why."""
 
     version: str
     read_at: str
     engine_up: bool | None
     windows: list[TreeWindow] | None
-    """Oldest first; a parent comes before its children."""
+    """Oldest first, so a parent comes before its children."""
     sessions: list[m.SessionItem] | None
     cache: m.CacheStats | None
-    saved: Saved
+    saved: TimeSaved
     health: m.Health | None
     auto_freeze: m.AutoFreezePolicy | None
     faults: list[str]

@@ -1,4 +1,4 @@
-"""Gathers what the page shows: every part at once, and each for itself, so that one that fails hides no other."""
+"""Read everything that the page shows, concurrently. A part that cannot be read does not hide the others."""
 
 import asyncio
 import time
@@ -14,44 +14,50 @@ from cwm_mcp.api import results as m
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.tree import all_windows, parents_of
 from cwm_mcp.api.vllm_http import exposition
-from cwm_mcp.ui.models import Overview, Saved, TreeWindow
-from cwm_mcp.ui.saved import saved
+from cwm_mcp.ui.models import Overview, TimeSaved, TreeWindow
+from cwm_mcp.ui.time_saved import time_saved
 
 T = TypeVar("T")
 
-_PATIENCE_S: Final = 8.0
-"""For each part. Longer than a read of 10,000 windows takes, short enough to be told that the engine hangs."""
+_TIMEOUT_S: Final = 8.0
+"""For each part. Reading 10,000 windows takes less, and the user learns soon that an engine hangs."""
 _PAGE: Final = 100
-_REST: Final = 4
-"""A list is kept for so many times what reading it took: pages that poll take a fifth of one core at most."""
+"""Sessions per request."""
+_CACHE_FACTOR: Final = 4
+"""Keep the list for this many times the time it took to read, so that polling uses at most a fifth of a core."""
 
 
 class OverviewReader:
-    """One for each server, on its event loop."""
+    """Reads the overview. One per server, used only on the server's event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._operations = Operations(settings, client_name="cwm-ui")
-        self._listing = asyncio.Lock()
+        self._list_lock = asyncio.Lock()
         self._windows: list[TreeWindow] = []
-        self._kept_until = 0.0
+        self._cached_until = 0.0
 
     async def aclose(self) -> None:
+        """Close the connections to the engine and to vLLM."""
         await self._operations.aclose()
 
     async def window(self, name: str) -> m.Status:
-        """Raises: CWM-1002 for what is no name, CWM-2002 for an unknown window; what a read can raise."""
+        """Return the status of a window.
+
+        Raise `Code.WINDOW_NAME` for an invalid name, `Code.WINDOW_NOT_FOUND` for an unknown one, and the errors of
+        reading the engine or the catalog.
+        """
         return await self._operations.status(a.parse(a.StatusArguments, {"window_name": name}))
 
     async def read(self) -> Overview:
-        """Raises nothing: what can't be read is told."""
+        """Return the overview. Raise nothing, because the overview says what could not be read."""
         faults: list[str] = []
         everything = a.NoArguments()
-        windows, sessions, cache, (engine_up, spared), health, policy = await asyncio.gather(
+        windows, sessions, cache, (engine_up, saved), health, policy = await asyncio.gather(
             _or_none(self._all_windows(), faults),
             _or_none(self._all_sessions(), faults),
             _or_none(self._operations.stats(everything), faults),
-            self._counted(faults),
+            self._engine_and_time_saved(faults),
             _or_none(self._operations.health(a.HealthArguments()), faults),
             _or_none(self._operations.policy(a.PolicyArguments()), faults),
         )
@@ -62,34 +68,34 @@ class OverviewReader:
             windows=windows,
             sessions=sessions,
             cache=cache,
-            saved=spared,
+            saved=saved,
             health=health,
             auto_freeze=policy,
             faults=list(dict.fromkeys(faults)),
         )
 
-    async def _counted(self, faults: list[str]) -> tuple[bool | None, Saved]:
-        """Whether an engine answers, and what it has saved."""
+    async def _engine_and_time_saved(self, faults: list[str]) -> tuple[bool | None, TimeSaved]:
+        """Return whether an engine answers, and the time that it saved."""
         metrics, vllm = await asyncio.gather(
             _or_none(self._operations.metrics(a.MetricsArguments()), faults), exposition(self._settings)
         )
         samples = (metrics.metrics if metrics else None) or []
         up = next((bool(each.value) for each in samples if each.name == "cwm_engine_up"), None)
-        return up, saved(samples, vllm)
+        return up, time_saved(samples, vllm)
 
     async def _all_windows(self) -> list[TreeWindow]:
-        async with self._listing:
+        async with self._list_lock:
             begun = time.monotonic()
-            if begun >= self._kept_until:
+            if begun >= self._cached_until:
                 listed = await all_windows(self._operations)
                 parents = parents_of(listed)
                 self._windows = [TreeWindow(**each.model_dump(), under=parents[each.name]) for each in listed]
                 now = time.monotonic()
-                self._kept_until = now + _REST * (now - begun)
+                self._cached_until = now + _CACHE_FACTOR * (now - begun)
             return self._windows
 
     async def _all_sessions(self) -> list[m.SessionItem]:
-        """Last active first; one that speaks between two pages is told once."""
+        """Return all sessions, last active first. A session that moves between two pages is listed once."""
         found: dict[str, m.SessionItem] = {}
         offset, more = 0, True
         while more:
@@ -100,13 +106,16 @@ class OverviewReader:
 
 
 async def _or_none(part: Awaitable[T], faults: list[str]) -> T | None:
-    """The part, or None and why. That an engine is away is no fault of a part: `engine_up` tells it."""
+    """Return the part, or None after adding the reason to `faults`.
+
+    An unreachable engine is not added, because `engine_up` says so.
+    """
     try:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(_TIMEOUT_S):
             return await part
     except TimeoutError:
-        late = f"the engine did not answer within {_PATIENCE_S:g} s; see whether it still runs"
-        faults.append(str(CWMError(Code.ENGINE_TIMEOUT, late)))
+        message = f"the engine did not answer within {_TIMEOUT_S:g} s; check that it is still running"
+        faults.append(str(CWMError(Code.ENGINE_TIMEOUT, message)))
     except CWMError as problem:
         if problem.code is not Code.ENGINE_UNREACHABLE:
             faults.append(str(problem))

@@ -1,4 +1,4 @@
-"""The page's server: its files, and the JSON that it polls. Everything is a GET."""
+"""Serve the page's files and the JSON that it polls. Only GET is allowed."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -31,26 +31,27 @@ _STATUS: Final = {
     Code.ENGINE_TIMEOUT: 504,
 }
 _SHUTDOWN_S: Final = 1
+"""For requests in progress."""
 LOOPBACK: Final = "127.0.0.1"
 
 
 def run(settings: Settings, address: Address, on_ready: Callable[[str], None]) -> None:
-    """Serves until a signal ends the process; `on_ready` is given the address to open, which holds the token.
+    """Serve until a signal ends the process. Call `on_ready` with the address to open, which contains the token.
 
-    Raises: CWM-8001 for any other host than 127.0.0.1, CWM-1003 for a port that is taken.
+    Raise `Code.NOT_ALLOWED` for any host but 127.0.0.1, and `Code.ARGUMENT` for a port that is in use.
     """
     import uvicorn
 
     if address.host != LOOPBACK:
         raise CWMError(
             Code.NOT_ALLOWED,
-            f"the page is served on {LOOPBACK} alone, not on {address.host}; from elsewhere, reach it through ssh -L",
+            f"the page is served on {LOOPBACK} alone, not on {address.host}; from another machine, use ssh -L",
         )
     listener = address.listen()
     access = Access(port=listener.getsockname()[1])
     config = uvicorn.Config(
         build_app(settings, access),
-        # A log of requests would hold the token.
+        # A log of requests would contain the token.
         access_log=False,
         log_config=None,
         log_level="warning",
@@ -63,6 +64,7 @@ def run(settings: Settings, address: Address, on_ready: Callable[[str], None]) -
 
 
 def build_app(settings: Settings, access: Access) -> ASGIApp:
+    """Return the application, which answers only requests that `access` admits."""
     reader: OverviewReader | None = None
 
     @contextlib.asynccontextmanager
@@ -73,7 +75,7 @@ def build_app(settings: Settings, access: Access) -> ASGIApp:
         await reader.aclose()
 
     def running() -> OverviewReader:
-        assert reader is not None  # requests come between the beginning and the end
+        assert reader is not None  # requests arrive only between startup and shutdown
         return reader
 
     async def overview(request: Request) -> Response:
@@ -96,7 +98,7 @@ def _json(text: str) -> Response:
 
 
 def _files() -> list[BaseRoute]:
-    """One route for each file of the page, read once: no path of a request ever reaches the disk."""
+    """Return one route per file, read once at the start, so that no request's path ever reaches the disk."""
     return [
         Route("/" if path.name == "index.html" else f"/{path.name}", _file(path)) for path in sorted(_STATIC.iterdir())
     ]

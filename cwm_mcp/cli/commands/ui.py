@@ -28,14 +28,14 @@ def ui(
     """
     from cwm_mcp.api.http_address import Address
     from cwm_mcp.ui import server
-    from cwm_mcp.ui.launch import in_browser
+    from cwm_mcp.ui.open_browser import open_in_browser
 
     with contextlib.ExitStack() as files:
 
         def ready(url: str) -> None:
             print(f"open {url}\nPress Ctrl-C to stop.", flush=True)
             if browser and sys.stdout.isatty():
-                files.enter_context(in_browser(url))
+                files.enter_context(open_in_browser(url))
 
         try:
             server.run(settings(), Address(server.LOOPBACK, port), ready)

@@ -1,4 +1,4 @@
-// One window's details in a dialog: the browser's own, with its Escape key, focus and backdrop.
+// Shows one window's details in a dialog of the browser, with its Escape key, focus and backdrop.
 
 import { byId, element, fact, setText } from "./dom.js";
 import { DASH, ago, bytes, count, moment } from "./format.js";
@@ -10,7 +10,7 @@ export class Details {
   #shown = "";
   #find;
 
-  /** `find` gives a window's entry in the list by its name. */
+  /** `find` returns a window's entry in the list by name. */
   constructor(find) {
     this.#find = find;
     byId("close-details").addEventListener("click", () => this.#dialog.close());
@@ -31,7 +31,7 @@ export class Details {
     return this.refresh();
   }
 
-  /** Reads the window that is shown, if one is. */
+  /** Read the shown window again, if there is one. */
   async refresh() {
     if (!this.#dialog.open) return;
     const name = this.#name;
@@ -40,7 +40,7 @@ export class Details {
       answer = await fetch(`/api/windows/${encodeURIComponent(name)}`, { cache: "no-store" });
       text = await answer.text();
     } catch {
-      return; // the page says already that its server is away
+      return; // the page already says that its server does not answer
     }
     if (name !== this.#name) return;
     const listed = this.#find(name) ?? null;
@@ -82,7 +82,7 @@ function facts(status, listed) {
 
 function parent(name, listed) {
   if (name === null) return [DASH];
-  return listed === null || listed.under === name ? [link(name)] : [`${name}, which is gone`];
+  return listed === null || listed.under === name ? [link(name)] : [`${name} (deleted)`];
 }
 
 function link(name) {

@@ -1,6 +1,6 @@
-// Elements made by hand. Whatever comes from outside becomes text and never markup.
+// Creates elements. All values become text, never markup.
 
-/** An element; strings among `children` become text nodes, and null or undefined ones are left out. */
+/** Create an element. Strings in `children` become text nodes. Null and undefined children are left out. */
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -12,12 +12,12 @@ export function element(tag, attributes = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** Writes only what has changed: a live region that is written anew is read out anew. */
+/** Set the text only if it changed, because a screen reader reads a live region again when it is set. */
 export function setText(target, text) {
   if (target.textContent !== text) target.textContent = text;
 }
 
-/** A bar that is filled to `share` (0 to 1); with null it stays empty and says that the share is unknown. */
+/** Create a bar that is filled to `share` (0 to 1), or empty if `share` is null. `text` describes the value. */
 export function meter(label, share, text) {
   const fill = element("span", { class: "fill" });
   const known = share !== null;
@@ -38,7 +38,7 @@ export function meter(label, share, text) {
   );
 }
 
-/** A pair of a description list. */
+/** Create a name and its values for a description list. */
 export function fact(name, ...values) {
   return element("div", {}, element("dt", {}, name), element("dd", {}, ...values));
 }

@@ -1,10 +1,10 @@
-// What is no list: the tiles, the tiers' fill, hit rates, what was saved, health, auto-freeze.
+// Shows the figures: tiles, tiers, hit rates, time saved, health and auto-freeze.
 
 import { byId, element, fact, meter } from "./dom.js";
 import { DASH, bytes, count, moment, percent, plural, seconds, until } from "./format.js";
 
 const NEARLY_FULL = 0.9;
-const NOTHING_LOADED = "nothing was asked for yet";
+const NOTHING_LOADED = "nothing requested yet";
 
 export function showFigures(overview) {
   const { cache, saved, health, auto_freeze: auto, engine_up: up } = overview;
@@ -32,19 +32,19 @@ function tiles({ windows, sessions, saved, engine_up: up }, store, vllm) {
     tile("Stored", bytes(store?.total_bytes), ratio ? `each byte used ${ratio.toFixed(1)} times` : `${count(store?.total_blocks)} blocks`),
     tile("Prefix-cache hits", percent(vllm?.prefix_cache_hit_rate), `${count(vllm?.cached_tokens)} tokens`),
     tile("Restored", count(saved.tokens), "tokens, from windows"),
-    tile("Time saved", saved.seconds === null ? DASH : `≈ ${seconds(saved.seconds)}`, "loading taken off"),
+    tile("Time saved", saved.seconds === null ? DASH : `≈ ${seconds(saved.seconds)}`, "net of loading time"),
   ];
 }
 
-function tier(name, held, up) {
+function tier(name, stored, up) {
   const line = element("div", { class: "pair" }, element("span", {}, name));
-  if (held === null) {
-    // Only the engine knows what is in memory; a running one that tells of no Redis has none.
+  if (stored === null) {
+    // Only the engine knows what is in memory. If a running engine reports no Redis, there is none.
     const reason = name === "redis" && up ? "not configured" : DASH;
     line.append(element("span", { class: "quiet" }, reason));
     return element("li", { "data-tier": name }, line, meter(`${name} tier`, null, reason));
   }
-  const { blocks, bytes: used, limit_bytes: limit } = held;
+  const { blocks, bytes: used, limit_bytes: limit } = stored;
   const share = limit && used !== null ? used / limit : null;
   const text = limit === null ? bytes(used) : `${bytes(used)} of ${bytes(limit)}`;
   line.append(element("span", {}, text));
@@ -59,13 +59,13 @@ function tier(name, held, up) {
 }
 
 function rates(store, vllm) {
-  const asked = store !== null && store.hits !== null ? store.hits + store.misses : null;
-  const loaded = asked ? store.hits / asked : null;
-  const counted = asked ? `${count(store.hits)} of ${plural(asked, "block", "blocks")}` : asked === 0 ? NOTHING_LOADED : "";
+  const requested = store !== null && store.hits !== null ? store.hits + store.misses : null;
+  const loaded = requested ? store.hits / requested : null;
+  const counted = requested ? `${count(store.hits)} of ${plural(requested, "block", "blocks")}` : requested === 0 ? NOTHING_LOADED : "";
   return [
     rate("vLLM's prefix cache", vllm?.prefix_cache_hit_rate ?? null, "of the prompts' tokens"),
-    rate("from windows", vllm?.external_hit_rate ?? null, "of the tokens that were not in it"),
-    rate("loads that succeeded", loaded, counted),
+    rate("from windows", vllm?.external_hit_rate ?? null, "of the tokens not in it"),
+    rate("successful loads", loaded, counted),
   ];
 }
 
@@ -111,7 +111,7 @@ function policy(auto, now) {
   const next = auto.next_action;
   return [
     fact("policy", auto.enabled ? "on" : "off"),
-    fact("after silence of", `${auto.idle_timeout_minutes} min`),
+    fact("when idle for", `${auto.idle_timeout_minutes} min`),
     fact("every", `${count(auto.token_threshold)} tokens`),
     fact("keeps the last", count(auto.keep_last)),
     next === null

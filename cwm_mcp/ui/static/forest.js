@@ -1,13 +1,13 @@
-// The windows' lineage as rows to show: order, folding and filter. Nothing here touches the page.
+// Turns the tree of windows into rows: order, folding and filter. Does not touch the page.
 
-const FOLDED_OVER = 12; // children; more of them begin folded
+const FOLDED_OVER = 12; // more children than this are folded at first
 
 export class Forest {
   #children = new Map(); // name, "" for the roots -> windows, the most recently used branch first
   #windows = [];
-  #chosen = new Map(); // name -> folded, where the reader has said so
+  #chosen = new Map(); // name -> folded, if the user folded or unfolded it
 
-  /** `windows` are oldest first, parents before children. */
+  /** Replace the windows, which must be oldest first, so that parents come before children. */
   update(windows) {
     this.#windows = windows;
     this.#children = new Map();
@@ -39,13 +39,13 @@ export class Forest {
     this.#chosen.set(name, folded);
   }
 
-  /** Rows of {window, level, branches, folded, found}; with a filter the windows found and what leads to them. */
+  /** Return rows of {window, level, branches, folded, found}: with a filter, the matches and their ancestors. */
   rows(filter) {
     const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
     const found = new Set(this.#windows.filter((window) => matches(window, words)).map(({ name }) => name));
     const shown = words.length ? this.#withAncestors(found) : found;
     const rows = [];
-    // A stack, because a conversation frozen a thousand times is a thousand levels deep.
+    // A stack instead of recursion, because a conversation frozen a thousand times is a thousand levels deep.
     const pending = this.#childrenOf("").map((window) => [window, 1]).reverse();
     while (pending.length) {
       const [window, level] = pending.pop();
@@ -64,7 +64,7 @@ export class Forest {
 
   #withAncestors(found) {
     const shown = new Set(found);
-    // Children come after their parents: one walk from the end reaches every ancestor.
+    // Children come after their parents, so one pass from the end reaches every ancestor.
     for (const { name, under } of [...this.#windows].reverse()) if (under !== null && shown.has(name)) shown.add(under);
     return shown;
   }

@@ -1,4 +1,4 @@
-// Values as people read them. What is unknown is a dash, never a zero.
+// Formats values for people. An unknown value is a dash, never a zero.
 
 export const DASH = "–";
 
@@ -39,19 +39,19 @@ function span(size) {
   return "now";
 }
 
-/** How long ago an ISO time was. */
+/** Return how long ago an ISO time was. */
 export function ago(iso, now) {
   return known(iso) ? span((now - Date.parse(iso)) / 1000) : DASH;
 }
 
-/** How long until an ISO time. */
+/** Return how long it is until an ISO time. */
 export function until(iso, now) {
   if (!known(iso)) return DASH;
   const text = span((Date.parse(iso) - now) / 1000);
   return text === "now" ? text : `in ${text}`;
 }
 
-/** An ISO time in the reader's own zone. */
+/** Return an ISO time in the user's time zone. */
 export function moment(iso) {
   return known(iso) ? new Date(iso).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" }) : DASH;
 }

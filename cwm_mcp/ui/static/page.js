@@ -1,4 +1,4 @@
-// Asks for the overview every few seconds and hands it to the parts of the page.
+// Reads the overview every few seconds and passes it to the parts of the page.
 
 import { byId, element, setText } from "./dom.js";
 import { Details } from "./details.js";
@@ -7,8 +7,8 @@ import { SessionTable } from "./sessions.js";
 import { WindowTree } from "./windows.js";
 
 const EVERY_MS = 3000;
-const AWAY = "The engine is away: this is what the catalog knows. Start it with: cwm serve MODEL";
-const ENGINE = { true: ["engine running", "healthy"], false: ["engine away", "unhealthy"], null: ["engine unknown", "degraded"] };
+const AWAY = "No engine is running, so this shows only what the catalog knows. To start one, run: cwm serve MODEL";
+const ENGINE = { true: ["engine running", "healthy"], false: ["no engine", "unhealthy"], null: ["engine unknown", "degraded"] };
 
 const details = new Details((name) => tree.find(name));
 const tree = new WindowTree((name) => details.open(name));
@@ -22,7 +22,7 @@ function show(overview) {
   byId("engine").className = `pill ${status}`;
   setText(byId("freshness"), `read ${new Date(now).toLocaleTimeString("en-GB")}, version ${overview.version}`);
   say([...(overview.engine_up === false ? [AWAY] : []), ...overview.faults]);
-  // A part that could not be read stays as it was last seen; the notice says so.
+  // A part that could not be read keeps its last state, and a notice says why.
   if (overview.windows !== null) tree.update(overview.windows, now);
   if (overview.sessions !== null) sessions.update(overview.sessions, now, overview.engine_up === true);
   showFigures(overview);
@@ -34,8 +34,8 @@ function say(notices) {
   place.replaceChildren(...notices.map((text) => element("p", { class: "notice" }, text)));
 }
 
-/** What the server says, or null if nobody answers. */
-async function ask() {
+/** Return the server's answer, or null if it does not answer. */
+async function fetchOverview() {
   try {
     const answer = await fetch("/api/overview", { cache: "no-store" });
     return { status: answer.status, text: await answer.text() };
@@ -44,12 +44,12 @@ async function ask() {
   }
 }
 
-async function look() {
+async function refresh() {
   clearTimeout(timer);
-  const answer = await ask();
-  if (!document.hidden) timer = setTimeout(look, EVERY_MS);
-  if (answer === null) say(["cwm ui does not answer any more: start it again. What you see is what was last read."]);
-  else if (answer.status === 401) say(["This page is no longer let in: open the address that cwm ui has printed."]);
+  const answer = await fetchOverview();
+  if (!document.hidden) timer = setTimeout(refresh, EVERY_MS);
+  if (answer === null) say(["cwm ui has stopped, and this page shows its last values. To start it again, run: cwm ui"]);
+  else if (answer.status === 401) say(["This page has no access any more. Open the address that cwm ui printed."]);
   else if (answer.status !== 200) say([answer.text]);
   else {
     show(JSON.parse(answer.text));
@@ -57,5 +57,5 @@ async function look() {
   }
 }
 
-document.addEventListener("visibilitychange", () => document.hidden || look());
-look();
+document.addEventListener("visibilitychange", () => document.hidden || refresh());
+refresh();

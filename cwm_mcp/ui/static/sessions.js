@@ -1,4 +1,4 @@
-// The sessions, last active first.
+// Shows the sessions, last active first.
 
 import { byId, element, setText } from "./dom.js";
 import { ago, count, moment, plural, until } from "./format.js";
@@ -21,7 +21,7 @@ export class SessionTable {
     });
   }
 
-  /** Without an engine, `live` is false: what they do now nobody knows. */
+  /** Show the sessions. `live` is false without an engine, when nobody knows what they do now. */
   update(sessions, now, live) {
     this.#sessions = sessions;
     this.#live = live;
@@ -41,11 +41,11 @@ export class SessionTable {
     const left = this.#sessions.length - rows.length;
     this.#more.hidden = left === 0;
     setText(this.#more, `Show ${Math.min(PAGE, left)} more of ${count(left)}`);
-    // Text that somebody has marked stays marked while nothing changes.
+    // Unchanged rows are kept, so that the user's selection stays.
     const shown = JSON.stringify(rows);
     if (shown === this.#shown) return;
     this.#shown = shown;
-    const empty = element("tr", { class: "empty" }, element("td", { colspan: 7 }, "No session is known."));
+    const empty = element("tr", { class: "empty" }, element("td", { colspan: 7 }, "No sessions yet."));
     this.#body.replaceChildren(...(rows.length ? rows.map((row) => sessionRow(...row)) : [empty]));
   }
 }

@@ -1,4 +1,4 @@
-// The tree of windows as a table: a tree grid with one stop for the Tab key and arrows within.
+// Shows the tree of windows as a tree grid: one stop for the Tab key, and arrow keys inside.
 
 import { byId, element, setText } from "./dom.js";
 import { Forest } from "./forest.js";
@@ -18,7 +18,7 @@ export class WindowTree {
   #active = null; // the name of the row that the Tab key reaches
   #made = new Map(); // name -> {signature, row}
 
-  /** `open` is called with the name of the window whose details are wanted. */
+  /** `open` is called with the name of the window whose details to show. */
   constructor(open) {
     this.#open = open;
     this.#search.addEventListener("input", () => {
@@ -57,7 +57,7 @@ export class WindowTree {
     this.#made = kept;
     const elements = [...kept.values()].map(({ row }) => row);
     if (elements.length === 0) elements.push(emptyRow(this.#forest.size));
-    // Elements that stay in place keep focus and selection.
+    // Rows that stay in place keep focus and selection.
     if (elements.some((row, place) => this.#body.children[place] !== row) || elements.length !== this.#body.children.length) {
       this.#body.replaceChildren(...elements);
     }
@@ -141,20 +141,20 @@ function windowRow({ window, level, branches, folded, found }, age, active) {
 
 function nameOf(window, level, branches, folded) {
   const sign = branches ? (folded ? "▸" : "▾") : "";
-  const said = element("div", { class: "said" }, element("span", { class: "label" }, window.name));
-  if (folded) said.append(element("span", { class: "quiet" }, plural(branches, "branch", "branches")));
-  if (window.state !== "frozen") said.append(element("span", { class: `state ${window.state}` }, window.state));
-  said.append(...window.tags.map((tag) => element("span", { class: "tag" }, tag)));
+  const label = element("div", { class: "said" }, element("span", { class: "label" }, window.name));
+  if (folded) label.append(element("span", { class: "quiet" }, plural(branches, "branch", "branches")));
+  if (window.state !== "frozen") label.append(element("span", { class: `state ${window.state}` }, window.state));
+  label.append(...window.tags.map((tag) => element("span", { class: "tag" }, tag)));
   if (window.parent_window !== null && window.under === null) {
-    said.append(element("span", { class: "quiet" }, `from ${window.parent_window}, which is gone`));
+    label.append(element("span", { class: "quiet" }, `from ${window.parent_window} (deleted)`));
   }
   const toggle = element("span", { class: branches ? "toggle" : "leaf", "aria-hidden": "true" }, sign);
-  const line = element("div", { class: "name" }, toggle, said);
+  const line = element("div", { class: "name" }, toggle, label);
   line.style.paddingInlineStart = `${(Math.min(level, DEEPEST) - 1) * 1.1}rem`;
   return line;
 }
 
-/** What is the window's own, before what it shares with others. */
+/** Show the window's own bytes beside those that it shares with others. */
 function shareOf({ size_bytes: size, unique_bytes: own }) {
   if (size === null || own === null) return DASH;
   const bar = element("span", { class: "split", "aria-hidden": "true" }, element("span", { class: "own" }));
@@ -163,6 +163,6 @@ function shareOf({ size_bytes: size, unique_bytes: own }) {
 }
 
 function emptyRow(size) {
-  const text = size ? "No window has all of these words." : "No window yet: cwm freeze SESSION NAME makes one.";
+  const text = size ? "No window has all of these words." : "No windows yet. To create one, run: cwm freeze SESSION NAME";
   return element("tr", { class: "empty" }, element("td", { colspan: 6 }, text));
 }

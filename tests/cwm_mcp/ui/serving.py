@@ -1,4 +1,4 @@
-"""The command as a process of its own, and what an engine would answer to it."""
+"""Run `cwm ui` as a process, with the answers of an engine for it."""
 
 import os
 import subprocess
@@ -32,24 +32,29 @@ POLICY: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Served:
+    """A running `cwm ui`."""
+
     process: "subprocess.Popen[str]"
     url: str
-    """What the person opens, with the token."""
+    """The address to open, with the token."""
     log: Path
-    """All that it prints after that."""
+    """Everything that the process prints after its first line."""
 
     @property
     def origin(self) -> str:
+        """Return the page's scheme, host and port."""
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.netloc}"
 
     @property
     def token(self) -> str:
+        """Return the token in the printed address."""
         return urlsplit(self.url).query.removeprefix("token=")
 
 
 @contextmanager
 def serving(folder: Path, *words: str, **settings: str) -> Iterator[Served]:
+    """Run `cwm ui` with these arguments and variables until the context ends."""
     log = folder / "ui.log"
     with log.open("w") as rest:
         process = subprocess.Popen(
@@ -73,6 +78,7 @@ def serving(folder: Path, *words: str, **settings: str) -> Iterator[Served]:
 
 
 def session(number: int, title: str | None = None, **changes: Any) -> dict[str, Any]:
+    """Return a session as the engine lists it."""
     return {
         "session_id": f"session-{number}",
         "state": "active",
@@ -90,7 +96,7 @@ def session(number: int, title: str | None = None, **changes: Any) -> dict[str, 
 
 
 def answers(settings: Settings, *sessions: dict[str, Any]) -> dict[str, Any]:
-    """What an engine over this catalog would say, its counters included."""
+    """Return the answers of an engine with this catalog, including its counters."""
     catalog = SqliteCatalog.open_read_only(settings.catalog_path)
     page = catalog.list_windows(WindowQuery(descending=False, limit=100))
     catalog.close()
@@ -126,6 +132,7 @@ def answers(settings: Settings, *sessions: dict[str, Any]) -> dict[str, Any]:
 
 
 def sample(name: str, value: float, **labels: str) -> dict[str, Any]:
+    """Return a sample of a counter."""
     return {"name": name, "type": "counter", "value": value, "labels": labels, "help": name}
 
 

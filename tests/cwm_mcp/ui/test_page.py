@@ -1,4 +1,4 @@
-"""The page in a real browser: what stands in it, what a person can do with it, and that text stays text."""
+"""The page in a real browser: what it shows, what a person can do with it, and that text stays text."""
 
 import threading
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from cwm_connector.control.thread import ControlThread
 from cwm_connector.core.types import Micros
 from cwm_connector.protocol.calls import Op
 from cwm_connector.settings import Settings
-from cwm_mcp.ui.launch import page_to
+from cwm_mcp.ui.open_browser import redirect_page
 from tests.cwm_mcp import homes
 from tests.cwm_mcp.canned import CannedEngine, canned_engine
 from tests.cwm_mcp.ui.browser import Page, chromium, new_page
@@ -35,7 +35,8 @@ class Shown:
     served: Served
     stop_engine: Any
 
-    def tell_windows_anew(self) -> None:
+    def relist_windows(self) -> None:
+        """Make the engine list the windows that the catalog has now."""
         self.engine.answers[Op.LIST] = answers(self.settings)["LIST"]
 
 
@@ -46,7 +47,7 @@ def needs_a_browser() -> None:
 
 @contextmanager
 def vllm() -> Iterator[str]:
-    """Something that gives vLLM's metrics, and is healthy."""
+    """Serve vLLM's metrics. Yield the address."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -66,7 +67,10 @@ def vllm() -> Iterator[str]:
 
 @pytest.fixture
 def shown(filled: Path, settings: Settings, tmp_path: Path) -> Iterator[Shown]:
-    """The page over a filled home with an engine. Whatever a test does: no error, no violation, no other host."""
+    """Open the page over a filled home with an engine.
+
+    Check after each test that there was no error, no violation of the policy, and no request to another host.
+    """
     catalog = SqliteCatalog.open(settings.catalog_path)
     catalog.tag_window("branch", [], [], MARKUP, Micros(homes.NEW_YEAR))
     stem, chunks = catalog.window("stem"), catalog.chunks_of("stem")
@@ -170,7 +174,7 @@ def test_a_new_window_appears_by_itself(shown: Shown) -> None:
     catalog = SqliteCatalog.open(shown.settings.catalog_path)
     catalog.clone_window("branch", "just-now", None, None, Micros(homes.NEW_YEAR + 5 * 86_400_000_000))
     catalog.close()
-    shown.tell_windows_anew()
+    shown.relist_windows()
     shown.page.until("document.querySelector('tr[data-name=just-now]')")
     level = "document.querySelector('tr[data-name=just-now]').getAttribute('aria-level')"
     assert shown.page.value(level) == "3"
@@ -231,13 +235,13 @@ def test_the_tree_and_the_details_are_reached_by_keys(shown: Shown) -> None:
     page.until(f"{focused} === 'stem'")
 
 
-def test_focus_stays_where_it_is_when_the_page_is_told_anew(shown: Shown) -> None:
+def test_focus_stays_where_it_is_when_the_page_is_refreshed(shown: Shown) -> None:
     page = shown.page
     page.value("document.querySelector('tr[data-name=branch]').focus()")
     catalog = SqliteCatalog.open(shown.settings.catalog_path)
     catalog.clone_window("stem", "another", None, None, Micros(homes.NEW_YEAR + 6 * 86_400_000_000))
     catalog.close()
-    shown.tell_windows_anew()
+    shown.relist_windows()
     page.until("document.querySelector('tr[data-name=another]')")
     assert page.value("document.activeElement.dataset.name") == "branch"
 
@@ -245,8 +249,8 @@ def test_focus_stays_where_it_is_when_the_page_is_told_anew(shown: Shown) -> Non
 def test_that_the_engine_goes_away_and_comes_back_is_said(shown: Shown) -> None:
     page = shown.page
     shown.stop_engine()
-    page.until("document.querySelector('#engine').textContent === 'engine away'")
-    assert "The engine is away" in page.text("#notices")
+    page.until("document.querySelector('#engine').textContent === 'no engine'")
+    assert "No engine is running" in page.text("#notices")
     assert page.texts(NAMES) == ["stem", "stem-for-alice", "branch"]
     assert page.text("#sessions-count") == "1 session, as last frozen or thawed"
     assert page.text("[data-tier=cpu]").split("\n") == ["cpu", "–"]
@@ -257,7 +261,7 @@ def test_that_the_engine_goes_away_and_comes_back_is_said(shown: Shown) -> None:
 
 def test_that_the_page_s_own_server_is_gone_is_said(shown: Shown) -> None:
     shown.served.process.kill()
-    shown.page.until("document.querySelector('#notices').textContent.includes('start it again')")
+    shown.page.until("document.querySelector('#notices').textContent.includes('cwm ui has stopped')")
     assert shown.page.texts(NAMES) == ["stem", "stem-for-alice", "branch"]
     assert any("ERR_CONNECTION_REFUSED" in each for each in shown.page.faults)
     shown.page.faults.clear()  # the browser's own word for what the page says
@@ -265,7 +269,7 @@ def test_that_the_page_s_own_server_is_gone_is_said(shown: Shown) -> None:
 
 def test_a_page_elsewhere_that_leads_here_is_let_in(shown: Shown, tmp_path: Path) -> None:
     file = tmp_path / "open.html"
-    file.write_text(page_to(shown.served.url))
+    file.write_text(redirect_page(shown.served.url))
     with new_page(tmp_path / "other") as page:
         page.open(file.as_uri())
         page.until(READ)

@@ -21,10 +21,10 @@ from cwm_connector.settings import Settings
 from cwm_mcp.api.http_address import Address
 from cwm_mcp.api.results import Metric
 from cwm_mcp.ui import server
-from cwm_mcp.ui.launch import in_browser
 from cwm_mcp.ui.models import Overview
+from cwm_mcp.ui.open_browser import open_in_browser
 from cwm_mcp.ui.overview import OverviewReader
-from cwm_mcp.ui.saved import prefill_rate, saved
+from cwm_mcp.ui.time_saved import prefill_rate, time_saved
 from tests.cwm_mcp import homes
 from tests.cwm_mcp.canned import canned_engine
 from tests.cwm_mcp.ui.serving import VLLM_METRICS, Served, answers, sample, serving, session
@@ -177,7 +177,7 @@ def test_a_port_that_is_taken_is_one_line(served: Served) -> None:
 def test_the_browsers_command_line_shows_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
-    with in_browser("http://127.0.0.1:1/?token=secret"):
+    with open_in_browser("http://127.0.0.1:1/?token=secret"):
         limit = time.monotonic() + 10
         while not opened:
             assert time.monotonic() < limit
@@ -291,12 +291,12 @@ async def test_a_thousand_windows_and_two_hundred_sessions_are_told_within_secon
 
 def test_seconds_are_told_only_where_vllm_tells_its_rate() -> None:
     samples = [Metric(**each) for each in (sample("cwm_loaded_tokens_total", 7680, tier="cpu"),)]
-    assert saved(samples, VLLM_METRICS).seconds is None  # no engine's counters: they always come together
+    assert time_saved(samples, VLLM_METRICS).seconds is None  # no engine's counters: they always come together
     samples += [Metric(**each) for each in (sample("cwm_missed_tokens_total", 0), sample("cwm_load_seconds_sum", 1.5))]
-    told = saved(samples, VLLM_METRICS)
-    assert told.prefill_tokens_per_second == 1200
-    assert told.seconds == pytest.approx(7680 / 1200 - 1.5)
-    assert saved(samples, None).seconds is None
+    saved = time_saved(samples, VLLM_METRICS)
+    assert saved.prefill_tokens_per_second == 1200
+    assert saved.seconds == pytest.approx(7680 / 1200 - 1.5)
+    assert time_saved(samples, None).seconds is None
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,31 @@
-"""What restoring saved, from counters alone: the connector's for the tokens, vLLM's for how fast it computes some."""
+"""Estimate the time that restoring windows saved, from the connector's counters and vLLM's."""
 
 from collections.abc import Sequence
 from typing import Final
 
 from cwm_mcp.api.results import Metric
-from cwm_mcp.ui.models import Saved
+from cwm_mcp.ui.models import TimeSaved
 
 _COMPUTED: Final = "vllm:request_prefill_kv_computed_tokens_sum"
-_WAITED: Final = "vllm:request_prefill_time_seconds_sum"
+_DURATION: Final = "vllm:request_prefill_time_seconds_sum"
 
 
-def saved(samples: Sequence[Metric], exposition: str | None) -> Saved:
-    """`samples`: the connector's metrics, without its counters where no engine runs; `exposition`: vLLM's /metrics."""
+def time_saved(samples: Sequence[Metric], exposition: str | None) -> TimeSaved:
+    """Return the saved tokens and time. Values that cannot be known are None.
+
+    `samples` are the connector's metrics, which have no counters when no engine runs. `exposition` is the text of
+    vLLM's /metrics, or None if vLLM does not answer.
+    """
     loaded = {each.labels["tier"]: int(each.value) for each in samples if each.name == "cwm_loaded_tokens_total"}
     missed = _value(samples, "cwm_missed_tokens_total")
     load_seconds = _value(samples, "cwm_load_seconds_sum")
-    # The counter of missed tokens has no labels, and is there from the engine's start.
+    # The counter of missed tokens has no labels, so it exists as soon as an engine runs.
     tokens = None if missed is None else sum(loaded.values())
     rate = prefill_rate(exposition or "")
     seconds = None
     if tokens is not None and load_seconds is not None and rate is not None:
         seconds = tokens / rate - load_seconds
-    return Saved(
+    return TimeSaved(
         tokens=tokens,
         by_tier=None if tokens is None else loaded,
         missed_tokens=None if missed is None else int(missed),
@@ -32,10 +36,10 @@ def saved(samples: Sequence[Metric], exposition: str | None) -> Saved:
 
 
 def prefill_rate(exposition: str) -> float | None:
-    """Tokens a second, over all requests that vLLM has finished; None before the first one."""
+    """Return vLLM's prefill speed in tokens per second over all finished requests, or None before the first."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    totals = {_COMPUTED: 0.0, _WAITED: 0.0}
+    totals = {_COMPUTED: 0.0, _DURATION: 0.0}
     try:
         for family in text_string_to_metric_families(exposition):
             for sample in family.samples:
@@ -43,7 +47,7 @@ def prefill_rate(exposition: str) -> float | None:
                     totals[sample.name] += sample.value
     except ValueError:
         return None
-    return totals[_COMPUTED] / totals[_WAITED] if totals[_COMPUTED] and totals[_WAITED] else None
+    return totals[_COMPUTED] / totals[_DURATION] if totals[_COMPUTED] and totals[_DURATION] else None
 
 
 def _value(samples: Sequence[Metric], name: str) -> float | None:
