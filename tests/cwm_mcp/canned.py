@@ -1,14 +1,15 @@
-"""Something that answers on the control socket, for tests of what lies between a client and an engine.
+"""A server on the control socket with canned answers, for tests of the code between a client and an engine.
 
-The answers are canned: what a real engine does is tested with a real one, in tests/engine.
+What a real engine answers is tested with a real one, in tests/engine.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from cwm_connector.control.server import ControlServer
+from cwm_connector.control.thread import ControlThread
 from cwm_connector.core.errors import CWMError
 from cwm_connector.protocol.calls import Args, Op
 from cwm_connector.settings import Settings
@@ -60,7 +61,7 @@ SAMPLE = {"name": "cwm_chunks", "type": "gauge", "value": 3, "labels": {}, "help
 
 
 class CannedEngine:
-    """Answers with what it was given and remembers what it was asked."""
+    """Returns the answers that it was given, and records the arguments of every call in `asked`."""
 
     def __init__(self, answers: dict[Op, dict[str, Any] | CWMError]) -> None:
         self.answers = answers
@@ -80,7 +81,7 @@ class CannedEngine:
 
 @asynccontextmanager
 async def canned_engine(settings: Settings, **answers: dict[str, Any] | CWMError) -> AsyncIterator[CannedEngine]:
-    """Something that listens on the socket, on the test's own event loop; answers by the names of `Op`."""
+    """Listen on the control socket, on the test's own event loop. `answers` maps the names of `Op` to results."""
     canned = CannedEngine({Op[name]: prepared for name, prepared in answers.items()})
     server = ControlServer(settings.socket_path, canned, "m")
     await server.start()
@@ -88,3 +89,14 @@ async def canned_engine(settings: Settings, **answers: dict[str, Any] | CWMError
         yield canned
     finally:
         await server.close()
+
+
+@contextmanager
+def canned_engine_on_a_thread(settings: Settings, **answers: dict[str, Any] | CWMError) -> Iterator[CannedEngine]:
+    """Listen like `canned_engine`, on the event loop of another thread, for commands that run an event loop."""
+    thread = ControlThread()
+    thread.start()
+    engine = canned_engine(settings, **answers)
+    yield thread.submit(engine.__aenter__()).result(10)
+    thread.submit(engine.__aexit__(None, None, None)).result(10)
+    thread.stop()

@@ -1,4 +1,4 @@
-"""Homes for the facade's tests, none of them the caller's own."""
+"""Fixtures of the client's tests: homes that are never the caller's own, and their settings."""
 
 import os
 import shutil
@@ -14,13 +14,13 @@ from tests.cwm_mcp import homes
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty CWM_HOME, with no vLLM behind it. Its path is short: unix sockets' paths end at 107 bytes."""
+    """Return an empty CWM_HOME without vLLM. Its path is short, because a unix socket's path has at most 107 bytes."""
     for name in list(os.environ):
         if name.startswith("CWM_") or name == "CLAUDE_CODE_SESSION_ID":
             monkeypatch.delenv(name)
     folder = Path(tempfile.mkdtemp(prefix="cwm-"))
     monkeypatch.setenv("CWM_HOME", str(folder))
-    # Port 9 is for discarding; nobody listens on it.
+    # Nothing listens on port 9.
     monkeypatch.setenv("CWM_VLLM_URL", "http://127.0.0.1:9")
     yield folder
     shutil.rmtree(folder)
@@ -28,10 +28,12 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def filled(home: Path) -> Path:
+    """Return a CWM_HOME with three windows in its catalog."""
     homes.fill(home)
     return home
 
 
 @pytest.fixture
 def settings(home: Path) -> Settings:
+    """Return the settings of `home`."""
     return Settings()

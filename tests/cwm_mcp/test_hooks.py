@@ -1,4 +1,4 @@
-"""hooks.py, as Claude Code runs it: a process with one JSON object on stdin, beside an engine in miniature, or none."""
+"""The hooks as Claude Code runs them: a process with a JSON object on stdin, with a miniature engine or without one."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ SECRET = "sk-s3cret"
 
 
 async def run(event: str | bytes, *options: str, **told: Any) -> tuple[dict[str, Any], str]:
-    """The hook's answer and what it wrote to stderr. It has always ended with 0."""
+    """Return the hook's answer and what it wrote to stderr, after checking that it exited with 0."""
     text = event if isinstance(event, bytes) else json.dumps({"hook_event_name": event, **told}).encode()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *options, "-m", "cwm_mcp.hooks"),

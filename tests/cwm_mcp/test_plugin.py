@@ -119,7 +119,7 @@ async def test_claude_code_finds_nothing_wrong_with_it(claude: ClaudeCode) -> No
 
 @asynccontextmanager
 async def scripted_model(*turns: dict[str, Any]) -> AsyncIterator[str]:
-    """The address of an Anthropic-compatible server that says these content blocks one after another, then "done"."""
+    """Serve a model that says these content blocks one after another, then "done". Yield its address."""
     script = list(turns)
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

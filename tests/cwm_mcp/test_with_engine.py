@@ -1,4 +1,4 @@
-"""The tools with something that answers on the control socket: progress, confirmations, engines that come and go."""
+"""The tools with a canned engine: progress, confirmations, engines that stop and start again."""
 
 from pathlib import Path
 from typing import Any

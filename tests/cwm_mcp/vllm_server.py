@@ -1,6 +1,6 @@
-"""Something that answers over HTTP as vLLM does, with the small model's own tokenizer and chat template.
+"""A server that answers over HTTP like vLLM, with the small model's own tokenizer and chat template.
 
-What it generates is canned: what a real vLLM makes of the same requests is tested in tests/engine.
+Its replies are canned. What a real vLLM answers to the same requests is tested in tests/engine.
 """
 
 import json
@@ -29,7 +29,10 @@ Answer = tuple[int, Any]
 
 
 class VllmServer(ThreadingHTTPServer):
-    """`asked` are the bodies by path, `headers` those of the last request; `answers` replaces a path's own answer."""
+    """Records requests and answers them.
+
+    `asked` has the bodies by path and `headers` those of the last request. `answers` replaces the answer of a path.
+    """
 
     daemon_threads = True
 
@@ -41,7 +44,7 @@ class VllmServer(ThreadingHTTPServer):
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.template: Template | None = Template((folder / "chat_template.jinja").read_text())
         self.refusal = NO_TEMPLATE
-        """Of a conversation, where `template` is None."""
+        """The answer to a conversation if `template` is None."""
         self.max_model_len = 8192
         self.asked: dict[str, list[Body]] = {}
         self.headers: dict[str, str] = {}

@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from cwm_connector.control.thread import ControlThread
 from cwm_connector.protocol.calls import DeleteArgs, FreezeArgs
 from cwm_connector.settings import Settings
 from cwm_mcp.cli.app import app
-from tests.cwm_mcp.canned import DELETED, FROZEN, STATUS, CannedEngine, canned_engine
+from tests.cwm_mcp.canned import DELETED, FROZEN, STATUS, CannedEngine, canned_engine_on_a_thread
 from tests.cwm_mcp.server.test_tools import answer, connected
 from tests.support.paths import ROOT
 
@@ -122,13 +121,8 @@ def test_the_command_runs_in_a_process_of_its_own(filled: Path) -> None:
 
 @pytest.fixture
 def engine(settings: Settings) -> Iterator[CannedEngine]:
-    """Answers on an event loop of its own: the commands under test run one themselves."""
-    thread = ControlThread()
-    thread.start()
-    canned = canned_engine(settings, FREEZE=FROZEN, STATUS=STATUS, DELETE=DELETED)
-    yield thread.submit(canned.__aenter__()).result(10)
-    thread.submit(canned.__aexit__(None, None, None)).result(10)
-    thread.stop()
+    with canned_engine_on_a_thread(settings, FREEZE=FROZEN, STATUS=STATUS, DELETE=DELETED) as canned:
+        yield canned
 
 
 def test_a_freeze_prints_the_tools_result(engine: CannedEngine) -> None:

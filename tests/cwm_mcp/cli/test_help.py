@@ -1,4 +1,4 @@
-"""The help of `cwm`: every command explains itself, whoever wrote it."""
+"""The help of `cwm`: every command explains itself."""
 
 import re
 from collections.abc import Iterator

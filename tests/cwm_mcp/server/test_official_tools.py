@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.cwm_mcp.npm import INSTALL_S, ROOT, Node, installed
+from tests.cwm_mcp.npm import INSTALL_S, Node, installed
 from tests.cwm_mcp.server.test_http import serving
 from tests.cwm_mcp.server.test_tools import TABLE
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.timeout(INSTALL_S + 120)
 

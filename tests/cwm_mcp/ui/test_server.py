@@ -1,4 +1,4 @@
-"""`cwm ui`'s server: who is let in, what is answered, and what the figures are made from."""
+"""The server of `cwm ui`: whom it admits, what it answers, and how it computes the figures."""
 
 import http.client
 import json
@@ -35,7 +35,7 @@ PAGES = ["/", "/page.css", "/page.js", "/api/overview", "/api/windows/stem"]
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One for all tests, which only ask it; no engine answers."""
+    """Run one server for all tests of the module, which only read from it. No engine answers."""
     folder = tmp_path_factory.mktemp("ui")
     homes.fill(folder)
     with serving(folder, "--no-browser", CWM_HOME=str(folder), CWM_VLLM_URL="http://127.0.0.1:9") as running:
@@ -44,7 +44,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def browser(served: Served) -> Iterator[httpx.Client]:
-    """One that has opened the printed address."""
+    """Return a client that has opened the printed address."""
     with httpx.Client(base_url=served.origin, timeout=20) as client:
         assert client.get(served.url).status_code == 303
         yield client

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from cwm_connector.control.thread import ControlThread
 from cwm_connector.protocol.calls import PolicyArgs
 from cwm_connector.settings import Settings
 from cwm_mcp.cli.app import app
-from tests.cwm_mcp.canned import CannedEngine, canned_engine
+from tests.cwm_mcp.canned import CannedEngine, canned_engine_on_a_thread
 
 POLICY: dict[str, Any] = {
     "enabled": True,
@@ -26,12 +25,8 @@ POLICY: dict[str, Any] = {
 
 @pytest.fixture
 def engine(settings: Settings) -> Iterator[CannedEngine]:
-    thread = ControlThread()
-    thread.start()
-    canned = canned_engine(settings, POLICY=POLICY)
-    yield thread.submit(canned.__aenter__()).result(10)
-    thread.submit(canned.__aexit__(None, None, None)).result(10)
-    thread.stop()
+    with canned_engine_on_a_thread(settings, POLICY=POLICY) as canned:
+        yield canned
 
 
 def cwm(*words: str) -> Result:

@@ -35,7 +35,7 @@ IMPORTED = EXPORTED | {
 
 @pytest.fixture
 def cwm(home: Path, settings: Settings) -> Callable[..., tuple[Result, list[Args]]]:
-    """Runs a command against an engine with these answers; returns what it was asked as well."""
+    """Return a function that runs a command against an engine with these answers, and what the engine was asked."""
 
     def run(*words: str, **answers: dict[str, Any] | CWMError) -> tuple[Result, list[Args]]:
         async def both() -> tuple[Result, list[Args]]:
