@@ -1,4 +1,4 @@
-"""Where two windows part: in tokens always, in text where vLLM can be asked."""
+"""Compare two windows by their tokens, and by their text if vLLM can be asked."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ _STRIDE: Final = 4_096
 
 
 class Passage(BaseModel):
-    """A few tokens beside the parting; `text` is None where nobody could tell it."""
+    """A few tokens next to the first difference. `text` is None if vLLM could not be asked."""
 
     token_ids: list[int]
     text: str | None
 
 
-class Parting(BaseModel):
+class WindowDiff(BaseModel):
     window_a: str
     window_b: str
     common_tokens: int
@@ -39,8 +39,8 @@ class Parting(BaseModel):
     """Why the passages have no text."""
 
 
-async def parting_of(operations: Operations, name_a: str, name_b: str, context: int) -> Parting:
-    """Compares two windows and shows up to `context` tokens on each side of where they part.
+async def diff_windows(operations: Operations, name_a: str, name_b: str, context: int) -> WindowDiff:
+    """Compare two windows. Return up to `context` tokens on each side of their first difference.
 
     Raises: CWM-2002 for a window that isn't there.
     """
@@ -54,7 +54,7 @@ async def parting_of(operations: Operations, name_a: str, name_b: str, context: 
     ]
     texts, missing = await _texts(operations, passages)
     end, next_a, next_b = (Passage(token_ids=ids, text=text) for ids, text in zip(passages, texts, strict=True))
-    return Parting(
+    return WindowDiff(
         window_a=name_a,
         window_b=name_b,
         common_tokens=common,

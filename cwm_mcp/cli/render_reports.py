@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from cwm_mcp.api.diff import Parting, Passage
+from cwm_mcp.api.diff import Passage, WindowDiff
 from cwm_mcp.api.tree import TreeNode, WindowTree
 from cwm_mcp.cli import render
 from cwm_mcp.doctor.report import Diagnosis
@@ -59,7 +59,7 @@ def _age(created_at: str | None, now: datetime) -> str:
 
 
 @render.renderable.register
-def _(result: Parting) -> RenderableType:
+def _(result: WindowDiff) -> RenderableType:
     if not result.only_a_tokens and not result.only_b_tokens:
         head = f"{result.window_a} and {result.window_b} hold the same {result.common_tokens} tokens."
     else:

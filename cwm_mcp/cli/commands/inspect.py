@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cwm_mcp.api import arguments as a
-from cwm_mcp.api.diff import parting_of
+from cwm_mcp.api.diff import diff_windows
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.tree import WindowTree, all_windows, tree_of
 from cwm_mcp.cli import shell_completion
@@ -129,7 +129,7 @@ def diff(
     without vLLM, token ids are shown instead. The counts need neither vLLM nor the engine.
     """
     one, other = (parsed(a.TokensArguments, window_name=name).window_name for name in (window_a, window_b))
-    print_result(run(lambda cwm: parting_of(cwm, one, other, context)), as_json)
+    print_result(run(lambda cwm: diff_windows(cwm, one, other, context)), as_json)
 
 
 @command(app, INSPECT, examples=["cwm sessions --state active", "cwm sessions --limit 100 --json"])

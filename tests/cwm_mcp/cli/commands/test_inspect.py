@@ -122,17 +122,17 @@ def parted(home: Path, settings: Settings) -> None:
 
 
 def test_windows_part_at_the_first_token_that_differs(parted: None) -> None:
-    parting = told("diff", "a", "b", "--context", "3")
-    assert (parting["common_tokens"], parting["only_a_tokens"], parting["only_b_tokens"]) == (500, 22, 278)
-    assert parting["common_end"]["token_ids"] == [497, 498, 499]
-    assert parting["next_a"]["token_ids"] == [500, 501, 502]
-    assert parting["next_b"]["token_ids"] == [900, 901, 902]
-    assert (parting["shared_blocks"], parting["shared_bytes"]) == (2, 8192)
+    diff = told("diff", "a", "b", "--context", "3")
+    assert (diff["common_tokens"], diff["only_a_tokens"], diff["only_b_tokens"]) == (500, 22, 278)
+    assert diff["common_end"]["token_ids"] == [497, 498, 499]
+    assert diff["next_a"]["token_ids"] == [500, 501, 502]
+    assert diff["next_b"]["token_ids"] == [900, 901, 902]
+    assert (diff["shared_blocks"], diff["shared_bytes"]) == (2, 8192)
 
 
 def test_a_beginning_has_nothing_of_its_own(parted: None) -> None:
-    parting = told("diff", "begin", "a")
-    assert (parting["common_tokens"], parting["only_a_tokens"], parting["only_b_tokens"]) == (266, 0, 256)
+    diff = told("diff", "begin", "a")
+    assert (diff["common_tokens"], diff["only_a_tokens"], diff["only_b_tokens"]) == (266, 0, 256)
     assert "(nothing)" in cwm("diff", "begin", "a").stdout
     assert "hold the same 522 tokens" in cwm("diff", "a", "a").stdout
 
