@@ -21,8 +21,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from cwm_connector import compat, logs
 from cwm_connector.core.errors import CWMError
+from cwm_connector.core.folders import private_folder
 from cwm_connector.service import EngineSide
-from cwm_connector.settings import load_settings, private_folder
+from cwm_connector.settings import load_settings
 from cwm_connector.step.jobs import StepJobs, StepReports, WorkerFacts
 from cwm_connector.store.pairing import pair_store
 from cwm_connector.tiers.cpu import CpuTier

@@ -13,6 +13,7 @@ from cwm_connector.catalog.thread import CatalogThread
 from cwm_connector.control.server import ControlServer
 from cwm_connector.control.thread import ControlThread
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.folders import private_folder
 from cwm_connector.core.identity import FORMAT_VERSION, Geometry, Passport
 from cwm_connector.core.types import now_micros
 from cwm_connector.metrics import Metrics
@@ -25,7 +26,7 @@ from cwm_connector.operations.shared_catalog_sync import SharedCatalogSync
 from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.thaw_bindings import ThawBindings
 from cwm_connector.sessions.titles import Titler
-from cwm_connector.settings import CatalogKind, Settings, private_folder
+from cwm_connector.settings import CatalogKind, Settings
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard
 from cwm_connector.step.jobs import WorkerFacts

@@ -13,9 +13,8 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.fsync import sync_way_to
+from cwm_connector.core.units import GIB
 
-GIB = 1 << 30
 _MAX_SOCKET_PATH = 107
 """Linux's limit for a unix socket's path, in bytes."""
 
@@ -136,21 +135,3 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
         name = str(fault["loc"][0]) if fault["loc"] else "socket"
         reason = fault["msg"].removeprefix("Value error, ")
         raise CWMError(Code.ARGUMENT, f"the setting CWM_{name.upper()} can't work: {reason}", setting=name) from None
-
-
-def private_folder(path: Path, setting: str) -> Path:
-    """Makes `path`, mode 0700 where it is new, so that it stays after a power cut, and shows that it can be written.
-
-    Raises: CWM-1003 naming `setting`.
-    """
-    probe = path / f".probe-{id(path)}"
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sync_way_to(path)
-        probe.touch()
-        probe.unlink()
-    except OSError as problem:
-        raise CWMError(
-            Code.ARGUMENT, f"{setting} names {path}, which can't be written ({problem.strerror}); choose another folder"
-        ) from None
-    return path

@@ -1,10 +1,10 @@
 """Read and check the settings of a client process. A client creates no folders. Only the engine does."""
 
-import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.folders import is_writable
 from cwm_connector.settings import Settings, load_settings
 
 
@@ -15,7 +15,7 @@ def client_settings() -> Settings:
     """
     settings = load_settings()
     nearest = next(folder for folder in (settings.home, *settings.home.parents) if _exists(folder))
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+    if not nearest.is_dir() or not is_writable(nearest):
         # Even reading needs it, because SQLite creates the index of its log beside the catalog.
         raise CWMError(
             Code.ARGUMENT,

@@ -4,13 +4,12 @@ Nothing here waits long: a part that does not answer in time is told as that. Co
 """
 
 import asyncio
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any, Final
 
 from cwm_connector.core.errors import CWMError
+from cwm_connector.core.folders import folder_state, free_space
 from cwm_connector.core.types import TierName
 from cwm_connector.operations.async_helpers import wait_done
 from cwm_connector.operations.context import EngineContext
@@ -19,7 +18,6 @@ from cwm_connector.version import __version__
 
 ANSWER_S: Final = 4.0
 """For Redis, whose own time-outs are longer; the client's patience ends at 5 s."""
-_GIB: Final = 1 << 30
 
 
 class HealthReader:
@@ -85,16 +83,10 @@ class HealthReader:
 
 
 def _folder_health(folder: Path) -> dict[str, Any]:
-    try:
-        free = shutil.disk_usage(folder).free
-        read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
-    except OSError as problem:
-        return _component("disk", "unhealthy", f"{folder} can't be read ({problem.strerror}); restore it", None)
-    if read_only or not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        return _component("disk", "unhealthy", f"{folder} can't be written; correct its mount or permissions", None)
-    if not free:
-        return _component("disk", "unhealthy", f"the disk under {folder} is full; free some space", None)
-    return _component("disk", "healthy", f"{free / _GIB:.1f} GiB free in {folder}", None)
+    state = folder_state(folder)
+    if state.fault is not None:
+        return _component("disk", "unhealthy", state.fault, None)
+    return _component("disk", "healthy", free_space(folder, state.free_bytes), None)
 
 
 def _component(name: str, status: str, message: str, begun: float | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, TierName
+from cwm_connector.core.units import MIB
 from cwm_connector.operations.async_helpers import finish_even_if_cancelled
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.tiering import Tiering
@@ -24,7 +25,6 @@ from cwm_connector.tiers.stack import BAD_COPY
 
 _CURSOR: Final = "verify.cursor"
 _BATCH: Final = 8
-_MIB: Final = 1 << 20
 MAX_REPORTED: Final = 50
 """Bad copies that one answer lists; all are counted."""
 
@@ -72,7 +72,7 @@ class Verifier:
             await self._note(last)
             progress(seen.chunks, total, "chunks verified")
             if args.rate_mb_s:
-                ahead_s = seen.n_bytes / (args.rate_mb_s * _MIB) - (time.monotonic() - started)
+                ahead_s = seen.n_bytes / (args.rate_mb_s * MIB) - (time.monotonic() - started)
                 await asyncio.sleep(max(0.0, ahead_s))
         await self._note(None)
         return {

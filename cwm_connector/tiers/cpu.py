@@ -15,18 +15,17 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.units import MIB
 from cwm_connector.tiers.base import ChunkId, TierUsage
 from cwm_connector.tiers.chunk import ALIGNMENT
 from cwm_connector.tiers.lmcache_parts import L1Error, L1MemoryManager, L1MemoryManagerConfig, MemoryLayoutDesc
 from cwm_connector.tiers.policies.base import TierPolicy
 from cwm_connector.tiers.policies.lru import LeastRecentlyUsed
-
-_MIB: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +68,7 @@ class CpuTier:
         if self._capacity > available:
             raise CWMError(
                 Code.MEMORY,
-                f"the CPU tier's {self._capacity // _MIB} MiB are more than the {available // _MIB} MiB of memory that "
+                f"the CPU tier's {self._capacity // MIB} MiB are more than the {available // MIB} MiB of memory that "
                 "are available; set CWM_CPU_CACHE_GB lower",
             )
         self._lock = threading.Lock()
@@ -95,7 +94,7 @@ class CpuTier:
             )
             self._pool.set_result(L1MemoryManager(config))
         except Exception as problem:
-            reason = f"the CPU tier could not get {self._capacity // _MIB} MiB ({problem}); set CWM_CPU_CACHE_GB lower"
+            reason = f"the CPU tier could not get {self._capacity // MIB} MiB ({problem}); set CWM_CPU_CACHE_GB lower"
             self._pool.set_exception(CWMError(Code.MEMORY, reason))
 
     def ready(self) -> None:

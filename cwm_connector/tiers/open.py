@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from cwm_connector.settings import CatalogKind, Settings, private_folder
+from cwm_connector.core.folders import private_folder
+from cwm_connector.settings import CatalogKind, Settings
 from cwm_connector.tiers.base import DurableTier
 from cwm_connector.tiers.disk.tier import DiskTier
 

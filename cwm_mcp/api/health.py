@@ -1,13 +1,12 @@
 """The parts of the system that can be looked at without the engine, and what they add up to."""
 
 import asyncio
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 
 from cwm_connector.core.errors import CWMError
-from cwm_connector.settings import GIB, Settings
+from cwm_connector.core.folders import folder_state, free_space
+from cwm_connector.settings import Settings
 from cwm_mcp.api.results import Component, HealthState
 
 _ESSENTIAL = frozenset({"vllm", "engine", "catalog"})
@@ -61,11 +60,11 @@ def _disk_health(settings: Settings) -> Component:
     if not folder.is_dir():
         message = f"{folder} is not there yet; the engine makes it at its first start"
         return Component(name="disk", status="degraded", message=message, latency_ms=None)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        message = f"{folder} can't be written; correct its permissions or set CWM_DISK_PATH"
-        return Component(name="disk", status="unhealthy", message=message, latency_ms=None)
-    free = shutil.disk_usage(folder).free
-    return Component(name="disk", status="healthy", message=f"{free / GIB:.1f} GiB free in {folder}", latency_ms=None)
+    state = folder_state(folder)
+    if state.fault is not None:
+        return Component(name="disk", status="unhealthy", message=state.fault, latency_ms=None)
+    message = free_space(folder, state.free_bytes)
+    return Component(name="disk", status="healthy", message=message, latency_ms=None)
 
 
 async def redis_health(settings: Settings) -> Component:

@@ -2,14 +2,15 @@
 
 import os
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from cwm_connector.catalog.base import CatalogTotals
 from cwm_connector.core.errors import CWMError
+from cwm_connector.core.folders import free_bytes, free_space
 from cwm_connector.core.types import TierName
-from cwm_connector.settings import GIB, Settings
+from cwm_connector.core.units import GIB
+from cwm_connector.settings import Settings
 from cwm_mcp.doctor.report import Check
 
 
@@ -31,10 +32,10 @@ def check_home(settings: Settings) -> Check:
 def check_disk(settings: Settings, totals: CatalogTotals | None) -> Check:
     """Check that the disk tier can reach its limit before the disk is full. Stored data counts as available space."""
     folder = next(path for path in (settings.chunks_path, *settings.chunks_path.parents) if path.exists())
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     tier = totals.tiers.get(TierName.DISK) if totals is not None else None
     available = free + (tier.stored_bytes if tier is not None else 0)
-    message = f"{free / GIB:.1f} GiB free in {folder}, CWM_DISK_CACHE_GB is {settings.disk_cache_gb:g}"
+    message = f"{free_space(folder, free)}, CWM_DISK_CACHE_GB is {settings.disk_cache_gb:g}"
     if available >= settings.disk_cache_bytes:
         return Check(name="disk", status="ok", message=message)
     fitting = max(1, int(available * 0.9 / GIB))

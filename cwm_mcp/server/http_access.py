@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.settings import Settings, private_folder
+from cwm_connector.core.folders import private_folder
+from cwm_connector.settings import Settings
 from cwm_mcp.api.http_address import Address, bracketed
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")

@@ -13,7 +13,8 @@ import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
-from cwm_connector.settings import GIB, Settings
+from cwm_connector.core.units import GIB
+from cwm_connector.settings import Settings
 from tests.cwm_mcp.server.test_tools import TABLE, answer, connected, error
 from tests.support.paths import ROOT
 

@@ -21,6 +21,7 @@ import torch
 
 from cwm_connector.catalog.open import open_catalog
 from cwm_connector.catalog.thread import CatalogThread
+from cwm_connector.core.folders import private_folder
 from cwm_connector.core.identity import Geometry, Passport
 from cwm_connector.core.types import now_micros
 from cwm_connector.metrics import Metrics
@@ -32,7 +33,7 @@ from cwm_connector.operations.shared_catalog_sync import SharedCatalogSync
 from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.thaw_bindings import ThawBindings
-from cwm_connector.settings import CatalogKind, load_settings, private_folder
+from cwm_connector.settings import CatalogKind, load_settings
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard
 from cwm_connector.step.scheduler import SchedulerSide

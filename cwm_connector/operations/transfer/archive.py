@@ -28,10 +28,11 @@ from msgspec import Meta
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import MAX_DESCRIPTION, MAX_TAGS
+from cwm_connector.core.units import MIB
 from cwm_connector.tiers.chunk import ALIGNMENT, HEADER_BYTES
 
 FORMAT_VERSION: Final = 1
-MAX_HEADER_BYTES: Final = 16 << 20
+MAX_HEADER_BYTES: Final = 16 * MIB
 """The ids of about three million tokens: as much as a message of the control protocol takes."""
 PREFIX_BYTES: Final = 52
 TRAILER_BYTES: Final = 40
@@ -40,7 +41,7 @@ TOKEN_BYTES: Final = 4
 _MAGIC: Final = b"CWM-FILE"
 _END: Final = b"CWM-END."
 _PREFIX: Final = struct.Struct("<8sIQ")
-_SLICE: Final = 1 << 20
+_SLICE: Final = MIB
 """How much of a part is read or written at once: nothing is buffered beyond the caller's own buffer."""
 
 # Bounds are checked while the header is decoded, so that a hostile one takes no more memory than an honest one.

@@ -18,12 +18,13 @@ from typing import BinaryIO, Final
 
 from cwm_connector.core import fsync
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.units import MIB
 from cwm_connector.operations.transfer.archive import ArchiveHeader, ArchiveReader, ArchiveWriter
 
 PARTIAL: Final = ".cwm-partial"
 _MAX_NAME: Final = 200
 """Bytes of the target's name that the temporary one repeats."""
-_SYNC_EVERY: Final = 256 << 20
+_SYNC_EVERY_BYTES: Final = 256 * MIB
 """So that the last sync is short, and the page cache of the machine stays what it was."""
 
 
@@ -92,7 +93,7 @@ class Target:
         with writing(self.path):
             self._writer.add(part)
             self._unsynced += part.nbytes
-            if self._unsynced >= _SYNC_EVERY:
+            if self._unsynced >= _SYNC_EVERY_BYTES:
                 self._settle()
                 self._unsynced = 0
 

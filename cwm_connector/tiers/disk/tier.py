@@ -15,7 +15,6 @@ import itertools
 import logging
 import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.folders import free_bytes, free_space
 from cwm_connector.core.fsync import sync as sync_path
 from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, TierName
 from cwm_connector.tiers.base import (
@@ -161,8 +161,8 @@ class DiskTier:
 
     def condition(self) -> str:
         """Raises CWM-4002."""
-        free = self._look(lambda: shutil.disk_usage(self._folder).free)
-        return f"{free / (1 << 30):.1f} GiB free in {self._folder}"
+        free = self._look(lambda: free_bytes(self._folder))
+        return free_space(self._folder, free)
 
     def require_lasting(self) -> None:
         """A disk keeps what it has; whether it can be written shows when it is."""

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cwm_connector.core.errors import CWMError
-from cwm_connector.settings import private_folder
+from cwm_connector.core.folders import private_folder
 from cwm_mcp import serve as serving
 from cwm_mcp.api import arguments as a
 from cwm_mcp.cli.commands.registration import ENGINE, command

@@ -10,7 +10,7 @@ from tests.support.powercut import compiler, cut_after
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler (cc, gcc): power cuts can't be modelled")
 
 MAKE = """
-from cwm_connector.settings import private_folder
+from cwm_connector.core.folders import private_folder
 home, chunks = root / "some" / "where" / "home", root / "else" / "where" / "chunks"
 private_folder(home, "CWM_HOME")
 private_folder(chunks, "CWM_DISK_PATH")
@@ -76,7 +76,7 @@ def test_what_a_start_reads_from_a_killed_engine_s_log_is_durable_before_anythin
 FOUND = """
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.operations.recovery import recover
-from cwm_connector.settings import private_folder
+from cwm_connector.core.folders import private_folder
 from cwm_connector.core.types import TierName
 from cwm_connector.tiers.disk.tier import DiskTier
 from tests.cwm_connector.operations.test_recovery import MINE, key, put, window

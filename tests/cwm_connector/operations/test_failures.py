@@ -12,6 +12,7 @@ import pytest
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import TierName
+from cwm_connector.core.units import GIB
 from cwm_connector.protocol.calls import Op
 from cwm_connector.store.lock import HomeLock
 from cwm_connector.tiers.base import ChunkId
@@ -19,8 +20,6 @@ from tests.cwm_connector.tiers.mounts import mounted, read_only
 from tests.support.miniature import Miniature, chunk_files
 from tests.support.redis_server import redis_server
 from tests.support.stores import CHUNK_BYTES, CHUNK_TOKENS, demote, forget_memory, frozen, redis_bytes, text, tiers_of
-
-GIB = 1 << 30
 
 
 @pytest.fixture

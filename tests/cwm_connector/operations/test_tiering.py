@@ -7,6 +7,7 @@ import pytest
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros, TierName
+from cwm_connector.core.units import GIB
 from cwm_connector.protocol.calls import Op
 from tests.support.miniature import Miniature, chunk_files
 from tests.support.redis_server import RedisServer, redis_server
@@ -21,8 +22,6 @@ from tests.support.stores import (
     text,
     tiers_of,
 )
-
-GIB = 1 << 30
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from cwm_connector.catalog.base import WindowQuery
 from cwm_connector.catalog.results import window_item
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
-from cwm_connector.settings import GIB, Settings
+from cwm_connector.core.units import GIB
+from cwm_connector.settings import Settings
 from tests.cwm_mcp.canned import HEALTH
 from tests.support.paths import ROOT
 

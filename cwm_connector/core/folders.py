@@ -1,0 +1,68 @@
+"""Folders of the store: make one that only its user can read, and look at the state of one that is there.
+
+Any process, any thread. May block on the disk.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.fsync import sync_way_to
+from cwm_connector.core.units import GIB
+
+
+@dataclass(frozen=True, slots=True)
+class FolderState:
+    """A folder as it is now. `fault` says what is wrong and what to do about it; None if the folder can be used."""
+
+    free_bytes: int
+    fault: str | None = None
+
+
+def private_folder(path: Path, setting: str) -> Path:
+    """Make `path` and return it once it can be written and outlives a power cut. A new folder gets mode 0700.
+
+    Raises: CWM-1003 naming `setting`.
+    """
+    probe = path / f".probe-{id(path)}"
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_way_to(path)
+        probe.touch()
+        probe.unlink()
+    except OSError as problem:
+        raise CWMError(
+            Code.ARGUMENT, f"{setting} names {path}, which can't be written ({problem.strerror}); choose another folder"
+        ) from None
+    return path
+
+
+def folder_state(folder: Path) -> FolderState:
+    """Return the state of a folder. Nothing is written to it."""
+    try:
+        free = free_bytes(folder)
+        read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except OSError as problem:
+        return FolderState(0, f"{folder} can't be read ({problem.strerror}); restore it")
+    if read_only or not os.access(folder, os.R_OK) or not is_writable(folder):
+        return FolderState(free, f"{folder} can't be written; correct its mount or permissions")
+    if not free:
+        return FolderState(free, f"the disk under {folder} is full; free some space")
+    return FolderState(free)
+
+
+def is_writable(folder: Path) -> bool:
+    """Return True if this user can make files in the folder."""
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the space that this user can fill on the folder's disk. Raises: OSError."""
+    return shutil.disk_usage(folder).free
+
+
+def free_space(folder: Path, free: int) -> str:
+    """Return the sentence in which every part of the system reports the free space of a folder."""
+    return f"{free / GIB:.1f} GiB free in {folder}"
