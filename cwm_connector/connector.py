@@ -21,14 +21,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from cwm_connector import compat, logs
 from cwm_connector.core.errors import CWMError
-from cwm_connector.core.folders import private_folder
 from cwm_connector.service import EngineSide
 from cwm_connector.settings import load_settings
 from cwm_connector.step.jobs import StepJobs, StepReports, WorkerFacts
-from cwm_connector.store.pairing import pair_store
-from cwm_connector.tiers.cpu import CpuTier
-from cwm_connector.tiers.open import open_tiers
-from cwm_connector.tiers.policies import new_policy
+from cwm_connector.worker.build import build_worker
 from cwm_connector.worker.paged_copy import copier_for
 from cwm_connector.worker.worker import WorkerSide
 
@@ -104,17 +100,13 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
             compat.attention_backend(self._vllm_config, self._kv_cache_config),
             compat.instruction_set(),
         )
-        settings = self._settings
-        private_folder(settings.home, "CWM_HOME")
-        store_id = pair_store(settings.home, private_folder(settings.chunks_path, "CWM_DISK_PATH"))
-        self._worker = WorkerSide(
-            parallel.rank,
-            parallel.world_size,
+        self._worker = build_worker(
+            self._settings,
             copier,
-            compat.block_tokens(self._kv_cache_config),
-            CpuTier(settings.cpu_cache_bytes // parallel.world_size, new_policy(settings.tier_policy)),
-            open_tiers(settings, store_id),
-        )
+            rank=parallel.rank,
+            world_size=parallel.world_size,
+            block_tokens=compat.block_tokens(self._kv_cache_config),
+        ).side
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         return self._facts
@@ -213,7 +205,7 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
 
     @hook(lambda: False)
     def has_pending_push_work(self) -> bool:
-        return self._service is not None and self._service.still_at_work()
+        return self._service is not None and self._service.has_pending_work()
 
     @hook(lambda: True)
     def reset_cache(self) -> bool | None:

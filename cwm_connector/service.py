@@ -1,4 +1,10 @@
-"""Puts the scheduler side's parts together: checks at construction, the control thread once the workers are known."""
+"""The scheduler side of one engine, from vLLM's configuration to the open control socket.
+
+construction   engine thread: checks what vLLM is asked to serve, takes the lock of CWM_HOME, builds the parts
+start          engine thread, once the workers are known: waits while the control thread recovers the store, opens
+               the catalog and opens the socket
+stop           engine thread: closes everything. Durability never depends on it.
+"""
 
 import asyncio
 import hashlib
@@ -8,33 +14,18 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final
 
 from cwm_connector import compat
-from cwm_connector.catalog.open import open_catalog
-from cwm_connector.catalog.thread import CatalogThread
 from cwm_connector.control.server import ControlServer
 from cwm_connector.control.thread import ControlThread
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.folders import private_folder
-from cwm_connector.core.identity import FORMAT_VERSION, Geometry, Passport
-from cwm_connector.core.types import now_micros
-from cwm_connector.metrics import Metrics
+from cwm_connector.core.identity import FORMAT_VERSION, Passport
 from cwm_connector.operations.auto_freeze import policy as policies
-from cwm_connector.operations.claims import Claims
-from cwm_connector.operations.context import EngineContext
+from cwm_connector.operations.build import EngineShape, build_engine, start_operations
 from cwm_connector.operations.dispatch import Dispatcher
-from cwm_connector.operations.recovery import recover
-from cwm_connector.operations.shared_catalog_sync import SharedCatalogSync
-from cwm_connector.sessions.index import SessionIndex
-from cwm_connector.sessions.thaw_bindings import ThawBindings
 from cwm_connector.sessions.titles import Titler
-from cwm_connector.settings import CatalogKind, Settings
-from cwm_connector.step.chunk_locations import ChunkLocations
-from cwm_connector.step.job_board import JobBoard
+from cwm_connector.settings import Settings
 from cwm_connector.step.jobs import WorkerFacts
-from cwm_connector.step.scheduler import SchedulerSide
-from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.store.lock import HomeLock
-from cwm_connector.store.pairing import pair_store, require_catalog
-from cwm_connector.tiers.open import open_tiers
 from cwm_connector.version import __version__
 from cwm_connector.weights_digest import files_digest
 
@@ -45,13 +36,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 START_LIMIT_S: Final = 900.0
-"""Hashing the weights of a large model, once, takes longest."""
+"""The first start hashes the weights. A large model takes minutes."""
 
 
 class EngineSide:
     """One for each engine. Construction and `start` raise CWMError: they stop an engine that could keep no window."""
 
     def __init__(self, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", settings: Settings) -> None:
+        """Raises: what says why this engine can't keep windows, before anything of the store is touched."""
         compat.check_supported(vllm_config, kv_cache_config)
         policies.initial(settings)
         self._vllm_config = vllm_config
@@ -61,43 +53,28 @@ class EngineSide:
         private_folder(settings.chunks_path, "CWM_DISK_PATH")
         self._lock = HomeLock(settings.home)
         self._lock.acquire()
-        store_id = pair_store(settings.home, settings.chunks_path)
-        require_catalog(settings.catalog_path, settings.chunks_path)
-        self._durable_tiers = open_tiers(settings, store_id)
-        self._claims = Claims(store_id, settings.catalog is CatalogKind.REDIS, now_micros())
-        self._world_size = vllm_config.parallel_config.world_size
-        self._model = vllm_config.model_config.served_model_name or vllm_config.model_config.model
         self._core = compat.find_engine_core()
-        self._geometry = Geometry.of(compat.block_tokens(kv_cache_config), settings.chunk_tokens)
-        self._thaw_bindings = ThawBindings()
         self._titler = Titler(lambda: compat.tokenizer(vllm_config))
-        self._board = JobBoard(self._world_size)
-        self._step_queue = StepQueue(self._wake)
-        self._locations = ChunkLocations(self._world_size)
-        self._metrics = Metrics()
-        self._control: ControlThread | None = None
-        self._follower = SharedCatalogSync()
-        self._operations: Dispatcher | None = None
-        self._farewell: Future[None] | None = None
-        self._background: list[asyncio.Task[None]] = []
-        self.scheduler = SchedulerSide(
-            self._geometry,
-            SessionIndex(
-                self._model,
-                self._geometry.block_tokens,
-                self._thaw_bindings.thawed_into,
-                self._titler.request_title,
-                continued=self._thaw_bindings.continued_by,
+        self._parts = build_engine(
+            settings,
+            EngineShape(
+                model=vllm_config.model_config.served_model_name or vllm_config.model_config.model,
+                block_tokens=compat.block_tokens(kv_cache_config),
+                block_bytes=compat.block_bytes(kv_cache_config),
+                world_size=vllm_config.parallel_config.world_size,
             ),
-            self._thaw_bindings,
-            self._board,
-            self._step_queue,
-            self._locations,
-            self._metrics,
+            wake=self._wake,
+            submit_prefill=self._submit_prefill,
+            request_title=self._titler.request_title,
         )
+        self.scheduler = self._parts.scheduler
+        self._control: ControlThread | None = None
+        self._operations: Dispatcher | None = None
+        self._shutdown_freezes: Future[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
 
     def start(self, facts: Sequence[WorkerFacts]) -> None:
-        """Recovers the store and opens the socket; returns when clients can call."""
+        """Recover the store and open the socket. Returns when clients can call. Engine thread; blocks."""
         self._control = ControlThread()
         self._control.start()
         try:
@@ -107,75 +84,50 @@ class EngineSide:
             self._lock.release()
             raise
 
-    def still_at_work(self) -> bool:
-        """True while the engine must go on stepping: somebody waits for a step, or, once vLLM shuts down and all
-        requests are over, sessions are frozen before it ends. EngineContext thread; never waits."""
-        return self.scheduler.wants_step or self._saying_farewell()
+    def has_pending_work(self) -> bool:
+        """Return True while the engine must go on stepping although no request runs. Engine thread; never waits.
 
-    def _saying_farewell(self) -> bool:
-        if self._core is None or self._operations is None or self._control is None:
-            return False
-        if self._farewell is None:
-            if not compat.is_shutting_down(self._core):
-                return False
-            self._farewell = self._control.submit(self._operations.auto.before_shutdown())
-        return not self._farewell.done()
+        Operations wait for a step, or vLLM shuts down and sessions are still being frozen.
+        """
+        return self.scheduler.wants_step or self._freezing_before_shutdown()
 
     def forget_thaws(self) -> None:
-        """After vLLM dropped its caches on somebody's order: what is stored stays, but must be thawed anew."""
-        self._thaw_bindings.clear()
+        """Unbind every thaw, because vLLM was told to drop its caches. Windows stay and can be thawed again."""
+        self._parts.thaw_bindings.clear()
 
     def stop(self) -> None:
-        """Best effort: durability never depends on it."""
-        self._board.fail_all(CWMError(Code.ENGINE_UNREACHABLE, "the engine shut down; call again when it is back"))
+        """Close everything. Operations that wait for a step fail with `Code.ENGINE_UNREACHABLE`."""
+        reason = CWMError(Code.ENGINE_UNREACHABLE, "the engine shut down; call again when it is back")
+        self._parts.board.fail_all(reason)
         if self._control is not None:
             self._control.stop()
         self._titler.close()
-        for store in self._durable_tiers:
-            store.close()
+        self._parts.close()
         self._lock.release()
+
+    def _freezing_before_shutdown(self) -> bool:
+        if self._core is None or self._operations is None or self._control is None:
+            return False
+        if self._shutdown_freezes is None:
+            if not compat.is_shutting_down(self._core):
+                return False
+            self._shutdown_freezes = self._control.submit(self._operations.auto.freeze_before_shutdown())
+        return not self._shutdown_freezes.done()
 
     def _wake(self) -> None:
         if self._core is not None:
             compat.wake(self._core)
 
     async def _open(self, facts: Sequence[WorkerFacts]) -> None:
-        passport = await asyncio.to_thread(self._passport, facts)
-        catalog = CatalogThread(lambda: open_catalog(self._settings, self._claims.engine_id, self._follower.note_gone))
-        recovered = await catalog.run(lambda catalog: recover(catalog, self._durable_tiers, self._claims))
-        logger.info(
-            "store %s: swept %d leftovers and %d orphans; %d chunks are damaged",
-            self._settings.home,
-            recovered.leftovers,
-            recovered.orphans,
-            recovered.damaged,
-        )
-        engine = EngineContext(
-            settings=self._settings,
-            model=self._model,
-            passport=passport,
-            geometry=self._geometry,
-            block_bytes=compat.block_bytes(self._kv_cache_config),
-            world_size=self._world_size,
-            catalog=catalog,
-            scheduler=self.scheduler,
-            step_queue=self._step_queue,
-            board=self._board,
-            locations=self._locations,
-            thaw_bindings=self._thaw_bindings,
-            metrics=self._metrics,
-            submit_prefill=self._submit_prefill,
-            durable_tiers={store.name: store for store in self._durable_tiers},
-            claims=self._claims,
-        )
-        operations = Dispatcher(engine)
-        await operations.prepare()
-        server = ControlServer(self._settings.socket_path, operations, self._model, __version__)
+        engine = self._parts.open(await asyncio.to_thread(self._passport, facts))
+        operations = await start_operations(engine)
+        server = ControlServer(self._settings.socket_path, operations, engine.model, __version__)
         await server.start()
         self._operations = operations
         self._background = [asyncio.create_task(operations.tiering.run()), asyncio.create_task(operations.auto.run())]
-        if self._claims.shared:
-            self._background.append(asyncio.create_task(self._follower.run(engine, operations.tiering)))
+        if engine.claims.shared:
+            sync = self._parts.shared_catalog_sync
+            self._background.append(asyncio.create_task(sync.run(engine, operations.tiering)))
 
     def _submit_prefill(self, request_id: str, token_ids: "memoryview[int]", cache_salt: str | None) -> None:
         if self._core is None:

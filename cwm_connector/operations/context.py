@@ -25,6 +25,8 @@ from cwm_connector.tiers.base import DurableTier
 from cwm_connector.tiers.chunk import sealed_bytes
 
 T = TypeVar("T")
+SubmitPrefill = Callable[[str, "memoryview[int]", str | None], None]
+"""(request id, token ids, cache salt): has the engine compute the tokens. See compat.submit_prefill."""
 PERSIST_STEP_S: Final = 0.01
 """Between two steps asked for while a job of the workers is waited for."""
 ENGINE_STEP_LIMIT_S: Final = 120.0
@@ -49,8 +51,7 @@ class EngineContext:
     locations: ChunkLocations
     thaw_bindings: ThawBindings
     metrics: Metrics
-    submit_prefill: Callable[[str, "memoryview[int]", str | None], None]
-    """(request id, token ids, cache salt): has the engine compute the tokens; see compat.submit_prefill."""
+    submit_prefill: SubmitPrefill
     durable_tiers: Mapping[TierName, DurableTier]
     """The durable tiers as this process sees them, for upkeep that needs no worker; fastest first."""
     claims: Claims

@@ -7,9 +7,20 @@ from pathlib import Path
 
 from cwm_connector.core import fsync
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.folders import private_folder
 
 logger = logging.getLogger(__name__)
 _STORE_ID = "store.id"
+
+
+def open_home(home: Path, chunks: Path) -> str:
+    """Make both folders where they are missing, pair them and return the store's id.
+
+    Any process of an engine may call it, at the same time as others.
+    Raises: CWM-1003 for a folder that can't be written or belongs to another catalog.
+    """
+    private_folder(home, "CWM_HOME")
+    return pair_store(home, private_folder(chunks, "CWM_DISK_PATH"))
 
 
 def pair_store(home: Path, chunks: Path) -> str:

@@ -49,7 +49,7 @@ async def said(event: str, session_id: Any = SESSION, **told: Any) -> str:
 
 @asynccontextmanager
 async def engine_at(home: Path) -> AsyncIterator[Miniature]:
-    engine = Miniature(home)
+    engine = await Miniature.started(home)
     server = ControlServer(Settings(home=home).socket_path, engine.operations, "small", "0")
     await server.start()
     try:

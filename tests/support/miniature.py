@@ -19,31 +19,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from cwm_connector.catalog.open import open_catalog
-from cwm_connector.catalog.thread import CatalogThread
-from cwm_connector.core.folders import private_folder
-from cwm_connector.core.identity import Geometry, Passport
-from cwm_connector.core.types import now_micros
-from cwm_connector.metrics import Metrics
-from cwm_connector.operations.claims import Claims
-from cwm_connector.operations.context import EngineContext
+from cwm_connector.core.identity import Passport
+from cwm_connector.operations.build import EngineShape, build_engine, start_operations
 from cwm_connector.operations.dispatch import Dispatcher
-from cwm_connector.operations.recovery import recover
-from cwm_connector.operations.shared_catalog_sync import SharedCatalogSync
 from cwm_connector.protocol.calls import ARGUMENTS, Op
-from cwm_connector.sessions.index import SessionIndex
-from cwm_connector.sessions.thaw_bindings import ThawBindings
-from cwm_connector.settings import CatalogKind, load_settings
-from cwm_connector.step.chunk_locations import ChunkLocations
-from cwm_connector.step.job_board import JobBoard
-from cwm_connector.step.scheduler import SchedulerSide
-from cwm_connector.step.step_queue import StepQueue
-from cwm_connector.store.pairing import pair_store, require_catalog
-from cwm_connector.tiers.cpu import CpuTier
-from cwm_connector.tiers.open import open_tiers
-from cwm_connector.tiers.policies import new_policy
+from cwm_connector.settings import load_settings
+from cwm_connector.worker.build import build_worker
 from cwm_connector.worker.paged_copy import copier_for, payload_bytes
-from cwm_connector.worker.worker import WorkerSide
 from tests.support.vllm_parts import BLOCK_TOKENS, compute, new_pool, request
 
 T = TypeVar("T")
@@ -70,7 +52,12 @@ def page_of(token_ids: "Iterable[int]") -> torch.Tensor:
 
 
 class Miniature:
-    """One engine over `home`; `passport` as if it served those weights. Close it, or `abandon` it like a kill -9."""
+    """One engine over `home`; `passport` as if it served those weights. Close it at the end.
+
+    `started` makes one that can be called. The constructor alone makes one that has not recovered its store.
+    """
+
+    operations: Dispatcher
 
     def __init__(
         self,
@@ -85,49 +72,26 @@ class Miniature:
         """`more`: further settings, named as in kv_connector_extra_config."""
         limits = {"cpu_cache_gb": cpu_cache_gb, "disk_cache_gb": disk_cache_gb, "chunk_tokens": 32}
         settings = load_settings({"home": str(home), **limits, **more})
-        private_folder(settings.home, "CWM_HOME")
-        private_folder(settings.chunks_path, "CWM_DISK_PATH")
-        store_id = pair_store(settings.home, settings.chunks_path)
-        require_catalog(settings.catalog_path, settings.chunks_path)
         self.settings = settings
         self.pool = new_pool(pool_blocks)
         self.cache = torch.zeros((LAYERS, pool_blocks, PAGE_WORDS), dtype=torch.int64)
         copier = copier_for(list(self.cache))
         assert payload_bytes(copier, 1) == BLOCK_BYTES
-        self.durable_tiers = open_tiers(settings, store_id)
+        worker = build_worker(settings, copier, rank=0, world_size=1, block_tokens=BLOCK_TOKENS)
+        self.worker, self.cpu, self.durable_tiers = worker.side, worker.cpu, worker.durable_tiers
         self.disk = self.durable_tiers[0]
-        self.cpu = CpuTier(settings.cpu_cache_bytes, new_policy(settings.tier_policy))
-        self.worker = WorkerSide(0, 1, copier, BLOCK_TOKENS, self.cpu, self.durable_tiers)
-        self.follower = SharedCatalogSync()
-        self.catalog = CatalogThread(lambda: open_catalog(settings, store_id, self.follower.note_gone))
-        self.claims = Claims(store_id, settings.catalog is CatalogKind.REDIS, now_micros())
         self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._stopped = False
-        board, thaw_bindings, locations = JobBoard(1), ThawBindings(), ChunkLocations(1)
-        step_queue, metrics = StepQueue(lambda: self._inbox.put(None)), Metrics()
-        geometry = Geometry.of(BLOCK_TOKENS, settings.chunk_tokens)
-        sessions = SessionIndex("small", BLOCK_TOKENS, thaw_bindings.thawed_into, continued=thaw_bindings.continued_by)
-        self.scheduler = SchedulerSide(geometry, sessions, thaw_bindings, board, step_queue, locations, metrics)
-        self.scheduler.bind_pool(self.pool)
-        self.engine = EngineContext(
-            settings=settings,
-            model="small",
-            passport=passport,
-            geometry=geometry,
-            block_bytes=BLOCK_BYTES,
-            world_size=1,
-            catalog=self.catalog,
-            scheduler=self.scheduler,
-            step_queue=step_queue,
-            board=board,
-            locations=locations,
-            thaw_bindings=thaw_bindings,
-            metrics=metrics,
+        self.parts = build_engine(
+            settings,
+            EngineShape(model="small", block_tokens=BLOCK_TOKENS, block_bytes=BLOCK_BYTES, world_size=1),
+            wake=lambda: self._inbox.put(None),
             submit_prefill=self._prefill,
-            durable_tiers={store.name: store for store in self.durable_tiers},
-            claims=self.claims,
         )
-        self.operations = Dispatcher(self.engine)
+        self.scheduler = self.parts.scheduler
+        self.scheduler.bind_pool(self.pool)
+        self.engine = self.parts.open(passport)
+        self.catalog = self.engine.catalog
         self._thread = threading.Thread(target=self._run, daemon=True, name="miniature-engine")
         self._thread.start()
 
@@ -135,8 +99,7 @@ class Miniature:
     async def started(cls, home: Path, **more: Any) -> "Miniature":
         """After what a start does first: recovery, and the thaws of before."""
         one = cls(home, **more)
-        await one.catalog.run(lambda catalog: recover(catalog, one.durable_tiers, one.claims))
-        await one.operations.prepare()
+        one.operations = await start_operations(one.engine)
         return one
 
     def close(self) -> None:
@@ -145,6 +108,7 @@ class Miniature:
         self._thread.join(10)
         self.worker.close()
         self.catalog.close()
+        self.parts.close()
 
     async def call(
         self, op: Op, progress: Callable[[int, int, str], None] | None = None, **args: Any

@@ -125,7 +125,7 @@ class AutoFreezer:
             if reason is not None:
                 await self._freeze(session, reason)
 
-    async def before_shutdown(self) -> None:
+    async def freeze_before_shutdown(self) -> None:
         """Freezes every session that has spoken since its last freeze, the last active first, as far as time allows."""
         if not self._policy.enabled:
             return

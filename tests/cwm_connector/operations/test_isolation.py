@@ -1,6 +1,6 @@
 """Whose windows a request may load, from its headers to loaded pages: its own session's and no other's."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ WORDS = list(range(1, 4 * BLOCK_TOKENS + 1))
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Miniature]:
-    engine = Miniature(tmp_path / "home")
+async def engine(tmp_path: Path) -> AsyncIterator[Miniature]:
+    engine = await Miniature.started(tmp_path / "home")
     yield engine
     engine.close()
 

@@ -51,7 +51,7 @@ def in_a_long_step(engine: Miniature) -> threading.Event:
 
 
 async def test_while_the_engine_takes_a_step_the_list_tells_what_it_told_last(tmp_path: Path) -> None:
-    engine = Miniature(tmp_path / "home")
+    engine = await Miniature.started(tmp_path / "home")
     await engine.serve(range(40), "alice")
     (known,) = (await engine.call(Op.SESSIONS))["sessions"]
     await engine.serve(range(50), "bob")
@@ -67,7 +67,7 @@ async def test_while_the_engine_takes_a_step_the_list_tells_what_it_told_last(tm
 
 
 async def test_the_list_shows_the_title_of_a_session(tmp_path: Path) -> None:
-    engine = Miniature(tmp_path / "home")
+    engine = await Miniature.started(tmp_path / "home")
     engine.scheduler._sessions._request_title = lambda tokens, tell: tell("What is this?")
     await engine.serve(range(40), "alice")
     listed = await engine.call(Op.SESSIONS)

@@ -22,7 +22,7 @@ async def started(home: Path, server: RedisServer) -> Miniature:
 
 
 async def follow(engine: Miniature) -> None:
-    await engine.follower.follow(engine.engine, engine.operations.tiering)
+    await engine.parts.shared_catalog_sync.follow(engine.engine, engine.operations.tiering)
 
 
 async def listed(engine: Miniature) -> list[str]:

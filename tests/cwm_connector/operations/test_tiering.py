@@ -134,15 +134,15 @@ async def test_a_copy_that_redis_gives_back_changed_does_not_count_and_the_disk_
     engine: Miniature, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await frozen(engine, "w", text(1))
-    store = engine.engine.durable_tiers[TierName.REDIS]
-    honest = store.write
+    redis = next(tier for tier in engine.durable_tiers if tier.name is TierName.REDIS)  # the worker's
+    honest = redis.write
 
     def write(chunk, sealed, claim=""):
         bent = memoryview(bytearray(sealed))
         bent[5000] ^= 1
         return honest(chunk, bent, claim)
 
-    monkeypatch.setattr(store, "write", write)
+    monkeypatch.setattr(redis, "write", write)
     assert await demote(engine, "w") == 0
     assert await tiers_of(engine, "w") == {"cpu": 3, "disk": 3}
 

@@ -9,14 +9,13 @@ import pytest
 from cwm_connector import compat
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros
+from cwm_connector.core.units import GIB
 from cwm_connector.operations.auto_freeze.mark import Mark, Reason, mark_of
 from cwm_connector.operations.auto_freeze.policy import Policy
 from cwm_connector.protocol.calls import Op
 from tests.support.miniature import Miniature
 from tests.support.stores import CHUNK_BYTES, text
 from tests.support.vllm_parts import BLOCK_TOKENS, request
-
-GIB = 1 << 30
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ async def test_nothing_is_frozen_by_itself_unless_it_is_switched_on(tmp_path: Pa
     engine = await Miniature.started(tmp_path, auto_freeze_idle_timeout_minutes=1e-9, auto_freeze_token_threshold=1)
     await engine.serve(text(1), "alice")
     await engine.operations.auto.tick()
-    await engine.operations.auto.before_shutdown()
+    await engine.operations.auto.freeze_before_shutdown()
     assert await names(engine) == []
     engine.close()
 
@@ -94,7 +93,7 @@ async def test_a_session_that_somebody_froze_after_its_last_word_is_left_alone(e
     await engine.serve(text(1), "alice")
     await engine.call(Op.FREEZE, session_id="alice", window_name="by-hand")
     await silent(engine)
-    await engine.operations.auto.before_shutdown()
+    await engine.operations.auto.freeze_before_shutdown()
     assert await names(engine) == ["by-hand"]
 
 
@@ -164,7 +163,7 @@ async def test_before_a_shutdown_every_session_is_frozen_that_has_spoken_since(e
     await engine.serve(text(2), "bob")
     await engine.call(Op.FREEZE, session_id="bob", window_name="bob-by-hand")
     await engine.serve(text(3))
-    await engine.operations.auto.before_shutdown()
+    await engine.operations.auto.freeze_before_shutdown()
     marks = [mark_of(each["description"], each["tags"]) for each in await windows(engine)]
     assert marks == [None, Mark(Reason.SHUTDOWN, 1), Mark(Reason.SHUTDOWN, 1)]
     sessions = [each["session_id"] for each in await windows(engine)]

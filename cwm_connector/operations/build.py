@@ -1,0 +1,161 @@
+"""Builds the scheduler side of an engine from its settings: every part once, wired in one place.
+
+    build_engine       before the workers are known: the store and what vLLM's scheduler hooks use. Any thread.
+    EngineParts.open   once the passport is known: the catalog and what the operations use. Control thread.
+    start_operations   recovery and the state of before the last stop. Control thread.
+
+vLLM's process and the engine of the tests are both built here. Whoever builds an engine for a home that another process
+may use holds its HomeLock.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cwm_connector.catalog.open import open_catalog
+from cwm_connector.catalog.thread import CatalogThread
+from cwm_connector.core.identity import Geometry, Passport
+from cwm_connector.core.types import now_micros
+from cwm_connector.metrics import Metrics
+from cwm_connector.operations.claims import Claims
+from cwm_connector.operations.context import EngineContext, SubmitPrefill
+from cwm_connector.operations.dispatch import Dispatcher
+from cwm_connector.operations.recovery import recover
+from cwm_connector.operations.shared_catalog_sync import SharedCatalogSync
+from cwm_connector.sessions.index import RequestTitle, SessionIndex
+from cwm_connector.sessions.thaw_bindings import ThawBindings
+from cwm_connector.settings import CatalogKind, Settings
+from cwm_connector.step.chunk_locations import ChunkLocations
+from cwm_connector.step.job_board import JobBoard
+from cwm_connector.step.scheduler import SchedulerSide
+from cwm_connector.step.step_queue import StepQueue
+from cwm_connector.store.pairing import open_home, require_catalog
+from cwm_connector.tiers.base import DurableTier
+from cwm_connector.tiers.open import open_tiers
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineShape:
+    """What vLLM's configuration says of the engine."""
+
+    model: str
+    block_tokens: int
+    block_bytes: int
+    """One block over all layers, on one rank."""
+    world_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """The parts of one engine that live from its construction to its end."""
+
+    settings: Settings
+    shape: EngineShape
+    geometry: Geometry
+    scheduler: SchedulerSide
+    step_queue: StepQueue
+    board: JobBoard
+    locations: ChunkLocations
+    thaw_bindings: ThawBindings
+    metrics: Metrics
+    submit_prefill: SubmitPrefill
+    durable_tiers: Sequence[DurableTier]
+    """As this process sees them, fastest first. The workers open their own."""
+    claims: Claims
+    shared_catalog_sync: SharedCatalogSync
+
+    def open(self, passport: Passport) -> EngineContext:
+        """Open the catalog on a thread of its own and return what operations work with. Blocks until it is open."""
+        on_gone, store_id = self.shared_catalog_sync.note_gone, self.claims.engine_id
+        return EngineContext(
+            settings=self.settings,
+            model=self.shape.model,
+            passport=passport,
+            geometry=self.geometry,
+            block_bytes=self.shape.block_bytes,
+            world_size=self.shape.world_size,
+            catalog=CatalogThread(lambda: open_catalog(self.settings, store_id, on_gone)),
+            scheduler=self.scheduler,
+            step_queue=self.step_queue,
+            board=self.board,
+            locations=self.locations,
+            thaw_bindings=self.thaw_bindings,
+            metrics=self.metrics,
+            submit_prefill=self.submit_prefill,
+            durable_tiers={tier.name: tier for tier in self.durable_tiers},
+            claims=self.claims,
+        )
+
+    def close(self) -> None:
+        """Close this process's view of the durable tiers."""
+        for tier in self.durable_tiers:
+            tier.close()
+
+
+def build_engine(
+    settings: Settings,
+    shape: EngineShape,
+    *,
+    wake: Callable[[], None],
+    submit_prefill: SubmitPrefill,
+    request_title: RequestTitle | None = None,
+) -> EngineParts:
+    """Open the store and return the parts of an engine. Blocks on the disk.
+
+    `wake` makes an idle engine step. It may be called from any thread.
+    Raises: CWM-1003 for a folder that can't be written or belongs to another store, CWM-4004 for a missing catalog.
+    """
+    store_id = open_home(settings.home, settings.chunks_path)
+    require_catalog(settings.catalog_path, settings.chunks_path)
+    geometry = Geometry.of(shape.block_tokens, settings.chunk_tokens)
+    board, locations = JobBoard(shape.world_size), ChunkLocations(shape.world_size)
+    thaw_bindings, step_queue, metrics = ThawBindings(), StepQueue(wake), Metrics()
+    sessions = SessionIndex(
+        shape.model,
+        shape.block_tokens,
+        thaw_bindings.thawed_into,
+        request_title,
+        continued=thaw_bindings.continued_by,
+    )
+    scheduler = SchedulerSide(
+        geometry=geometry,
+        sessions=sessions,
+        thaw_bindings=thaw_bindings,
+        board=board,
+        step_queue=step_queue,
+        locations=locations,
+        metrics=metrics,
+    )
+    return EngineParts(
+        settings=settings,
+        shape=shape,
+        geometry=geometry,
+        scheduler=scheduler,
+        step_queue=step_queue,
+        board=board,
+        locations=locations,
+        thaw_bindings=thaw_bindings,
+        metrics=metrics,
+        submit_prefill=submit_prefill,
+        durable_tiers=open_tiers(settings, store_id),
+        claims=Claims(engine_id=store_id, shared=settings.catalog is CatalogKind.REDIS, since=now_micros()),
+        shared_catalog_sync=SharedCatalogSync(),
+    )
+
+
+async def start_operations(engine: EngineContext) -> Dispatcher:
+    """Recover the store and return the operations, ready for the first call."""
+    tiers = tuple(engine.durable_tiers.values())
+    recovered = await engine.catalog.run(lambda catalog: recover(catalog, tiers, engine.claims))
+    logger.info(
+        "store %s: swept %d leftovers and %d orphans; %d chunks are damaged",
+        engine.settings.home,
+        recovered.leftovers,
+        recovered.orphans,
+        recovered.damaged,
+    )
+    operations = Dispatcher(engine)
+    await operations.prepare()
+    return operations
