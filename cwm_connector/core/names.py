@@ -52,3 +52,12 @@ def check_description(text: str) -> str:
     if len(text) > MAX_DESCRIPTION:
         raise CWMError(Code.ARGUMENT, f"the description has {len(text)} characters; shorten it to {MAX_DESCRIPTION}")
     return text
+
+
+def name_taken(name: str) -> CWMError:
+    """Return the refusal of a window's name that another window has."""
+    return CWMError(
+        Code.WINDOW_EXISTS,
+        f"a window named {name!r} exists; choose another name or delete that window first",
+        window_name=name,
+    )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from cwm_connector.catalog.base import NewWindow, OutcomeUnknown, WindowRow
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec
+from cwm_connector.core.names import name_taken
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.operations.async_helpers import finish_even_if_cancelled
 from cwm_connector.operations.context import EngineContext
@@ -31,11 +32,7 @@ class WindowCommit:
             if problem.code is Code.WINDOW_NOT_FOUND:
                 return
             raise
-        raise CWMError(
-            Code.WINDOW_EXISTS,
-            f"a window named {name!r} exists; choose another name or delete it first",
-            window_name=name,
-        )
+        raise name_taken(name)
 
     async def missing(self, chunks: Sequence[ChunkSpec]) -> list[ChunkSpec]:
         """The chunks that have to be stored, for which there is room. Raises: CWM-4003 if there is none."""

@@ -12,8 +12,8 @@ from typing import Final
 from cwm_connector.catalog.base import WindowRow
 from cwm_connector.catalog.sqlite.rows import damaged_window, seal
 from cwm_connector.catalog.sqlite.snapshots import read_snapshot
-from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.names import check_tags
+from cwm_connector.core.errors import CWMError
+from cwm_connector.core.names import check_tags, name_taken
 from cwm_connector.core.types import Micros
 
 _FIELDS: Final = (
@@ -65,11 +65,7 @@ def find_window(db: sqlite3.Connection, name: str) -> int | None:
 def refuse_taken_name(db: sqlite3.Connection, name: str) -> None:
     """Raises: CWM-3003."""
     if find_window(db, name) is not None:
-        raise CWMError(
-            Code.WINDOW_EXISTS,
-            f"a window named {name!r} exists already; choose another name or delete that window first",
-            window=name,
-        )
+        raise name_taken(name)
 
 
 def read_window_named(db: sqlite3.Connection, window: int, name: str) -> Tagged:
