@@ -67,6 +67,13 @@ class EngineContext:
         """What a chunk of `blocks` takes on disk, all ranks together."""
         return sealed_bytes(blocks * self.block_bytes) * self.world_size
 
+    def require_same_passport(self, passport: Mapping[str, str], what: str) -> None:
+        """Raise `Code.PASSPORT` with the first field that differs. `what` is the subject of the sentence."""
+        difference = self.passport.first_difference(passport)
+        if difference is not None:
+            field, ours, theirs = difference
+            raise passport_mismatch(what, field, ours, theirs)
+
     async def on_engine_thread(self, function: Callable[[SchedulerSide], T]) -> T:
         """Runs `function` on the engine thread in its next step.
 
@@ -101,3 +108,14 @@ class EngineContext:
 
 def claimed(rows: Iterable[ChunkRow]) -> tuple[ClaimedChunk, ...]:
     return tuple(ClaimedChunk(row.key, row.claim) for row in rows)
+
+
+def passport_mismatch(what: str, field: str, ours: str, theirs: str) -> CWMError:
+    """Return the refusal of KV that was computed by another model or engine than this one."""
+    return CWMError(
+        Code.PASSPORT,
+        f"{what} has {field} {theirs!r} and this engine {ours!r}; use an engine that serves the model as it was frozen",
+        field=field,
+        engine=ours,
+        window=theirs,
+    )

@@ -68,7 +68,7 @@ class Thawer:
         if args.new_session_id is not None:
             check_session_id(args.new_session_id)
         stored = await self._stored(name)
-        self._check_passport(stored.row)
+        self._engine.require_same_passport(stored.row.passport, f"window {name!r}")
         specs = self._specs(stored)
         checked = await self._promote(specs, progress) if args.prewarm else self._placed(specs)
         read_s = time.perf_counter() - started
@@ -151,20 +151,6 @@ class Thawer:
         """Whether the engine, at the pace it last showed, would have computed the tokens sooner; None: unknown."""
         computing_s = self._engine.scheduler.prefill_speed.seconds_for(tokens)
         return computing_s < read_s if computing_s and tokens else None
-
-    def _check_passport(self, row: WindowRow) -> None:
-        difference = self._engine.passport.first_difference(row.passport)
-        if difference is None:
-            return
-        field, ours, theirs = difference
-        raise CWMError(
-            Code.PASSPORT,
-            f"window {row.name!r} does not fit this engine: {field} is {ours} here and {theirs} in the window; "
-            "thaw it in an engine like the one that froze it",
-            field=field,
-            engine=ours,
-            window=theirs,
-        )
 
     def _specs(self, stored: _Stored) -> tuple[ChunkSpec, ...]:
         return specs_of(

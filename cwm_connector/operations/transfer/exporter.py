@@ -32,7 +32,6 @@ from cwm_connector.operations.transfer.steps import (
     new_buffer,
     part_bytes,
     require_outside_store,
-    require_same_passport,
 )
 from cwm_connector.protocol.calls import ExportArgs
 from cwm_connector.tiers.base import ChunkId
@@ -68,7 +67,7 @@ class Exporter:
         started = time.perf_counter()
         name, path = check_window_name(args.window_name), checked_path(args.path)
         window = await self._engine.catalog.run(lambda catalog: _read(catalog, name))
-        require_same_passport(self._engine, window.row.passport, f"window {name!r}")
+        self._engine.require_same_passport(window.row.passport, f"window {name!r}")
         with TransferThread("export", path, Code.WRITE_FAILED) as thread:
             await thread.run(require_outside_store, self._engine.settings, path)
             header = await thread.run(self._header, window)

@@ -26,17 +26,15 @@ from cwm_connector.core.identity import ChunkSpec, chunk_specs
 from cwm_connector.core.names import check_description, check_tags, check_window_name
 from cwm_connector.core.types import Micros, now_micros
 from cwm_connector.operations.async_helpers import finish_even_if_cancelled
-from cwm_connector.operations.context import EngineContext
+from cwm_connector.operations.context import EngineContext, passport_mismatch
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.transfer.archive import ArchiveHeader
 from cwm_connector.operations.transfer.archive_files import Source, checked_path
 from cwm_connector.operations.transfer.steps import (
     TransferThread,
     check_part,
-    mismatch,
     new_buffer,
     part_bytes,
-    require_same_passport,
 )
 from cwm_connector.operations.window_commit import WindowCommit
 from cwm_connector.protocol.calls import ImportArgs
@@ -112,7 +110,7 @@ class Importer:
 
     def _require_fitting(self, header: ArchiveHeader) -> None:
         what, geometry = "the exported window", self._engine.geometry
-        require_same_passport(self._engine, header.passport, what)
+        self._engine.require_same_passport(header.passport, what)
         for field, ours, theirs in (
             ("model", self._engine.model, header.model),
             ("block_tokens", str(geometry.block_tokens), str(header.block_tokens)),
@@ -120,7 +118,7 @@ class Importer:
             ("ranks", str(self._engine.world_size), str(header.ranks)),
         ):
             if ours != theirs:
-                raise mismatch(what, field, ours, theirs)
+                raise passport_mismatch(what, field, ours, theirs)
 
     def _chunks(self, header: ArchiveHeader) -> tuple[ChunkSpec, ...]:
         """The chunks that passport and tokens make, as many of them as the file brings. Raises: CWM-4004."""

@@ -3,7 +3,7 @@
 import asyncio
 import mmap
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -80,24 +80,6 @@ def new_buffer(size: int) -> memoryview:
     """Zeros in whole pages, as direct I/O wants them. A buffer is not used twice: a transfer that was given up may
     still write into it, and holds it as long as that lasts."""
     return memoryview(mmap.mmap(-1, size))
-
-
-def require_same_passport(engine: EngineContext, passport: Mapping[str, str], what: str) -> None:
-    """Raises: CWM-5003 with the field that differs and both values."""
-    difference = engine.passport.first_difference(passport)
-    if difference is not None:
-        field, ours, theirs = difference
-        raise mismatch(what, field, ours, theirs)
-
-
-def mismatch(what: str, field: str, ours: str, theirs: str) -> CWMError:
-    return CWMError(
-        Code.PASSPORT,
-        f"{what} has {field} {theirs!r} and this engine {ours!r}; use an engine that serves the model as it was frozen",
-        field=field,
-        engine=ours,
-        window=theirs,
-    )
 
 
 def check_part(engine: EngineContext, sealed: memoryview, part: ChunkId, blocks: int) -> bytes:
