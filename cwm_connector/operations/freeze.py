@@ -1,10 +1,10 @@
-"""Freeze: one at a time, in one order.
+"""Freezes sessions, one at a time.
 
-    snapshot -> keys -> which are stored? -> room -> hold blocks, copy out (captured) -> write, fsync (persisted, every
-    rank) -> one catalog transaction -> acknowledged
+    snapshot of the session -> chunk keys -> which are stored? -> make room -> pin blocks and copy them out (captured)
+    -> write and fsync on every rank (persisted) -> one catalog transaction -> answer
 
-A window is whole or absent at any instant because the transaction comes last; chunks that were written for a freeze
-that did not get there are dropped, or swept at the next start.
+A window is whole or absent at any instant because the transaction comes last. Chunks of a freeze that did not get there
+are dropped at once, or swept at the next start after a kill. Control thread.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, chunk_specs
 from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
-from cwm_connector.core.types import ChunkKey, now_micros
+from cwm_connector.core.types import ChunkKey
 from cwm_connector.operations.async_helpers import call_on_loop, finish_even_if_cancelled, wait_done
 from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
 from cwm_connector.operations.tiering import Tiering
@@ -33,18 +33,19 @@ from cwm_connector.operations.window_commit import WindowCommit
 from cwm_connector.protocol.calls import FreezeArgs
 from cwm_connector.sessions.index import HeadSnapshot
 from cwm_connector.sessions.thaw_bindings import BoundWindow
-from cwm_connector.step.job_board import Ticket
+from cwm_connector.step.job_board import JobResult, Ticket
 from cwm_connector.step.scheduler import SaveOrder, SavePlan
 
 CAPTURE_STEP_S: Final = 0.002
+"""Between two engine steps while blocks are copied out."""
 RECOMPUTE_LIMIT_S: Final = 1800.0
 ATTEMPTS: Final = 3
-"""Of a freeze, where another engine deletes, before its commit, chunks that it refers to."""
+"""A freeze begins again when another engine deletes chunks that it refers to before it commits."""
 
 
 @dataclass(slots=True)
 class _Saved:
-    """What a freeze had to store."""
+    """The chunks that a freeze had to store."""
 
     rows: list[ChunkRow] = field(default_factory=list)
     recomputed_tokens: int = 0
@@ -52,7 +53,7 @@ class _Saved:
 
 
 class _Evicted(Exception):
-    """Blocks of `first` are gone and shall not be computed again."""
+    """Blocks of the chunk `first` were evicted and are not to be computed again."""
 
     def __init__(self, first: ChunkSpec) -> None:
         super().__init__()
@@ -60,13 +61,13 @@ class _Evicted(Exception):
 
 
 def tier_fields(engine: EngineContext, keys: Sequence[ChunkKey]) -> dict[str, Any]:
-    """`storage_tier` (where a thaw would read) and chunks per tier, as placed right now."""
+    """Return `storage_tier` (where a thaw would read) and the chunks in each tier, as they lie right now."""
     tiers = engine.locations.tiers_of(keys)
     return {"storage_tier": storage_tier(tiers), "tiers": tiers}
 
 
 class Freezer:
-    """The control thread's."""
+    """One for each engine. Control thread only."""
 
     def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
@@ -75,10 +76,12 @@ class Freezer:
         self._numbers = itertools.count(1)
 
     async def freeze(self, args: FreezeArgs, progress: ProgressSink, *, recompute: bool = True) -> dict[str, Any]:
-        """See the module's text. Without `recompute` evicted blocks are not computed again: the window then restores
-        what comes before them, and its description says so.
+        """Freeze a session into a new window.
 
-        Raises: 1001–1003, 2001, 2003, 3001, 3003, 4001, 4003, 7001 and what the store raises.
+        Without `recompute` evicted blocks are not computed again. The window then restores what comes before them, and
+        its description says so.
+
+        Raises: 1001–1003, 2001, 2003, 3001, 3003, 4001, 4003, 7001 and what the catalog raises.
         """
         started = time.perf_counter()
         check_session_id(args.session_id)
@@ -91,20 +94,15 @@ class Freezer:
                 chunk_specs, self._engine.passport, self._engine.geometry, snapshot.token_ids
             )
             parent = await self._engine.catalog.run(lambda catalog: _parent(catalog, snapshot.session_id))
-            new = NewWindow(
+            new = self._window_commit.new_window(
                 name=name,
                 description=description,
                 tags=tags,
-                model=self._engine.model,
-                passport=self._engine.passport.fields,
                 session_id=snapshot.session_id,
                 head=snapshot.head,
                 parent=parent,
                 token_ids=snapshot.token_ids.tobytes(),
-                restorable_tokens=chunks[-1].end_block * self._engine.geometry.block_tokens,
-                chunks=[chunk.key for chunk in chunks],
-                stored=(),
-                created_at=now_micros(),
+                chunks=chunks,
             )
             saved, row = await self._store(snapshot, chunks, new, progress, recompute)
             keys = [chunk.key for chunk in chunks[: row.block_count]]
@@ -139,16 +137,15 @@ class Freezer:
         progress: ProgressSink,
         recompute: bool,
     ) -> tuple[_Saved, WindowRow]:
-        """Saves what is missing and commits; again with more where another engine has deleted some of it meanwhile."""
+        """Save missing chunks and commit. Begin again if another engine has deleted some chunks meanwhile."""
         refused = 0
         while True:
-            missing = await self._window_commit.missing(chunks)
-            order = SaveOrder(tuple(missing), self._engine.freeze_tiers, self._engine.claims.new())
+            order = await self._window_commit.order_missing(chunks)
             try:
                 saved = await self._save(snapshot, chunks, order, progress, recompute)
-                return saved, await self._window_commit.commit(self._holding(new, chunks, saved), order)
-            except _Evicted as lost:
-                chunks = chunks[: chunks.index(lost.first)]
+                return saved, await self._window_commit.commit(self._window_over(chunks, new, saved), order)
+            except _Evicted as evicted:
+                chunks = chunks[: chunks.index(evicted.first)]
                 if not chunks:
                     raise CWMError(
                         Code.CHUNK_MISSING, "the session's blocks were evicted; freeze it with window_freeze"
@@ -158,8 +155,8 @@ class Freezer:
                 if problem.code is not Code.CHUNK_MISSING or refused == ATTEMPTS:
                     raise
 
-    def _holding(self, new: NewWindow, chunks: Sequence[ChunkSpec], saved: _Saved) -> NewWindow:
-        """The window over `chunks`, which are all of the session or what comes before the evicted blocks."""
+    def _window_over(self, chunks: Sequence[ChunkSpec], new: NewWindow, saved: _Saved) -> NewWindow:
+        """Return `new` over `chunks`: all chunks of the session, or those before the first evicted block."""
         restorable = chunks[-1].end_block * self._engine.geometry.block_tokens
         description = new.description
         if restorable < new.restorable_tokens:
@@ -195,43 +192,37 @@ class Freezer:
         try:
             plan = await asyncio.shield(planning)
         except asyncio.CancelledError:
-            # The plan may hold blocks and have its job under way already: both come to their end first.
+            # The plan may have pinned blocks and posted its job already. Both come to their end first.
             plan = await finish_even_if_cancelled(planning)
-            await finish_even_if_cancelled(self._discard(plan.ticket, order))
+            await finish_even_if_cancelled(self._finish_and_discard(plan.ticket, order))
             raise
-        ticket = plan.ticket
-        if ticket is None and not recompute:
+        if plan.ticket is None and not recompute:
             raise _Evicted(order.chunks[plan.whole_chunks])
-        if ticket is None:
+        if plan.ticket is None:
             raise CWMError(
                 Code.CHUNK_MISSING,
                 f"{plan.lost_blocks} blocks of the session were evicted and could not be computed again; "
                 "give vLLM more KV memory and try again",
             )
+        result, captured_at = await self._persist(plan.ticket, order, progress)
+        rows = self._window_commit.new_rows(order, lambda chunk: result.outcomes[chunk.key].size_bytes)
+        return _Saved(rows=rows, recomputed_tokens=plan.computed_tokens, captured_at=captured_at)
 
-        def tell(done: int) -> None:
+    async def _persist(self, ticket: Ticket, order: SaveOrder, progress: ProgressSink) -> tuple[JobResult, float]:
+        """Wait until every rank has written its chunks. Return the outcomes and when the last block was copied out."""
+
+        def report_stored(done: int) -> None:
             progress(done, len(order.chunks), "chunks stored")
 
-        ticket.on_progress = call_on_loop(tell)
+        ticket.on_progress = call_on_loop(report_stored)
         try:
             await self._engine.wait_for_workers(ticket.captured, CAPTURE_STEP_S)
             captured_at = time.perf_counter()
             progress(0, len(order.chunks), "captured")
-            result = await self._engine.wait_for_workers(ticket.finished, PERSIST_STEP_S)
+            return await self._engine.wait_for_workers(ticket.finished, PERSIST_STEP_S), captured_at
         except BaseException:
-            await finish_even_if_cancelled(self._discard(ticket, order))
+            await finish_even_if_cancelled(self._finish_and_discard(ticket, order))
             raise
-        rows = [
-            ChunkRow(
-                chunk.key,
-                chunk.blocks * self._engine.geometry.block_tokens,
-                result.outcomes[chunk.key].size_bytes,
-                frozenset(order.tiers),
-                order.claim,
-            )
-            for chunk in order.chunks
-        ]
-        return _Saved(rows, plan.computed_tokens, captured_at)
 
     async def _plan(
         self,
@@ -248,13 +239,13 @@ class Freezer:
         return await self._recompute(snapshot, chunks, order)
 
     async def _recompute(self, snapshot: HeadSnapshot, chunks: Sequence[ChunkSpec], order: SaveOrder) -> SavePlan:
-        """Brings evicted blocks back with a request of our own; what is stored is loaded rather than computed."""
+        """Bring evicted blocks back with a request of our own, which loads stored chunks and computes the rest."""
         leading = 0
         for chunk in chunks:
             if chunk is order.chunks[0]:
                 break
             leading = chunk.end_block
-        stored = BoundWindow("", snapshot.token_ids, tuple(chunks), usable_blocks=leading)
+        stored = BoundWindow(name="", token_ids=snapshot.token_ids, chunks=tuple(chunks), usable_blocks=leading)
         request_id = f"cwm-recompute-{next(self._numbers)}"
         tokens = snapshot.token_ids[: chunks[-1].end_block * self._engine.geometry.block_tokens]
         plan = await self._engine.on_engine_thread(lambda side: side.expect_recompute(request_id, stored, order))
@@ -265,8 +256,8 @@ class Freezer:
             )
         return plan.result()
 
-    async def _discard(self, ticket: Ticket | None, order: SaveOrder) -> None:
-        """Removes what a failed freeze wrote, once its job is over, unless the catalog refers to it after all."""
+    async def _finish_and_discard(self, ticket: Ticket | None, order: SaveOrder) -> None:
+        """Wait until a failed freeze's job is over, then remove what it wrote unless the catalog refers to it."""
         if ticket is not None:
             while not ticket.finished.done():
                 self._engine.step_queue.nudge()
@@ -275,10 +266,10 @@ class Freezer:
 
 
 def _parent(catalog: Catalog, session_id: str) -> str | None:
-    """The window that the session last went through: the one frozen from it or thawed into it most recently."""
+    """Return the window that was most recently frozen from the session or thawed into it."""
     row = catalog.session(session_id)
     frozen = [catalog.window(name) for name in (row.windows[:1] if row else ())]
     thawed = catalog.last_thaw_into(session_id)
-    steps = [(each.created_at, each.name) for each in frozen]
-    steps += [(thawed.created_at, thawed.window_name)] if thawed else []
-    return max(steps)[1] if steps else None
+    events = [(window.created_at, window.name) for window in frozen]
+    events += [(thawed.created_at, thawed.window_name)] if thawed else []
+    return max(events)[1] if events else None

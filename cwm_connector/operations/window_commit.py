@@ -1,15 +1,15 @@
-"""What a freeze and an import have in common: room for what is missing, one commit, and nothing left of a failure.
+"""The steps that a freeze and an import share: make room for new chunks, commit the window, clean up after a failure.
 
-Whoever calls holds the engine's turn, but for `require_free`. Control thread only.
+The caller holds `chunk_lock`, except for `require_free` and the two functions that only build rows. Control thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from cwm_connector.catalog.base import NewWindow, OutcomeUnknown, WindowRow
+from cwm_connector.catalog.base import ChunkRow, NewWindow, OutcomeUnknown, WindowRow
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.core.names import name_taken
-from cwm_connector.core.types import ChunkKey, TierName
+from cwm_connector.core.types import ChunkKey, TierName, now_micros
 from cwm_connector.operations.async_helpers import finish_even_if_cancelled
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.tiering import Tiering
@@ -18,14 +18,14 @@ from cwm_connector.step.scheduler import SaveOrder
 
 
 class WindowCommit:
-    """One for each engine will do; it keeps nothing."""
+    """Keeps no state of its own: each operation may have one."""
 
     def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
         self._tiering = tiering
 
     async def require_free(self, name: str) -> None:
-        """Refuses a taken name before any work is done; the commit refuses it again."""
+        """Raise `Code.WINDOW_EXISTS` for a taken name before any work is done. The commit checks it again."""
         try:
             await self._engine.catalog.run(lambda catalog: catalog.window(name))
         except CWMError as problem:
@@ -34,8 +34,11 @@ class WindowCommit:
             raise
         raise name_taken(name)
 
-    async def missing(self, chunks: Sequence[ChunkSpec]) -> list[ChunkSpec]:
-        """The chunks that have to be stored, for which there is room. Raises: CWM-4003 if there is none."""
+    async def order_missing(self, chunks: Sequence[ChunkSpec]) -> SaveOrder:
+        """Return the order to store those of `chunks` that no durable tier has, once there is room for them.
+
+        Raises: CWM-4003 if there is no room.
+        """
         await self._tiering.apply_observations()
         keys = [chunk.key for chunk in chunks]
         stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
@@ -43,14 +46,60 @@ class WindowCommit:
         if missing:
             needed = sum(self._engine.stored_bytes(chunk.blocks) for chunk in missing)
             await self._tiering.make_room(needed, protected=frozenset(keys))
-        return missing
+        return SaveOrder(chunks=tuple(missing), tiers=self._engine.freeze_tiers, claim=self._engine.claims.new())
+
+    def new_window(
+        self,
+        *,
+        name: str,
+        description: str,
+        tags: Sequence[str],
+        session_id: str,
+        head: str,
+        parent: str | None,
+        token_ids: bytes,
+        chunks: Sequence[ChunkSpec],
+        stored: Sequence[ChunkRow] = (),
+    ) -> NewWindow:
+        """Return this engine's window over `chunks`, created now. `stored`: rows of those that were written for it."""
+        return NewWindow(
+            name=name,
+            description=description,
+            tags=tags,
+            model=self._engine.model,
+            passport=self._engine.passport.fields,
+            session_id=session_id,
+            head=head,
+            parent=parent,
+            token_ids=token_ids,
+            restorable_tokens=chunks[-1].end_block * self._engine.geometry.block_tokens,
+            chunks=[chunk.key for chunk in chunks],
+            stored=stored,
+            created_at=now_micros(),
+        )
+
+    def new_rows(self, order: SaveOrder, size_bytes: Callable[[ChunkSpec], int]) -> list[ChunkRow]:
+        """Return the rows of an order that was carried out. `size_bytes` gives a chunk's size over all ranks."""
+        return [
+            ChunkRow(
+                key=chunk.key,
+                tokens=chunk.blocks * self._engine.geometry.block_tokens,
+                size_bytes=size_bytes(chunk),
+                tiers=frozenset(order.tiers),
+                claim=order.claim,
+            )
+            for chunk in order.chunks
+        ]
 
     async def commit(self, new: NewWindow, order: SaveOrder) -> WindowRow:
-        """The one transaction; once it has begun it is carried through. What was written for it goes if it fails."""
+        """Write the window and its rows in one transaction, which is carried through once it has begun.
+
+        What was written for it is removed if it fails, unless the outcome is unknown: the window may be there then.
+        """
         try:
             row = await finish_even_if_cancelled(self._engine.catalog.run(lambda catalog: catalog.commit_window(new)))
         except OutcomeUnknown:
-            raise  # the window may be there: what it refers to has to stay
+            raise
         except CWMError:
             await finish_even_if_cancelled(self.discard(order))
             raise
@@ -58,11 +107,11 @@ class WindowCommit:
         for tier in order.tiers:
             self._engine.locations.record(tier, keys)
         if self._engine.claims.shared and keys:
-            await finish_even_if_cancelled(self._end_spare_claims(keys, order))
+            await finish_even_if_cancelled(self._end_unneeded_claims(keys, order))
         return row
 
     async def discard(self, order: SaveOrder) -> None:
-        """Removes what was written, once nobody writes any more, unless the catalog refers to it after all."""
+        """Remove what was written for `order`, except chunks that the catalog refers to. No job may still write."""
         keys = [chunk.key for chunk in order.chunks]
         stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
         ours = [ClaimedChunk(key, order.claim) for key in keys]
@@ -71,9 +120,9 @@ class WindowCommit:
             await self._engine.drop(ours, (TierName.REDIS,))  # ends our claim; another's keeps the bytes
         await self._engine.drop(unreferenced, (TierName.CPU, *order.tiers))
 
-    async def _end_spare_claims(self, keys: Sequence[ChunkKey], order: SaveOrder) -> None:
-        """Chunks that another engine committed first stay under its claim; ours would keep them for ever."""
+    async def _end_unneeded_claims(self, keys: Sequence[ChunkKey], order: SaveOrder) -> None:
+        """End our claim on chunks that another engine committed first. It would keep their bytes for ever."""
         stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
-        spare = [ClaimedChunk(key, order.claim) for key in keys if stored[key].claim != order.claim]
-        if spare:
-            await self._engine.drop(spare, (TierName.REDIS,))
+        unneeded = [ClaimedChunk(key, order.claim) for key in keys if stored[key].claim != order.claim]
+        if unneeded:
+            await self._engine.drop(unneeded, (TierName.REDIS,))

@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cwm_connector.catalog.base import ChunkRow, NewWindow, WindowRow
+from cwm_connector.catalog.base import NewWindow, WindowRow
 from cwm_connector.catalog.results import iso
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, chunk_specs
 from cwm_connector.core.names import check_description, check_tags, check_window_name
-from cwm_connector.core.types import Micros, now_micros
+from cwm_connector.core.types import Micros
 from cwm_connector.operations.async_helpers import finish_even_if_cancelled
 from cwm_connector.operations.context import EngineContext, passport_mismatch
 from cwm_connector.operations.tiering import Tiering
@@ -140,8 +140,7 @@ class Importer:
     async def _take_in(
         self, wanted: _Wanted, source: Source, thread: TransferThread, progress: ProgressSink
     ) -> tuple[WindowRow, SaveOrder]:
-        missing = await self._window_commit.missing(wanted.chunks)
-        order = SaveOrder(tuple(missing), self._engine.freeze_tiers, self._engine.claims.new())
+        order = await self._window_commit.order_missing(wanted.chunks)
         try:
             await self._read_all(wanted, order, source, thread, progress)
         except BaseException:
@@ -188,30 +187,16 @@ class Importer:
             raise _wrong("its pages are laid out otherwise than its passport says")
 
     def _new_window(self, wanted: _Wanted, order: SaveOrder, header: ArchiveHeader) -> NewWindow:
-        engine = self._engine
-        return NewWindow(
+        return self._window_commit.new_window(
             name=wanted.name,
             description=wanted.description,
             tags=wanted.tags,
-            model=engine.model,
-            passport=engine.passport.fields,
             session_id=f"{_SESSION}{wanted.name}"[:_MAX_SESSION],
             head=header.head,
             parent=None,
             token_ids=wanted.token_ids,
-            restorable_tokens=header.restorable_tokens,
-            chunks=[chunk.key for chunk in wanted.chunks],
-            stored=[
-                ChunkRow(
-                    chunk.key,
-                    chunk.blocks * engine.geometry.block_tokens,
-                    engine.stored_bytes(chunk.blocks),
-                    frozenset(order.tiers),
-                    order.claim,
-                )
-                for chunk in order.chunks
-            ],
-            created_at=now_micros(),
+            chunks=wanted.chunks,
+            stored=self._window_commit.new_rows(order, lambda chunk: self._engine.stored_bytes(chunk.blocks)),
         )
 
 
