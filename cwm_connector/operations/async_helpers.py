@@ -1,4 +1,4 @@
-"""Waiting without blocking: for threads' futures, for what must be finished, and in a loop."""
+"""Helpers of the control thread's event loop: wait for other threads, finish what was begun, run periodically."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 async def wait_done(future: "Future[T]", limit_s: float) -> bool:
-    """True once the future is done, False after `limit_s`. Being cancelled leaves the future as it is."""
+    """Return True once the future is done, False after `limit_s`. A cancelled wait does not cancel the future."""
     loop, done = asyncio.get_running_loop(), asyncio.Event()
     future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
     try:
@@ -25,7 +25,7 @@ async def wait_done(future: "Future[T]", limit_s: float) -> bool:
 
 
 def call_on_loop(function: Callable[[T], None]) -> Callable[[T], None]:
-    """`function`, to be called from any thread and run on this event loop."""
+    """Return `function` wrapped so that any thread may call it. It runs on this event loop."""
     loop = asyncio.get_running_loop()
 
     def forward(value: T) -> None:
@@ -35,7 +35,7 @@ def call_on_loop(function: Callable[[T], None]) -> Callable[[T], None]:
 
 
 async def finish_even_if_cancelled(work: Awaitable[T]) -> T:
-    """Awaits `work` whole, even if the caller is cancelled meanwhile: for what must not stop half-way."""
+    """Await `work` and return its result, even if the caller is cancelled meanwhile. The cancellation is dropped."""
     task = asyncio.ensure_future(work)
     while not task.done():
         try:
@@ -47,7 +47,7 @@ async def finish_even_if_cancelled(work: Awaitable[T]) -> T:
 
 
 async def run_periodically(step: Callable[[], Awaitable[None]], every_s: float, what: str) -> NoReturn:
-    """Until it is cancelled. What goes wrong with `what` is logged and tried again."""
+    """Call `step` every `every_s` seconds until cancelled. A failure is logged with `what` and tried again."""
     while True:
         await asyncio.sleep(every_s)
         try:
@@ -55,4 +55,4 @@ async def run_periodically(step: Callable[[], Awaitable[None]], every_s: float, 
         except CWMError as problem:
             logger.warning("%s: %s", what, problem)
         except Exception:
-            logger.exception("%s failed; it is tried again", what)
+            logger.exception("%s failed; trying again", what)

@@ -1,4 +1,7 @@
-"""What the control thread's operations work with: the engine's facts, its catalog, and how to wait for its workers."""
+"""EngineContext: what every operation works with, and how it waits for the engine thread and the workers.
+
+Control thread. Nothing here blocks its event loop.
+"""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
@@ -28,9 +31,9 @@ T = TypeVar("T")
 SubmitPrefill = Callable[[str, "memoryview[int]", str | None], None]
 """(request id, token ids, cache salt): has the engine compute the tokens. See compat.submit_prefill."""
 PERSIST_STEP_S: Final = 0.01
-"""Between two steps asked for while a job of the workers is waited for."""
+"""Between two engine steps while an operation waits for a job of the workers."""
 ENGINE_STEP_LIMIT_S: Final = 120.0
-"""An engine that takes no step for this long is reported as not answering (CWM-6001)."""
+"""An engine that takes no step for this long is reported as busy (CWM-6001)."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,18 @@ class EngineContext:
     metrics: Metrics
     submit_prefill: SubmitPrefill
     durable_tiers: Mapping[TierName, DurableTier]
-    """The durable tiers as this process sees them, for upkeep that needs no worker; fastest first."""
+    """As this process sees them, for maintenance that needs no worker. Fastest first."""
     claims: Claims
     chunk_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Whoever writes, moves or removes chunks holds it: what one decided to refer to can't be dropped by another."""
+    """Held to write, move or remove chunks, so that no operation drops a chunk that another has decided to refer to."""
 
     @property
     def freeze_tiers(self) -> tuple[TierName, ...]:
-        """Where a chunk must be durable before its freeze is acknowledged."""
+        """Return the tiers in which a chunk must be durable before its freeze is acknowledged."""
         return (TierName.DISK, TierName.REDIS) if self.claims.shared else (TierName.DISK,)
 
     def stored_bytes(self, blocks: int) -> int:
-        """What a chunk of `blocks` takes on disk, all ranks together."""
+        """Return the bytes that a chunk of `blocks` takes on disk, over all ranks."""
         return sealed_bytes(blocks * self.block_bytes) * self.world_size
 
     def require_same_passport(self, passport: Mapping[str, str], what: str) -> None:
@@ -75,38 +78,40 @@ class EngineContext:
             raise passport_mismatch(what, field, ours, theirs)
 
     async def on_engine_thread(self, function: Callable[[SchedulerSide], T]) -> T:
-        """Runs `function` on the engine thread in its next step.
+        """Run `function` on the engine thread in its next step and return its result. `function` must not block.
 
         Raises: CWM-6001 if the engine takes no step in time.
         """
         answer = self.step_queue.call(lambda: function(self.scheduler))
         if not await wait_done(answer, ENGINE_STEP_LIMIT_S) and answer.cancel():
-            raise CWMError(Code.ENGINE_TIMEOUT, "the engine is busy and took no step; try again")
-        return answer.result()  # what had begun when the time was over ends within the step
+            raise CWMError(Code.ENGINE_TIMEOUT, "the engine is busy and took no step; try again later")
+        return answer.result()  # a function that has begun ends within the step
 
     async def wait_for_workers(self, future: "Future[T]", every_s: float) -> T:
-        """Waits for something that a worker's report brings, asking for an engine step every `every_s` seconds."""
+        """Wait for a future that a worker's report completes. Ask for an engine step every `every_s` seconds."""
         while not future.done():
             self.step_queue.nudge()
             await wait_done(future, every_s)
         return future.result()
 
     async def copy(self, rows: Iterable[ChunkRow], target: TierName) -> JobResult:
-        """Has the workers bring good copies into `target`; see CopyJob."""
-        return await self._done(CopyJob(self.board.next_id(), claimed(rows), target))
+        """Have the workers put good copies into `target`. See CopyJob."""
+        return await self._run(CopyJob(self.board.next_id(), claimed(rows), target))
 
     async def verify(self, keys: Iterable[ChunkKey], tier: TierName) -> JobResult:
-        return await self._done(VerifyJob(self.board.next_id(), tuple(keys), tier))
+        """Have the workers read and check these chunks in `tier`. See VerifyJob."""
+        return await self._run(VerifyJob(self.board.next_id(), tuple(keys), tier))
 
     async def drop(self, chunks: Iterable[ClaimedChunk], tiers: Iterable[TierName]) -> JobResult:
-        """Has the workers remove chunks from `tiers`. The outcomes' sizes are the bytes that became free."""
-        return await self._done(DropJob(self.board.next_id(), tuple(chunks), tuple(tiers)))
+        """Have the workers remove chunks from `tiers`. The sizes of the outcomes are the bytes that became free."""
+        return await self._run(DropJob(self.board.next_id(), tuple(chunks), tuple(tiers)))
 
-    async def _done(self, job: Job) -> JobResult:
+    async def _run(self, job: Job) -> JobResult:
         return await self.wait_for_workers(self.board.post(job).finished, PERSIST_STEP_S)
 
 
 def claimed(rows: Iterable[ChunkRow]) -> tuple[ClaimedChunk, ...]:
+    """Return the rows' chunks with the claims that keep them."""
     return tuple(ClaimedChunk(row.key, row.claim) for row in rows)
 
 

@@ -1,7 +1,7 @@
-"""Delete and collect: what removes chunks. The catalog's transaction comes first, the bytes go afterwards.
+"""Deletes windows, and collects chunks that no window refers to.
 
-So the tiers can hold more than the catalog knows, never less: what a kill leaves behind is swept by the next start, or
-by a collection (`cwm gc`).
+The catalog's transaction comes first and the bytes go afterwards, so the tiers can hold more than the catalog knows and
+never less. Leftovers of a kill are swept by the next start, or by a collection (`cwm gc`). Control thread.
 """
 
 import asyncio
@@ -21,20 +21,23 @@ from cwm_connector.tiers.base import DurableTier
 
 
 class Deleter:
-    """The control thread's."""
+    """One for each engine. Control thread only."""
 
     def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
         self._tiering = tiering
 
     async def delete(self, args: DeleteArgs) -> dict[str, Any]:
-        """Row and references go first; then the chunks that nobody refers to any more leave every tier."""
+        """Delete a window's row, then remove the chunks that no other window refers to from every tier."""
         name = check_window_name(args.window_name)
         async with self._engine.chunk_lock:
             return await finish_even_if_cancelled(self._delete(name))
 
     async def collect(self) -> dict[str, Any]:
-        """Removes what no window refers to: chunk rows without references, and what tiers hold without a row."""
+        """Remove chunk rows that no window refers to, and what the tiers hold without a row.
+
+        Raises: CWM-5002 while the outcome of a freeze is unknown. A tier that can't be asked only adds a warning.
+        """
         async with self._engine.chunk_lock:
             return await finish_even_if_cancelled(self._collect())
 
@@ -51,16 +54,16 @@ class Deleter:
     async def _collect(self) -> dict[str, Any]:
         engine = self._engine
         if not await engine.catalog.run(lambda catalog: catalog.is_durable()):
-            raise CWMError(Code.BACKEND, "a freeze's outcome is not known yet; collect again once Redis is back")
+            raise CWMError(Code.BACKEND, "the outcome of a freeze is not known yet; run it again once Redis is back")
         unreferenced = await engine.catalog.run(lambda catalog: catalog.sweep_unreferenced())
         freed = await self._remove(unreferenced)
         rows = {row.key: row for row in await engine.catalog.run(lambda catalog: catalog.all_chunks())}
         orphans, away = 0, []
-        for store in engine.durable_tiers.values():
+        for tier in engine.durable_tiers.values():
             try:
-                swept = await asyncio.to_thread(self._sweep, store, rows)
+                swept = await asyncio.to_thread(self._sweep, tier, rows)
             except CWMError as problem:
-                away.append(f"{store.name.value}: {problem}")
+                away.append(f"{tier.name.value}: {problem}")
                 continue
             orphans += swept.chunks
             freed += swept.n_bytes
@@ -72,11 +75,11 @@ class Deleter:
             "warning": "; ".join(away) or None,
         }
 
-    def _sweep(self, store: DurableTier, rows: Mapping[ChunkKey, ChunkRow]) -> Swept:
-        return sweep(store, store.inventory(), rows, self._engine.claims)
+    def _sweep(self, tier: DurableTier, rows: Mapping[ChunkKey, ChunkRow]) -> Swept:
+        return sweep(tier, tier.inventory(), rows, self._engine.claims)
 
     async def _remove(self, orphans: Sequence[ChunkRow]) -> int:
-        """Bytes that left the tiers."""
+        """Remove chunks from every tier and return the bytes that became free."""
         if not orphans:
             return 0
         keys = [row.key for row in orphans]

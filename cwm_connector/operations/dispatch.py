@@ -1,4 +1,4 @@
-"""Carries the control socket's calls out: each is handed to whoever does it, and counted."""
+"""Hands each call of the control socket to the operation that carries it out, and counts it. Control thread."""
 
 import math
 from collections.abc import Awaitable
@@ -41,7 +41,7 @@ from cwm_connector.protocol.calls import (
 
 
 class Dispatcher:
-    """`CallHandler` of the control server, for a running engine."""
+    """The operations of a running engine: the control server's `CallHandler`."""
 
     def __init__(self, engine: EngineContext) -> None:
         self._engine = engine
@@ -57,12 +57,13 @@ class Dispatcher:
         self._health = HealthReader(engine)
 
     async def prepare(self) -> None:
-        """After recovery and before the socket opens: what lies where, and the thaws of before a restart."""
+        """Load the chunks' locations, the policy and the thaws of before a restart. Call it after recovery."""
         await self.tiering.load_from_catalog()
         await self.auto.load_from_catalog()
         await self._thawer.rebind()
 
     async def call(self, op: Op, args: Args, progress: ProgressSink) -> dict[str, Any]:
+        """Carry out one call and return the contract's fields. Raises: what the operation raises."""
         outcome = "failed"
         try:
             result = await self._carry_out(op, args, progress)
@@ -104,17 +105,17 @@ class Dispatcher:
                 return self._importer.import_window(args, progress)
             case PolicyArgs():
                 return self.auto.policy(args)
-        plain = {
+        without_arguments = {
             Op.STATS: self._queries.stats,
             Op.METRICS: self._metrics,
             Op.COLLECT: self._deleter.collect,
             Op.PING: self._ping,
         }
-        return plain[op]()
+        return without_arguments[op]()
 
     async def _freeze(self, args: FreezeArgs, progress: ProgressSink) -> dict[str, Any]:
         result = await self._freezer.freeze(args, progress)
-        await self.auto.frozen(args)
+        await self.auto.prune_after(args)
         return result
 
     async def _tag(self, args: TagArgs) -> dict[str, Any]:

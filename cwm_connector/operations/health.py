@@ -1,6 +1,6 @@
-"""How the engine's parts are: what health_check shows of them, each with what to do about it.
+"""Reports the health of the engine's parts, with what to do about each fault.
 
-Nothing here waits long: a part that does not answer in time is told as that. Control thread only.
+Nothing here waits long. A part that does not answer in time is reported as not answering. Control thread.
 """
 
 import asyncio
@@ -17,17 +17,18 @@ from cwm_connector.protocol.calls import HealthArgs
 from cwm_connector.version import __version__
 
 ANSWER_S: Final = 4.0
-"""For Redis, whose own time-outs are longer; the client's patience ends at 5 s."""
+"""For Redis, whose own time-outs are longer. The client gives up after 5 s."""
 
 
 class HealthReader:
-    """One for each engine."""
+    """One for each engine. Control thread only."""
 
     def __init__(self, engine: EngineContext) -> None:
         self._engine = engine
         self._started = time.monotonic()
 
     async def health(self, args: HealthArgs) -> dict[str, Any]:
+        """Return the health of one part or of all."""
         components = await asyncio.gather(
             self._engine_health(), self._catalog_health(), self._cpu_health(), self._disk_health(), self._redis_health()
         )
@@ -64,19 +65,19 @@ class HealthReader:
         return await asyncio.to_thread(_folder_health, self._engine.settings.chunks_path)
 
     async def _redis_health(self) -> dict[str, Any]:
-        store = self._engine.durable_tiers.get(TierName.REDIS)
-        if store is None:
+        tier = self._engine.durable_tiers.get(TierName.REDIS)
+        if tier is None:
             return _component("redis", "healthy", "not configured", None)
         begun = time.perf_counter()
         try:
             async with asyncio.timeout(ANSWER_S):
-                message = await asyncio.to_thread(store.condition)
+                message = await asyncio.to_thread(tier.condition)
         except TimeoutError:
             return _component("redis", "unhealthy", f"no answer within {ANSWER_S:g} s; check the server", None)
         except CWMError as problem:
             return _component("redis", "unhealthy", problem.message, None)
         try:
-            await asyncio.to_thread(store.require_lasting)
+            await asyncio.to_thread(tier.require_lasting)
         except CWMError as problem:
             return _component("redis", "degraded", problem.message, begun)
         return _component("redis", "healthy", message, begun)

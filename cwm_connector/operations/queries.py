@@ -1,7 +1,7 @@
-"""What a client can ask without changing anything: lists, status, statistics.
+"""Answers questions that change nothing: lists, status, statistics.
 
-From the catalog and from what the workers last told; the engine thread is asked only for what it alone knows (the
-sessions), briefly, and a list goes without where it is too busy to answer.
+The answers come from the catalog and from the workers' last reports. Only the sessions are asked of the engine thread,
+for a short time. A list shows their last known state if the engine is too busy to answer. Control thread.
 """
 
 import asyncio
@@ -23,28 +23,29 @@ from cwm_connector.protocol.calls import ListArgs, SessionsArgs, StatusArgs, Tok
 from cwm_connector.sessions.index import SessionView
 
 REMEMBERED_WINDOWS: Final = 1024
-"""Whose chunks' keys need not be read again to say in which tier a listed window lies."""
+"""Windows whose chunk keys are kept, so that the next list need not read them again."""
 LIST_WAITS_S: Final = 0.01
-"""For the engine thread's part. A busy engine takes a step in seconds: what it last told is then listed."""
+"""For the engine thread. A busy engine takes seconds for a step, and the list shows its last answer instead."""
 STATUS_WAITS_S: Final = 0.5
-"""The same for one session, which may have begun a moment ago."""
+"""For the engine thread when one session is asked for, which may have begun a moment ago."""
 
 Sessions = tuple[list[tuple[SessionView, int]], bool]
-"""The engine's sessions with their cached tokens, and whether it just told them (else: what it last told)."""
+"""The engine's sessions with their cached tokens, and True if the engine has just answered (else its last answer)."""
 
 
 class Queries:
-    """The control thread's."""
+    """One for each engine. Control thread only."""
 
     def __init__(self, engine: EngineContext, auto: AutoFreezer) -> None:
         self._engine = engine
         self._auto = auto
         self._keys_of: OrderedDict[tuple[str, int], tuple[ChunkKey, ...]] = OrderedDict()
-        """Of the windows listed last, by name and time: a name can be given anew, a window never changes."""
+        """By name and creation time: a name can be used again, a window never changes."""
         self._last_views: list[tuple[SessionView, int]] = []
-        self._asked: Future[list[tuple[SessionView, int]]] | None = None
+        self._pending_views: Future[list[tuple[SessionView, int]]] | None = None
 
     async def list_windows(self, args: ListArgs) -> dict[str, Any]:
+        """Return one page of windows. Raises: CWM-1003 for arguments that can't be a query."""
         query = results.parse_list_args(args)
 
         def read(catalog: Catalog) -> dict[str, Any]:
@@ -53,6 +54,7 @@ class Queries:
         return await self._engine.catalog.run(read)
 
     async def status(self, args: StatusArgs) -> dict[str, Any]:
+        """Return the status of one window or one session. Raises: CWM-1001 to 1003, CWM-2001, CWM-2002."""
         if (args.window_name is None) == (args.session_id is None):
             raise CWMError(Code.ARGUMENT, "give either window_name or session_id")
         if args.window_name is not None:
@@ -60,15 +62,18 @@ class Queries:
         return await self._session_status(check_session_id(args.session_id or ""))
 
     async def token_ids(self, args: TokensArgs) -> dict[str, Any]:
-        """The window's exact token ids, little-endian int32."""
+        """Return a window's exact token ids, little-endian int32. Raises: CWM-1002, CWM-2002."""
         name = check_window_name(args.window_name)
         ids = await self._engine.catalog.run(lambda catalog: catalog.token_ids_of(name))
         return {"window_name": name, "token_ids": ids}
 
     async def sessions(self, args: SessionsArgs) -> dict[str, Any]:
+        """Return one page of sessions: the engine's own, then those that only the catalog remembers."""
         return results.session_page(await self._session_items(LIST_WAITS_S), args)
 
     async def stats(self) -> dict[str, Any]:
+        """Return how full the tiers are and how often they were of use."""
+
         def read(catalog: Catalog) -> tuple[CatalogTotals, Sequence[ChunkRow]]:
             return catalog.totals(), tuple(catalog.stored(self._engine.locations.in_memory()).values())
 
@@ -99,7 +104,7 @@ class Queries:
     # --- inside ---
 
     def _tier_of(self, catalog: Catalog, row: WindowRow) -> str | None:
-        """None where no tier is known to have any of it, or the catalog's row is damaged: the list goes on without."""
+        """Return the tier that a thaw would read. None if no tier is known to have a chunk or the row is damaged."""
         window = (row.name, row.created_at)
         keys = self._keys_of.get(window)
         if keys is None:
@@ -144,7 +149,7 @@ class Queries:
         return results.session_status(item, row)
 
     async def _session_items(self, wait_s: float) -> list[dict[str, Any]]:
-        """The engine's sessions, last active first, then those that only the catalog remembers."""
+        """Return the engine's sessions, last active first, then those that only the catalog remembers."""
         live, fresh = await self._live_sessions(wait_s)
         stored = {row.session_id: row for row in await self._engine.catalog.run(lambda catalog: catalog.sessions())}
         items = []
@@ -169,23 +174,23 @@ class Queries:
         return items + [results.session_item(row) for row in stored.values()]
 
     async def _live_sessions(self, wait_s: float) -> Sessions:
-        if self._asked is not None and self._asked.done():
-            self._last_views = self._asked.result()  # told since the last list had waited long enough
-            self._asked = None
-        if self._asked is None:
-            self._asked = self._engine.step_queue.call(self._engine.scheduler.session_views)
-        fresh = await wait_done(self._asked, wait_s)
+        if self._pending_views is not None and self._pending_views.done():
+            self._last_views = self._pending_views.result()  # answered after the last list had given up waiting
+            self._pending_views = None
+        if self._pending_views is None:
+            self._pending_views = self._engine.step_queue.call(self._engine.scheduler.session_views)
+        fresh = await wait_done(self._pending_views, wait_s)
         if fresh:
-            self._last_views = self._asked.result()
+            self._last_views = self._pending_views.result()
         return self._last_views, fresh
 
 
-def _tier(held: TierTotals, limit_bytes: int | None) -> dict[str, Any]:
-    return {"blocks": held.chunks, "bytes": held.stored_bytes, "limit_bytes": limit_bytes}
+def _tier(totals: TierTotals, limit_bytes: int | None) -> dict[str, Any]:
+    return {"blocks": totals.chunks, "bytes": totals.stored_bytes, "limit_bytes": limit_bytes}
 
 
 def _state(view: SessionView, row: SessionRow | None) -> SessionState:
-    """Frozen or thawed until the session speaks again."""
+    """Return the session's state. It stays frozen or thawed until it speaks again."""
     if row is None or view.running or view.last_active_at > row.updated_at:
         return SessionState.EXPIRED if view.expired else SessionState.ACTIVE
     return SessionState(row.event.value)

@@ -1,7 +1,7 @@
-"""What other engines do to a shared catalog, carried over into this one: once a second, and after each contact.
+"""Carries over into this engine what other engines do to the shared catalog, once a second.
 
-A window that somebody else deleted is loaded from no more, and this engine's own copies of chunks that nobody refers to
-any more go. Control thread only, but for `note_gone`.
+After another engine's delete, this engine no longer loads from that window, and drops its own copies of chunks that no
+window refers to. Control thread, except for `note_gone`.
 """
 
 import asyncio
@@ -22,30 +22,30 @@ PERIOD_S: Final = 1.0
 
 
 class SharedCatalogSync:
-    """For an engine with a shared catalog."""
+    """One for each engine. An engine with a catalog of its own never runs it."""
 
     def __init__(self) -> None:
         self._gone: queue.SimpleQueue[Gone] = queue.SimpleQueue()
         self._fault: str | None = None
 
     def note_gone(self, gone: Gone) -> None:
-        """The catalog's `on_gone`; any thread, also before there is an engine."""
+        """Take down what another engine deleted. The catalog calls it, from its own thread and before `run`."""
         self._gone.put(gone)
 
     async def run(self, engine: EngineContext, tiering: Tiering) -> None:
-        """Until it is cancelled. An outage of Redis is logged when it begins and when it ends."""
+        """Follow the catalog until cancelled. An outage of Redis is logged when it begins and when it ends."""
         while True:
             await asyncio.sleep(PERIOD_S)
             try:
                 await self.follow(engine, tiering)
-                self._say(None)
+                self._log_change(None)
             except CWMError as problem:
-                self._say(str(problem))
+                self._log_change(str(problem))
             except Exception:
-                logger.exception("following the shared catalog failed; it is tried again")
+                logger.exception("following the shared catalog failed; trying again")
 
     async def follow(self, engine: EngineContext, tiering: Tiering) -> None:
-        """Catches up, and acts on what others have deleted. Raises what the catalog's `catch_up` raises."""
+        """Catch up with the catalog and act on what others have deleted. Raises: what `catch_up` raises."""
 
         def catch_up(catalog: object) -> None:
             assert isinstance(catalog, RedisCatalog)
@@ -55,9 +55,9 @@ class SharedCatalogSync:
             await engine.catalog.run(catch_up)
         finally:
             for _ in range(self._gone.qsize()):
-                await self._let_go(self._gone.get(), engine, tiering)
+                await self._drop_gone(self._gone.get(), engine, tiering)
 
-    async def _let_go(self, gone: Gone, engine: EngineContext, tiering: Tiering) -> None:
+    async def _drop_gone(self, gone: Gone, engine: EngineContext, tiering: Tiering) -> None:
         if gone.window is not None:
             engine.thaw_bindings.unbind(gone.window)
         if not gone.orphans:
@@ -65,15 +65,15 @@ class SharedCatalogSync:
         keys = [row.key for row in gone.orphans]
         async with engine.chunk_lock:
             stored = await engine.catalog.run(lambda catalog: catalog.stored(keys))
-            orphans = [row for row in gone.orphans if row.key not in stored]  # stored anew meanwhile, it is in use
+            orphans = [row for row in gone.orphans if row.key not in stored]  # one that was stored again is in use
             tiering.forget([row.key for row in orphans])
             for tier in engine.durable_tiers:
                 engine.locations.record(tier, (), [row.key for row in orphans])
             await engine.drop(claimed(orphans), (TierName.CPU, TierName.DISK))
 
-    def _say(self, fault: str | None) -> None:
+    def _log_change(self, fault: str | None) -> None:
         if fault is not None and self._fault is None:
-            logger.warning("the shared catalog can't be followed: %s", fault)
+            logger.warning("this engine can't follow the shared catalog: %s", fault)
         if fault is None and self._fault is not None:
-            logger.info("the shared catalog is followed again")
+            logger.info("this engine follows the shared catalog again")
         self._fault = fault

@@ -1,4 +1,8 @@
-"""Thaw and clone, and the bindings that a restart must bring back: nothing here writes a chunk."""
+"""Thaws and clones windows, and binds the thaws of before a restart again. Nothing here writes a chunk.
+
+A thaw decides which chunks a session's requests may load. With `prewarm` the workers read and verify them first.
+Without it, the recorded locations decide, and every load verifies what it reads. Control thread.
+"""
 
 import asyncio
 import logging
@@ -26,12 +30,12 @@ from cwm_connector.step.jobs import PromoteJob
 logger = logging.getLogger(__name__)
 
 REBOUND_AT_START: Final = 256
-"""Thaws that survive a restart: the newest so many."""
+"""The newest thaws, which survive a restart."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """A window with what a thaw needs of it."""
+    """A window as a thaw reads it from the catalog."""
 
     row: WindowRow
     chunks: tuple[ChunkRow, ...]
@@ -40,18 +44,18 @@ class _Stored:
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """What of a window can be restored, from its beginning on."""
+    """How much of a window can be restored, from its beginning on."""
 
     blocks: int
     tokens_by_tier: dict[TierName, int]
     fault: str | None
-    """Why it ends before the window does."""
+    """Why the rest of the window can't be restored."""
     from_redis: tuple[ChunkKey, ...] = ()
-    """Chunks that were read from there."""
+    """Chunks that were read from Redis."""
 
 
 class Thawer:
-    """Thaws and clones; the control thread's."""
+    """One for each engine. Control thread only."""
 
     def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
@@ -59,9 +63,10 @@ class Thawer:
         self._background: set[asyncio.Task[None]] = set()
 
     async def thaw(self, args: ThawArgs, progress: ProgressSink) -> dict[str, Any]:
-        """Makes a window loadable for its session and for a fresh salt; reads and verifies its chunks if `prewarm`.
+        """Make a window loadable for its session and for a new salt. With `prewarm`, read and verify its chunks first.
 
-        Raises: 1001, 1002, 2002, 5003; bytes that can't be verified are no error but shorten what can be restored.
+        Chunks that can't be verified are not an error. They end the part of the window that can be restored.
+        Raises: 1001, 1002, 2002, 5003.
         """
         started = time.perf_counter()
         name = check_window_name(args.window_name)
@@ -70,7 +75,7 @@ class Thawer:
         stored = await self._stored(name)
         self._engine.require_same_passport(stored.row.passport, f"window {name!r}")
         specs = self._specs(stored)
-        checked = await self._promote(specs, progress) if args.prewarm else self._placed(specs)
+        checked = await self._promote(specs, progress) if args.prewarm else self._recorded(specs)
         read_s = time.perf_counter() - started
         self._keep_warm(specs, checked)
         session_id = args.new_session_id or stored.row.session_id
@@ -83,7 +88,7 @@ class Thawer:
         fault = checked.fault
         if fault is None and restorable < full:
             fault = "an auto-freeze found the rest of the session evicted"
-        warning = f"from token {restorable} on the window will be computed again: {fault}" if fault else None
+        warning = f"the window will be computed again from token {restorable} on: {fault}" if fault else None
         return {
             "session_id": session_id,
             "cache_salt": salt,
@@ -98,7 +103,10 @@ class Thawer:
         }
 
     async def clone(self, args: CloneArgs) -> dict[str, Any]:
-        """A second name for the same snapshot: one row, no bytes."""
+        """Give a window's snapshot a second name. It takes one row and no bytes.
+
+        Raises: CWM-1002 and 1003 for names, CWM-2002, CWM-3003.
+        """
         source, target = check_window_name(args.source_window), check_window_name(args.target_window)
         description = None if args.description is None else check_description(args.description)
         tags = None if args.tags is None else check_tags(args.tags)
@@ -110,13 +118,13 @@ class Thawer:
         return {"source_window": source, "target_window": target, "shared_blocks": row.block_count, "new_bytes": 0}
 
     async def rebind(self) -> int:
-        """Makes the thaws of before a restart loadable again; returns how many. A damaged window is left out."""
+        """Bind the thaws of before a restart again and return how many. A damaged window is left out."""
         bindings = (await self._engine.catalog.run(lambda catalog: catalog.bindings()))[-REBOUND_AT_START:]
         windows: dict[str, _Stored | None] = {}
         rebound = 0
         for binding in bindings:
             if binding.window_name not in windows:
-                windows[binding.window_name] = await self._fitting(binding.window_name)
+                windows[binding.window_name] = await self._stored_if_fitting(binding.window_name)
             stored = windows[binding.window_name]
             if stored is not None:
                 specs = self._specs(stored)
@@ -124,14 +132,14 @@ class Thawer:
                 rebound += 1
         return rebound
 
-    async def _fitting(self, name: str) -> _Stored | None:
-        """None for another model's window, which waits for its own engine, and for one that can't be read."""
+    async def _stored_if_fitting(self, name: str) -> _Stored | None:
+        """Return the window, or None if it can't be read or belongs to another model's engine, where it stays bound."""
         try:
             stored = await self._stored(name)
         except CWMError as problem:
             if problem.code is not Code.CORRUPT:
                 raise
-            logger.warning("the thaws of window %s are not taken up again: %s", name, problem)
+            logger.warning("the thaws of window %s can't be restored: %s", name, problem)
             return None
         return stored if self._engine.passport.first_difference(stored.row.passport) is None else None
 
@@ -148,7 +156,7 @@ class Thawer:
         return await self._engine.catalog.run(read)
 
     def _is_slower(self, read_s: float, tokens: int) -> bool | None:
-        """Whether the engine, at the pace it last showed, would have computed the tokens sooner; None: unknown."""
+        """Return whether the engine would have computed the tokens sooner. None if its prefill speed is unknown."""
         computing_s = self._engine.scheduler.prefill_speed.seconds_for(tokens)
         return computing_s < read_s if computing_s and tokens else None
 
@@ -160,38 +168,44 @@ class Thawer:
     async def _promote(self, specs: Sequence[ChunkSpec], progress: ProgressSink) -> _Checked:
         board = self._engine.board
 
-        def tell(done: int) -> None:
+        def report_verified(done: int) -> None:
             progress(done, len(specs), "chunks read and verified")
 
-        ticket = board.post(PromoteJob(board.next_id(), tuple(specs)), call_on_loop(tell))
-        return self._counted(specs, await self._engine.wait_for_workers(ticket.finished, PERSIST_STEP_S))
+        ticket = board.post(PromoteJob(board.next_id(), tuple(specs)), call_on_loop(report_verified))
+        return self._verified(specs, await self._engine.wait_for_workers(ticket.finished, PERSIST_STEP_S))
 
-    def _counted(self, specs: Sequence[ChunkSpec], result: JobResult) -> _Checked:
+    def _verified(self, specs: Sequence[ChunkSpec], result: JobResult) -> _Checked:
+        """Return what the workers could read and verify, up to the first failure."""
         tokens: dict[TierName, int] = {}
         from_redis: list[ChunkKey] = []
         for spec in specs:
             outcome = result.outcomes[spec.key]
             if outcome.failure is not None:
                 code, reason = outcome.failure
-                return _Checked(spec.first_block, tokens, f"CWM-{int(code)}: {reason}", tuple(from_redis))
+                fault = f"CWM-{int(code)}: {reason}"
+                return _Checked(
+                    blocks=spec.first_block, tokens_by_tier=tokens, fault=fault, from_redis=tuple(from_redis)
+                )
             if outcome.tier is not None:
                 tokens[outcome.tier] = tokens.get(outcome.tier, 0) + spec.blocks * self._engine.geometry.block_tokens
             if outcome.tier is TierName.REDIS:
                 from_redis.append(spec.key)
-        return _Checked(specs[-1].end_block, tokens, None, tuple(from_redis))
+        blocks = specs[-1].end_block
+        return _Checked(blocks=blocks, tokens_by_tier=tokens, fault=None, from_redis=tuple(from_redis))
 
-    def _placed(self, specs: Sequence[ChunkSpec]) -> _Checked:
-        """Where the chunks are said to be; nothing is read, and every load will verify them anyway."""
+    def _recorded(self, specs: Sequence[ChunkSpec]) -> _Checked:
+        """Return what the recorded locations promise. Nothing is read. Every load verifies what it reads."""
         tokens: dict[TierName, int] = {}
         for spec in specs:
             tier = self._engine.locations.fastest(spec.key)
             if tier is None:
-                return _Checked(spec.first_block, tokens, "CWM-2003: no tier is known to have the next chunk")
+                fault = "CWM-2003: no tier is known to have the next chunk"
+                return _Checked(blocks=spec.first_block, tokens_by_tier=tokens, fault=fault)
             tokens[tier] = tokens.get(tier, 0) + spec.blocks * self._engine.geometry.block_tokens
-        return _Checked(specs[-1].end_block, tokens, None)
+        return _Checked(blocks=specs[-1].end_block, tokens_by_tier=tokens, fault=None)
 
     def _keep_warm(self, specs: Sequence[ChunkSpec], checked: _Checked) -> None:
-        """The window is in use again: its chunks count as hot, and what lay in Redis comes back to the disk."""
+        """Count the window's chunks as used just now, and bring those that were read from Redis back to the disk."""
         self._tiering.used(spec.key for spec in specs)
         if checked.from_redis:
             restoring = asyncio.create_task(self._tiering.restore(checked.from_redis))
@@ -199,5 +213,5 @@ class Thawer:
             restoring.add_done_callback(self._background.discard)
 
     def _bind(self, binding: Binding, stored: _Stored, specs: tuple[ChunkSpec, ...], blocks: int) -> None:
-        window = BoundWindow(binding.window_name, stored.token_ids, specs, blocks)
+        window = BoundWindow(name=binding.window_name, token_ids=stored.token_ids, chunks=specs, usable_blocks=blocks)
         self._engine.thaw_bindings.bind(binding.session_id, binding.salt_hash, window)

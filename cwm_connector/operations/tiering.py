@@ -1,12 +1,12 @@
-"""Keeps chunks where they belong: cold ones move from disk to Redis, used ones come back, bad copies are replaced.
+"""Moves chunks between the durable tiers: cold ones go from disk to Redis, used ones come back, bad ones are replaced.
 
-    demote = store in Redis, read back and check, record, drop from disk
-    by limits: when a freeze needs room, and in good time when the disk tier is nearly full
-    by age:    what no freeze or thaw has touched for CWM_COLD_AFTER_HOURS
-    by use:    in the policy's order (CWM_TIER_POLICY)
+    demote   write to Redis, read back and check, record, drop from disk
+    when     a freeze needs room (CWM_DISK_CACHE_GB), the disk tier is nearly full,
+             or no freeze or thaw has used the chunk for CWM_COLD_AFTER_HOURS
+    which    the coldest first, in the order of the policy (CWM_TIER_POLICY)
 
-Nothing leaves a tier before another one is shown to have it: without a Redis that keeps its data, nothing leaves the
-disk. CPU memory looks after itself (tiers/cpu.py). Control thread only; batches take turns with freezes and deletes.
+A chunk leaves a tier only after another tier is shown to have it. Without a Redis that keeps its data, nothing leaves
+the disk. CPU memory has its own limit (tiers/cpu.py). Control thread. Moves hold `chunk_lock` for one batch at a time.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ logger = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
 REVIEW_S: Final = 60.0
-"""Between two looks at limits and ages."""
+"""Between two reviews of the disk's limit and the chunks' ages."""
 BATCH: Final = 8
-"""Chunks that are moved before others may have their turn."""
+"""Chunks that are moved before other operations may take `chunk_lock`."""
 HIGH_WATER: Final = 0.9
 LOW_WATER: Final = 0.8
-"""Of the disk's limit: from the first on chunks are moved, until the second is reached."""
+"""Shares of the disk's limit. Above the first, chunks are moved until the second is reached."""
 
 
 class Tiering:
-    """One for each engine. `learn` first; `run` is its own life, everything else is called by operations."""
+    """One for each engine. Call `load_from_catalog` first. `run` is a task of its own, operations call the rest."""
 
     def __init__(self, engine: EngineContext) -> None:
         self._engine = engine
@@ -44,42 +44,41 @@ class Tiering:
         self._reviewed_at = 0.0
 
     async def load_from_catalog(self) -> None:
-        """Takes over from the catalog what lies where, and when each chunk was used last."""
+        """Load from the catalog where each chunk lies and when it was used last."""
         rows, uses = await self._engine.catalog.run(lambda catalog: (catalog.all_chunks(), catalog.chunks_by_use()))
         for tier in self._engine.durable_tiers:
             self._engine.locations.record(tier, [row.key for row in rows if tier in row.tiers])
         for key, at in uses:
             self._note_use(key, at)
 
-    # --- told by operations -------------------------------------------------------------------------------------------
+    # --- called by operations -----------------------------------------------------------------------------------------
 
     def used(self, keys: Iterable[ChunkKey]) -> None:
-        """A freeze or a thaw refers to these chunks."""
+        """Note that a freeze or a thaw uses these chunks now."""
         now = now_micros()
         for key in keys:
             self._note_use(key, now)
 
     def forget(self, keys: Iterable[ChunkKey]) -> None:
+        """Drop what is known of deleted chunks."""
         for key in keys:
             self._policy.forget(key)
             self._used_at.pop(key, None)
 
-    # --- asked by operations ------------------------------------------------------------------------------------------
-
     async def apply_observations(self) -> None:
-        """Writes down what loads have shown since the last time. The caller holds `chunk_lock`."""
+        """Record the uses and bad copies that loads have shown since the last call. The caller holds `chunk_lock`."""
         for key in self._engine.locations.take_uses():
             if key in self._used_at:
                 self._note_use(key, now_micros())
         for key, tier in self._engine.locations.take_bad():
-            logger.warning("a chunk in the %s tier is missing or corrupt; it counts as lost there", tier.value)
+            logger.warning("a chunk in the %s tier is missing or corrupt; it no longer counts as stored", tier.value)
             await self._record(tier, went=[key])
             self._lost.append(key)
 
     async def make_room(self, needed: int, protected: Collection[ChunkKey]) -> None:
         """Make room for `needed` more bytes on the disk and move none of `protected`. The caller holds `chunk_lock`.
 
-        Raises: CWM-4003 if they can't; where that is plain from the sizes, nothing was moved.
+        Raises: CWM-4003 if there can be no room. Nothing is moved if the sizes alone show that.
         """
         limit = self._engine.settings.disk_cache_bytes
         over = await self._disk_bytes() + needed - limit
@@ -94,19 +93,19 @@ class Tiering:
             over -= await self._demote(victims)
         if over > 0:
             used = await self._disk_bytes()
-            way_out = (
+            next_step = (
                 "see health_check for what Redis lacks" if victims else "delete windows or raise CWM_DISK_CACHE_GB"
             )
             raise CWMError(
                 Code.QUOTA,
-                f"{needed} bytes more are over the disk limit ({used} of {limit} used); {way_out}",
+                f"{needed} more bytes do not fit within the disk limit ({used} of {limit} used); {next_step}",
                 needed_bytes=needed,
                 used_bytes=used,
                 limit_bytes=limit,
             )
 
     async def demote(self, keys: Sequence[ChunkKey]) -> int:
-        """Moves chunks from disk to Redis; returns the bytes that became free on the disk."""
+        """Move chunks from disk to Redis and return the bytes that became free on the disk."""
         freed = 0
         for batch in _batches(keys):
             async with self._engine.chunk_lock:
@@ -114,7 +113,7 @@ class Tiering:
         return freed
 
     async def restore(self, keys: Sequence[ChunkKey]) -> None:
-        """Brings chunks back to the disk that were read from Redis or lost on disk, unless it is nearly full."""
+        """Bring chunks that were read from Redis or lost on disk back to the disk, unless it is nearly full."""
         ceiling = HIGH_WATER * self._engine.settings.disk_cache_bytes
         for batch in _batches(keys):
             async with self._engine.chunk_lock:
@@ -125,22 +124,22 @@ class Tiering:
                 await self._bring(rows, TierName.DISK)
 
     async def replace(self, row: ChunkRow, tier: TierName) -> bool:
-        """Replaces a durable tier's bad copy from a good one; where there is none, that copy is counted on no more.
+        """Replace a durable tier's bad copy from a good one and return True if the tier has a good copy again.
 
-        True if the tier has a good copy again.
+        The bad copy no longer counts as stored, even if there is no good one.
         """
         async with self._engine.chunk_lock:
             await self._record(tier, went=[row.key])
             return bool(await self._bring([row], tier))
 
-    # --- its own life -------------------------------------------------------------------------------------------------
+    # --- the task -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Until it is cancelled. What goes wrong is logged and tried again."""
-        await run_periodically(self.tick, TICK_S, "placement")
+        """Call `tick` once a second until cancelled. Failures are logged and tried again."""
+        await run_periodically(self.tick, TICK_S, "tiering")
 
     async def tick(self) -> None:
-        """Heeds what loads have shown, replaces lost copies, and now and then looks at limits and ages."""
+        """Apply what loads have shown, replace lost copies, and review limits and ages once a minute."""
         async with self._engine.chunk_lock:
             await self.apply_observations()
         lost, self._lost = self._lost, []
@@ -151,7 +150,7 @@ class Tiering:
             await self.review()
 
     async def review(self) -> None:
-        """Moves what is too old for the disk, and what keeps it too full."""
+        """Move old chunks off the disk, and the coldest ones if it is nearly full."""
         if TierName.REDIS not in self._engine.durable_tiers:
             return
         limit = self._engine.settings.disk_cache_bytes
@@ -176,7 +175,7 @@ class Tiering:
         return [key for key in self._on_disk_coldest_first() if self._used_at[key] < before]
 
     async def _coldest(self, n_bytes: int, protected: Collection[ChunkKey]) -> list[ChunkRow]:
-        """The coldest chunks on disk that together take `n_bytes`; none if all of them take less."""
+        """Return the coldest chunks on disk that together take `n_bytes`, or none if all of them take less."""
         chosen: list[ChunkRow] = []
         candidates = [key for key in self._on_disk_coldest_first() if key not in protected]
         for batch in _batches(candidates, 64):
@@ -188,14 +187,14 @@ class Tiering:
         return []
 
     async def _demote(self, rows: Sequence[ChunkRow]) -> int:
-        """In this order, so that at every instant a recorded copy is there; see the module's text."""
+        """Move chunks from disk to Redis. The order keeps every recorded copy in place at every instant."""
         moved = await self._bring(rows, TierName.REDIS)
         await self._record(TierName.DISK, went=[row.key for row in moved])
         await self._engine.drop(claimed(moved), (TierName.DISK,))
         return sum(row.size_bytes for row in moved)
 
     async def _bring(self, rows: Sequence[ChunkRow], target: TierName) -> list[ChunkRow]:
-        """Copies, checks and records; returns those that `target` now has whole."""
+        """Copy, check and record chunks, and return those that `target` now has whole."""
         if not rows:
             return []
         try:
@@ -216,7 +215,7 @@ class Tiering:
         self._engine.locations.record(tier, came, went)
 
     async def _rows(self, keys: Sequence[ChunkKey], tier: TierName | None = None) -> list[ChunkRow]:
-        """Those of `keys` that are stored (in `tier`), in the order given."""
+        """Return those of `keys` that are stored (in `tier`), in the order given."""
         stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
         return [row for key in keys if (row := stored.get(key)) and (tier is None or tier in row.tiers)]
 

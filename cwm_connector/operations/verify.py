@@ -1,9 +1,9 @@
-"""`cwm verify`: reads and checks every stored copy, at a bounded rate, and can go on where it was broken off.
+"""`cwm verify`: reads and checks every stored copy at a limited rate, and continues where the last run stopped.
 
-Chunks are walked in the order of their keys; the last one done is noted in the catalog after each batch, so that a
-walk survives a cancel, a kill and a restart. With `repair` a bad copy is replaced from a good one in another tier, or
-dropped where there is none; a chunk without any good copy is reported with the windows that need it, and stored anew by
-the next freeze of the same tokens. Freezes and thaws go on meanwhile. Control thread only.
+Chunks are checked in the order of their keys. The last key is noted in the catalog after each batch, so that a run
+survives a cancel, a kill and a restart. With `repair`, a bad copy is replaced from a good one in another tier, or
+dropped if there is none. A chunk without any good copy is reported with the windows that need it. The next freeze of
+the same tokens stores it again. Freezes and thaws go on meanwhile. Control thread.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ MAX_REPORTED: Final = 50
 
 @dataclass(slots=True)
 class _Walk:
-    """What one walk has seen."""
+    """The findings of one run."""
 
     chunks: int = 0
     copies: int = 0
@@ -40,11 +40,11 @@ class _Walk:
     bad_copies: int = 0
     repaired: int = 0
     unread: int = 0
-    """Copies that a tier could not give at the moment: nothing is known of them."""
+    """Copies that a tier could not deliver. They may be good or bad."""
 
 
 class Verifier:
-    """One walk at a time."""
+    """Runs one verification at a time. Control thread only."""
 
     def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
@@ -52,11 +52,14 @@ class Verifier:
         self._walking = asyncio.Lock()
 
     async def verify(self, args: VerifyArgs, progress: ProgressSink) -> dict[str, Any]:
-        """Raises: CWM-7003 while another walk is under way; CWM-1003 for a rate that is none."""
+        """Check every stored copy and return what was found.
+
+        Raises: CWM-7003 while another verification runs, CWM-1003 for a negative rate.
+        """
         if not 0 <= args.rate_mb_s < float("inf"):
-            raise CWMError(Code.ARGUMENT, f"rate_mb_s is {args.rate_mb_s}; give MiB a second, 0 for no limit")
+            raise CWMError(Code.ARGUMENT, f"rate_mb_s is {args.rate_mb_s}; give MiB per second, or 0 for no limit")
         if self._walking.locked():
-            raise CWMError(Code.BUSY, "a verification is under way; wait for it, or cancel it and call again")
+            raise CWMError(Code.BUSY, "another verification is running; wait for it, or cancel it and call again")
         async with self._walking:
             return await self._walk(args, progress)
 
@@ -121,7 +124,7 @@ class Verifier:
                 await self._found_bad(row, tier, failure, repair, seen)
 
     async def _still_there(self, row: ChunkRow, tier: TierName) -> bool:
-        """False if the chunk was deleted or moved while it was being looked at."""
+        """Return False if the chunk was deleted or moved while it was checked."""
         now = await self._engine.catalog.run(lambda catalog: catalog.stored([row.key]))
         return row.key in now and tier in now[row.key].tiers
 

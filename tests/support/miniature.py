@@ -78,7 +78,7 @@ class Miniature:
         copier = copier_for(list(self.cache))
         assert payload_bytes(copier, 1) == BLOCK_BYTES
         worker = build_worker(settings, copier, rank=0, world_size=1, block_tokens=BLOCK_TOKENS)
-        self.worker, self.cpu, self.durable_tiers = worker.side, worker.cpu, worker.durable_tiers
+        self.worker, self.cpu, self.durable_tiers = worker.side, worker.cpu, worker.durable_tiers  # the worker's own
         self.disk = self.durable_tiers[0]
         self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._stopped = False

@@ -1,13 +1,13 @@
-"""Freezes sessions that nobody has frozen: silent ones, grown ones, those about to be evicted, all of them at the end.
+"""Freezes sessions without being asked, once a second and before a shutdown.
 
-    each second: which sessions have spoken since they were last frozen?
-        near eviction        at once, while their blocks are still there
-        grown by the threshold again
-        silent for the idle time-out
-    shutdown: every one of them, while the engine still steps
+    once a second   sessions that were active since their last freeze and
+                        are near eviction (at once, while their blocks are still there),
+                        have grown by the token threshold again, or
+                        have been idle for the time-out
+    shutdown        every session that was active since its last freeze, while the engine still steps
 
-Nothing is ever computed for it: what vLLM has evicted already stays out, and the window says so. Each freeze is an
-ordinary one; what it can't do (a full disk, say) is logged, and tried again after a while. Control thread only.
+Evicted blocks are never computed again for it. The window then ends before them and says so. Each freeze is an ordinary
+one. A failure (a full disk, say) is logged and tried again later. Control thread.
 """
 
 import asyncio
@@ -33,19 +33,19 @@ from cwm_connector.step.scheduler import Freezable
 logger = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
-NEAR: Final = 0.25
-"""Of vLLM's blocks: a session whose end is among the next so many to be taken is frozen. At 50,000 tokens a second the
-blocks of one H100 last for some seconds beyond it."""
+NEAR_EVICTION: Final = 0.25
+"""Share of vLLM's blocks. A session is frozen if its end is among the blocks that vLLM will take next. At 50,000
+tokens a second this leaves one H100 some seconds."""
 RETRY_AFTER_S: Final = 300.0
 SHUTDOWN_LIMIT_S: Final = 15.0
-"""`cwm serve` gives vLLM 20 seconds to end."""
+"""`cwm serve` gives vLLM 20 s to end."""
 NOTE: Final = "auto-freeze policy"
 _NAMES_TRIED: Final = 20
 _REMEMBERED: Final = 16_384
-"""Sessions; more are forgotten at once and looked up in the catalog again."""
+"""Sessions. Beyond that, all are forgotten and looked up in the catalog again."""
 
 _TEXTS: Final = {
-    Reason.IDLE: "silent for {policy.idle_timeout_minutes:g} minutes",
+    Reason.IDLE: "idle for {policy.idle_timeout_minutes:g} minutes",
     Reason.THRESHOLD: "{tokens} tokens, over {policy.token_threshold} more than at its last freeze",
     Reason.EVICTION: "vLLM was about to reuse its blocks",
     Reason.SHUTDOWN: "the engine was stopped",
@@ -53,7 +53,7 @@ _TEXTS: Final = {
 
 
 class AutoFreezer:
-    """One for each engine. `learn` first; `run` is its own life."""
+    """One for each engine. Call `load_from_catalog` first. `run` is a task of its own."""
 
     def __init__(self, engine: EngineContext, freezer: Freezer, deleter: Deleter) -> None:
         self._engine = engine
@@ -61,23 +61,23 @@ class AutoFreezer:
         self._retention = Retention(engine, deleter)
         self._settings = policies.initial(engine.settings)
         self._policy = self._settings
-        self._settled: dict[str, Micros] = {}
-        """When a session had last been active, the last time that all of it was frozen."""
+        self._frozen_at: dict[str, Micros] = {}
+        """The last activity of each session that its newest window holds."""
         self._crossings: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
 
     async def load_from_catalog(self) -> None:
-        """Takes up the changes of before a restart; a note that can't be read is left where it is."""
+        """Load the changes to the policy of before a restart. A note that can't be read is logged and kept."""
         note = await self._engine.catalog.run(lambda catalog: catalog.noted(NOTE))
         try:
             self._policy = policies.from_note(note, self._settings)
         except CWMError as problem:
             logger.warning("auto-freeze: %s", problem)
 
-    # --- asked for ---
+    # --- called by operations ---
 
     async def policy(self, args: PolicyArgs) -> dict[str, Any]:
-        """The policy in force, changed first where `args` say so. Raises: CWM-1003; what the catalog raises."""
+        """Change the policy as `args` say and return the one in force. Raises: CWM-1003, what the catalog raises."""
         policy = policies.changed(self._settings if args.reset else self._policy, args)
         if args != PolicyArgs():
             note = policies.as_note(policy, self._settings)
@@ -95,28 +95,28 @@ class AutoFreezer:
         }
 
     def due_at(self, session_id: str, last_active_at: Micros, token_count: int) -> Micros | None:
-        """When the session will be frozen if it stays silent; None if it won't be."""
-        if token_count < self._engine.settings.chunk_tokens or self._settled.get(session_id, -1) >= last_active_at:
+        """Return when the session will be frozen if it stays idle. None if it won't be."""
+        if token_count < self._engine.settings.chunk_tokens or self._frozen_at.get(session_id, -1) >= last_active_at:
             return None
         return self._policy.idle_due_at(last_active_at)
 
-    async def frozen(self, args: FreezeArgs) -> None:
-        """Somebody's freeze is done: where it was a client's hook, the windows that had their time go."""
+    async def prune_after(self, args: FreezeArgs) -> None:
+        """Delete windows beyond the retention limit after a client's freeze that carries the mark of a hook."""
         if not self._policy.enabled or mark_of(args.description, args.tags) is None:
             return
         try:
             await self._retention.prune(args.session_id, self._policy.keep_last)
         except CWMError as problem:
-            logger.warning("auto-freeze: windows of session %s stay for now: %s", args.session_id, problem)
+            logger.warning("auto-freeze: old windows of session %s stay for now: %s", args.session_id, problem)
 
-    # --- its own life ---
+    # --- the task ---
 
     async def run(self) -> None:
-        """Until it is cancelled. What goes wrong is logged and tried again."""
+        """Call `tick` once a second until cancelled. Failures are logged and tried again."""
         await run_periodically(self.tick, TICK_S, "auto-freeze")
 
     async def tick(self) -> None:
-        """Freezes what is due."""
+        """Freeze the sessions that are due, the most urgent first."""
         if not self._policy.enabled:
             return
         now = now_micros()
@@ -126,7 +126,7 @@ class AutoFreezer:
                 await self._freeze(session, reason)
 
     async def freeze_before_shutdown(self) -> None:
-        """Freezes every session that has spoken since its last freeze, the last active first, as far as time allows."""
+        """Freeze every session that was active since its last freeze, the last active first, within the time limit."""
         if not self._policy.enabled:
             return
         try:
@@ -142,11 +142,11 @@ class AutoFreezer:
     # --- inside ---
 
     async def _freezable(self) -> list[Freezable]:
-        settled = dict(self._settled)
-        return await self._engine.on_engine_thread(lambda side: side.freezable(settled, NEAR))
+        frozen_at = dict(self._frozen_at)
+        return await self._engine.on_engine_thread(lambda side: side.freezable(frozen_at, NEAR_EVICTION))
 
     async def _reason(self, session: Freezable, now: Micros) -> Reason | None:
-        """Why the session is to be frozen now; None if it isn't."""
+        """Return why the session is to be frozen now. None if it is not."""
         if self._not_before.get(session.session_id, 0.0) > time.monotonic():
             return None
         due_at = self._policy.idle_due_at(session.last_active_at)
@@ -168,11 +168,11 @@ class AutoFreezer:
         return self._crossings[session_id]
 
     async def _is_frozen(self, session: Freezable) -> bool:
-        """True if a window holds all of it, by whomever it was frozen."""
+        """Return True if a window holds all of the session, whoever froze it."""
         window = await self._last_window(session.session_id)
         frozen = window is not None and window.created_at >= session.last_active_at
         if frozen:
-            self._remember(self._settled, session.session_id, session.last_active_at)
+            self._remember(self._frozen_at, session.session_id, session.last_active_at)
         return frozen
 
     async def _last_window(self, session_id: str) -> WindowRow | None:
@@ -183,15 +183,15 @@ class AutoFreezer:
         return await self._engine.catalog.run(read)
 
     async def _freeze(self, session: Freezable, reason: Reason) -> None:
-        """One window more, and those go that had their time. What can't be done is logged and left for later."""
+        """Freeze the session and delete its windows beyond the retention limit. A failure is logged, not raised."""
         session_id = session.session_id
         try:
             result = await self._freeze_under_a_new_name(session, reason)
         except CWMError as problem:
             self._engine.metrics.auto_freezes.labels(reason.value, f"CWM-{int(problem.code)}").inc()
             if problem.code in (Code.CHUNK_MISSING, Code.SESSION_NOT_FOUND, Code.STATE):
-                # Nothing of it is left, or nothing of it can ever be frozen: until it speaks again.
-                self._remember(self._settled, session_id, session.last_active_at)
+                # None of it is left, or none of it can be frozen. That holds until the session is active again.
+                self._remember(self._frozen_at, session_id, session.last_active_at)
                 logger.info("session %s is not frozen (%s): %s", session_id, reason.value, problem)
             else:
                 self._remember(self._not_before, session_id, time.monotonic() + RETRY_AFTER_S)
@@ -206,7 +206,7 @@ class AutoFreezer:
             result["captured_tokens"],
             result["token_count"],
         )
-        self._remember(self._settled, session_id, session.last_active_at)
+        self._remember(self._frozen_at, session_id, session.last_active_at)
         self._remember(self._crossings, session_id, self._policy.crossings(result["token_count"]))
         await self._retention.prune(session_id, self._policy.keep_last)
 
@@ -222,20 +222,21 @@ class AutoFreezer:
             except CWMError as problem:
                 if problem.code is not Code.WINDOW_EXISTS:
                     raise
-        raise CWMError(Code.WINDOW_EXISTS, f"{stem} and {_NAMES_TRIED - 1} names behind it are taken; delete some")
+        taken = f"{stem} and {_NAMES_TRIED - 1} names after it are taken"
+        raise CWMError(Code.WINDOW_EXISTS, f"{taken}; delete some of those windows")
 
     async def _next_action(self) -> dict[str, Any] | None:
-        """The session whose time-out ends first."""
+        """Return the session whose idle time-out ends first."""
         if not self._policy.enabled:
             return None
-        waiting = [
+        idle = [
             (due_at, session.session_id)
             for session in await self._freezable()
             if (due_at := self._policy.idle_due_at(session.last_active_at)) is not None and not session.running
         ]
-        if not waiting:
+        if not idle:
             return None
-        due_at, session_id = min(waiting)
+        due_at, session_id = min(idle)
         return {"session_id": session_id, "reason": Reason.IDLE.value, "due_at": iso(due_at)}
 
     def _remember(self, table: dict[str, Any], session_id: str, value: Any) -> None:
@@ -245,7 +246,7 @@ class AutoFreezer:
 
 
 def _most_urgent_first(sessions: Sequence[Freezable]) -> list[Freezable]:
-    """Of those near eviction the longest unused first: it is the next to go."""
+    """Return sessions near eviction first, the longest unused at the front, because it is evicted next."""
     return sorted(sessions, key=lambda session: (not session.near_eviction, session.last_active_at))
 
 

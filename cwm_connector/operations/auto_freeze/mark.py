@@ -1,7 +1,7 @@
-"""What marks a window that nobody asked for by name: made by auto-freeze, or by a client's hook.
+"""The mark of an automatic window, made by auto-freeze or by a client's hook.
 
-The mark is the tag `auto` and the beginning of the description. Whoever takes either away, or clones the window, makes
-it his own: retention leaves it alone. The client's hooks import this: the standard library and nothing else.
+The mark is the tag `auto` and the beginning of the description. Retention leaves a window alone once a user has removed
+either of them, or has cloned the window. The client's hooks import this module: it needs the standard library only.
 """
 
 import enum
@@ -15,7 +15,7 @@ _MARK: Final = re.compile(r"auto-freeze \(([a-z-]+), generation (\d{1,9})\)")
 
 
 class Reason(enum.StrEnum):
-    """Why it was frozen."""
+    """Why the window was made."""
 
     IDLE = "idle"
     THRESHOLD = "threshold"
@@ -26,24 +26,28 @@ class Reason(enum.StrEnum):
 
     @property
     def kind(self) -> str:
-        """Windows of one kind replace each other. What a client's hook saved is a kind of its own: a compaction loses
-        what it saved, and an idle conversation's later windows don't have it."""
+        """Return the kind within which windows replace each other. Each reason of a client's hook is a kind of its own.
+
+        A compaction loses what its hook has saved, and later windows of the session don't have it.
+        """
         return self.value if self in (Reason.COMPACTION, Reason.SESSION_END) else "engine"
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
+    """The mark as read from a window."""
+
     reason: Reason
     generation: int
     """Counts a session's automatic windows from 1."""
 
     def described(self, text: str) -> str:
-        """A description that carries the mark, and says the rest in `text`."""
+        """Return a description that carries the mark, followed by `text`."""
         return f"auto-freeze ({self.reason.value}, generation {self.generation}): {text}"
 
 
 def mark_of(description: str, tags: Sequence[str]) -> Mark | None:
-    """The window's mark, or None for one that somebody named or took over."""
+    """Return the window's mark, or None for a window that a user named or took over."""
     found = _MARK.match(description)
     if found is None or TAG not in tags or found[1] not in set(Reason):
         return None

@@ -1,7 +1,7 @@
-"""When sessions are frozen by themselves, under which names, and how many of those windows are kept.
+"""The auto-freeze policy: when sessions are frozen, under which names, and how many of the windows are kept.
 
-The settings (CWM_AUTO_FREEZE_*) are where it begins; what is changed by the tool or by `cwm policy` is kept in the
-catalog, field by field, and wins over them, also after a restart.
+The settings (CWM_AUTO_FREEZE_*) are its defaults. Changes by the tool or by `cwm policy` are kept in the catalog, field
+by field. They override the settings, also after a restart.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ from cwm_connector.protocol.calls import PolicyArgs
 from cwm_connector.settings import Settings
 
 MAX_PATTERN: Final = 80
-"""Characters; a session's id has to find room in a name beside them."""
+"""Characters. They leave room for a session's id in the name."""
 MAX_NAME: Final = 128
 _ROOM_FOR_NUMBER: Final = 4
-"""`-999` behind a name that is taken."""
+"""Characters of `-999`, which follows a name that is taken."""
 _PLACES: Final = frozenset({"session_id", "timestamp", "generation"})
 _MICROS_PER_MINUTE: Final = 60_000_000
 _LONGEST_MINUTES: Final = 60.0 * 24 * 365
@@ -35,19 +35,19 @@ _LARGEST: Final = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`enabled` is the switch for all of it; a time-out or threshold of 0 switches that one reason off."""
+    """`enabled` switches everything on or off. A time-out or threshold of 0 switches that reason off."""
 
     enabled: bool = False
     idle_timeout_minutes: float = 30.0
     token_threshold: int = 100_000
     naming_pattern: str = "auto-{session_id}-{timestamp}"
     keep_last: int = 3
-    """Automatic windows of each kind that a session keeps; 0 keeps all."""
+    """Automatic windows of each kind that a session keeps. 0 keeps all."""
     tags: tuple[str, ...] = ()
-    """Beside `auto`."""
+    """Added to the tag `auto`."""
 
     def __post_init__(self) -> None:
-        """Raises: CWM-1003."""
+        """Check every field. Raises: CWM-1003."""
         _require(
             math.isfinite(self.idle_timeout_minutes) and 0 <= self.idle_timeout_minutes <= _LONGEST_MINUTES,
             f"idle_timeout_minutes is {self.idle_timeout_minutes:g}; give 0 (off) to {_LONGEST_MINUTES:.0f}",
@@ -61,33 +61,33 @@ class Policy:
         check_tags(list(self.tags))
 
     def idle_due_at(self, last_active_at: Micros) -> Micros | None:
-        """When a session that stays silent is frozen; None where that is off."""
+        """Return when a session that stays idle is frozen. None if that reason is off."""
         if not self.enabled or not self.idle_timeout_minutes:
             return None
         return Micros(last_active_at + int(self.idle_timeout_minutes * _MICROS_PER_MINUTE))
 
     def crossings(self, tokens: int) -> int:
-        """How often a session of so many tokens has grown by the threshold: more of them are a reason to freeze."""
+        """Return how many thresholds a session of so many tokens has passed. One more is a reason to freeze."""
         return tokens // self.token_threshold if self.enabled and self.token_threshold else 0
 
     def window_name(self, session_id: str, at: Micros, generation: int) -> str:
-        """A legal name for every legal session id, with room for a number behind it."""
+        """Return a legal name for any legal session id, with room for a number after it."""
         return _filled(self.naming_pattern, session_id, at, generation)
 
 
 def initial(settings: Settings) -> Policy:
-    """Raises: CWM-1003 for a setting that can't work."""
+    """Return the policy that the settings describe. Raises: CWM-1003 for a setting that can't work."""
     return Policy(
-        settings.auto_freeze_enabled,
-        settings.auto_freeze_idle_timeout_minutes,
-        settings.auto_freeze_token_threshold,
-        settings.auto_freeze_naming_pattern,
-        settings.auto_freeze_keep_last,
+        enabled=settings.auto_freeze_enabled,
+        idle_timeout_minutes=settings.auto_freeze_idle_timeout_minutes,
+        token_threshold=settings.auto_freeze_token_threshold,
+        naming_pattern=settings.auto_freeze_naming_pattern,
+        keep_last=settings.auto_freeze_keep_last,
     )
 
 
 def changed(policy: Policy, args: PolicyArgs) -> Policy:
-    """The policy with every field that `args` gives. Raises: CWM-1003."""
+    """Return the policy with the fields that `args` gives. Raises: CWM-1003."""
     given = {name: value for name, value in msgspec.structs.asdict(args).items() if value is not None}
     given.pop("reset")
     if "tags" in given:
@@ -96,22 +96,23 @@ def changed(policy: Policy, args: PolicyArgs) -> Policy:
 
 
 def as_note(policy: Policy, settings: Policy) -> str | None:
-    """What differs from the settings, to be kept; None if nothing does."""
-    own, theirs = asdict(policy), asdict(settings)
-    differing = {name: value for name, value in own.items() if value != theirs[name]}
+    """Return the fields that differ from the settings as text for the catalog. None if all agree."""
+    fields_now, defaults = asdict(policy), asdict(settings)
+    differing = {name: value for name, value in fields_now.items() if value != defaults[name]}
     return json.dumps(differing, sort_keys=True) if differing else None
 
 
 def from_note(note: str | None, settings: Policy) -> Policy:
-    """The settings with what was kept. Raises: CWM-1003 for a note that no version of ours wrote."""
+    """Return the settings with the changes that the catalog kept. Raises: CWM-1003 for a note that can't be read."""
     if note is None:
         return settings
     known = {each.name for each in fields(Policy)}
     try:
-        kept: Mapping[str, Any] = {name: value for name, value in json.loads(note).items() if name in known}
-        return changed(settings, msgspec.convert(kept, PolicyArgs))
+        changes: Mapping[str, Any] = {name: value for name, value in json.loads(note).items() if name in known}
+        return changed(settings, msgspec.convert(changes, PolicyArgs))
     except (ValueError, AttributeError, msgspec.ValidationError) as problem:
-        raise CWMError(Code.ARGUMENT, f"the kept policy can't be read ({problem}); set it anew") from None
+        fault = f"the policy in the catalog can't be read ({problem})"
+        raise CWMError(Code.ARGUMENT, f"{fault}; set it again with `cwm policy`") from None
 
 
 def _require(holds: bool, fault: str) -> None:
@@ -120,7 +121,7 @@ def _require(holds: bool, fault: str) -> None:
 
 
 def _check_pattern(pattern: str) -> None:
-    """Raises: CWM-1003 for what could not become a name, whatever the session."""
+    """Check that the pattern makes a legal name for any session. Raises: CWM-1003."""
     try:
         parts = [part[1:] for part in string.Formatter().parse(pattern) if part[1] is not None]
         places = [place for place, _, _ in parts]
@@ -132,7 +133,7 @@ def _check_pattern(pattern: str) -> None:
         pass
     raise CWMError(
         Code.ARGUMENT,
-        f"naming_pattern {pattern[:MAX_PATTERN]!r} makes no window name; use letters, digits and . _ - with "
+        f"naming_pattern {pattern[:MAX_PATTERN]!r} does not make a window name; use letters, digits and . _ - with "
         f"{{session_id}}, {{timestamp}} and {{generation}}, each once, up to {MAX_PATTERN} characters",
     )
 

@@ -1,4 +1,4 @@
-"""A session's automatic windows: their generations, and which of them have had their time."""
+"""Retention of a session's automatic windows: their generations, and which of them are deleted. Control thread."""
 
 import logging
 from collections import defaultdict
@@ -14,24 +14,25 @@ from cwm_connector.protocol.calls import DeleteArgs
 
 logger = logging.getLogger(__name__)
 
-_LOOKED_AT: Final = 10_000
-"""Automatic windows of one session; with more, the oldest stay."""
+_MAX_LISTED: Final = 10_000
+"""Automatic windows of one session. The oldest ones beyond that stay."""
 
 
 class Retention:
-    """The control thread's."""
+    """One for each engine. Control thread only."""
 
     def __init__(self, engine: EngineContext, deleter: Deleter) -> None:
         self._engine = engine
         self._deleter = deleter
 
     async def next_generation(self, session_id: str) -> int:
+        """Return the generation of the session's next automatic window."""
         return max((mark.generation for _, mark in await self._automatic(session_id)), default=0) + 1
 
     async def prune(self, session_id: str, keep_last: int) -> None:
-        """Deletes all but the newest `keep_last` of each kind (0: none).
+        """Delete all but the newest `keep_last` windows of each kind. 0 keeps all.
 
-        Only windows that nobody touched: one that was thawed, renamed by a clone or described anew is somebody's.
+        A window that a user has thawed, cloned or described is left alone.
         """
         if not keep_last:
             return
@@ -40,13 +41,13 @@ class Retention:
                 await self._deleter.delete(DeleteArgs(name))
             except CWMError as problem:
                 if problem.code is not Code.WINDOW_NOT_FOUND:
-                    logger.warning("window %s had its time and stays for now: %s", name, problem)
+                    logger.warning("window %s is beyond the retention limit and stays for now: %s", name, problem)
                 continue
-            logger.info("window %s had its time: %d newer ones of session %s are kept", name, keep_last, session_id)
+            logger.info("deleted window %s: %d newer ones of session %s are kept", name, keep_last, session_id)
 
     async def _automatic(self, session_id: str) -> list[tuple[WindowRow, Mark]]:
         """Newest first."""
-        query = WindowQuery(tags=[TAG], session_id=session_id, limit=_LOOKED_AT)
+        query = WindowQuery(tags=[TAG], session_id=session_id, limit=_MAX_LISTED)
 
         def read(catalog: Catalog) -> list[tuple[WindowRow, Mark]]:
             rows = catalog.list_windows(query).windows

@@ -1,21 +1,21 @@
-"""An exported window as a stream of bytes: one file that can be handed on, and shown to be whole.
+"""The format of an exported window: one file that can be copied and shown to be whole.
 
     0    8  magic "CWM-FILE"
     8    4  format version, little-endian like every figure here
     12   8  length of the header in bytes
     20  32  SHA-256 over the 20 bytes before and the header
     52      header: msgpack, the fields of `ArchiveHeader`
-            the parts: every chunk in the order of the tokens, of each its ranks 0, 1, …, sealed as the tiers keep them
+            parts: every chunk in the order of the tokens, one sealed part for each rank 0, 1, …, as the tiers keep them
             trailer: magic "CWM-END.", then SHA-256 over every byte of the file before the digest
 
-The header is checked before anything in it is believed, and the file's whole length follows from it: truncation and
-bytes too many are known at once, before a chunk is read. Parts are read once, in order, into the caller's buffer; what
-was read is what the digest covers, so a file that changes meanwhile is found out too. The digest finds every accident
-and every file that was put together wrongly. It is no signature: whoever writes a file can write its digest.
+The header is checked before any of it is used. The length of the whole file follows from it, so a truncated file and
+one with extra bytes are refused before a chunk is read. Parts are read once, in order, into the caller's buffer. The
+digest covers exactly what was read, so a file that changes meanwhile is refused too. The digest finds accidents and
+files that were put together wrongly. It is not a signature: the writer of a file can write its digest.
 
-This module moves bytes and judges the file's own consistency; whether a window fits an engine, and whether a part is
-the chunk that it should be, is for `exporter.py` and `importer.py` to say. Any thread, one at a time; may block.
-docs/export-format.md says the same for people.
+This module moves bytes and checks that a file agrees with itself. exporter.py and importer.py check that a window fits
+the engine and that each part is the chunk it should be. Any thread, one at a time. May block.
+docs/export-format.md describes the format for other programs.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from cwm_connector.tiers.chunk import ALIGNMENT, HEADER_BYTES
 
 FORMAT_VERSION: Final = 1
 MAX_HEADER_BYTES: Final = 16 * MIB
-"""The ids of about three million tokens: as much as a message of the control protocol takes."""
+"""Room for the ids of about three million tokens, as in a message of the control protocol."""
 PREFIX_BYTES: Final = 52
 TRAILER_BYTES: Final = 40
 TOKEN_BYTES: Final = 4
@@ -42,9 +42,9 @@ _MAGIC: Final = b"CWM-FILE"
 _END: Final = b"CWM-END."
 _PREFIX: Final = struct.Struct("<8sIQ")
 _SLICE: Final = MIB
-"""How much of a part is read or written at once: nothing is buffered beyond the caller's own buffer."""
+"""Bytes of a part that are read or written at once. Nothing is buffered beyond the caller's own buffer."""
 
-# Bounds are checked while the header is decoded, so that a hostile one takes no more memory than an honest one.
+# Bounds are checked while the header is decoded, so that a forged header takes no more memory than a good one.
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Count = Annotated[int, Meta(ge=1, lt=1 << 40)]
 Time = Annotated[int, Meta(ge=0, lt=1 << 62)]
@@ -53,7 +53,7 @@ Text = Annotated[str, Meta(max_length=4096)]
 
 
 class ArchiveChunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A chunk as the file lists it. `sizes`: its sealed part of each rank in bytes, rank 0 first."""
+    """A chunk as the header lists it. `sizes`: the bytes of its sealed parts, rank 0 first."""
 
     key: Key
     tokens: Count
@@ -61,7 +61,7 @@ class ArchiveChunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
 
 
 class ArchiveHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the file says of its window. Names of sessions, heads and parents are told, and mean nothing elsewhere."""
+    """The window as the file describes it. Names of sessions, heads and parents mean nothing in another engine."""
 
     name: Name
     description: Annotated[str, Meta(max_length=MAX_DESCRIPTION)]
@@ -70,9 +70,9 @@ class ArchiveHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     passport: Annotated[dict[Name, Text], Meta(max_length=64)]
     block_tokens: Count
     chunk_tokens: Count
-    """Tokens of every chunk but the last, which may have fewer."""
+    """Tokens in each chunk. The last one may have fewer."""
     token_ids: bytes
-    """Little-endian int32: every token of the window, those beyond the last chunk as well."""
+    """Little-endian int32: every token of the window, including those after the last chunk."""
     restorable_tokens: Count
     chunks: Annotated[tuple[ArchiveChunk, ...], Meta(min_length=1, max_length=1 << 18)]
     created_at: Time
@@ -84,20 +84,21 @@ class ArchiveHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def ranks(self) -> int:
+        """Return the number of parts of each chunk."""
         return len(self.chunks[0].sizes)
 
     def parts(self) -> Iterator[tuple[ArchiveChunk, int, int]]:
-        """(chunk, rank, size in bytes) in the order of the file."""
+        """Yield (chunk, rank, size in bytes) in the order of the file."""
         for chunk in self.chunks:
             for rank, size in enumerate(chunk.sizes):
                 yield chunk, rank, size
 
 
 class ArchiveWriter:
-    """Writes a file from its beginning: the header at once, then `add` for each part in order, then `finish`."""
+    """Writes a file once. The constructor writes the header, `add` each part in order, `finish` the end."""
 
     def __init__(self, file: BinaryIO, header: ArchiveHeader) -> None:
-        """Raises: CWM-1003 for a window whose header would be over the limit; OSError."""
+        """Write the header. Raises: CWM-1003 for a window whose header would be over the limit, OSError."""
         self._file = file
         self._digest = hashlib.sha256()
         self._left = header.parts()
@@ -105,14 +106,15 @@ class ArchiveWriter:
         if len(body) > MAX_HEADER_BYTES:
             raise CWMError(
                 Code.ARGUMENT,
-                f"a window with a header of {len(body)} bytes can't be exported; {MAX_HEADER_BYTES} are the limit",
+                f"a window with a header of {len(body)} bytes can't be exported (the limit is {MAX_HEADER_BYTES}); "
+                "freeze a shorter session",
             )
         prefix = _PREFIX.pack(_MAGIC, FORMAT_VERSION, len(body))
         self._write(prefix + hashlib.sha256(prefix + body).digest())
         self._write(body)
 
     def add(self, part: memoryview) -> None:
-        """The next part, which must have the length that the header gives it. Raises: OSError."""
+        """Write the next part, which must have the length that the header gives. Raises: OSError."""
         _, _, size = next(self._left)
         if part.nbytes != size:
             raise ValueError(f"the part has {part.nbytes} bytes, not {size}")
@@ -120,7 +122,7 @@ class ArchiveWriter:
             self._write(part[start : start + _SLICE])
 
     def finish(self) -> None:
-        """Writes the trailer. Raises: OSError."""
+        """Write the trailer. Raises: OSError."""
         if next(self._left, None) is not None:
             raise ValueError("parts are missing")
         self._write(_END)
@@ -134,24 +136,23 @@ class ArchiveWriter:
 
 
 class ArchiveReader:
-    """Reads a file once, from its beginning: the header at once, then `read_into` for each part, then `finish`.
+    """Reads a file once. The constructor reads the header, `read_into` each part in order, `finish` the end.
 
-    Raises everywhere: CWM-1003 for what is no exported window or one of another version, CWM-4004 for one that is
-    damaged, OSError.
+    Every method raises CWM-1003 for a file of another kind or version, CWM-4004 for a damaged one, and OSError.
     """
 
     def __init__(self, file: BinaryIO, length: int) -> None:
-        """`length`: of the whole file, in bytes."""
+        """Read and check the header. `length`: of the whole file, in bytes."""
         self._file = file
         self._digest = hashlib.sha256()
         prefix = self._read(PREFIX_BYTES, "it is too short")
         magic, version, header_bytes = _PREFIX.unpack_from(prefix)
         if magic != _MAGIC:
-            raise CWMError(Code.ARGUMENT, "this is no exported window; give a file that `cwm export` has written")
+            raise CWMError(Code.ARGUMENT, "this is not an exported window; give a file that `cwm export` has written")
         if version != FORMAT_VERSION:
             raise CWMError(
                 Code.ARGUMENT,
-                f"the file has format version {version}, this program knows {FORMAT_VERSION}; update the older one",
+                f"the file has format version {version}, this program reads {FORMAT_VERSION}; update the older program",
             )
         if header_bytes > min(MAX_HEADER_BYTES, length - PREFIX_BYTES - TRAILER_BYTES):
             _refuse("its header is longer than it can be")
@@ -165,7 +166,7 @@ class ArchiveReader:
             _refuse(f"it has {length} bytes instead of {expected}")
 
     def read_into(self, buffer: memoryview) -> None:
-        """The next part, whose length `buffer` must have. The bytes are as they came: the caller checks them."""
+        """Read the next part into `buffer`, which must have its length. The caller checks the bytes."""
         _, _, size = next(self._left)
         if buffer.nbytes != size:
             raise ValueError(f"the buffer has {buffer.nbytes} bytes, not {size}")
@@ -178,7 +179,7 @@ class ArchiveReader:
             filled += count
 
     def finish(self) -> None:
-        """Returns if every byte read since the beginning is as it was written and nothing follows."""
+        """Read the trailer and check that the file is as it was written and that nothing follows."""
         if next(self._left, None) is not None:
             raise ValueError("parts are not read")
         if self._read(len(_END), "its end is missing") != _END:
@@ -187,7 +188,7 @@ class ArchiveReader:
         if self._read(len(expected), "its end is missing") != expected:
             _refuse("it has changed since it was written")
         if self._file.read(1):
-            _refuse("it goes on behind its end")
+            _refuse("it has bytes after its end")
 
     def _read(self, count: int, fault: str) -> bytes:
         data = bytearray(count)
@@ -206,16 +207,16 @@ class ArchiveReader:
 
 
 def archive_bytes(header_bytes: int, header: ArchiveHeader) -> int:
-    """The length of the whole file."""
+    """Return the length of the whole file."""
     return PREFIX_BYTES + header_bytes + sum(size for _, _, size in header.parts()) + TRAILER_BYTES
 
 
 def _decoded(body: bytes) -> ArchiveHeader:
-    """The header, consistent in itself."""
+    """Return the header once it agrees with itself."""
     try:
         header = msgspec.msgpack.decode(body, type=ArchiveHeader)
-    except Exception:  # also too deeply nested, or no UTF-8: whatever it is, it is the file's fault
-        _refuse("its header is none")
+    except Exception:  # bytes can also be nested too deeply or not be UTF-8
+        _refuse("its header can't be read")
     for fault, wrong in _faults(header):
         if wrong:
             _refuse(fault)
@@ -223,12 +224,12 @@ def _decoded(body: bytes) -> ArchiveHeader:
 
 
 def _faults(header: ArchiveHeader) -> Iterator[tuple[str, bool]]:
-    """Sentences about the header, each with whether it is true."""
+    """Yield each possible fault of the header, with True if the header has it."""
     *whole, last = header.chunks
-    yield "its token ids are no whole number of tokens", len(header.token_ids) % TOKEN_BYTES != 0
+    yield "its token ids are not a whole number of tokens", len(header.token_ids) % TOKEN_BYTES != 0
     yield "its chunks have more tokens than it has", header.restorable_tokens * TOKEN_BYTES > len(header.token_ids)
     yield (
-        "its chunks are no whole blocks",
+        "its chunks are not whole blocks",
         bool(header.chunk_tokens % header.block_tokens or last.tokens % header.block_tokens),
     )
     yield (
@@ -239,8 +240,11 @@ def _faults(header: ArchiveHeader) -> Iterator[tuple[str, bool]]:
         "its chunks are not as long as it says",
         sum(each.tokens for each in header.chunks) != header.restorable_tokens,
     )
-    yield "its chunks are of several numbers of ranks", any(len(each.sizes) != header.ranks for each in header.chunks)
-    yield "its parts are no chunks", any(size <= HEADER_BYTES or size % ALIGNMENT for _, _, size in header.parts())
+    yield "its chunks have different numbers of ranks", any(len(each.sizes) != header.ranks for each in header.chunks)
+    yield (
+        "its parts have impossible lengths",
+        any(size <= HEADER_BYTES or size % ALIGNMENT for _, _, size in header.parts()),
+    )
 
 
 def _refuse(reason: str, **context: Any) -> NoReturn:

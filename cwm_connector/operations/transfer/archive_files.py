@@ -1,10 +1,10 @@
-"""Exported windows as files that a client names: what may be read, and how one comes to be, whole or not at all.
+"""Opens exported files at paths that a client names, and writes them whole or not at all.
 
-A path is the client's word and a file anybody's: nothing is opened that could block or do something when it is opened
-(FIFOs, devices), and no symbolic link is followed at the path's end. A file under the name asked for is complete and
-durable: it is written beside it under `.<name>.<8 hex digits>.cwm-partial`, which is all that a kill can leave.
+Neither the path nor the file is trusted. Only regular files are opened, because FIFOs and devices could block or act
+when they are opened, and no symbolic link is followed at the end of the path. A file under its final name is complete
+and durable. It is first written beside it as `.<name>.<8 hex digits>.cwm-partial`, which is all that a kill can leave.
 
-Every call may block on the disk; any thread, one at a time.
+Every call may block on the disk. Any thread, one at a time.
 """
 
 import errno
@@ -23,21 +23,21 @@ from cwm_connector.operations.transfer.archive import ArchiveHeader, ArchiveRead
 
 PARTIAL: Final = ".cwm-partial"
 _MAX_NAME: Final = 200
-"""Bytes of the target's name that the temporary one repeats."""
+"""Bytes of the final name that the temporary one repeats."""
 _SYNC_EVERY_BYTES: Final = 256 * MIB
-"""So that the last sync is short, and the page cache of the machine stays what it was."""
+"""Keeps the last sync short, and the file out of the machine's page cache."""
 
 
 def checked_path(text: str) -> Path:
-    """Raises: CWM-1003 for what can't be a file's path here."""
+    """Return the path that a client named. Raises: CWM-1003 unless it is the absolute path of a file."""
     path = Path(text)
     if "\0" in text or not path.is_absolute() or not path.name:
-        raise CWMError(Code.ARGUMENT, f"{text!r} is no absolute path of a file; give the whole path")
+        raise CWMError(Code.ARGUMENT, f"{text!r} is not the absolute path of a file; give the whole path")
     return path
 
 
 class Source:
-    """A file that is being imported: `open` it first, and `close` it whatever happens."""
+    """A file that is being imported. `open` it first, and `close` it in any case."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,7 +45,10 @@ class Source:
         self._file: BinaryIO | None = None
 
     def open(self) -> None:
-        """Raises: CWM-1003 for what is no regular file, CWM-4002; else as `ArchiveReader`."""
+        """Open the file and read its header.
+
+        Raises: CWM-1003 unless it is a regular file, CWM-4002, and what `ArchiveReader` raises.
+        """
         with reading(self.path):
             self._file = _opened(self.path)
             self.n_bytes = os.fstat(self._file.fileno()).st_size
@@ -53,25 +56,27 @@ class Source:
 
     @property
     def header(self) -> ArchiveHeader:
+        """Return the header of the opened file."""
         return self._reader.header
 
     def read_into(self, buffer: memoryview) -> None:
-        """See ArchiveReader."""
+        """Read the next part. See ArchiveReader."""
         with reading(self.path):
             self._reader.read_into(buffer)
 
     def finish(self) -> None:
-        """See ArchiveReader."""
+        """Check the end of the file. See ArchiveReader."""
         with reading(self.path):
             self._reader.finish()
 
     def close(self) -> None:
+        """Close the file if it is open."""
         if self._file is not None:
             self._file.close()
 
 
 class Target:
-    """A file that is being exported: `begin`, `add`, `finish`, which makes it. Otherwise `discard` leaves nothing."""
+    """A file that is being exported: `begin`, `add` for each part, `finish`. `discard` removes an unfinished one."""
 
     def __init__(self, path: Path, *, force: bool) -> None:
         self.path = path
@@ -81,7 +86,7 @@ class Target:
         self._file: BinaryIO | None = None
 
     def begin(self, header: ArchiveHeader) -> None:
-        """Raises: CWM-1003 if the path is taken; CWM-4001, CWM-4003."""
+        """Make the temporary file and write the header. Raises: CWM-1003 if the path is taken, CWM-4001, CWM-4003."""
         with writing(self.path):
             self._require_free()
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -89,19 +94,19 @@ class Target:
             self._writer = ArchiveWriter(self._file, header)
 
     def add(self, part: memoryview) -> None:
-        """See ArchiveWriter."""
+        """Write the next part. See ArchiveWriter."""
         with writing(self.path):
             self._writer.add(part)
             self._unsynced += part.nbytes
             if self._unsynced >= _SYNC_EVERY_BYTES:
-                self._settle()
+                self._sync()
                 self._unsynced = 0
 
     def finish(self) -> int:
-        """Gives the file its name, whole and durable; returns its length in bytes."""
+        """Make the file durable, give it its final name and return its length in bytes."""
         with writing(self.path):
             self._writer.finish()
-            n_bytes = self._settle()
+            n_bytes = self._sync()
             self._require_free()
             self._partial.replace(self.path)
             fsync.sync(self.path.parent)
@@ -109,12 +114,13 @@ class Target:
         return n_bytes
 
     def discard(self) -> None:
+        """Remove the temporary file."""
         with suppress(OSError):
             self._partial.unlink(missing_ok=True)
         self._close()
 
-    def _settle(self) -> int:
-        """Returns how many bytes are on the disk, and no longer in the page cache."""
+    def _sync(self) -> int:
+        """Write the bytes to the disk, drop them from the page cache and return how many there are."""
         assert self._file is not None
         os.fsync(self._file.fileno())
         os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -125,20 +131,20 @@ class Target:
             self._file.close()
 
     def _require_free(self) -> None:
-        """Raises: CWM-1003, OSError."""
+        """Raise `Code.ARGUMENT` if the final name is taken and may not be replaced. Raises: OSError."""
         try:
             there = self.path.lstat()
         except FileNotFoundError:
             return
         if not stat.S_ISREG(there.st_mode):
-            raise CWMError(Code.ARGUMENT, f"{self.path} is there and is no regular file; choose another name")
+            raise CWMError(Code.ARGUMENT, f"{self.path} exists and is not a regular file; choose another name")
         if not self._force:
             raise CWMError(Code.ARGUMENT, f"{self.path} exists; choose another name, or replace it with --force")
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """What goes wrong in here is told as what it means for a file that is read."""
+    """Turn an OSError of the block into the error of a file that can't be read."""
     try:
         yield
     except OSError as problem:
@@ -147,13 +153,14 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What goes wrong in here is told as what it means for a file that is written."""
+    """Turn an OSError of the block into the error of a file that can't be written."""
     try:
         yield
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise CWMError(
-                Code.QUOTA, f"there is no room for {path} ({_reason(problem)}); free some, or export to another disk"
+                Code.QUOTA,
+                f"there is no room for {path} ({_reason(problem)}); free some space, or export to another disk",
             ) from None
         raise CWMError(
             Code.WRITE_FAILED, f"{path} can't be written ({_reason(problem)}); check the folder and try again"
@@ -161,13 +168,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """A regular file, unbuffered. Looked at before it is opened, which is an act on some devices, and again after."""
+    """Open a regular file without buffering. It is checked before, because opening a device can act, and after."""
     _require_regular(path, path.lstat())
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as problem:
         if problem.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):  # replaced since
-            raise _no_file(path) from None
+            raise _not_regular(path) from None
         raise
     try:
         _require_regular(path, os.fstat(descriptor))
@@ -179,11 +186,11 @@ def _opened(path: Path) -> BinaryIO:
 
 def _require_regular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise _no_file(path)
+        raise _not_regular(path)
 
 
-def _no_file(path: Path) -> CWMError:
-    return CWMError(Code.ARGUMENT, f"{path} is a link or no regular file; give the exported file's own path")
+def _not_regular(path: Path) -> CWMError:
+    return CWMError(Code.ARGUMENT, f"{path} is a link or not a regular file; give the path of the exported file itself")
 
 
 def _shortened(name: str) -> str:

@@ -1,12 +1,11 @@
-"""`cwm export`: a window's chunks, each verified under its own key, into one file beside the engine (archive.py).
+"""`cwm export`: writes a window's chunks, each verified under its own key, into one file (archive.py).
 
-    row, chunks, tokens -> passport, keys recomputed -> temporary file -> chunk after chunk: read, check, append ->
-    digest, fsync, rename
+    row, chunks, tokens -> check passport and recompute keys -> temporary file -> each chunk: read, check, append
+    -> digest, fsync, rename
 
-No turn is held: freezes and deletes go on meanwhile. A chunk that is moved is looked for anew, and one whose window is
-deleted meanwhile ends the export. A chunk without a good durable copy is first replaced from CPU memory, where it is
-there.
-Control thread; whatever blocks runs on the transfer's own thread.
+`chunk_lock` is not held, so freezes and deletes go on meanwhile. A chunk that was moved is looked up again. The export
+ends if its window is deleted. A chunk without a good durable copy is first replaced from CPU memory, if it is there.
+Control thread. Blocking steps run on the transfer's own thread.
 """
 
 import time
@@ -46,23 +45,23 @@ class _Window:
 
 
 class _NoGoodCopy(CWMError):
-    """CWM-2003 or 4004: no durable tier has intact bytes of a part where they are recorded."""
+    """No recorded durable tier has intact bytes of a part. CWM-2003 or 4004."""
 
     def __init__(self, code: Code) -> None:
-        super().__init__(code, "no tier has a good copy of a chunk; freeze its session anew")
+        super().__init__(code, "no tier has a good copy of a chunk; freeze its session again")
 
 
 class Exporter:
-    """The control thread's."""
+    """One for each engine. Control thread only."""
 
     def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
         self._tiering = tiering
 
     async def export(self, args: ExportArgs, progress: ProgressSink) -> dict[str, Any]:
-        """See the module's text.
+        """Write a window to a file, whole or not at all.
 
-        Raises: 1002, 1003, 2002, 2003, 4001–4004, 5002, 5003. The file is there whole or not at all.
+        Raises: 1002, 1003, 2002, 2003, 4001–4004, 5002, 5003.
         """
         started = time.perf_counter()
         name, path = check_window_name(args.window_name), checked_path(args.path)
@@ -101,7 +100,7 @@ class Exporter:
             model=row.model,
             passport=dict(row.passport),
             block_tokens=self._engine.geometry.block_tokens,
-            chunk_tokens=self._cut(window),
+            chunk_tokens=self._chunk_tokens(window),
             token_ids=window.token_ids,
             restorable_tokens=row.restorable_tokens,
             chunks=tuple(ArchiveChunk(chunk.key, chunk.tokens, self._sizes(chunk)) for chunk in window.chunks),
@@ -112,43 +111,48 @@ class Exporter:
             parent=row.parent,
         )
 
-    def _cut(self, window: _Window) -> int:
-        """Tokens of a whole chunk, as the window was cut: keys that follow from its tokens show that the catalog is
-        right, and what an import will find. Raises: CWM-4004."""
+    def _chunk_tokens(self, window: _Window) -> int:
+        """Return the tokens of a whole chunk in this window.
+
+        The keys are computed again from the tokens, as an import will do. Raises: CWM-4004 if they differ.
+        """
         tokens = array("i")
         tokens.frombytes(window.token_ids)
         keys = [chunk.key for chunk in window.chunks]
         own = self._engine.geometry
-        earlier = Geometry.of(own.block_tokens, window.chunks[0].tokens)  # CWM_CHUNK_TOKENS may have been another
+        earlier = Geometry.of(own.block_tokens, window.chunks[0].tokens)  # CWM_CHUNK_TOKENS may have changed since
         for geometry in (own, earlier):
             specs = chunk_specs(self._engine.passport, geometry, tokens)
             if [spec.key for spec in specs[: len(keys)]] == keys:
                 return geometry.blocks_per_chunk * geometry.block_tokens
         raise CWMError(
             Code.CORRUPT,
-            f"the chunks of window {window.row.name!r} are not those of its tokens; see `cwm health catalog`",
+            f"the chunks of window {window.row.name!r} do not follow from its tokens; see `cwm health catalog`",
         )
 
     def _sizes(self, chunk: ChunkRow) -> tuple[int, ...]:
-        """Of every rank's part. Raises: CWM-4004 for a row that says otherwise than this engine stores."""
+        """Return the sizes of a chunk's parts. Raises: CWM-4004 for a row whose size this engine would not store."""
         blocks = chunk.tokens // self._engine.geometry.block_tokens
         sizes = (part_bytes(self._engine, blocks),) * self._engine.world_size
         if sum(sizes) != chunk.size_bytes:
             raise CWMError(
-                Code.CORRUPT, f"a chunk is recorded with {chunk.size_bytes} bytes instead of {sum(sizes)}; freeze anew"
+                Code.CORRUPT, f"a chunk is recorded with {chunk.size_bytes} bytes instead of {sum(sizes)}; freeze again"
             )
         return sizes
 
     async def _append(self, window: str, chunk: ChunkRow, target: Target, thread: TransferThread) -> None:
-        """Every rank's part, from the fastest tier that has a good one."""
+        """Append every rank's part, from the fastest tier that has a good copy."""
         blocks = chunk.tokens // self._engine.geometry.block_tokens
         for rank in range(self._engine.world_size):
             sealed = await self._good_copy(window, ChunkId(chunk.key, rank), blocks, thread)
             await thread.run(target.add, sealed)
 
     async def _good_copy(self, window: str, part: ChunkId, blocks: int, thread: TransferThread) -> memoryview:
-        """Raises: CWM-2002 if the window is gone, CWM-2003 or 4004 if no tier has a good copy; 4002, 5002."""
-        for _ in range(2):  # a chunk may be moved while it is looked for
+        """Return a part's verified bytes. A bad copy is replaced first.
+
+        Raises: CWM-2002 if the window is gone, CWM-2003 or 4004 if no tier has a good copy, CWM-4002, CWM-5002.
+        """
+        for _ in range(2):  # a chunk may be moved during the first attempt
             try:
                 return await self._read_part(part, blocks, thread)
             except _NoGoodCopy as none:
@@ -160,13 +164,13 @@ class Exporter:
             return await self._read_part(part, blocks, thread)
         except _NoGoodCopy:
             raise CWMError(
-                found, f"a chunk of window {window!r} has no good copy left, so it can't be exported; freeze it anew"
+                found, f"a chunk of window {window!r} has no good copy left, so it can't be exported; freeze it again"
             ) from None
 
     async def _read_part(self, part: ChunkId, blocks: int, thread: TransferThread) -> memoryview:
-        """Verified bytes from the durable tiers that are recorded to have them, fastest first.
+        """Return verified bytes from the fastest durable tier that is recorded to have them.
 
-        Raises: _NoGoodCopy; CWM-4002, 5002 where a tier that may have one can't be asked.
+        Raises: _NoGoodCopy, or CWM-4002 and 5002 if a tier that may have a good copy can't be asked.
         """
         stored = await self._engine.catalog.run(lambda catalog: catalog.stored([part.key]))
         recorded = stored[part.key].tiers if part.key in stored else ()
@@ -185,11 +189,11 @@ class Exporter:
         raise unread[0] if unread else bad
 
     async def _still_referred_to(self, window: str, key: ChunkKey) -> ChunkRow:
-        """Raises: CWM-2002 if the window was deleted meanwhile."""
+        """Return the chunk's row. Raises: CWM-2002 if the window was deleted meanwhile."""
 
         def look(catalog: Catalog) -> ChunkRow:
             catalog.window(window)
-            return catalog.stored([key])[key]  # a window's chunks have rows as long as it is there
+            return catalog.stored([key])[key]  # every chunk of a window has a row
 
         return await self._engine.catalog.run(look)
 

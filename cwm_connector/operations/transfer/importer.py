@@ -1,14 +1,15 @@
-"""`cwm import`: a window out of an exported file, by the same steps and with the same care as a freeze.
+"""`cwm import`: makes a window from an exported file, by the same steps as a freeze.
 
-    header -> passport, geometry, keys recomputed, name free -> the turn: which chunks are stored? room -> part after
-    part: read, check, write what is missing -> digest over the file, fsync of the tiers -> one catalog transaction
+    header -> check passport and geometry, recompute keys, is the name free? -> take `chunk_lock` -> which chunks are
+    stored? make room -> each part: read, check, write if missing -> digest of the file, fsync of the tiers
+    -> one catalog transaction
 
-Nothing is visible before the last step. The file is a stranger's: nothing of it is believed before it was checked here,
-and a key is what this engine computes from its own passport and the file's tokens, never the file's word. That the KV
-under a key is really that of its tokens can't be shown; whoever wrote the file vouches for it.
+Nothing is visible before the last step. The file is not trusted: everything in it is checked before it is used, and
+keys are computed from this engine's passport and the file's tokens. One thing can't be checked: that the KV under a key
+was computed from its tokens. For that, the user trusts the writer of the file.
 
-The window's session is one of its own, so that no session here is taken for the stranger's: `imported:NAME`.
-Control thread; whatever blocks runs on the transfer's own thread.
+The window gets a session of its own, `imported:NAME`, so that no session of this engine is taken for the exported one.
+Control thread. Blocking steps run on the transfer's own thread.
 """
 
 import hashlib
@@ -47,7 +48,7 @@ _MAX_SESSION: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """The window to be, and what the file brings for it."""
+    """The window that is to be made from the file."""
 
     name: str
     description: str
@@ -57,7 +58,7 @@ class _Wanted:
 
 
 class Importer:
-    """The control thread's."""
+    """One for each engine. Control thread only."""
 
     def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
@@ -65,9 +66,10 @@ class Importer:
         self._window_commit = WindowCommit(engine, tiering)
 
     async def import_window(self, args: ImportArgs, progress: ProgressSink) -> dict[str, Any]:
-        """See the module's text. `args.window_name` instead of the file's name, `args.tags` besides its tags.
+        """Make a window from a file, whole or not at all.
 
-        Raises: 1002, 1003, 3003, 4001–4004, 5002, 5003. The window is there whole or not at all.
+        `args.window_name` replaces the name in the file. `args.tags` are added to its tags.
+        Raises: 1002, 1003, 3003, 4001–4004, 5002, 5003.
         """
         started = time.perf_counter()
         path = checked_path(args.path)
@@ -78,7 +80,7 @@ class Importer:
                 wanted = await thread.run(self._wanted, source.header, args)
                 await self._window_commit.require_free(wanted.name)
                 async with self._engine.chunk_lock:
-                    row, order = await self._take_in(wanted, source, thread, progress)
+                    row, order = await self._store(wanted, source, thread, progress)
                     self._tiering.used([chunk.key for chunk in wanted.chunks])
             finally:
                 await thread.clean_up(source.close)
@@ -102,15 +104,18 @@ class Importer:
     # --- the header ---
 
     def _wanted(self, header: ArchiveHeader, args: ImportArgs) -> _Wanted:
-        """Raises: CWM-1002, 1003 for names; CWM-5003 for a file that is another engine's; CWM-4004."""
+        """Check the header and return the window to make.
+
+        Raises: CWM-1002, 1003 for names, CWM-5003 for a file of another model or engine, CWM-4004.
+        """
         name = check_window_name(header.name if args.window_name is None else args.window_name)
         description, tags = check_description(header.description), check_tags([*header.tags, *args.tags])
         self._require_fitting(header)
         return _Wanted(name, description, tags, header.token_ids, self._chunks(header))
 
     def _require_fitting(self, header: ArchiveHeader) -> None:
-        what, geometry = "the exported window", self._engine.geometry
-        self._engine.require_same_passport(header.passport, what)
+        subject, geometry = "the exported window", self._engine.geometry
+        self._engine.require_same_passport(header.passport, subject)
         for field, ours, theirs in (
             ("model", self._engine.model, header.model),
             ("block_tokens", str(geometry.block_tokens), str(header.block_tokens)),
@@ -118,26 +123,26 @@ class Importer:
             ("ranks", str(self._engine.world_size), str(header.ranks)),
         ):
             if ours != theirs:
-                raise passport_mismatch(what, field, ours, theirs)
+                raise passport_mismatch(subject, field, ours, theirs)
 
     def _chunks(self, header: ArchiveHeader) -> tuple[ChunkSpec, ...]:
-        """The chunks that passport and tokens make, as many of them as the file brings. Raises: CWM-4004."""
+        """Return the chunks that follow from passport and tokens, as many as the file has. Raises: CWM-4004."""
         engine = self._engine
         tokens = array("i")
         tokens.frombytes(header.token_ids)
         if min(tokens) < 0:
-            raise _wrong("one of its token ids is negative")
+            raise _damaged("one of its token ids is negative")
         specs = chunk_specs(engine.passport, engine.geometry, tokens)[: len(header.chunks)]
         if [spec.key for spec in specs] != [chunk.key for chunk in header.chunks]:
-            raise _wrong("its chunks are not those of its tokens")
+            raise _damaged("its chunks do not follow from its tokens")
         for spec, chunk in zip(specs, header.chunks, strict=True):
             if any(size != part_bytes(engine, spec.blocks) for size in chunk.sizes):
-                raise _wrong("its chunks are longer or shorter than this engine's")
+                raise _damaged("its chunks have other lengths than this engine's")
         return specs
 
     # --- the chunks ---
 
-    async def _take_in(
+    async def _store(
         self, wanted: _Wanted, source: Source, thread: TransferThread, progress: ProgressSink
     ) -> tuple[WindowRow, SaveOrder]:
         order = await self._window_commit.order_missing(wanted.chunks)
@@ -151,7 +156,7 @@ class Importer:
     async def _read_all(
         self, wanted: _Wanted, order: SaveOrder, source: Source, thread: TransferThread, progress: ProgressSink
     ) -> None:
-        """Returns once the whole file is checked and what was missing is durable."""
+        """Read and check the whole file, and make the missing chunks durable."""
         missing = {chunk.key for chunk in order.chunks}
         layouts: list[bytes] = []
         for done, chunk in enumerate(wanted.chunks):
@@ -161,8 +166,8 @@ class Importer:
                 await thread.run(source.read_into, sealed)
                 layouts.append(await thread.run(self._check, sealed, part, chunk))
                 if chunk.key in missing:
-                    stores = [self._engine.durable_tiers[tier] for tier in order.tiers]
-                    await thread.through_all([store.write(part, sealed, order.claim) for store in stores])
+                    tiers = [self._engine.durable_tiers[name] for name in order.tiers]
+                    await thread.through_all([tier.write(part, sealed, order.claim) for tier in tiers])
         await thread.run(source.finish)
         self._check_layouts(layouts)
         for tier in order.tiers if order.chunks else ():
@@ -170,21 +175,21 @@ class Importer:
         progress(len(wanted.chunks), len(wanted.chunks), "chunks imported")
 
     def _check(self, sealed: memoryview, part: ChunkId, chunk: ChunkSpec) -> bytes:
-        """The part's layout. Raises: CWM-4004."""
+        """Check a part and return its layout. Raises: CWM-4004."""
         try:
             return check_part(self._engine, sealed, part, chunk.blocks)
         except CWMError as problem:
             at = chunk.first_block * self._engine.geometry.block_tokens
-            raise _wrong(f"the chunk at token {at} fails its check ({problem.context.get('fault')})") from None
+            raise _damaged(f"the chunk at token {at} fails its check ({problem.context.get('fault')})") from None
 
     def _check_layouts(self, layouts: Sequence[bytes]) -> None:
-        """All chunks of a rank are laid out alike, and as the passport's fingerprint over all ranks says."""
+        """Check that each rank has one layout, and that all of them match the passport. Raises: CWM-4004."""
         ranks = self._engine.world_size
         first = layouts[:ranks]
         known = self._engine.passport.fields.get("layout", "").rpartition(":")[2]
         differs = known and hashlib.sha256(b"".join(first)).hexdigest() != known
         if differs or any(layout != first[number % ranks] for number, layout in enumerate(layouts)):
-            raise _wrong("its pages are laid out otherwise than its passport says")
+            raise _damaged("the layout of its pages does not match its passport")
 
     def _new_window(self, wanted: _Wanted, order: SaveOrder, header: ArchiveHeader) -> NewWindow:
         return self._window_commit.new_window(
@@ -200,5 +205,5 @@ class Importer:
         )
 
 
-def _wrong(fault: str) -> CWMError:
+def _damaged(fault: str) -> CWMError:
     return CWMError(Code.CORRUPT, f"the exported file can't be imported: {fault}; have it exported or copied again")

@@ -1,4 +1,4 @@
-"""What export and import have in common: a thread for whatever blocks, buffers, and what fits this engine."""
+"""The steps that export and import share: a thread for blocking work, buffers, and checks of parts and paths."""
 
 import asyncio
 import mmap
@@ -20,14 +20,14 @@ from cwm_connector.tiers.timeout_threads import TimeoutThreads
 T = TypeVar("T")
 
 STEP_LIMIT_S: Final = 120.0
-"""For one step with the file, a chunk or a sync: a mount that hangs must not hold the turn for ever."""
+"""For one step with the file, a chunk or a sync. A mount that hangs must not hold `chunk_lock` for ever."""
 
 
 class TransferThread:
-    """One thread of one transfer's own. What began is waited for, whole, before a cancellation goes on."""
+    """The thread of one transfer. A step that has begun is waited for before a cancellation goes on."""
 
     def __init__(self, what: str, path: Path, code: Code) -> None:
-        """`code`: of a file that does not answer."""
+        """Start the thread. `code` is the error of a file that does not answer."""
         self._threads = TimeoutThreads(f"cwm-{what}", 1, STEP_LIMIT_S)
         self._path = path
         self._code = code
@@ -36,14 +36,17 @@ class TransferThread:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._threads.close()  # at once: no step is under way, but for one that was given up
+        self._threads.close()  # at once: no step is running, except one that was given up
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Raises: what `function` raises; CWM-4001/4002 if it takes longer than `STEP_LIMIT_S`."""
-        return await self.through(self._threads.submit(lambda: function(*arguments), self._silent))
+        """Run `function` on the thread and return its result.
+
+        Raises: what `function` raises, or CWM-4001/4002 if it takes longer than `STEP_LIMIT_S`.
+        """
+        return await self.through(self._threads.submit(lambda: function(*arguments), self._no_answer))
 
     async def through(self, step: "Future[T]") -> T:
-        """The step's result."""
+        """Wait for a step and return its result."""
         waiting = asyncio.wrap_future(step)
         try:
             return await asyncio.shield(waiting)
@@ -52,7 +55,7 @@ class TransferThread:
             raise
 
     async def through_all(self, steps: Sequence["Future[None]"]) -> None:
-        """Raises what the first of them raises that fails, once all are over."""
+        """Wait for all steps. Raises: what the first failing step raised, once all are over."""
         waiting = [asyncio.wrap_future(step) for step in steps]
         try:
             for each in waiting:
@@ -62,30 +65,32 @@ class TransferThread:
                 await _over(each)
 
     async def clean_up(self, function: Callable[[], object]) -> None:
-        """Runs it whatever happens. Where the file does not answer, what it would have removed stays."""
+        """Run `function` even if the caller is cancelled. A CWMError is dropped: what it would have removed stays."""
         with suppress(CWMError):
             await finish_even_if_cancelled(self.run(function))
 
-    def _silent(self, _: bool) -> CWMError:
+    def _no_answer(self, _: bool) -> CWMError:
         return CWMError(self._code, f"{self._path} does not answer; check the disk that it is on, then try again")
 
 
 async def _over(waiting: "asyncio.Future[Any]") -> None:
-    """Returns when it is, well or not: until then it may use a buffer or a file."""
+    """Wait until a step is over, whatever its outcome. Until then it may use a buffer or a file."""
     with suppress(Exception):
         await finish_even_if_cancelled(waiting)
 
 
 def new_buffer(size: int) -> memoryview:
-    """Zeros in whole pages, as direct I/O wants them. A buffer is not used twice: a transfer that was given up may
-    still write into it, and holds it as long as that lasts."""
+    """Return zeroed memory in whole pages, as direct I/O needs it.
+
+    Use each buffer once. A step that was given up may still write into it, and keeps it until it ends.
+    """
     return memoryview(mmap.mmap(-1, size))
 
 
 def check_part(engine: EngineContext, sealed: memoryview, part: ChunkId, blocks: int) -> bytes:
-    """The layout that the part says it has, which only the workers know better.
+    """Check a part and return the layout that it gives. Only the workers can judge the layout.
 
-    Raises: CWM-4004 for what is not exactly this rank's part of this chunk, as this engine would have sealed it.
+    Raises: CWM-4004 unless it is exactly this rank's part of this chunk, as this engine would have sealed it.
     """
     found = read_header(sealed)
     expected = ChunkHeader(
@@ -101,13 +106,13 @@ def check_part(engine: EngineContext, sealed: memoryview, part: ChunkId, blocks:
 
 
 def part_bytes(engine: EngineContext, blocks: int) -> int:
-    """A sealed part's length: one rank's share of a chunk of so many blocks."""
+    """Return the length of a sealed part, one rank's share of a chunk of `blocks`."""
     return sealed_bytes(blocks * engine.block_bytes)
 
 
 def require_outside_store(settings: Settings, path: Path) -> None:
-    """Blocks. Raises: CWM-1003 for a file among the engine's own."""
+    """Check that a path lies outside the engine's folders. Blocks on the disk. Raises: CWM-1003."""
     real = Path(os.path.realpath(path))
     for folder in (settings.home, settings.chunks_path):
         if real.is_relative_to(os.path.realpath(folder)):
-            raise CWMError(Code.ARGUMENT, f"{path} lies in the engine's own folder {folder}; choose another one")
+            raise CWMError(Code.ARGUMENT, f"{path} lies in the engine's own folder {folder}; choose another folder")

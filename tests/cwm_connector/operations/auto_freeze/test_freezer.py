@@ -39,7 +39,7 @@ async def policy(engine: Miniature, **changes: Any) -> dict[str, Any]:
 
 
 async def silent(engine: Miniature, **changes: Any) -> None:
-    """As if every session had been silent for longer than the time-out, which is then as before."""
+    """As if every session had been idle for longer than the time-out, which is then as before."""
     await policy(engine, idle_timeout_minutes=1e-9, **changes)
     await engine.operations.auto.tick()
     await policy(engine, idle_timeout_minutes=30)
@@ -83,7 +83,7 @@ async def test_a_silent_session_is_frozen_once_and_again_when_it_has_spoken(engi
     (window,) = await windows(engine)
     assert (window["session_id"], window["token_count"]) == ("alice", 96)
     assert mark_of(window["description"], window["tags"]) == Mark(Reason.IDLE, 1)
-    assert "silent for" in window["description"]
+    assert "idle for" in window["description"]
     await engine.serve([*text(1), *text(2)], "alice")
     await silent(engine)
     assert [each["token_count"] for each in await windows(engine)] == [96, 192]

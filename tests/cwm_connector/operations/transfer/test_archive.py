@@ -78,7 +78,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused() -> None:
 @pytest.mark.parametrize("more", [b"\0", b"\0" * 4096, CONTENT])
 def test_a_longer_file_is_refused_also_if_it_grows_while_it_is_read(more: bytes) -> None:
     refused(CONTENT + more)
-    with pytest.raises(CWMError, match=r"CWM-4004.*behind its end"):
+    with pytest.raises(CWMError, match=r"CWM-4004.*bytes after its end"):
         read(CONTENT + more, len(CONTENT))
 
 
