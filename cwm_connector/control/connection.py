@@ -1,7 +1,7 @@
-"""One client of the control socket: hello, then any number of calls side by side.
+"""One client of the control socket: a hello, then any number of calls side by side.
 
-Everything here belongs to the control loop. What a client sends or fails to read costs that client its connection and
-nobody else anything: the engine is only ever asked through `CallHandler`.
+Control thread. Nothing here blocks its event loop. A client that sends nonsense or does not read its answers loses its
+own connection and disturbs nobody else. The engine is only called through `CallHandler`.
 """
 
 import asyncio
@@ -43,21 +43,21 @@ _decoder: Final[msgspec.msgpack.Decoder[FromClient]] = msgspec.msgpack.Decoder(F
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What one client may take."""
+    """The limits of one client."""
 
     hello_s: float = 5.0
-    """From the connection to its Hello."""
+    """From the connection to its Hello, in seconds."""
     unread_s: float = 10.0
-    """A client that has an answer waiting and reads nothing for this long is dropped."""
+    """A client that reads nothing for so many seconds while an answer waits is disconnected."""
     call_s: float = MAX_CALL_S
     calls: int = MAX_CALLS
     connections: int = 32
     progress_interval_s: float = 0.05
-    """Between two Progress messages of one call."""
+    """Seconds between two Progress messages of one call."""
 
 
 class Connection:
-    """A client's connection. `serve` returns when it has ended, `settle` when its last operation has, too."""
+    """A client's connection. `serve` returns when it has ended, `wait_for_calls` when its last operation has too."""
 
     def __init__(
         self,
@@ -79,13 +79,14 @@ class Connection:
         writer.transport.set_write_buffer_limits(high=0)
 
     async def refuse(self, reason: CWMError) -> None:
-        """Says why and closes."""
+        """Send the reason and close the connection."""
         try:
             await self._send(Failure.of(reason))
         finally:
             self._writer.transport.abort()
 
     async def serve(self) -> None:
+        """Serve the client until it leaves or breaks the protocol, then cancel its calls."""
         try:
             await self._greet()
             while True:
@@ -99,8 +100,8 @@ class Connection:
             for call in self._calls.values():
                 call.cancel(CWMError(Code.OPERATION_TIMEOUT, "cancelled: the client has left"))
 
-    async def settle(self) -> None:
-        """Waits for operations that finish what must not stop half-way."""
+    async def wait_for_calls(self) -> None:
+        """Wait for cancelled operations that finish what must not stop half-way."""
         if self._answering:
             await asyncio.wait(self._answering)
 
@@ -122,23 +123,24 @@ class Connection:
         await self._send(msgspec.structs.replace(self._welcome, version=version))
 
     async def _receive(self) -> FromClient:
-        """Raises: CWM-1003 for what is no message of the protocol; its connection can't go on."""
+        """Return the client's next message. Raises: CWM-1003 for anything else, which ends the connection."""
         body = await read_frame(self._reader)
         try:
             message: FromClient = _decoder.decode(body)
             return message
-        except Exception:  # bytes can also be too deeply nested, or no UTF-8: whatever it is, it is the client's fault
+        except Exception:  # bytes can also be nested too deeply or not be UTF-8
             raise CWMError(
-                Code.ARGUMENT, "this is no message of the control protocol; check what is connected to the socket"
+                Code.ARGUMENT,
+                "this is not a message of the control protocol; check which program is connected to the socket",
             ) from None
 
     async def _handle(self, message: FromClient) -> None:
         match message:
             case Hello():
-                raise CWMError(Code.ARGUMENT, "a second hello; open a new connection for it")
+                raise CWMError(Code.ARGUMENT, "a second hello came on this connection; open a new connection for it")
             case Cancel(id=call_id):
                 if call := self._calls.get(call_id):
-                    call.cancel(CWMError(Code.OPERATION_TIMEOUT, "cancelled by the client; call again to have it done"))
+                    call.cancel(CWMError(Code.OPERATION_TIMEOUT, "cancelled by the client; call again to complete it"))
             case Call(id=call_id):
                 if call_id in self._calls:
                     raise CWMError(Code.ARGUMENT, f"call {call_id} is still running; give each call its own id")
@@ -148,7 +150,7 @@ class Connection:
                     await self._send(Failure.of(problem, call_id))
 
     def _begin(self, call: Call) -> None:
-        """Raises: CWM-1003, CWM-7003."""
+        """Start an operation. Raises: CWM-1003, CWM-7003."""
         if len(self._calls) >= self._limits.calls:
             raise CWMError(Code.BUSY, f"{self._limits.calls} calls are in flight already; wait for one of them")
         if call.timeout_s is not None and not call.timeout_s > 0:  # also true of NaN
@@ -166,22 +168,22 @@ class Connection:
         answer = await call.answer()
         await flow.finish()
         await self._send(answer)
-        # An answer counts until it is written: a client that does not read can't pile them up.
+        # A call counts until its answer is written, so that a client that does not read can't pile up answers.
         del self._calls[call_id]
 
     async def _send(self, message: FromEngine) -> None:
-        """Never raises for the client's sake: one that is gone or does not read loses its connection."""
+        """Send a message. A client that has left or does not read is disconnected, and nothing is raised."""
         async with self._writing:
             if self._writer.is_closing():
                 return
             self._writer.write(_frame(message))
             try:
-                await self._drained()
+                await self._drain()
             except OSError:
                 self._writer.transport.abort()
 
-    async def _drained(self) -> None:
-        """Raises: TimeoutError when the client reads nothing for the limit; ConnectionError when it has left."""
+    async def _drain(self) -> None:
+        """Wait until the message is sent. Raises: TimeoutError if the client does not read, OSError if it left."""
         while True:
             left = self._writer.transport.get_write_buffer_size()
             try:
@@ -193,7 +195,7 @@ class Connection:
 
 
 def _frame(message: FromEngine) -> bytes:
-    """The message as a frame, or in its place a failure that fits into one."""
+    """Return the message as a frame, or a failure that says why it can't be sent."""
     if isinstance(message, Failure):
         return _failure_frame(message)
     try:
@@ -210,7 +212,7 @@ def _frame(message: FromEngine) -> bytes:
 
 
 def _failure_frame(failure: Failure) -> bytes:
-    """Whole where it is short; else cut, for its text may quote whatever the client had sent."""
+    """Return the failure as a frame. A long one is cut, because its text may quote what the client sent."""
     with contextlib.suppress(TypeError, ValueError, OverflowError, RecursionError):
         frame = encode(failure)
         if len(frame) <= _MAX_FAILURE_BYTES:

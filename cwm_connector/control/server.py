@@ -1,8 +1,8 @@
-"""The control socket's server: who may bind it, who may speak on it, and the thread that it runs on.
+"""The server of the control socket: who may bind it and who may connect to it.
 
-The socket is private to the engine's user: a new folder gets mode 0700, the socket 0600, and every connection's peer
-is checked against the kernel's word. `HomeLock` comes first: whoever holds it may replace a socket that a killed
-engine left. What a client sends is `connection.py`'s, what becomes of a call `calls.py`'s.
+The socket is private to the engine's user. A new folder gets mode 0700, the socket 0600, and the kernel says which user
+is at the other end of each connection. The holder of the `HomeLock` may replace a socket that a killed engine left.
+connection.py reads what a client sends, calls.py runs its calls. Control thread.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _LIMITS: Final = ConnectionLimits()
 
 
 class ControlServer:
-    """Serves `operations` on a unix socket. Belongs to the event loop that `start` runs on and ends with it."""
+    """Serves `operations` on a unix socket. It belongs to the event loop that `start` runs on and ends with it."""
 
     def __init__(
         self,
@@ -45,23 +45,23 @@ class ControlServer:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
-        """Returns when clients can connect. The store's lock must be held.
+        """Bind the socket. Clients can connect when it returns. The home's lock must be held.
 
-        Raises: CWM-1003 if there can be no socket at the path; CWM-3001 if another process serves there.
+        Raises: CWM-1003 if there can be no socket at the path, CWM-3001 if another process serves it.
         """
         listener = await asyncio.start_unix_server(self._accept, sock=_bind_private(self._path))
-        self._keep(asyncio.create_task(self._until_cancelled(listener, self._path.lstat().st_ino)))
+        self._track(asyncio.create_task(self._until_cancelled(listener, self._path.lstat().st_ino)))
         await asyncio.sleep(0)  # a task that is cancelled before it began would leave the socket
 
     async def close(self) -> None:
-        """Ends the connections, whose operations are cancelled, and removes the socket."""
+        """Cancel the operations, end the connections and remove the socket."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     async def _until_cancelled(self, listener: asyncio.Server, inode: int) -> None:
-        """Closes with its loop, too: that cancels every task."""
+        """Hold the socket until the task is cancelled, which the end of the event loop does too."""
         try:
             await asyncio.get_running_loop().create_future()
         finally:
@@ -70,16 +70,16 @@ class ControlServer:
                 if self._path.lstat().st_ino == inode:
                     self._path.unlink()
 
-    def _keep(self, task: asyncio.Task[Any]) -> None:
+    def _track(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._keep(task)
+        self._track(task)
         connection = Connection(reader, writer, self._operations, self._welcome, self._limits)
-        if not _may_speak(writer):
+        if not _may_connect(writer):
             return await connection.refuse(
                 CWMError(Code.NOT_ALLOWED, "this engine belongs to another user; call as the user that runs it")
             )
@@ -92,24 +92,24 @@ class ControlServer:
             await connection.serve()
         finally:
             self._open_connections -= 1
-        return await connection.settle()
+        return await connection.wait_for_calls()
 
 
-def _may_speak(writer: asyncio.StreamWriter) -> bool:
-    """True for a process of our own user, or of root."""
+def _may_connect(writer: asyncio.StreamWriter) -> bool:
+    """Return True for a process of the engine's own user or of root."""
     peer = writer.get_extra_info("socket")
     _pid, uid, _gid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return uid in (os.geteuid(), 0)
 
 
 def _bind_private(path: Path) -> socket.socket:
-    """A socket bound to `path`, mode 0600; one that nobody serves any more is replaced."""
+    """Return a socket bound to `path` with mode 0600. A socket that no process serves is replaced."""
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _warn_if_others_may_write(path.parent)
         _remove_stale(path)
-        # Linux gives the file the mode of the unbound socket: private at once, with no umask for other threads to meet.
+        # Linux gives the file the mode of the unbound socket, so it is private at once and no umask has to be changed.
         os.fchmod(server.fileno(), 0o600)
         server.bind(str(path))
     except OSError as problem:
@@ -125,21 +125,21 @@ def _bind_private(path: Path) -> socket.socket:
 
 
 def _warn_if_others_may_write(folder: Path) -> None:
-    """The folder is left as its owner made it: it may be one with other uses, such as /tmp."""
+    """Warn of a folder in which others may replace the socket. It is left as it is: it may have other uses, as /tmp."""
     mode = folder.stat().st_mode
     if mode & 0o022 and not mode & stat.S_ISVTX:
         logger.warning("other users may replace the socket in %s; `chmod 700` the folder", folder)
 
 
 def _remove_stale(path: Path) -> None:
-    """Raises: CWM-1003 for anything but a socket; CWM-3001 for one that is served; OSError."""
+    """Remove a socket that no process serves. Raises: CWM-1003 for another kind of file, CWM-3001, OSError."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise CWMError(Code.ARGUMENT, f"CWM_SOCKET names {path}, which is no socket; choose another path")
-    # The lock is the store's; two stores may have been given one socket.
+        raise CWMError(Code.ARGUMENT, f"CWM_SOCKET names {path}, which is not a socket; choose another path")
+    # The lock belongs to one home. Two homes may have been given the same socket.
     if _is_served(path):
         raise CWMError(Code.STATE, f"another process serves the socket {path}; stop it, or choose another CWM_SOCKET")
     path.unlink()

@@ -1,4 +1,4 @@
-"""The control thread: an event loop beside the engine's own threads."""
+"""The control thread: an event loop on a thread of its own, which serves clients while the engine computes."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ _STOP_LIMIT_S: Final = 10.0
 
 
 class ControlThread:
-    """An event loop on a thread of its own, so that clients are served while the engine computes."""
+    """An event loop on a thread. Create, start and stop it from one other thread."""
 
     def __init__(self) -> None:
         self._ready: Future[asyncio.AbstractEventLoop] = Future()
@@ -22,16 +22,16 @@ class ControlThread:
         self._thread = threading.Thread(target=self._run, name="cwm-control", daemon=True)
 
     def start(self) -> None:
-        """Returns when the loop runs. Raises what kept it from running."""
+        """Start the thread and wait until its loop runs. Raises: what kept it from running."""
         self._thread.start()
         self._ready.result()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
-        """Runs `work` on the loop; from any thread but the loop's own."""
+        """Run `work` on the loop and return its future. Any thread but the loop's own may call it."""
         return asyncio.run_coroutine_threadsafe(work, self._ready.result())
 
     def stop(self) -> None:
-        """Cancels all that runs on the loop, a server included, and waits for it, but for 10 s at most."""
+        """Cancel everything on the loop, servers included, and wait for it for at most 10 s."""
         if not self._thread.is_alive():
             return
         with contextlib.suppress(RuntimeError):  # the loop has just closed

@@ -9,29 +9,29 @@ from typing import Final
 from cwm_connector.core.errors import Code, CWMError
 
 logger = logging.getLogger(__name__)
-_held: Final[set[int]] = set()
+_lock_fds: Final[set[int]] = set()
 """File descriptors of the locks that this process holds."""
 
 
 def _close_inherited_locks() -> None:
-    """A forked child shares the lock, and would keep it after its parent was killed."""
-    for descriptor in _held:
+    """Close the locks in a forked child, which would keep them after its parent was killed."""
+    for descriptor in _lock_fds:
         os.close(descriptor)
-    _held.clear()
+    _lock_fds.clear()
 
 
 os.register_at_fork(after_in_child=_close_inherited_locks)
 
 
 class HomeLock:
-    """One engine for each store: a lock on `engine.lock` that the kernel releases when the process ends, however."""
+    """A lock on `engine.lock`. The kernel releases it when the process ends, in whatever way."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Raises: CWM-3001 if another engine has the store; CWM-4001 if the file can't be written."""
+        """Take the lock. Raises: CWM-3001 if another engine has it, CWM-4001 if its file can't be written."""
         path = self._home / "engine.lock"
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -49,7 +49,7 @@ class HomeLock:
             os.close(descriptor)
             raise CWMError(
                 Code.STATE,
-                f"another engine (process {holder or 'unknown'}) uses the store {self._home}; stop it, or give this "
+                f"another engine (process {holder or 'unknown'}) uses CWM_HOME {self._home}; stop it, or give this "
                 "engine a CWM_HOME of its own",
                 pid=int(holder) if holder.isdecimal() else None,
             ) from None
@@ -58,12 +58,12 @@ class HomeLock:
             raise CWMError(
                 Code.WRITE_FAILED, f"{path} can't be locked ({problem.strerror}); check the disk that CWM_HOME is on"
             ) from None
-        _held.add(descriptor)
+        _lock_fds.add(descriptor)
         self._descriptor = descriptor
 
     def release(self) -> None:
-        """For an orderly end, and harmless without a lock."""
+        """Release the lock. Does nothing without one."""
         if self._descriptor is not None:
-            _held.discard(self._descriptor)
+            _lock_fds.discard(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None

@@ -1,4 +1,4 @@
-"""How a chunk folder is bound to one catalog, so that no other catalog ever sweeps it."""
+"""Pairs a chunk folder with one home, so that no other home's catalog ever sweeps it. Blocks on the disk."""
 
 import logging
 import os
@@ -14,25 +14,25 @@ _STORE_ID = "store.id"
 
 
 def open_home(home: Path, chunks: Path) -> str:
-    """Make both folders where they are missing, pair them and return the store's id.
+    """Make both folders if they are missing, pair them and return their id.
 
     Any process of an engine may call it, at the same time as others.
-    Raises: CWM-1003 for a folder that can't be written or belongs to another catalog.
+    Raises: CWM-1003 for a folder that can't be written or belongs to another home.
     """
     private_folder(home, "CWM_HOME")
     return pair_store(home, private_folder(chunks, "CWM_DISK_PATH"))
 
 
 def pair_store(home: Path, chunks: Path) -> str:
-    """Marks the chunk folder as this catalog's own, so that no other catalog ever sweeps it; returns the store's id.
+    """Mark the chunk folder as this home's own and return the id that both carry.
 
     Any process of an engine may call it, at the same time as others.
-    Raises: CWM-1003 if the folder belongs to another catalog.
+    Raises: CWM-1003 if the folder belongs to another home.
     """
-    mine, theirs = home / _STORE_ID, chunks / _STORE_ID
-    adopted = theirs.read_text() if theirs.exists() and home == chunks.parent else None
-    store_id = _write_once(mine, adopted or secrets.token_hex(16))
-    if _write_once(theirs, store_id) != store_id:
+    home_mark, chunks_mark = home / _STORE_ID, chunks / _STORE_ID
+    adopted = chunks_mark.read_text() if chunks_mark.exists() and home == chunks.parent else None
+    store_id = _write_once(home_mark, adopted or secrets.token_hex(16))
+    if _write_once(chunks_mark, store_id) != store_id:
         raise CWMError(
             Code.ARGUMENT,
             f"CWM_DISK_PATH names {chunks}, which holds the chunks of another CWM_HOME; choose another folder",
@@ -41,7 +41,7 @@ def pair_store(home: Path, chunks: Path) -> str:
 
 
 def _write_once(path: Path, text: str) -> str:
-    """The file's text: `text` if there was no file, whole and durable from the moment that it can be seen."""
+    """Return the file's text. If there is no file, write `text`: whole and durable as soon as it can be seen."""
     if not path.exists():
         fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         fresh.write_text(text)
@@ -57,14 +57,15 @@ def _write_once(path: Path, text: str) -> str:
 
 
 def require_catalog(catalog: Path, chunks: Path) -> None:
-    """Before a catalog is opened, and made where there is none: chunks without one are somebody's, not orphans.
+    """Check that a folder with chunks has its catalog. Call it before a catalog is opened or made.
 
-    Raises: CWM-4004 if the catalog is gone while the folder holds chunks.
+    Chunks without a catalog belong to windows that can still be restored, so they must not be swept as orphans.
+    Raises: CWM-4004 if the catalog is missing while the folder holds chunks.
     """
     if catalog.exists() and catalog.stat().st_size:
         return
     if any(path.suffix == ".data" for path in chunks.iterdir()):
         raise CWMError(
             Code.CORRUPT,
-            f"the catalog {catalog} is gone and {chunks} holds chunks; restore it from a copy, or move the chunks away",
+            f"the catalog {catalog} is missing and {chunks} holds chunks; restore it from a copy, or move them away",
         )
