@@ -1,7 +1,7 @@
-"""Git for an LLM's KV cache, inside the inference process: a vLLM KV connector that freezes and thaws real blocks.
+"""Git for an LLM's KV cache, inside the inference process: a vLLM KV connector that freezes and thaws KV blocks.
 
 vLLM finds the connector by `"kv_connector": "CWMConnector", "kv_connector_module_path": "cwm_connector"`. It is
-imported when it is asked for, so that `cwm_connector.protocol` and the catalog cost their users neither torch nor vllm.
+imported on first use, so that `cwm_connector.protocol` and the catalog load neither torch nor vllm.
 """
 
 from typing import Any

@@ -1,7 +1,13 @@
-"""vLLM's face of CWM: every hook in a line or two, handed on to the scheduler side or to the worker side.
+"""The connector that vLLM loads: every hook in a line or two, handed on to the scheduler side or the worker side.
 
-Hooks run on the engine's own threads, in the middle of serving: none waits for I/O and none lets an exception out.
-Only construction may raise, because an engine that can't keep windows should not pretend to.
+vLLM makes one object in the scheduler's process and one in each worker's. It calls the hooks while it serves, so they
+keep to three rules:
+
+    raise      never: `hook` logs an exception and answers what leaves the request to vLLM
+    block      never: no hook waits for I/O, for another thread or for a lock that is held during I/O
+    except     at the start and the end: the constructor, `register_kv_caches` and
+               `set_xfer_handshake_metadata_pp_aware` may raise and block, because an engine that can't keep windows
+               must not serve as if it could. `shutdown` waits for threads to end.
 """
 
 import functools
@@ -46,7 +52,7 @@ R = TypeVar("R")
 
 
 def hook(otherwise: Callable[[], Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Makes a hook answer `otherwise()` where it would have raised: an exception here would end the engine."""
+    """Make a hook answer `otherwise()` instead of raising. An exception in a hook would end the engine."""
 
     def decorate(method: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(method)
@@ -54,7 +60,7 @@ def hook(otherwise: Callable[[], Any]) -> Callable[[Callable[P, R]], Callable[P,
             try:
                 return method(*args, **kwargs)
             except Exception:
-                logger.exception("%s failed; vLLM serves on without it", method.__name__)
+                logger.exception("%s failed; vLLM goes on without it", method.__name__)
                 return otherwise()
 
         return guarded
@@ -67,7 +73,7 @@ def _nothing() -> None:
 
 
 class CWMConnector(KVConnectorBase_V1, SupportsHMA):
-    """Loaded by `vllm serve --kv-transfer-config`; one object per role and process."""
+    """Loaded by `vllm serve --kv-transfer-config`. One object for each role and process."""
 
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
@@ -85,12 +91,17 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
 
     @property
     def requires_kv_delivery(self) -> bool:
-        """A window that isn't captured is a freeze that is tried again, never a request that must not finish."""
+        """Return False: a failed freeze is tried again and never keeps a request from finishing."""
         return False
 
-    # --- worker side ---
+    # --- worker side: the model's thread, in each worker process ---
+    #
+    # register_kv_caches comes once, after the model is loaded and before any request. For each step vLLM calls
+    # wait_for_save once the forward is on the current stream, so that jobs handed over there see the KV of this step.
+    # get_finished, get_block_ids_with_load_errors and build_connector_worker_meta then collect what is done by now.
 
     def register_kv_caches(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
+        """Open the store for this rank. Blocks on the disk. Raises: CWMError, which stops the start."""
         parallel = self._vllm_config.parallel_config
         layers = compat.layers_in_order(self._kv_cache_config, kv_caches)
         copier = copier_for(layers)
@@ -109,64 +120,79 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
         ).side
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
+        """Return this rank's facts, which vLLM carries to the scheduler's process."""
         return self._facts
 
     @hook(_nothing)
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
-        """Loads are asynchronous; they are handed over with everything else, after the forward."""
+        """Do nothing: loads are asynchronous and are handed over after the forward, in `wait_for_save`."""
 
     @hook(_nothing)
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing to wait for: no request runs before its load is over."""
+        """Do nothing: no request runs before its load is over."""
 
     @hook(_nothing)
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
-        """Nothing is saved while it is computed; a freeze copies whole blocks afterwards."""
+        """Do nothing: a freeze copies whole blocks after they are computed."""
 
     @hook(_nothing)
     def wait_for_save(self) -> None:
+        """Hand the step's jobs to the transfer threads. Returns at once."""
         metadata = self._get_connector_metadata()
         if self._worker is not None and isinstance(metadata, StepJobs):
             self._worker.submit(metadata.jobs)
 
     @hook(lambda: (None, None))
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        """Return the requests whose loads are over, with or without success."""
         return None, self._worker.take_loaded() if self._worker else None
 
     @hook(set)
     def get_block_ids_with_load_errors(self) -> set[int]:
+        """Return the blocks that could not be loaded. vLLM computes them instead."""
         return self._worker.take_bad_blocks() if self._worker else set()
 
     @hook(_nothing)
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        """Return this rank's reports since the last step, which vLLM carries to `update_connector_output`."""
         return self._worker.take_reports() if self._worker else None
 
-    # --- scheduler side ---
+    # --- scheduler side: the engine thread, in the engine's process ---
+    #
+    # set_xfer_handshake_metadata_pp_aware comes once, when all workers are ready and before any request. For each step
+    # vLLM calls get_num_new_matched_tokens and update_state_after_alloc for the requests that it starts,
+    # build_connector_meta once the step is planned, and update_connector_output with the workers' reports once it is
+    # computed. No two hooks run at the same time, so the scheduler side needs no locks.
 
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
     ) -> None:
+        """Recover the store and open the control socket. Blocks. Raises: CWMError, which stops the start."""
         assert self._service is not None
         self._service.start([facts for facts in metadata.values() if isinstance(facts, WorkerFacts)])
 
     @hook(_nothing)
     def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:
+        """Keep vLLM's block pool, from which freezes read and in which they pin blocks."""
         assert self._service is not None
         self._service.scheduler.bind_pool(gpu_block_pool)
 
     @hook(_nothing)
     def on_new_request(self, request: "Request") -> None:
+        """Take down a request's session and head."""
         assert self._service is not None
         self._service.scheduler.request_added(request)
 
     @hook(lambda: (0, False))
     def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int | None, bool]:
+        """Return how many tokens beyond the computed ones can be loaded, and whether the load is asynchronous."""
         assert self._service is not None
         tokens = self._service.scheduler.matched_tokens(request, num_computed_tokens)
         return tokens, tokens > 0
 
     @hook(_nothing)
     def update_state_after_alloc(self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int) -> None:
+        """Post the load into the blocks that vLLM has allocated for it."""
         assert self._service is not None
         self._service.scheduler.blocks_allocated(request, blocks, num_external_tokens)
 
@@ -174,16 +200,19 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
     def get_external_cache_hit_sources(
         self, request: "Request", num_external_tokens: int
     ) -> "dict[CacheHitSource, int]":
+        """Return from which tiers a request's tokens are loaded, for vLLM's metrics."""
         assert self._service is not None
         return compat.hit_sources(self._service.scheduler.hit_sources(request))
 
     @hook(StepJobs)
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
+        """Run the calls queued by other threads, then return this step's jobs for the workers."""
         assert self._service is not None
         return self._service.scheduler.step_jobs(scheduler_output.total_num_scheduled_tokens)
 
     @hook(_nothing)
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
+        """Deliver the workers' reports to the operations that wait for them."""
         if self._service is None:
             return
         self._service.scheduler.prefill_speed.step_done()
@@ -193,28 +222,33 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
 
     @hook(lambda: (False, None))
     def request_finished(self, request: "Request", block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        """Take down the session's tokens. vLLM may reuse the blocks at once."""
         return self.request_finished_all_groups(request, (block_ids,))
 
     @hook(lambda: (False, None))
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
+        """Take down the session's tokens. vLLM may reuse the blocks of every group at once."""
         assert self._service is not None
         self._service.scheduler.request_finished(request)
         return False, None
 
     @hook(lambda: False)
     def has_pending_push_work(self) -> bool:
+        """Return True while the engine must step although no request runs. See EngineSide.has_pending_work."""
         return self._service is not None and self._service.has_pending_work()
 
     @hook(lambda: True)
     def reset_cache(self) -> bool | None:
+        """Unbind every thaw. vLLM has dropped its caches."""
         assert self._service is not None
         self._service.forget_thaws()
         return True
 
     @hook(_nothing)
     def shutdown(self) -> None:
+        """Close this side. Durability never depends on it."""
         if self._service is not None:
             self._service.stop()
         if self._worker is not None:
