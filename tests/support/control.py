@@ -19,8 +19,9 @@ from cwm_connector.control.calls import ProgressSink
 from cwm_connector.control.connection import ConnectionLimits
 from cwm_connector.control.server import ControlServer
 from cwm_connector.control.thread import ControlThread
+from cwm_connector.core.errors import Code
 from cwm_connector.protocol.calls import Args, Op
-from cwm_connector.protocol.wire import Call, FromClient, FromEngine, Hello, encode
+from cwm_connector.protocol.wire import Call, Failure, FromClient, FromEngine, Hello, Result, encode
 
 MODEL: Final = "smollm2"
 VERSION: Final = "1.2.3"
@@ -127,6 +128,22 @@ class Served:
         self.path = path
         self.bench = bench
         self.thread = thread
+
+
+def failed(message: object, code: Code, id: int | None = None) -> Failure:
+    """Assert that the message is this failure, and return it."""
+    assert isinstance(message, Failure), message
+    assert (message.code, message.id) == (code, id), message
+    return message
+
+
+def frame(body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + body
+
+
+def assert_serving(path: Path) -> None:
+    with RawClient(path) as client:
+        assert client.ask(Call(7, "ping")) == Result(7, {"op": "ping", "args": {}})
 
 
 @contextmanager
