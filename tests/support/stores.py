@@ -33,8 +33,7 @@ async def tiers_of(engine: Miniature, name: str) -> dict[str, int]:
 
 
 async def hashes_of(engine: Miniature, name: str) -> list[str]:
-    status = await engine.call(Op.STATUS, window_name=name, include_blocks=True)
-    return [block["hash"] for block in status["blocks"]]
+    return [block["hash"] for block in await blocks_of(engine, name)]
 
 
 async def demote(engine: Miniature, name: str) -> int:
@@ -62,3 +61,14 @@ def files_of(home: Path, hashes: Iterable[str]) -> list[Path]:
 
 def redis_bytes(engine: Miniature) -> int:
     return sum(size for _, size in engine.engine.durable_tiers[TierName.REDIS].inventory())
+
+
+def on_disk(engine: Miniature) -> int:
+    """Bytes of all chunk files."""
+    return sum(path.stat().st_size for path in chunk_files(engine.settings.home))
+
+
+async def blocks_of(engine: Miniature, window: str) -> list[dict[str, Any]]:
+    """The chunks of a window, as status lists them."""
+    status = await engine.call(Op.STATUS, window_name=window, include_blocks=True)
+    return list(status["blocks"])

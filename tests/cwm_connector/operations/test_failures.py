@@ -5,7 +5,6 @@ memory that others hold, two engines on one store, clients that get in each othe
 """
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,6 @@ from tests.cwm_connector.tiers.mounts import mounted, read_only
 from tests.support.miniature import Miniature, chunk_files
 from tests.support.redis_server import redis_server
 from tests.support.stores import CHUNK_BYTES, CHUNK_TOKENS, demote, forget_memory, frozen, redis_bytes, text, tiers_of
-
-
-@pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[Miniature]:
-    one = await Miniature.started(tmp_path)
-    yield one
-    one.close()
 
 
 async def listed(engine: Miniature) -> list[str]:

@@ -1,10 +1,6 @@
 """Whose windows a request may load, from its headers to loaded pages: its own session's and no other's."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from cwm_connector.middleware import SessionHeader
 from cwm_connector.protocol.calls import Op
@@ -12,13 +8,6 @@ from tests.support.miniature import Miniature
 from tests.support.vllm_parts import BLOCK_TOKENS
 
 WORDS = list(range(1, 4 * BLOCK_TOKENS + 1))
-
-
-@pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[Miniature]:
-    engine = await Miniature.started(tmp_path / "home")
-    yield engine
-    engine.close()
 
 
 async def session_of(**headers: str) -> str | None:

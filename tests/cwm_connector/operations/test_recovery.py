@@ -1,7 +1,6 @@
 """recovery.py: after a start the disk holds what the catalog says, and another catalog's chunks are never touched."""
 
 from array import array
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +11,9 @@ from cwm_connector.catalog.base import (
     NewWindow,
 )
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
-from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import ChunkKey, Micros, TierName
 from cwm_connector.operations.claims import Claims
 from cwm_connector.operations.recovery import recover
-from cwm_connector.store.pairing import pair_store, require_catalog
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import ChunkHeader, seal, sealed_bytes
 from cwm_connector.tiers.disk.tier import DiskTier
@@ -126,33 +123,3 @@ def test_a_tier_that_cannot_be_asked_is_left_as_recorded(store, tmp_path: Path) 
     (tmp_path / "chunks").rename(tmp_path / "away")
     assert recover(catalog, [disk], MINE).damaged == 0
     assert [row.tiers for row in catalog.chunks_of("w")] == [{TierName.DISK}]
-
-
-def test_processes_that_pair_a_store_at_once_agree_on_its_id(tmp_path: Path) -> None:
-    (tmp_path / "chunks").mkdir()
-    with ThreadPoolExecutor(8) as threads:
-        ids = list(threads.map(lambda _: pair_store(tmp_path, tmp_path / "chunks"), range(64)))
-    assert set(ids) == {(tmp_path / "store.id").read_text()}
-
-
-def test_a_folder_with_another_home_s_chunks_is_refused(tmp_path: Path) -> None:
-    homes = [tmp_path / "a", tmp_path / "b"]
-    shared = tmp_path / "chunks"
-    for folder in (*homes, shared):
-        folder.mkdir()
-    pair_store(homes[0], shared)
-    pair_store(homes[0], shared)
-    with pytest.raises(CWMError, match=r"CWM-1003.*another CWM_HOME"):
-        pair_store(homes[1], shared)
-
-
-def test_chunks_whose_catalog_is_gone_are_kept_and_the_start_is_refused(store, tmp_path: Path) -> None:
-    disk, _ = store
-    require_catalog(tmp_path / "none.sqlite", tmp_path / "chunks")  # an empty folder: a new store
-    put(disk, 1)
-    (tmp_path / "empty.sqlite").touch()
-    for name in ("none.sqlite", "empty.sqlite"):
-        with pytest.raises(CWMError, match=r"CWM-4004.*restore it"):
-            require_catalog(tmp_path / name, tmp_path / "chunks")
-    require_catalog(tmp_path / "catalog.sqlite", tmp_path / "chunks")
-    assert disk.size_of(ChunkId(key(1), 0)) == SIZE
