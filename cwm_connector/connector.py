@@ -101,15 +101,15 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
     # get_finished, get_block_ids_with_load_errors and build_connector_worker_meta then collect what is done by now.
 
     def register_kv_caches(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
-        """Open the store for this rank. Blocks on the disk. Raises: CWMError, which stops the start."""
+        """Open the home for this rank. Blocks on the disk. Raises: CWMError, which stops the start."""
         parallel = self._vllm_config.parallel_config
         layers = compat.layers_in_order(self._kv_cache_config, kv_caches)
         copier = copier_for(layers)
         self._facts = WorkerFacts(
-            parallel.rank,
-            copier.layout,
-            compat.attention_backend(self._vllm_config, self._kv_cache_config),
-            compat.instruction_set(),
+            rank=parallel.rank,
+            layout=copier.layout,
+            attention_backend=compat.attention_backend(self._vllm_config, self._kv_cache_config),
+            instruction_set=compat.instruction_set(),
         )
         self._worker = build_worker(
             self._settings,
@@ -167,7 +167,7 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
     ) -> None:
-        """Recover the store and open the control socket. Blocks. Raises: CWMError, which stops the start."""
+        """Recover the home and open the control socket. Blocks. Raises: CWMError, which stops the start."""
         assert self._service is not None
         self._service.start([facts for facts in metadata.values() if isinstance(facts, WorkerFacts)])
 

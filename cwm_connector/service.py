@@ -1,7 +1,7 @@
 """The scheduler side of one engine, from vLLM's configuration to the open control socket.
 
 construction   engine thread: checks what vLLM is asked to serve, takes the lock of CWM_HOME, builds the parts
-start          engine thread, once the workers are known: waits while the control thread recovers the store, opens
+start          engine thread, once the workers are known: waits while the control thread recovers the home, opens
                the catalog and opens the socket
 stop           engine thread: closes everything. Durability never depends on it.
 """
@@ -74,7 +74,7 @@ class EngineSide:
         self._background: list[asyncio.Task[None]] = []
 
     def start(self, facts: Sequence[WorkerFacts]) -> None:
-        """Recover the store and open the socket. Returns when clients can call. Engine thread; blocks."""
+        """Recover the home and open the socket. Returns when clients can call. Engine thread; blocks."""
         self._control = ControlThread()
         self._control.start()
         try:
@@ -92,7 +92,7 @@ class EngineSide:
         return self.scheduler.wants_step or self._freezing_before_shutdown()
 
     def forget_thaws(self) -> None:
-        """Unbind every thaw, because vLLM was told to drop its caches. Windows stay and can be thawed again."""
+        """Unbind every thaw, because vLLM was asked to drop its caches. Windows stay and can be thawed again."""
         self._parts.thaw_bindings.clear()
 
     def stop(self) -> None:
@@ -141,9 +141,9 @@ class EngineSide:
         fields = compat.passport_fields(
             self._vllm_config,
             self._kv_cache_config,
-            digest,
-            layout.hexdigest(),
-            "+".join(sorted({fact.attention_backend for fact in facts})),
-            "+".join(sorted({fact.instruction_set for fact in facts})),
+            weights=digest,
+            layout=layout.hexdigest(),
+            backend="+".join(sorted({fact.attention_backend for fact in facts})),
+            isa="+".join(sorted({fact.instruction_set for fact in facts})),
         )
         return Passport({**fields, "format": str(FORMAT_VERSION)})

@@ -1,4 +1,4 @@
-"""The control socket: who may call, the connections, and the thread that serves them.
+"""The control socket: its server, the clients' connections, and the thread that serves them.
 
 Control thread. Never blocks its event loop. Imports `protocol` and `core`.
 """

@@ -1,6 +1,6 @@
 """Builds the scheduler side of an engine from its settings: every part once, wired in one place.
 
-    build_engine       before the workers are known: the store and what vLLM's scheduler hooks use. Any thread.
+    build_engine       before the workers are known: the home and what vLLM's scheduler hooks use. Any thread.
     EngineParts.open   once the passport is known: the catalog and what the operations use. Control thread.
     start_operations   recovery and the state of before the last stop. Control thread.
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineShape:
-    """What vLLM's configuration says of the engine."""
+    """The engine as vLLM's configuration describes it."""
 
     model: str
     block_tokens: int
@@ -102,10 +102,10 @@ def build_engine(
     submit_prefill: SubmitPrefill,
     request_title: RequestTitle | None = None,
 ) -> EngineParts:
-    """Open the store and return the parts of an engine. Blocks on the disk.
+    """Open the home and return the parts of an engine. Blocks on the disk.
 
     `wake` makes an idle engine step. It may be called from any thread.
-    Raises: CWM-1003 for a folder that can't be written or belongs to another store, CWM-4004 for a missing catalog.
+    Raises: CWM-1003 for a folder that can't be written or belongs to another home, CWM-4004 for a missing catalog.
     """
     store_id = open_home(settings.home, settings.chunks_path)
     require_catalog(settings.catalog_path, settings.chunks_path)
@@ -146,11 +146,11 @@ def build_engine(
 
 
 async def start_operations(engine: EngineContext) -> Dispatcher:
-    """Recover the store and return the operations, ready for the first call."""
+    """Recover the home and return the operations, ready for the first call."""
     tiers = tuple(engine.durable_tiers.values())
     recovered = await engine.catalog.run(lambda catalog: recover(catalog, tiers, engine.claims))
     logger.info(
-        "store %s: swept %d leftovers and %d orphans; %d chunks are damaged",
+        "home %s: swept %d leftovers and %d orphans; %d chunks are damaged",
         engine.settings.home,
         recovered.leftovers,
         recovered.orphans,

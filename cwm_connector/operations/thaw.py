@@ -80,7 +80,7 @@ class Thawer:
         self._keep_warm(specs, checked)
         session_id = args.new_session_id or stored.row.session_id
         salt = f"cwm-{secrets.token_urlsafe(24)}"
-        binding = Binding(name, session_id, salt_hash(salt), now_micros())
+        binding = Binding(window_name=name, session_id=session_id, salt_hash=salt_hash(salt), created_at=now_micros())
         await finish_even_if_cancelled(self._engine.catalog.run(lambda catalog: catalog.bind(binding)))
         self._bind(binding, stored, specs, checked.blocks)
         restorable = checked.blocks * self._engine.geometry.block_tokens

@@ -26,9 +26,9 @@ class WorkerParts:
 def build_worker(
     settings: Settings, copier: PagedCopier, *, rank: int, world_size: int, block_tokens: int
 ) -> WorkerParts:
-    """Open the store for one rank and return its worker side. The CPU memory is shared out among all ranks.
+    """Open the home for one rank and return its worker side. The CPU memory is shared out among all ranks.
 
-    Blocks on the disk. Raises: CWM-1003 for a folder that can't be written or belongs to another store.
+    Blocks on the disk. Raises: CWM-1003 for a folder that can't be written or belongs to another home.
     """
     store_id = open_home(settings.home, settings.chunks_path)
     cpu = CpuTier(settings.cpu_cache_bytes // world_size, new_policy(settings.tier_policy))

@@ -216,7 +216,9 @@ class AutoFreezer:
         description = mark.described(_TEXTS[reason].format(policy=policy, tokens=session.token_count))
         stem = policy.window_name(session_id, now_micros(), mark.generation)
         for name in _names(stem):
-            args = FreezeArgs(session_id, name, description, [TAG, *policy.tags])
+            args = FreezeArgs(
+                session_id=session_id, window_name=name, description=description, tags=[TAG, *policy.tags]
+            )
             try:
                 return await self._freezer.freeze(args, lambda *_: None, recompute=False)
             except CWMError as problem:

@@ -111,7 +111,13 @@ class Importer:
         name = check_window_name(header.name if args.window_name is None else args.window_name)
         description, tags = check_description(header.description), check_tags([*header.tags, *args.tags])
         self._require_fitting(header)
-        return _Wanted(name, description, tags, header.token_ids, self._chunks(header))
+        return _Wanted(
+            name=name,
+            description=description,
+            tags=tags,
+            token_ids=header.token_ids,
+            chunks=self._chunks(header),
+        )
 
     def _require_fitting(self, header: ArchiveHeader) -> None:
         subject, geometry = "the exported window", self._engine.geometry
