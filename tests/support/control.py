@@ -1,5 +1,7 @@
-"""A control server as the tests reach it: on its own thread with operations that the test chooses, or in its own
-process (`python -m tests.support.control SOCKET`), which can be killed and stopped."""
+"""A control server for tests: on a thread with operations that the test chooses, or in a process that it can kill.
+
+`python -m tests.support.control SOCKET` runs the process.
+"""
 
 import asyncio
 import shutil
@@ -26,14 +28,14 @@ from cwm_connector.protocol.wire import Call, Failure, FromClient, FromEngine, H
 MODEL: Final = "smollm2"
 VERSION: Final = "1.2.3"
 PATIENCE_S: Final = 20.0
-"""Longer than anything here may take, so that a test fails rather than hangs."""
+"""Seconds. Longer than anything here may take, so that a test fails and does not hang."""
 
 Handler = Callable[[Any, ProgressSink], Awaitable[dict[str, Any]]]
 _decoder: Final = msgspec.msgpack.Decoder(FromEngine)
 
 
 class Bench:
-    """`CallHandler` whose behaviour the test sets; the others echo their arguments."""
+    """A `CallHandler` with operations that the test sets. The others return their arguments."""
 
     def __init__(self) -> None:
         self.handlers: dict[Op, Handler] = {}
@@ -45,7 +47,7 @@ class Bench:
 
 
 class Waiting:
-    """A handler that waits until it is released or cancelled, and says both to the test's thread."""
+    """A handler that waits until it is released or cancelled, and signals both to the test's thread."""
 
     def __init__(self) -> None:
         self.started = threading.Event()
@@ -70,7 +72,7 @@ class Waiting:
 
 
 class RawClient:
-    """A client that says exactly what the test wants, bytes included."""
+    """A client that sends exactly what the test wants, down to the bytes."""
 
     def __init__(self, path: Path, *, hello: bool = True) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -96,7 +98,7 @@ class RawClient:
         self.socket.shutdown(socket.SHUT_WR)
 
     def receive(self) -> FromEngine | None:
-        """The next message; None where the connection ends."""
+        """Return the next message. None if the connection has ended."""
         head = self._exactly(4)
         body = None if head is None else self._exactly(int.from_bytes(head, "big"))
         return None if body is None else _decoder.decode(body)
@@ -113,7 +115,7 @@ class RawClient:
         while len(parts) < length:
             try:
                 part = self.socket.recv(min(length - len(parts), 1 << 20))
-            except ConnectionResetError:  # we had sent what the engine did not read any more
+            except ConnectionResetError:  # the engine did not read all that was sent
                 return None
             if not part:
                 return None
@@ -122,7 +124,7 @@ class RawClient:
 
 
 class Served:
-    """A running server and where it is."""
+    """A running server and its socket."""
 
     def __init__(self, path: Path, bench: Bench, thread: ControlThread) -> None:
         self.path = path
@@ -148,7 +150,7 @@ def assert_serving(path: Path) -> None:
 
 @contextmanager
 def short_folder() -> Iterator[Path]:
-    """A socket's path ends at 107 bytes, pytest's own folders don't."""
+    """Make a folder with a short path: a socket's path has at most 107 bytes, and pytest's folders can be longer."""
     folder = Path(tempfile.mkdtemp())
     try:
         yield folder
@@ -158,7 +160,7 @@ def short_folder() -> Iterator[Path]:
 
 @contextmanager
 def served(limits: ConnectionLimits | None = None, path: Path | None = None) -> Iterator[Served]:
-    """A server on its own thread, as inside an engine."""
+    """Run a server on a thread of its own, as inside an engine."""
     with short_folder() as folder:
         path = path or folder / "home" / "engine.sock"
         bench, thread = Bench(), ControlThread()
@@ -173,7 +175,7 @@ def served(limits: ConnectionLimits | None = None, path: Path | None = None) -> 
 
 @contextmanager
 def engine_process(path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A server in a process of its own; `session.list` never ends there. Killed at the end, if it still runs."""
+    """Run a server in a process of its own, where `session.list` never ends. It is killed at the end."""
     command = [sys.executable, "-m", "tests.support.control", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as process:
         try:

@@ -1,8 +1,8 @@
-"""An engine in miniature: everything of CWM and vLLM's own block pool and requests, with no model and no forward pass.
+"""A miniature engine: all of CWM with vLLM's own block pool and requests, but no model and no forward pass.
 
-`serve` leaves in the paged cache what a prefill would leave: pages that depend on nothing but the tokens up to their
-block. So a load is right if and only if the pages it filled are the ones that computing would have made. The engine
-thread steps when it is woken, as vLLM's does.
+It is built by the same functions as vLLM's engine. `serve` leaves pages in the paged cache that depend only on the
+tokens up to their block, as a prefill would. So a load is right if and only if it filled the pages that computing would
+have made. The engine thread steps when it is woken, as vLLM's does.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class _Blocks:
 
 
 def page_of(token_ids: "Iterable[int]") -> torch.Tensor:
-    """What computing would leave in the page of the block that ends with these tokens, `[layers, words]`."""
+    """Return the page that computing would leave for the block that ends with these tokens, `[layers, words]`."""
     seed = int.from_bytes(hashlib.sha256(array("i", token_ids).tobytes()).digest()[:8], "big", signed=True)
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-(2**62), 2**62, (LAYERS, PAGE_WORDS), dtype=torch.int64, generator=generator)
@@ -69,7 +69,7 @@ class Miniature:
         disk_cache_gb: float = 1.0,
         **more: Any,
     ) -> None:
-        """`more`: further settings, named as in kv_connector_extra_config."""
+        """Build the engine. `more`: further settings, named as in kv_connector_extra_config."""
         limits = {"cpu_cache_gb": cpu_cache_gb, "disk_cache_gb": disk_cache_gb, "chunk_tokens": 32}
         settings = load_settings({"home": str(home), **limits, **more})
         self.settings = settings
@@ -97,7 +97,7 @@ class Miniature:
 
     @classmethod
     async def started(cls, home: Path, **more: Any) -> "Miniature":
-        """After what a start does first: recovery, and the thaws of before."""
+        """Return an engine that has recovered its home and can be called."""
         one = cls(home, **more)
         one.operations = await start_operations(one.engine)
         return one
@@ -113,17 +113,17 @@ class Miniature:
     async def call(
         self, op: Op, progress: Callable[[int, int, str], None] | None = None, **args: Any
     ) -> dict[str, Any]:
-        """An operation as the control server would call it."""
+        """Call an operation as the control server would."""
         return await self.operations.call(op, ARGUMENTS[op](**args), progress or (lambda *_: None))
 
     # --- as a client of the model ---
 
     async def serve(self, token_ids: Iterable[int], session_id: str | None = None, salt: str | None = None) -> None:
-        """One request from beginning to end."""
+        """Serve one request from beginning to end."""
         await asyncio.wrap_future(self._do(lambda: self._serve("r", list(token_ids), session_id, salt)))
 
     async def evict(self) -> None:
-        """Other work takes every block that nobody holds."""
+        """Use every free block for other work."""
 
         def use_all() -> None:
             self.pool.free_blocks(self.pool.get_new_blocks(self.pool.get_num_free_blocks()))
@@ -131,16 +131,16 @@ class Miniature:
         await asyncio.wrap_future(self._do(use_all))
 
     async def resume(self, token_ids: Iterable[int], session_id: str | None = None, salt: str | None = None) -> int:
-        """A request that begins with `token_ids` and one token more: how many of its tokens were loaded.
+        """Start a request with `token_ids` and one more token, and return how many of its tokens were loaded.
 
-        Asserts that every loaded page is what computing would have left there.
+        Assert that every loaded page is the one that computing would have left there.
         """
         ids = [*token_ids, 7]
         one = request(ids, request_id=f"resume-{id(ids)}", session_id=session_id, cache_salt=salt)
         return await asyncio.to_thread(self._resume, one, ids)
 
     async def resume_anonymous(self, token_ids: Iterable[int]) -> int:
-        """The same from a client that says nothing of itself, whose session the engine finds."""
+        """Do the same as an anonymous client, whose session the engine finds."""
         ids = [*token_ids, 7]
         one = request(ids, request_id=f"resume-{id(ids)}")
         self._do(lambda: self.scheduler.request_added(one)).result(10)

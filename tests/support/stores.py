@@ -1,4 +1,4 @@
-"""Windows to fill a store with, and its files and values to look at and damage, for tests with a `Miniature`."""
+"""Windows, chunk files and Redis values of a `Miniature`, to make, to look at and to damage."""
 
 import random
 from collections.abc import Iterable
@@ -16,12 +16,12 @@ CHUNK_BYTES = 4096 + 2 * 2 * 512 * 8
 
 
 def text(seed: int, chunks: int = 3) -> list[int]:
-    """Token ids of so many whole chunks, like no other seed's."""
+    """Return the token ids of so many whole chunks, different for each seed."""
     return random.Random(seed).choices(range(1, 30_000), k=chunks * CHUNK_TOKENS)
 
 
 async def frozen(engine: Miniature, name: str, tokens: list[int]) -> dict[str, Any]:
-    """Serves the tokens in a session of the window's name and freezes that."""
+    """Serve the tokens in a session with the window's name and freeze it."""
     await engine.serve(tokens, name)
     return await engine.call(Op.FREEZE, session_id=name, window_name=name)
 
@@ -37,13 +37,13 @@ async def hashes_of(engine: Miniature, name: str) -> list[str]:
 
 
 async def demote(engine: Miniature, name: str) -> int:
-    """Moves the window's chunks from disk to Redis."""
+    """Move the window's chunks from disk to Redis."""
     rows = await engine.catalog.run(lambda catalog: catalog.chunks_of(name))
     return await engine.operations.tiering.demote([row.key for row in rows])
 
 
 def forget_memory(engine: Miniature) -> None:
-    """Empties CPU memory, as other work would."""
+    """Empty the CPU tier, as other work would."""
     for key in engine.engine.locations.in_memory():
         engine.cpu.drop(ChunkId(key, 0))
         engine.engine.locations.update([], [ChunkId(key, 0)])
@@ -64,11 +64,11 @@ def redis_bytes(engine: Miniature) -> int:
 
 
 def on_disk(engine: Miniature) -> int:
-    """Bytes of all chunk files."""
+    """Return the bytes of all chunk files."""
     return sum(path.stat().st_size for path in chunk_files(engine.settings.home))
 
 
 async def blocks_of(engine: Miniature, window: str) -> list[dict[str, Any]]:
-    """The chunks of a window, as status lists them."""
+    """Return the chunks of a window as status lists them."""
     status = await engine.call(Op.STATUS, window_name=window, include_blocks=True)
     return list(status["blocks"])

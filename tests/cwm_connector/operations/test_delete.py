@@ -21,7 +21,7 @@ async def engine(tmp_path: Path, server: RedisServer) -> AsyncIterator[Miniature
     one.close()
 
 
-async def test_a_delete_gives_back_exactly_what_nobody_shares_in_every_tier(engine: Miniature) -> None:
+async def test_a_delete_frees_exactly_the_unshared_chunks_in_every_tier(engine: Miniature) -> None:
     stem = text(1, chunks=4)
     await frozen(engine, "a", stem)
     await frozen(engine, "b", stem[:64] + text(2, chunks=2))
@@ -33,7 +33,7 @@ async def test_a_delete_gives_back_exactly_what_nobody_shares_in_every_tier(engi
     assert await tiers_of(engine, "b") == {"cpu": 4, "disk": 2, "redis": 2}
 
 
-async def test_collecting_removes_orphans_of_every_tier_and_spares_what_windows_need(
+async def test_a_collection_removes_orphans_of_every_tier_and_keeps_what_windows_need(
     engine: Miniature, server: RedisServer
 ) -> None:
     await frozen(engine, "w", text(1))
@@ -53,14 +53,14 @@ async def test_collecting_removes_orphans_of_every_tier_and_spares_what_windows_
         assert (await engine.call(Op.THAW, window_name=name))["restorable_tokens"] == 96
 
 
-async def test_collecting_goes_on_without_a_dead_redis_and_says_so(engine: Miniature, server: RedisServer) -> None:
+async def test_a_collection_completes_without_a_dead_redis_and_warns(engine: Miniature, server: RedisServer) -> None:
     await frozen(engine, "w", text(1))
     server.kill()
     collected = await engine.call(Op.COLLECT)
     assert "redis: CWM-5002" in collected["warning"] and len(chunk_files(engine.settings.home)) == 3
 
 
-async def test_what_a_delete_can_t_remove_from_a_dead_redis_is_collected_later(
+async def test_chunks_that_a_delete_leaves_in_a_dead_redis_are_collected_later(
     engine: Miniature, server: RedisServer
 ) -> None:
     await frozen(engine, "w", text(1))
@@ -76,7 +76,7 @@ async def test_what_a_delete_can_t_remove_from_a_dead_redis_is_collected_later(
     assert collected["chunks_deleted"] == 3 and redis_bytes(engine) == 0
 
 
-async def test_a_delete_s_outcome_is_told_though_a_window_is_gone_from_the_list_already(engine: Miniature) -> None:
+async def test_a_delete_is_answered_although_its_window_has_left_the_list_already(engine: Miniature) -> None:
     await frozen(engine, "w", text(1))
     await engine.call(Op.DELETE, window_name="w")
     with pytest.raises(CWMError, match="CWM-2002"):

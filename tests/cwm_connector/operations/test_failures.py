@@ -34,7 +34,7 @@ async def whole(engine: Miniature, name: str, tokens: list[int]) -> bool:
 # --- the disk --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_full_disk_refuses_the_freeze_whole_and_takes_it_once_there_is_room(tmp_path: Path) -> None:
+async def test_a_freeze_on_a_full_disk_is_refused_whole_and_succeeds_once_there_is_room(tmp_path: Path) -> None:
     with mounted("tmpfs", tmp_path / "small", size_mib=1) as folder:
         engine = await Miniature.started(tmp_path / "home", disk_path=str(folder))
         refused = 0
@@ -55,7 +55,7 @@ async def test_a_full_disk_refuses_the_freeze_whole_and_takes_it_once_there_is_r
         engine.close()
 
 
-async def test_a_store_that_became_read_only_is_still_read_and_takes_freezes_again_afterwards(tmp_path: Path) -> None:
+async def test_a_home_that_became_read_only_is_still_read_and_takes_freezes_again_afterwards(tmp_path: Path) -> None:
     with mounted("tmpfs", tmp_path / "disk", size_mib=8) as folder:
         engine = await Miniature.started(tmp_path / "home", disk_path=str(folder))
         await frozen(engine, "w", text(1))
@@ -72,9 +72,7 @@ async def test_a_store_that_became_read_only_is_still_read_and_takes_freezes_aga
         engine.close()
 
 
-async def test_a_chunk_folder_that_is_gone_costs_the_chunks_and_never_the_engine(
-    engine: Miniature, tmp_path: Path
-) -> None:
+async def test_an_engine_without_its_chunk_folder_loses_chunks_and_goes_on(engine: Miniature, tmp_path: Path) -> None:
     await frozen(engine, "w", text(1))
     forget_memory(engine)
     (tmp_path / "chunks").rename(tmp_path / "away")
@@ -149,7 +147,7 @@ async def test_a_redis_at_its_memory_limit_keeps_the_disk_s_copies_where_they_ar
         engine.close()
 
 
-async def test_a_redis_that_answers_nothing_bounds_a_demotion_and_nobody_waits_for_ever(
+async def test_a_demotion_to_a_redis_that_does_not_answer_ends_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with redis_server(append_fsync="always") as server:
@@ -215,7 +213,7 @@ async def test_a_chunk_larger_than_the_disk_s_limit_is_refused_and_nothing_is_wr
 # --- each other ------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_engine_on_one_store_is_refused_and_told_by_whom(tmp_path: Path) -> None:
+def test_a_second_engine_on_one_home_is_refused_with_the_holder_s_process(tmp_path: Path) -> None:
     first = HomeLock(tmp_path)
     first.acquire()
     with pytest.raises(CWMError, match=r"CWM-3001.*process \d+"):
@@ -235,7 +233,7 @@ async def test_two_clients_that_freeze_one_session_at_once_store_its_bytes_once(
     assert await whole(engine, "w3", text(1))
 
 
-async def test_two_clients_that_want_one_name_get_it_once(engine: Miniature) -> None:
+async def test_only_one_of_two_clients_gets_a_name(engine: Miniature) -> None:
     await engine.serve(text(1), "s")
     results = await asyncio.gather(
         *(engine.call(Op.FREEZE, session_id="s", window_name="w") for _ in range(3)), return_exceptions=True
@@ -244,7 +242,7 @@ async def test_two_clients_that_want_one_name_get_it_once(engine: Miniature) -> 
     assert len(errors) == 2 and {error.code for error in errors} == {Code.WINDOW_EXISTS}
 
 
-async def test_a_window_deleted_during_its_thaw_is_loaded_from_no_more(engine: Miniature) -> None:
+async def test_a_window_deleted_during_its_thaw_is_no_longer_loaded(engine: Miniature) -> None:
     await frozen(engine, "w", text(1, chunks=12))
     forget_memory(engine)
     begun = asyncio.Event()

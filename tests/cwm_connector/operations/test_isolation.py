@@ -22,7 +22,7 @@ async def session_of(**headers: str) -> str | None:
     return next((value.decode() for name, value in scope["headers"] if name == b"x-session-id"), None)
 
 
-async def test_a_thawed_window_is_open_to_its_session_and_its_subagents_and_to_nobody_else(engine: Miniature) -> None:
+async def test_only_its_session_and_its_subagents_load_a_thawed_window(engine: Miniature) -> None:
     alice = await session_of(x_claude_code_session_id="alice")
     agent = await session_of(x_claude_code_session_id="alice", x_claude_code_agent_id="a1")
     bob = await session_of(x_claude_code_session_id="bob", x_claude_code_agent_id="alice")

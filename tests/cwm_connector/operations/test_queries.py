@@ -31,9 +31,7 @@ FROZEN = SessionRow("alice", "m", 9, SessionEvent.FROZEN, Micros(1), Micros(50))
         (view(10, running=True), FROZEN, "active"),
     ],
 )
-def test_a_session_s_state_is_the_last_that_happened_to_it(
-    session: SessionView, row: SessionRow | None, state: str
-) -> None:
+def test_a_session_s_state_is_its_latest_event(session: SessionView, row: SessionRow | None, state: str) -> None:
     assert _state(session, row) == state
 
 
@@ -50,7 +48,7 @@ def in_a_long_step(engine: Miniature) -> threading.Event:
     return over
 
 
-async def test_while_the_engine_takes_a_step_the_list_tells_what_it_told_last(tmp_path: Path) -> None:
+async def test_during_a_long_step_the_list_shows_the_last_known_sessions(tmp_path: Path) -> None:
     engine = await Miniature.started(tmp_path / "home")
     await engine.serve(range(40), "alice")
     (known,) = (await engine.call(Op.SESSIONS))["sessions"]

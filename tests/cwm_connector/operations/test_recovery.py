@@ -65,7 +65,7 @@ def store(tmp_path: Path):
     catalog.close()
 
 
-def test_what_nobody_refers_to_is_swept_and_what_a_window_needs_stays(store) -> None:
+def test_unreferenced_chunks_are_swept_and_what_a_window_needs_stays(store) -> None:
     disk, catalog = store
     for number in (1, 2, 3):
         put(disk, number)
@@ -94,7 +94,7 @@ def test_a_missing_or_cut_chunk_is_reported_and_its_window_kept(store) -> None:
     assert catalog.window("w").block_count == 2
 
 
-def test_a_rank_s_missing_part_is_damage(store) -> None:
+def test_a_chunk_without_one_rank_s_part_counts_as_damaged(store) -> None:
     disk, catalog = store
     put(disk, 1)
     put(disk, 2)
@@ -105,7 +105,7 @@ def test_a_rank_s_missing_part_is_damage(store) -> None:
     assert [bool(row.tiers) for row in catalog.chunks_of("w")] == [False, True]
 
 
-def test_where_a_chunk_lies_is_recorded_anew_from_what_is_there(store) -> None:
+def test_a_chunk_s_location_is_recorded_from_what_is_there(store) -> None:
     disk, catalog = store
     for number in (1, 2):
         put(disk, number)

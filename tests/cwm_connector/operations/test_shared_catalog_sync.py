@@ -52,7 +52,7 @@ async def test_a_window_frozen_in_one_engine_is_listed_and_thawed_bit_exact_in_t
     assert await tiers_of(other, "w") == {"cpu": 3, "disk": 3, "redis": 3}
 
 
-async def test_what_one_engine_has_stored_the_other_only_refers_to(pair: Pair) -> None:
+async def test_chunks_that_one_engine_has_stored_are_not_stored_by_the_other(pair: Pair) -> None:
     one, other = pair
     await frozen(one, "a", text(1))
     again = await frozen(other, "b", text(1))
@@ -71,7 +71,7 @@ async def test_a_delete_in_one_engine_ends_loading_and_empties_the_disk_in_the_o
     assert await other.resume(text(1), session_id="bob") == 0
 
 
-async def test_a_thawed_window_that_another_engine_deletes_is_loaded_from_no_more(pair: Pair) -> None:
+async def test_a_thawed_window_that_another_engine_deletes_is_no_longer_loaded(pair: Pair) -> None:
     one, other = pair
     await frozen(one, "w", text(1))
     await one.call(Op.THAW, window_name="w", new_session_id="bob")
@@ -119,7 +119,7 @@ async def test_two_engines_that_freeze_the_same_tokens_at_once_keep_one_copy_unt
     assert redis_bytes(one) == 0 and not list(one.engine.durable_tiers[TierName.REDIS].inventory())
 
 
-async def test_the_same_name_at_once_is_given_once(pair: Pair) -> None:
+async def test_only_one_of_two_engines_gets_a_name(pair: Pair) -> None:
     one, other = pair
     await asyncio.gather(one.serve(text(1), "x"), other.serve(text(2), "y"))
     outcomes = await asyncio.gather(
@@ -132,7 +132,7 @@ async def test_the_same_name_at_once_is_given_once(pair: Pair) -> None:
     assert redis_bytes(one) == 3 * CHUNK_BYTES  # the loser's are gone
 
 
-async def test_an_engine_killed_in_mid_freeze_leaves_claims_that_its_next_start_ends(
+async def test_claims_of_an_engine_killed_during_a_freeze_are_ended_by_its_next_start(
     tmp_path: Path, server: RedisServer
 ) -> None:
     first = await started(tmp_path / "a", server)
@@ -153,7 +153,7 @@ async def test_an_engine_killed_in_mid_freeze_leaves_claims_that_its_next_start_
     later.close()
 
 
-async def test_another_engine_s_collection_spares_a_freeze_that_is_under_way(pair: Pair) -> None:
+async def test_another_engine_s_collection_leaves_a_running_freeze_alone(pair: Pair) -> None:
     one, other = pair
     await one.serve(text(1), "s")
     commit = one.operations._freezer._window_commit.commit
@@ -209,7 +209,9 @@ async def test_a_freeze_whose_outcome_is_unknown_keeps_its_bytes(pair: Pair, mon
     assert (await other.call(Op.THAW, window_name="w"))["restorable_tokens"] == 96
 
 
-async def test_an_engine_starts_without_redis_and_shows_what_it_last_knew(tmp_path: Path, server: RedisServer) -> None:
+async def test_an_engine_starts_without_redis_and_shows_the_last_known_windows(
+    tmp_path: Path, server: RedisServer
+) -> None:
     first = await started(tmp_path / "a", server)
     await frozen(first, "w", text(1))
     first.close()

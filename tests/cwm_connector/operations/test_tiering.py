@@ -42,7 +42,7 @@ async def test_a_freeze_over_the_disk_s_limit_moves_the_coldest_chunks_to_redis(
     assert len(chunk_files(engine.settings.home)) <= 10
 
 
-async def test_a_freeze_that_needs_room_does_not_push_out_the_chunks_that_it_refers_to(engine: Miniature) -> None:
+async def test_a_freeze_that_needs_room_does_not_move_the_chunks_that_it_refers_to(engine: Miniature) -> None:
     await frozen(engine, "stem", text(1, chunks=5))
     await frozen(engine, "other", text(2, chunks=4))
     await engine.serve([*text(1, chunks=5), *text(3)], "stem")
@@ -65,7 +65,7 @@ async def test_a_demoted_window_is_thawed_from_redis_bit_exact_and_comes_back_to
     assert await tiers_of(engine, "w") == {"cpu": 3, "disk": 3, "redis": 3}
 
 
-async def test_the_oldest_go_when_their_age_is_reached_and_the_young_stay(engine: Miniature) -> None:
+async def test_chunks_over_the_age_limit_are_moved_and_younger_ones_stay(engine: Miniature) -> None:
     tiering = engine.operations.tiering
     await frozen(engine, "old", text(1))
     await frozen(engine, "young", text(2))
@@ -76,7 +76,7 @@ async def test_the_oldest_go_when_their_age_is_reached_and_the_young_stay(engine
     assert "redis" not in await tiers_of(engine, "young")
 
 
-async def test_a_nearly_full_disk_is_relieved_before_a_freeze_has_to_wait(engine: Miniature) -> None:
+async def test_a_nearly_full_disk_is_relieved_before_a_freeze_needs_room(engine: Miniature) -> None:
     for number in range(3):
         await frozen(engine, f"w{number}", text(number))
     await frozen(engine, "last", text(9, chunks=1))
@@ -93,7 +93,7 @@ async def test_a_window_larger_than_the_disk_is_refused_and_nothing_is_moved_for
     assert "redis" not in await tiers_of(engine, "w") and len(chunk_files(engine.settings.home)) == 3
 
 
-async def test_nothing_leaves_the_disk_for_a_redis_that_keeps_nothing(tmp_path: Path) -> None:
+async def test_nothing_leaves_the_disk_for_a_redis_that_does_not_keep_its_data(tmp_path: Path) -> None:
     with redis_server() as forgetful:
         engine = await Miniature.started(tmp_path, redis_url=forgetful.url, disk_cache_gb=4 * CHUNK_BYTES / GIB)
         await frozen(engine, "w", text(1))
@@ -106,7 +106,7 @@ async def test_nothing_leaves_the_disk_for_a_redis_that_keeps_nothing(tmp_path: 
         engine.close()
 
 
-async def test_a_dead_redis_refuses_the_freeze_that_needs_it_and_no_other(
+async def test_with_a_dead_redis_only_the_freeze_that_needs_it_is_refused(
     engine: Miniature, server: RedisServer
 ) -> None:
     await frozen(engine, "w", text(1, chunks=7))
@@ -130,7 +130,7 @@ async def recovers(engine: Miniature, name: str, tokens: list[int]) -> bool:
     return False
 
 
-async def test_a_copy_that_redis_gives_back_changed_does_not_count_and_the_disk_keeps_its_own(
+async def test_a_copy_that_redis_returns_changed_does_not_count_and_the_disk_keeps_its_own(
     engine: Miniature, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await frozen(engine, "w", text(1))
@@ -147,7 +147,7 @@ async def test_a_copy_that_redis_gives_back_changed_does_not_count_and_the_disk_
     assert await tiers_of(engine, "w") == {"cpu": 3, "disk": 3}
 
 
-async def test_a_copy_found_bad_by_a_load_is_counted_on_no_more_and_replaced_from_another_tier(
+async def test_a_copy_found_bad_by_a_load_is_replaced_from_another_tier(
     engine: Miniature,
 ) -> None:
     await frozen(engine, "w", text(1))
@@ -166,7 +166,7 @@ async def test_a_copy_found_bad_by_a_load_is_counted_on_no_more_and_replaced_fro
     assert damaged.read_bytes() == bytes(content)
 
 
-async def test_a_chunk_that_no_tier_has_is_stored_anew_by_the_next_freeze_of_its_tokens(tmp_path: Path) -> None:
+async def test_a_chunk_that_no_tier_has_is_stored_again_by_the_next_freeze_of_its_tokens(tmp_path: Path) -> None:
     first = await Miniature.started(tmp_path)
     await frozen(first, "w", text(1))
     (gone,) = files_of(tmp_path, (await hashes_of(first, "w"))[2:])
@@ -183,7 +183,9 @@ async def rows(engine: Miniature, name: str):
     return await engine.catalog.run(lambda catalog: catalog.chunks_of(name))
 
 
-async def test_a_restart_knows_what_lies_where_and_what_was_used_last(tmp_path: Path, server: RedisServer) -> None:
+async def test_a_restarted_engine_knows_where_chunks_lie_and_which_were_used_last(
+    tmp_path: Path, server: RedisServer
+) -> None:
     room = 10 * CHUNK_BYTES / GIB
     first = await Miniature.started(tmp_path, redis_url=server.url, disk_cache_gb=room)
     for number in range(3):

@@ -41,7 +41,7 @@ async def in_both(engine: Miniature, name: str, seed: int) -> None:
     forget_memory(engine)
 
 
-async def test_a_sound_store_is_read_whole_and_nothing_is_found(engine: Miniature) -> None:
+async def test_a_sound_home_is_read_whole_without_findings(engine: Miniature) -> None:
     await in_both(engine, "w", 1)
     report = await engine.call(Op.VERIFY)
     assert (report["chunks"], report["copies"], report["bytes"]) == (3, 6, 6 * CHUNK_BYTES)
@@ -49,7 +49,7 @@ async def test_a_sound_store_is_read_whole_and_nothing_is_found(engine: Miniatur
 
 
 @pytest.mark.parametrize("at", [3, 40, 4095, 6000, CHUNK_BYTES - 1])
-async def test_a_bad_copy_is_named_with_its_windows_and_left_without_repair(engine: Miniature, at: int) -> None:
+async def test_without_repair_a_bad_copy_is_reported_with_its_windows_and_kept(engine: Miniature, at: int) -> None:
     await in_both(engine, "w", 1)
     await engine.call(Op.CLONE, source_window="w", target_window="c")
     hashes = await hashes_of(engine, "w")
@@ -73,7 +73,7 @@ async def test_repair_replaces_a_bad_copy_from_the_good_one(engine: Miniature) -
     assert (await engine.call(Op.VERIFY))["bad_copies"] == 0
 
 
-async def test_repair_counts_on_a_chunk_without_any_good_copy_no_more_and_its_window_says_so(engine: Miniature) -> None:
+async def test_repair_drops_a_chunk_without_any_good_copy_and_its_window_says_so(engine: Miniature) -> None:
     await frozen(engine, "w", text(1))
     forget_memory(engine)
     flip(files_of(engine.settings.home, (await hashes_of(engine, "w"))[1:2])[0])
@@ -106,7 +106,9 @@ async def test_a_bad_value_in_redis_is_replaced_from_the_disk(engine: Miniature,
     assert client.get(name) == bytes(value)
 
 
-async def test_a_tier_that_does_not_answer_is_not_called_bad(engine: Miniature, server: RedisServer) -> None:
+async def test_copies_in_a_tier_that_does_not_answer_are_unread_and_not_bad(
+    engine: Miniature, server: RedisServer
+) -> None:
     await in_both(engine, "w", 1)
     server.kill()
     report = await engine.call(Op.VERIFY, repair=True)
@@ -128,7 +130,7 @@ async def test_a_bad_copy_in_memory_is_dropped(engine: Miniature) -> None:
     assert not engine.cpu.contains(ChunkId(row.key, 0))
 
 
-async def test_a_walk_that_was_broken_off_goes_on_where_it_was_even_after_a_restart(tmp_path: Path) -> None:
+async def test_an_interrupted_verification_continues_after_a_restart(tmp_path: Path) -> None:
     first = await Miniature.started(tmp_path)
     await frozen(first, "w", text(1, chunks=20))
     walked = asyncio.Event()
@@ -146,20 +148,20 @@ async def test_a_walk_that_was_broken_off_goes_on_where_it_was_even_after_a_rest
     later.close()
 
 
-async def test_a_restarted_walk_begins_at_the_beginning(engine: Miniature) -> None:
+async def test_a_restarted_verification_begins_at_the_first_chunk(engine: Miniature) -> None:
     await frozen(engine, "w", text(1, chunks=9))
     await engine.catalog.run(lambda catalog: catalog.note("verify.cursor", "ff" * 32))
     assert (await engine.call(Op.VERIFY, restart=True))["chunks"] == 9
 
 
-async def test_the_rate_bounds_the_walk(engine: Miniature) -> None:
+async def test_the_rate_limits_a_verification(engine: Miniature) -> None:
     await frozen(engine, "w", text(1, chunks=16))
     forget_memory(engine)
     report = await engine.call(Op.VERIFY, rate_mb_s=1.0)
     assert report["duration_ms"] >= 16 * CHUNK_BYTES / (1 << 20) * 1000
 
 
-async def test_one_walk_at_a_time(engine: Miniature) -> None:
+async def test_only_one_verification_runs_at_a_time(engine: Miniature) -> None:
     await frozen(engine, "w", text(1, chunks=9))
     begun = asyncio.Event()
     first = asyncio.create_task(engine.call(Op.VERIFY, lambda *_: begun.set(), rate_mb_s=0.5))
@@ -169,7 +171,9 @@ async def test_one_walk_at_a_time(engine: Miniature) -> None:
     first.cancel()
 
 
-async def test_freezes_and_deletes_go_on_during_a_walk_and_deleted_chunks_are_no_fault(engine: Miniature) -> None:
+async def test_freezes_and_deletes_go_on_during_a_verification_and_deleted_chunks_are_not_bad(
+    engine: Miniature,
+) -> None:
     for number in range(8):
         await frozen(engine, f"w{number}", text(number))
     walk = asyncio.create_task(engine.call(Op.VERIFY, rate_mb_s=2.0, repair=True))
@@ -182,6 +186,6 @@ async def test_freezes_and_deletes_go_on_during_a_walk_and_deleted_chunks_are_no
 
 
 @pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf")])
-async def test_a_rate_that_is_none_is_refused(engine: Miniature, rate: float) -> None:
+async def test_an_impossible_rate_is_refused(engine: Miniature, rate: float) -> None:
     with pytest.raises(CWMError, match="CWM-1003"):
         await engine.call(Op.VERIFY, rate_mb_s=rate)

@@ -65,7 +65,7 @@ def counted(engine: Miniature) -> dict[tuple[str, str], float]:
 # --- when ---
 
 
-async def test_nothing_is_frozen_by_itself_unless_it_is_switched_on(tmp_path: Path) -> None:
+async def test_no_session_is_frozen_automatically_unless_it_is_switched_on(tmp_path: Path) -> None:
     engine = await Miniature.started(tmp_path, auto_freeze_idle_timeout_minutes=1e-9, auto_freeze_token_threshold=1)
     await engine.serve(text(1), "alice")
     await engine.operations.auto.tick()
@@ -74,7 +74,7 @@ async def test_nothing_is_frozen_by_itself_unless_it_is_switched_on(tmp_path: Pa
     engine.close()
 
 
-async def test_a_silent_session_is_frozen_once_and_again_when_it_has_spoken(engine: Miniature) -> None:
+async def test_an_idle_session_is_frozen_once_and_again_after_new_activity(engine: Miniature) -> None:
     await engine.serve(text(1), "alice")
     await engine.operations.auto.tick()
     assert await names(engine) == []  # it has 30 minutes
@@ -89,7 +89,7 @@ async def test_a_silent_session_is_frozen_once_and_again_when_it_has_spoken(engi
     assert [each["token_count"] for each in await windows(engine)] == [96, 192]
 
 
-async def test_a_session_that_somebody_froze_after_its_last_word_is_left_alone(engine: Miniature) -> None:
+async def test_a_session_that_was_frozen_after_its_last_activity_is_left_alone(engine: Miniature) -> None:
     await engine.serve(text(1), "alice")
     await engine.call(Op.FREEZE, session_id="alice", window_name="by-hand")
     await silent(engine)
@@ -97,13 +97,13 @@ async def test_a_session_that_somebody_froze_after_its_last_word_is_left_alone(e
     assert await names(engine) == ["by-hand"]
 
 
-async def test_a_session_too_short_for_a_chunk_is_not_worth_a_window(engine: Miniature) -> None:
+async def test_a_session_shorter_than_a_chunk_is_not_frozen(engine: Miniature) -> None:
     await engine.serve(text(1)[:BLOCK_TOKENS], "alice")
     await silent(engine)
     assert await names(engine) == []
 
 
-async def test_a_session_that_has_grown_by_the_threshold_is_frozen_while_it_goes_on(engine: Miniature) -> None:
+async def test_a_session_that_has_grown_by_the_threshold_is_frozen_while_it_runs(engine: Miniature) -> None:
     await policy(engine, token_threshold=96)
     for chunks in (1, 3, 4, 6):
         await engine.serve(text(1, chunks=chunks), "alice")
@@ -113,7 +113,7 @@ async def test_a_session_that_has_grown_by_the_threshold_is_frozen_while_it_goes
     assert mark_of((await windows(engine))[1]["description"], ["auto"]) == Mark(Reason.THRESHOLD, 2)
 
 
-async def test_after_a_restart_a_threshold_crossed_before_is_no_reason(tmp_path: Path) -> None:
+async def test_after_a_restart_an_earlier_threshold_is_not_a_reason_to_freeze(tmp_path: Path) -> None:
     for _ in range(2):
         engine = await Miniature.started(tmp_path, auto_freeze_enabled=True, auto_freeze_token_threshold=96)
         await engine.serve(text(1, chunks=4), "alice")
@@ -122,7 +122,7 @@ async def test_after_a_restart_a_threshold_crossed_before_is_no_reason(tmp_path:
         engine.close()
 
 
-async def test_a_session_whose_blocks_are_taken_next_is_frozen_whole_before_they_are(engine: Miniature) -> None:
+async def test_a_session_near_eviction_is_frozen_whole(engine: Miniature) -> None:
     await engine.serve(text(1), "alice")
     for number in range(2, 12):
         await engine.serve(text(number), f"other-{number}")
@@ -135,7 +135,7 @@ async def test_a_session_whose_blocks_are_taken_next_is_frozen_whole_before_they
     assert await engine.resume(text(1), session_id="alice") == 96
 
 
-async def test_what_was_evicted_before_stays_out_and_window_and_thaw_say_partial(engine: Miniature) -> None:
+async def test_evicted_blocks_are_left_out_and_window_and_thaw_say_partial(engine: Miniature) -> None:
     await engine.serve(text(1), "alice")
     await lose(engine, text(1), from_block=3)
     await engine.operations.auto.tick()
@@ -149,7 +149,7 @@ async def test_what_was_evicted_before_stays_out_and_window_and_thaw_say_partial
     assert await engine.resume(text(1), session_id="alice") == 32
 
 
-async def test_a_session_of_which_nothing_is_left_is_not_frozen_and_not_tried_again(engine: Miniature) -> None:
+async def test_a_session_that_was_evicted_whole_is_not_frozen_and_not_tried_again(engine: Miniature) -> None:
     await engine.serve(text(1), "alice")
     await engine.evict()
     await engine.operations.auto.tick()
@@ -158,7 +158,7 @@ async def test_a_session_of_which_nothing_is_left_is_not_frozen_and_not_tried_ag
     assert counted(engine) == {("eviction", "CWM-2003"): 1}
 
 
-async def test_before_a_shutdown_every_session_is_frozen_that_has_spoken_since(engine: Miniature) -> None:
+async def test_before_a_shutdown_every_session_with_new_activity_is_frozen(engine: Miniature) -> None:
     await engine.serve(text(1), "alice")
     await engine.serve(text(2), "bob")
     await engine.call(Op.FREEZE, session_id="bob", window_name="bob-by-hand")
@@ -173,7 +173,7 @@ async def test_before_a_shutdown_every_session_is_frozen_that_has_spoken_since(e
 # --- what goes wrong ---
 
 
-async def test_a_full_disk_is_tried_again_later_and_the_others_are_not_kept_waiting(tmp_path: Path) -> None:
+async def test_a_freeze_on_a_full_disk_is_tried_again_later_and_delays_no_other_session(tmp_path: Path) -> None:
     engine = await Miniature.started(tmp_path, auto_freeze_enabled=True, disk_cache_gb=3.5 * CHUNK_BYTES / GIB)
     await engine.serve(text(1, chunks=4), "large")
     await engine.serve(text(2, chunks=2), "small")
@@ -206,7 +206,7 @@ async def turns(engine: Miniature, number: int) -> None:
         await silent(engine)
 
 
-async def test_the_newest_are_kept_and_their_generations_count_on(engine: Miniature) -> None:
+async def test_the_newest_windows_are_kept_and_generations_count_on(engine: Miniature) -> None:
     await policy(engine, naming_pattern="{session_id}.g{generation}", keep_last=2)
     await turns(engine, 4)
     assert await names(engine) == ["alice.g3", "alice.g4"]
@@ -214,13 +214,13 @@ async def test_the_newest_are_kept_and_their_generations_count_on(engine: Miniat
     assert (await engine.call(Op.THAW, window_name="alice.g4"))["restorable_tokens"] == 128
 
 
-async def test_all_are_kept_where_keep_last_is_0(engine: Miniature) -> None:
+async def test_all_windows_are_kept_if_keep_last_is_0(engine: Miniature) -> None:
     await policy(engine, keep_last=0)
     await turns(engine, 4)
     assert len(await names(engine)) == 4
 
 
-async def test_a_window_that_somebody_uses_or_touched_is_never_deleted(engine: Miniature) -> None:
+async def test_a_window_that_a_user_has_used_or_changed_is_never_deleted(engine: Miniature) -> None:
     await policy(engine, naming_pattern="g{generation}", keep_last=1)
     await turns(engine, 1)
     await engine.call(Op.THAW, window_name="g1")
@@ -236,7 +236,7 @@ async def test_a_window_that_somebody_uses_or_touched_is_never_deleted(engine: M
     assert set(await names(engine)) == {"g1", "my-clone", "g2", "by-hand", "g3"}
 
 
-async def test_what_a_hook_saved_is_kept_beside_and_bounded_by_the_same_number(engine: Miniature) -> None:
+async def test_windows_of_a_hook_are_kept_separately_up_to_the_same_number(engine: Miniature) -> None:
     await policy(engine, keep_last=1)
     for turn in (1, 2):
         await engine.serve(text(1, chunks=turn), "alice")
@@ -268,7 +268,7 @@ async def test_hooks_windows_are_all_kept_while_the_policy_is_off(tmp_path: Path
 # --- the policy ---
 
 
-async def test_a_change_holds_over_a_restart_and_reset_goes_back_to_the_settings(tmp_path: Path) -> None:
+async def test_a_change_survives_a_restart_and_reset_returns_to_the_settings(tmp_path: Path) -> None:
     engine = await Miniature.started(tmp_path)
     assert (await policy(engine))["enabled"] is False
     told = await policy(engine, enabled=True, token_threshold=5, tags=["project-x"])
@@ -291,7 +291,7 @@ async def test_a_wrong_change_changes_nothing(engine: Miniature) -> None:
     assert await policy(engine) == before
 
 
-async def test_a_kept_policy_that_can_t_be_read_does_not_stop_the_start(tmp_path: Path) -> None:
+async def test_a_stored_policy_that_can_t_be_read_does_not_stop_the_start(tmp_path: Path) -> None:
     engine = await Miniature.started(tmp_path)
     await engine.catalog.run(lambda catalog: catalog.note("auto-freeze policy", "{"))
     engine.close()
@@ -306,7 +306,7 @@ async def test_the_policy_s_tags_are_on_its_windows(engine: Miniature) -> None:
     assert (await windows(engine))[0]["tags"] == ["auto", "project-x"]
 
 
-async def test_what_comes_next_is_told_by_the_policy_and_by_the_list_of_sessions(engine: Miniature) -> None:
+async def test_the_policy_and_the_list_of_sessions_show_the_next_freeze(engine: Miniature) -> None:
     assert (await policy(engine))["next_action"] is None
     await engine.serve(text(1), "alice")
     await engine.serve(text(2), "bob")
@@ -319,5 +319,5 @@ async def test_what_comes_next_is_told_by_the_policy_and_by_the_list_of_sessions
     assert (await policy(engine))["next_action"] is None
 
 
-def test_a_time_is_a_time_not_a_number_of_minutes() -> None:
+def test_the_due_time_is_a_time_and_not_a_number_of_minutes() -> None:
     assert Policy(enabled=True, idle_timeout_minutes=0.5).idle_due_at(Micros(0)) == 30_000_000

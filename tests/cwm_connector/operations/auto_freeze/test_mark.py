@@ -21,10 +21,10 @@ def test_a_mark_is_read_back_from_the_description_that_it_makes(reason: Reason) 
         ("auto-freeze (idle, generation -1): x", [TAG]),
     ],
 )
-def test_a_window_that_somebody_touched_or_only_looks_alike_has_no_mark(description: str, tags: list[str]) -> None:
+def test_a_window_that_a_user_changed_or_that_only_looks_alike_has_no_mark(description: str, tags: list[str]) -> None:
     assert mark_of(description, tags) is None
 
 
-def test_what_a_client_s_hook_saved_is_not_replaced_by_what_the_engine_saves() -> None:
+def test_a_window_of_a_hook_is_not_replaced_by_one_of_the_engine() -> None:
     engine = {reason.kind for reason in Reason} - {Reason.COMPACTION.value, Reason.SESSION_END.value}
     assert len(engine) == 1

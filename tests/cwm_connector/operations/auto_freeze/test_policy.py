@@ -18,13 +18,13 @@ AT = Micros(1_769_160_600_000_000)  # 2026-01-23 09:30 UTC
 PLAIN = Policy()
 
 
-def test_the_guide_s_policy_is_what_the_settings_begin_with(tmp_path: Path) -> None:
+def test_the_default_settings_are_the_guide_s_policy(tmp_path: Path) -> None:
     assert initial(load_settings({"home": str(tmp_path)})) == Policy(
         False, 30, 100_000, "auto-{session_id}-{timestamp}", 3, ()
     )
 
 
-def test_a_change_touches_what_it_gives_and_nothing_else() -> None:
+def test_a_change_sets_only_the_fields_that_it_gives() -> None:
     assert changed(PLAIN, PolicyArgs(enabled=True, tags=["a", "a"])) == Policy(enabled=True, tags=("a",))
     assert changed(Policy(keep_last=9), PolicyArgs(idle_timeout_minutes=0.5)) == Policy(
         keep_last=9, idle_timeout_minutes=0.5
@@ -55,31 +55,31 @@ def test_a_change_touches_what_it_gives_and_nothing_else() -> None:
         {"naming_pattern": "a" * 81},
     ],
 )
-def test_what_can_t_work_is_refused_and_named(wrong: dict[str, Any]) -> None:
+def test_an_impossible_value_is_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(CWMError) as caught:
         changed(PLAIN, PolicyArgs(**wrong))
     assert caught.value.code is Code.ARGUMENT
     assert next(iter(wrong)) in caught.value.message or "tag" in caught.value.message
 
 
-def test_changes_are_kept_field_by_field_so_that_other_settings_still_count() -> None:
+def test_changes_are_kept_field_by_field_and_other_settings_still_count() -> None:
     note = as_note(changed(PLAIN, PolicyArgs(enabled=True, tags=["x"])), PLAIN)
     assert from_note(note, Policy(keep_last=7)) == Policy(enabled=True, tags=("x",), keep_last=7)
     assert as_note(PLAIN, PLAIN) is None
     assert from_note(None, PLAIN) == PLAIN
 
 
-def test_a_field_that_only_a_newer_version_knows_is_passed_over() -> None:
+def test_a_field_of_a_newer_version_is_ignored() -> None:
     assert from_note('{"enabled": true, "from_2030": 1}', PLAIN) == Policy(enabled=True)
 
 
 @pytest.mark.parametrize("note", ["", "[]", "{", '{"enabled": "yes"}', '{"keep_last": -3}', "7"])
-def test_a_note_that_is_none_is_refused(note: str) -> None:
+def test_a_note_that_can_t_be_read_is_refused(note: str) -> None:
     with pytest.raises(CWMError):
         from_note(note, PLAIN)
 
 
-def test_a_name_says_session_time_and_generation() -> None:
+def test_a_name_contains_session_time_and_generation() -> None:
     policy = Policy(naming_pattern="auto-{session_id}-{timestamp}.g{generation}")
     assert policy.window_name("alice", AT, 3) == "auto-alice-20260123-093000.g3"
 
@@ -96,7 +96,7 @@ def test_long_sessions_that_begin_alike_get_different_names() -> None:
     assert one != other
 
 
-def test_nothing_is_due_where_it_is_switched_off() -> None:
+def test_nothing_is_due_while_it_is_switched_off() -> None:
     assert Policy(enabled=False).idle_due_at(AT) is None
     assert Policy(enabled=True, idle_timeout_minutes=0).idle_due_at(AT) is None
     assert Policy(enabled=True).idle_due_at(AT) == AT + 30 * 60 * 1_000_000

@@ -31,7 +31,7 @@ def refused(content: bytes) -> CWMError:
     return problem.value
 
 
-def test_what_was_written_is_read() -> None:
+def test_a_written_file_is_read_back() -> None:
     found, parts = read(CONTENT)
     assert found == header()
     assert parts == [part(number, rank) for number in range(CHUNKS) for rank in range(RANKS)]
@@ -92,17 +92,17 @@ def test_swapped_chunks_are_noticed() -> None:
 
 
 @pytest.mark.parametrize("version", [0, 2, 2**32 - 1])
-def test_another_version_is_named(version: int) -> None:
+def test_another_version_is_refused_by_number(version: int) -> None:
     problem = refused(joined(*split(CONTENT), version))
     assert problem.code is Code.ARGUMENT and str(version) in problem.message
 
 
 @pytest.mark.parametrize("content", [b"", b"\x7fELF", b"CWM-FIL", bytes(9000), b"SQLite format 3\0" * 600])
-def test_what_is_no_exported_window_is_refused(content: bytes) -> None:
+def test_a_file_that_is_not_an_exported_window_is_refused(content: bytes) -> None:
     refused(content)
 
 
-def test_a_header_of_another_file_does_not_fit() -> None:
+def test_a_header_of_another_file_is_refused() -> None:
     other = io.BytesIO()
     ArchiveWriter(other, header(name="v"))
     assert len(other.getvalue()) == HEADER_END
@@ -159,7 +159,7 @@ HOSTILE: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("changed", HOSTILE, ids=str)
-def test_a_header_that_says_what_cannot_be_is_refused(changed: dict[str, Any]) -> None:
+def test_a_header_that_contradicts_itself_is_refused(changed: dict[str, Any]) -> None:
     fields, parts = split(CONTENT)
     assert refused(joined(fields | changed, parts)).code is Code.CORRUPT
 
@@ -183,11 +183,11 @@ def test_a_header_without_one_of_its_fields_is_refused(name: str) -> None:
         pytest.param(b"\x81\xa4\xff\xff\xff\xff\x01", id="no UTF-8"),
     ],
 )
-def test_a_header_that_is_none_is_refused(body: bytes) -> None:
+def test_a_header_that_can_t_be_read_is_refused(body: bytes) -> None:
     refused(joined(body, split(CONTENT)[1]))
 
 
-def test_hostile_headers_take_no_more_memory_than_their_own_length_and_a_little() -> None:
+def test_a_forged_header_takes_little_more_memory_than_its_length() -> None:
     """Lists, maps and strings as long as the limit allows, and a length that says there is more."""
     fields, parts = split(CONTENT)
     room = MAX_HEADER_BYTES - 4096
