@@ -43,7 +43,10 @@ class EngineSide:
     """One for each engine. Construction and `start` raise CWMError: they stop an engine that could keep no window."""
 
     def __init__(self, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", settings: Settings) -> None:
-        """Build the engine. Raises: CWM-1003, CWM-3001, CWM-4001 or CWM-4004 if this engine can't keep windows."""
+        """Build the engine.
+
+        Raises: `Code.ARGUMENT`, `Code.STATE`, `Code.WRITE_FAILED` or `Code.CORRUPT` if this engine can't keep windows.
+        """
         compat.check_supported(vllm_config, kv_cache_config)
         policies.initial(settings)
         self._vllm_config = vllm_config

@@ -123,7 +123,7 @@ class Connection:
         await self._send(msgspec.structs.replace(self._welcome, version=version))
 
     async def _receive(self) -> FromClient:
-        """Return the client's next message. Raises: CWM-1003 for anything else, which ends the connection."""
+        """Return the client's next message. Raises: `Code.ARGUMENT` for anything else, which ends the connection."""
         body = await read_frame(self._reader)
         try:
             message: FromClient = _decoder.decode(body)
@@ -150,7 +150,7 @@ class Connection:
                     await self._send(Failure.of(problem, call_id))
 
     def _begin(self, call: Call) -> None:
-        """Start an operation. Raises: CWM-1003, CWM-7003."""
+        """Start an operation. Raises: `Code.ARGUMENT`, `Code.BUSY`."""
         if len(self._calls) >= self._limits.calls:
             raise CWMError(Code.BUSY, f"{self._limits.calls} calls are in flight already; wait for one of them")
         if call.timeout_s is not None and not call.timeout_s > 0:  # also true of NaN

@@ -47,7 +47,7 @@ class ControlServer:
     async def start(self) -> None:
         """Bind the socket. Clients can connect when it returns. The home's lock must be held.
 
-        Raises: CWM-1003 if there can be no socket at the path, CWM-3001 if another process serves it.
+        Raises: `Code.ARGUMENT` if there can be no socket at the path, `Code.STATE` if another process serves it.
         """
         listener = await asyncio.start_unix_server(self._accept, sock=_bind_private(self._path))
         self._track(asyncio.create_task(self._until_cancelled(listener, self._path.lstat().st_ino)))
@@ -132,7 +132,10 @@ def _warn_if_others_may_write(folder: Path) -> None:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that no process serves. Raises: CWM-1003 for another kind of file, CWM-3001, OSError."""
+    """Remove a socket that no process serves.
+
+    Raises: `Code.ARGUMENT` for another kind of file, `Code.STATE`, OSError.
+    """
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

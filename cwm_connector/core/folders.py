@@ -24,7 +24,7 @@ class FolderState:
 def private_folder(path: Path, setting: str) -> Path:
     """Make `path` and return it once it can be written and outlives a power cut. A new folder gets mode 0700.
 
-    Raises: CWM-1003 naming `setting`.
+    Raises: `Code.ARGUMENT` naming `setting`.
     """
     probe = path / f".probe-{id(path)}"
     try:

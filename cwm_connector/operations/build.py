@@ -105,7 +105,8 @@ def build_engine(
     """Open the home and return the parts of an engine. Blocks on the disk.
 
     `wake` makes an idle engine step. It may be called from any thread.
-    Raises: CWM-1003 for a folder that can't be written or belongs to another home, CWM-4004 for a missing catalog.
+    Raises: `Code.ARGUMENT` for a folder that can't be written or belongs to another home, `Code.CORRUPT` for a missing
+    catalog.
     """
     store_id = open_home(settings.home, settings.chunks_path)
     require_catalog(settings.catalog_path, settings.chunks_path)

@@ -33,7 +33,7 @@ SubmitPrefill = Callable[[str, "memoryview[int]", str | None], None]
 PERSIST_STEP_S: Final = 0.01
 """Between two engine steps while an operation waits for a job of the workers."""
 ENGINE_STEP_LIMIT_S: Final = 120.0
-"""An engine that takes no step for this long is reported as busy (CWM-6001)."""
+"""An engine that takes no step for this long is reported as busy (`Code.ENGINE_TIMEOUT`)."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class EngineContext:
     async def on_engine_thread(self, function: Callable[[SchedulerSide], T]) -> T:
         """Run `function` on the engine thread in its next step and return its result. `function` must not block.
 
-        Raises: CWM-6001 if the engine takes no step in time.
+        Raises: `Code.ENGINE_TIMEOUT` if the engine takes no step in time.
         """
         answer = self.step_queue.call(lambda: function(self.scheduler))
         if not await wait_done(answer, ENGINE_STEP_LIMIT_S) and answer.cancel():

@@ -36,7 +36,7 @@ class Deleter:
     async def collect(self) -> dict[str, Any]:
         """Remove chunk rows that no window refers to, and what the tiers hold without a row.
 
-        Raises: CWM-5002 while the outcome of a freeze is unknown. A tier that can't be asked only adds a warning.
+        Raises: `Code.BACKEND` while the outcome of a freeze is unknown. A tier that can't be asked only adds a warning.
         """
         async with self._engine.chunk_lock:
             return await finish_even_if_cancelled(self._collect())

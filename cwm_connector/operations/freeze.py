@@ -81,7 +81,9 @@ class Freezer:
         Without `recompute` evicted blocks are not computed again. The window then restores what comes before them, and
         its description says so.
 
-        Raises: 1001–1003, 2001, 2003, 3001, 3003, 4001, 4003, 7001 and what the catalog raises.
+        Raises: `Code.SESSION_ID`, `Code.WINDOW_NAME`, `Code.ARGUMENT`, `Code.SESSION_NOT_FOUND`, `Code.CHUNK_MISSING`,
+        `Code.STATE`, `Code.WINDOW_EXISTS`, `Code.WRITE_FAILED`, `Code.QUOTA`, `Code.MEMORY` and what the catalog
+        raises.
         """
         started = time.perf_counter()
         check_session_id(args.session_id)

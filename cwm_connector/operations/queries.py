@@ -45,7 +45,7 @@ class Queries:
         self._pending_views: Future[list[tuple[SessionView, int]]] | None = None
 
     async def list_windows(self, args: ListArgs) -> dict[str, Any]:
-        """Return one page of windows. Raises: CWM-1003 for arguments that can't be a query."""
+        """Return one page of windows. Raises: `Code.ARGUMENT` for arguments that can't be a query."""
         query = results.parse_list_args(args)
 
         def read(catalog: Catalog) -> dict[str, Any]:
@@ -54,7 +54,11 @@ class Queries:
         return await self._engine.catalog.run(read)
 
     async def status(self, args: StatusArgs) -> dict[str, Any]:
-        """Return the status of one window or one session. Raises: CWM-1001 to 1003, CWM-2001, CWM-2002."""
+        """Return the status of one window or one session.
+
+        Raises: `Code.SESSION_ID`, `Code.WINDOW_NAME`, `Code.ARGUMENT`, `Code.SESSION_NOT_FOUND`,
+        `Code.WINDOW_NOT_FOUND`.
+        """
         if (args.window_name is None) == (args.session_id is None):
             raise CWMError(Code.ARGUMENT, "give either window_name or session_id")
         if args.window_name is not None:
@@ -62,7 +66,10 @@ class Queries:
         return await self._session_status(check_session_id(args.session_id or ""))
 
     async def token_ids(self, args: TokensArgs) -> dict[str, Any]:
-        """Return a window's exact token ids, little-endian int32. Raises: CWM-1002, CWM-2002."""
+        """Return a window's exact token ids, little-endian int32.
+
+        Raises: `Code.WINDOW_NAME`, `Code.WINDOW_NOT_FOUND`.
+        """
         name = check_window_name(args.window_name)
         ids = await self._engine.catalog.run(lambda catalog: catalog.token_ids_of(name))
         return {"window_name": name, "token_ids": ids}

@@ -66,7 +66,7 @@ class Thawer:
         """Make a window loadable for its session and for a new salt. With `prewarm`, read and verify its chunks first.
 
         Chunks that can't be verified are not an error. They end the part of the window that can be restored.
-        Raises: 1001, 1002, 2002, 5003.
+        Raises: `Code.SESSION_ID`, `Code.WINDOW_NAME`, `Code.WINDOW_NOT_FOUND`, `Code.PASSPORT`.
         """
         started = time.perf_counter()
         name = check_window_name(args.window_name)
@@ -105,7 +105,7 @@ class Thawer:
     async def clone(self, args: CloneArgs) -> dict[str, Any]:
         """Give a window's snapshot a second name. It takes one row and no bytes.
 
-        Raises: CWM-1002 and 1003 for names, CWM-2002, CWM-3003.
+        Raises: `Code.WINDOW_NAME` and `Code.ARGUMENT` for names, `Code.WINDOW_NOT_FOUND`, `Code.WINDOW_EXISTS`.
         """
         source, target = check_window_name(args.source_window), check_window_name(args.target_window)
         description = None if args.description is None else check_description(args.description)

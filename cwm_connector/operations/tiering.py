@@ -78,7 +78,7 @@ class Tiering:
     async def make_room(self, needed: int, protected: Collection[ChunkKey]) -> None:
         """Make room for `needed` more bytes on the disk and move none of `protected`. The caller holds `chunk_lock`.
 
-        Raises: CWM-4003 if there can be no room. Nothing is moved if the sizes alone show that.
+        Raises: `Code.QUOTA` if there can be no room. Nothing is moved if the sizes alone show that.
         """
         limit = self._engine.settings.disk_cache_bytes
         over = await self._disk_bytes() + needed - limit

@@ -54,7 +54,7 @@ class Verifier:
     async def verify(self, args: VerifyArgs, progress: ProgressSink) -> dict[str, Any]:
         """Check every stored copy and return what was found.
 
-        Raises: CWM-7003 while another verification runs, CWM-1003 for a negative rate.
+        Raises: `Code.BUSY` while another verification runs, `Code.ARGUMENT` for a negative rate.
         """
         if not 0 <= args.rate_mb_s < float("inf"):
             raise CWMError(Code.ARGUMENT, f"rate_mb_s is {args.rate_mb_s}; give MiB per second, or 0 for no limit")

@@ -37,7 +37,7 @@ class WindowCommit:
     async def order_missing(self, chunks: Sequence[ChunkSpec]) -> SaveOrder:
         """Return the order to store those of `chunks` that no durable tier has, once there is room for them.
 
-        Raises: CWM-4003 if there is no room.
+        Raises: `Code.QUOTA` if there is no room.
         """
         await self._tiering.apply_observations()
         keys = [chunk.key for chunk in chunks]

@@ -31,7 +31,10 @@ class HomeLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock. Raises: CWM-3001 if another engine has it, CWM-4001 if its file can't be written."""
+        """Take the lock.
+
+        Raises: `Code.STATE` if another engine has it, `Code.WRITE_FAILED` if its file can't be written.
+        """
         path = self._home / "engine.lock"
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

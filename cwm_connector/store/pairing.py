@@ -17,7 +17,7 @@ def open_home(home: Path, chunks: Path) -> str:
     """Make both folders if they are missing, pair them and return their id.
 
     Any process of an engine may call it, at the same time as others.
-    Raises: CWM-1003 for a folder that can't be written or belongs to another home.
+    Raises: `Code.ARGUMENT` for a folder that can't be written or belongs to another home.
     """
     private_folder(home, "CWM_HOME")
     return pair_store(home, private_folder(chunks, "CWM_DISK_PATH"))
@@ -27,7 +27,7 @@ def pair_store(home: Path, chunks: Path) -> str:
     """Mark the chunk folder as this home's own and return the id that both carry.
 
     Any process of an engine may call it, at the same time as others.
-    Raises: CWM-1003 if the folder belongs to another home.
+    Raises: `Code.ARGUMENT` if the folder belongs to another home.
     """
     home_mark, chunks_mark = home / _STORE_ID, chunks / _STORE_ID
     adopted = chunks_mark.read_text() if chunks_mark.exists() and home == chunks.parent else None
@@ -60,7 +60,7 @@ def require_catalog(catalog: Path, chunks: Path) -> None:
     """Check that a folder with chunks has its catalog. Call it before a catalog is opened or made.
 
     Chunks without a catalog belong to windows that can still be restored, so they must not be swept as orphans.
-    Raises: CWM-4004 if the catalog is missing while the folder holds chunks.
+    Raises: `Code.CORRUPT` if the catalog is missing while the folder holds chunks.
     """
     if catalog.exists() and catalog.stat().st_size:
         return

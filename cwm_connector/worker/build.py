@@ -28,7 +28,7 @@ def build_worker(
 ) -> WorkerParts:
     """Open the home for one rank and return its worker side. The CPU memory is shared out among all ranks.
 
-    Blocks on the disk. Raises: CWM-1003 for a folder that can't be written or belongs to another home.
+    Blocks on the disk. Raises: `Code.ARGUMENT` for a folder that can't be written or belongs to another home.
     """
     store_id = open_home(settings.home, settings.chunks_path)
     cpu = CpuTier(settings.cpu_cache_bytes // world_size, new_policy(settings.tier_policy))

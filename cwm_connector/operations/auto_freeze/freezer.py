@@ -77,7 +77,10 @@ class AutoFreezer:
     # --- called by operations ---
 
     async def policy(self, args: PolicyArgs) -> dict[str, Any]:
-        """Change the policy as `args` say and return the one in force. Raises: CWM-1003, what the catalog raises."""
+        """Change the policy as `args` say and return the one in force.
+
+        Raises: `Code.ARGUMENT`, what the catalog raises.
+        """
         policy = policies.changed(self._settings if args.reset else self._policy, args)
         if args != PolicyArgs():
             note = policies.as_note(policy, self._settings)

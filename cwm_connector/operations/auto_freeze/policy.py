@@ -47,7 +47,7 @@ class Policy:
     """Added to the tag `auto`."""
 
     def __post_init__(self) -> None:
-        """Check every field. Raises: CWM-1003."""
+        """Check every field. Raises: `Code.ARGUMENT`."""
         _require(
             math.isfinite(self.idle_timeout_minutes) and 0 <= self.idle_timeout_minutes <= _LONGEST_MINUTES,
             f"idle_timeout_minutes is {self.idle_timeout_minutes:g}; give 0 (off) to {_LONGEST_MINUTES:.0f}",
@@ -76,7 +76,7 @@ class Policy:
 
 
 def initial(settings: Settings) -> Policy:
-    """Return the policy that the settings describe. Raises: CWM-1003 for a setting that can't work."""
+    """Return the policy that the settings describe. Raises: `Code.ARGUMENT` for a setting that can't work."""
     return Policy(
         enabled=settings.auto_freeze_enabled,
         idle_timeout_minutes=settings.auto_freeze_idle_timeout_minutes,
@@ -87,7 +87,7 @@ def initial(settings: Settings) -> Policy:
 
 
 def changed(policy: Policy, args: PolicyArgs) -> Policy:
-    """Return the policy with the fields that `args` gives. Raises: CWM-1003."""
+    """Return the policy with the fields that `args` gives. Raises: `Code.ARGUMENT`."""
     given = {name: value for name, value in msgspec.structs.asdict(args).items() if value is not None}
     given.pop("reset")
     if "tags" in given:
@@ -103,7 +103,10 @@ def as_note(policy: Policy, settings: Policy) -> str | None:
 
 
 def from_note(note: str | None, settings: Policy) -> Policy:
-    """Return the settings with the changes that the catalog kept. Raises: CWM-1003 for a note that can't be read."""
+    """Return the settings with the changes that the catalog kept.
+
+    Raises: `Code.ARGUMENT` for a note that can't be read.
+    """
     if note is None:
         return settings
     known = {each.name for each in fields(Policy)}
@@ -121,7 +124,7 @@ def _require(holds: bool, fault: str) -> None:
 
 
 def _check_pattern(pattern: str) -> None:
-    """Check that the pattern makes a legal name for any session. Raises: CWM-1003."""
+    """Check that the pattern makes a legal name for any session. Raises: `Code.ARGUMENT`."""
     try:
         parts = [part[1:] for part in string.Formatter().parse(pattern) if part[1] is not None]
         places = [place for place, _, _ in parts]

@@ -98,7 +98,7 @@ class ArchiveWriter:
     """Writes a file once. The constructor writes the header, `add` each part in order, `finish` the end."""
 
     def __init__(self, file: BinaryIO, header: ArchiveHeader) -> None:
-        """Write the header. Raises: CWM-1003 for a window whose header would be over the limit, OSError."""
+        """Write the header. Raises: `Code.ARGUMENT` for a window whose header would be over the limit, OSError."""
         self._file = file
         self._digest = hashlib.sha256()
         self._left = header.parts()
@@ -138,7 +138,8 @@ class ArchiveWriter:
 class ArchiveReader:
     """Reads a file once. The constructor reads the header, `read_into` each part in order, `finish` the end.
 
-    Every method raises CWM-1003 for a file of another kind or version, CWM-4004 for a damaged one, and OSError.
+    Every method raises `Code.ARGUMENT` for a file of another kind or version, `Code.CORRUPT` for a damaged one, and
+    OSError.
     """
 
     def __init__(self, file: BinaryIO, length: int) -> None:

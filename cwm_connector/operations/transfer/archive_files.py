@@ -29,7 +29,7 @@ _SYNC_EVERY_BYTES: Final = 256 * MIB
 
 
 def checked_path(text: str) -> Path:
-    """Return the path that a client named. Raises: CWM-1003 unless it is the absolute path of a file."""
+    """Return the path that a client named. Raises: `Code.ARGUMENT` unless it is the absolute path of a file."""
     path = Path(text)
     if "\0" in text or not path.is_absolute() or not path.name:
         raise CWMError(Code.ARGUMENT, f"{text!r} is not the absolute path of a file; give the whole path")
@@ -47,7 +47,7 @@ class Source:
     def open(self) -> None:
         """Open the file and read its header.
 
-        Raises: CWM-1003 unless it is a regular file, CWM-4002, and what `ArchiveReader` raises.
+        Raises: `Code.ARGUMENT` unless it is a regular file, `Code.READ_FAILED`, and what `ArchiveReader` raises.
         """
         with reading(self.path):
             self._file = _opened(self.path)
@@ -86,7 +86,10 @@ class Target:
         self._file: BinaryIO | None = None
 
     def begin(self, header: ArchiveHeader) -> None:
-        """Make the temporary file and write the header. Raises: CWM-1003 if the path is taken, CWM-4001, CWM-4003."""
+        """Make the temporary file and write the header.
+
+        Raises: `Code.ARGUMENT` if the path is taken, `Code.WRITE_FAILED`, `Code.QUOTA`.
+        """
         with writing(self.path):
             self._require_free()
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -45,7 +45,7 @@ class _Window:
 
 
 class _NoGoodCopy(CWMError):
-    """No recorded durable tier has intact bytes of a part. CWM-2003 or 4004."""
+    """No recorded durable tier has intact bytes of a part. `Code.CHUNK_MISSING` or `Code.CORRUPT`."""
 
     def __init__(self, code: Code) -> None:
         super().__init__(code, "no tier has a good copy of a chunk; freeze its session again")
@@ -61,7 +61,8 @@ class Exporter:
     async def export(self, args: ExportArgs, progress: ProgressSink) -> dict[str, Any]:
         """Write a window to a file, whole or not at all.
 
-        Raises: 1002, 1003, 2002, 2003, 4001–4004, 5002, 5003.
+        Raises: `Code.WINDOW_NAME`, `Code.ARGUMENT`, `Code.WINDOW_NOT_FOUND`, `Code.CHUNK_MISSING`, `Code.WRITE_FAILED`,
+        `Code.READ_FAILED`, `Code.QUOTA`, `Code.CORRUPT`, `Code.BACKEND`, `Code.PASSPORT`.
         """
         started = time.perf_counter()
         name, path = check_window_name(args.window_name), checked_path(args.path)
@@ -114,7 +115,7 @@ class Exporter:
     def _chunk_tokens(self, window: _Window) -> int:
         """Return the tokens of a whole chunk in this window.
 
-        The keys are computed again from the tokens, as an import will do. Raises: CWM-4004 if they differ.
+        The keys are computed again from the tokens, as an import will do. Raises: `Code.CORRUPT` if they differ.
         """
         tokens = array("i")
         tokens.frombytes(window.token_ids)
@@ -131,7 +132,10 @@ class Exporter:
         )
 
     def _sizes(self, chunk: ChunkRow) -> tuple[int, ...]:
-        """Return the sizes of a chunk's parts. Raises: CWM-4004 for a row whose size this engine would not store."""
+        """Return the sizes of a chunk's parts.
+
+        Raises: `Code.CORRUPT` for a row whose size this engine would not store.
+        """
         blocks = chunk.tokens // self._engine.geometry.block_tokens
         sizes = (part_bytes(self._engine, blocks),) * self._engine.world_size
         if sum(sizes) != chunk.size_bytes:
@@ -150,7 +154,8 @@ class Exporter:
     async def _good_copy(self, window: str, part: ChunkId, blocks: int, thread: TransferThread) -> memoryview:
         """Return a part's verified bytes. A bad copy is replaced first.
 
-        Raises: CWM-2002 if the window is gone, CWM-2003 or 4004 if no tier has a good copy, CWM-4002, CWM-5002.
+        Raises: `Code.WINDOW_NOT_FOUND` if the window is gone, `Code.CHUNK_MISSING` or `Code.CORRUPT` if no tier has a
+        good copy, `Code.READ_FAILED`, `Code.BACKEND`.
         """
         for _ in range(2):  # a chunk may be moved during the first attempt
             try:
@@ -170,7 +175,8 @@ class Exporter:
     async def _read_part(self, part: ChunkId, blocks: int, thread: TransferThread) -> memoryview:
         """Return verified bytes from the fastest durable tier that is recorded to have them.
 
-        Raises: _NoGoodCopy, or CWM-4002 and 5002 if a tier that may have a good copy can't be asked.
+        Raises: _NoGoodCopy, or `Code.READ_FAILED` and `Code.BACKEND` if a tier that may have a good copy can't be
+        asked.
         """
         stored = await self._engine.catalog.run(lambda catalog: catalog.stored([part.key]))
         recorded = stored[part.key].tiers if part.key in stored else ()
@@ -189,7 +195,7 @@ class Exporter:
         raise unread[0] if unread else bad
 
     async def _still_referred_to(self, window: str, key: ChunkKey) -> ChunkRow:
-        """Return the chunk's row. Raises: CWM-2002 if the window was deleted meanwhile."""
+        """Return the chunk's row. Raises: `Code.WINDOW_NOT_FOUND` if the window was deleted meanwhile."""
 
         def look(catalog: Catalog) -> ChunkRow:
             catalog.window(window)

@@ -69,7 +69,8 @@ class Importer:
         """Make a window from a file, whole or not at all.
 
         `args.window_name` replaces the name in the file. `args.tags` are added to its tags.
-        Raises: 1002, 1003, 3003, 4001–4004, 5002, 5003.
+        Raises: `Code.WINDOW_NAME`, `Code.ARGUMENT`, `Code.WINDOW_EXISTS`, `Code.WRITE_FAILED`, `Code.READ_FAILED`,
+        `Code.QUOTA`, `Code.CORRUPT`, `Code.BACKEND`, `Code.PASSPORT`.
         """
         started = time.perf_counter()
         path = checked_path(args.path)
@@ -106,7 +107,8 @@ class Importer:
     def _wanted(self, header: ArchiveHeader, args: ImportArgs) -> _Wanted:
         """Check the header and return the window to make.
 
-        Raises: CWM-1002, 1003 for names, CWM-5003 for a file of another model or engine, CWM-4004.
+        Raises: `Code.WINDOW_NAME`, `Code.ARGUMENT` for names, `Code.PASSPORT` for a file of another model or engine,
+        `Code.CORRUPT`.
         """
         name = check_window_name(header.name if args.window_name is None else args.window_name)
         description, tags = check_description(header.description), check_tags([*header.tags, *args.tags])
@@ -132,7 +134,7 @@ class Importer:
                 raise passport_mismatch(subject, field, ours, theirs)
 
     def _chunks(self, header: ArchiveHeader) -> tuple[ChunkSpec, ...]:
-        """Return the chunks that follow from passport and tokens, as many as the file has. Raises: CWM-4004."""
+        """Return the chunks that follow from passport and tokens, as many as the file has. Raises: `Code.CORRUPT`."""
         engine = self._engine
         tokens = array("i")
         tokens.frombytes(header.token_ids)
@@ -181,7 +183,7 @@ class Importer:
         progress(len(wanted.chunks), len(wanted.chunks), "chunks imported")
 
     def _check(self, sealed: memoryview, part: ChunkId, chunk: ChunkSpec) -> bytes:
-        """Check a part and return its layout. Raises: CWM-4004."""
+        """Check a part and return its layout. Raises: `Code.CORRUPT`."""
         try:
             return check_part(self._engine, sealed, part, chunk.blocks)
         except CWMError as problem:
@@ -189,7 +191,7 @@ class Importer:
             raise _damaged(f"the chunk at token {at} fails its check ({problem.context.get('fault')})") from None
 
     def _check_layouts(self, layouts: Sequence[bytes]) -> None:
-        """Check that each rank has one layout, and that all of them match the passport. Raises: CWM-4004."""
+        """Check that each rank has one layout, and that all of them match the passport. Raises: `Code.CORRUPT`."""
         ranks = self._engine.world_size
         first = layouts[:ranks]
         known = self._engine.passport.fields.get("layout", "").rpartition(":")[2]

@@ -41,7 +41,8 @@ class TransferThread:
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run `function` on the thread and return its result.
 
-        Raises: what `function` raises, or CWM-4001/4002 if it takes longer than `STEP_LIMIT_S`.
+        Raises: what `function` raises, or `Code.WRITE_FAILED`/`Code.READ_FAILED` if it takes longer than
+        `STEP_LIMIT_S`.
         """
         return await self.through(self._threads.submit(lambda: function(*arguments), self._no_answer))
 
@@ -90,7 +91,7 @@ def new_buffer(size: int) -> memoryview:
 def check_part(engine: EngineContext, sealed: memoryview, part: ChunkId, blocks: int) -> bytes:
     """Check a part and return the layout that it gives. Only the workers can judge the layout.
 
-    Raises: CWM-4004 unless it is exactly this rank's part of this chunk, as this engine would have sealed it.
+    Raises: `Code.CORRUPT` unless it is exactly this rank's part of this chunk, as this engine would have sealed it.
     """
     found = read_header(sealed)
     expected = ChunkHeader(
@@ -111,7 +112,7 @@ def part_bytes(engine: EngineContext, blocks: int) -> int:
 
 
 def require_outside_store(settings: Settings, path: Path) -> None:
-    """Check that a path lies outside the engine's folders. Blocks on the disk. Raises: CWM-1003."""
+    """Check that a path lies outside the engine's folders. Blocks on the disk. Raises: `Code.ARGUMENT`."""
     real = Path(os.path.realpath(path))
     for folder in (settings.home, settings.chunks_path):
         if real.is_relative_to(os.path.realpath(folder)):
