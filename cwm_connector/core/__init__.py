@@ -1,4 +1,4 @@
-"""Values that every part shares: error codes, names, keys, identity, fsync.
+"""Values that every part shares: error codes, names, keys, identity, units, fsync, folders.
 
-Any thread. Nothing here blocks except `fsync`. Imports the standard library only.
+Any thread. Nothing here blocks except `fsync` and `folders`. Imports the standard library only.
 """
