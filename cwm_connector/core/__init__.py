@@ -1,4 +1,4 @@
-"""Values that every part shares: error codes, names, keys, identity, units, fsync, folders.
+"""Values that every other folder shares: error codes, names, keys, units, identity, fsync and folders.
 
-Any thread. Nothing here blocks except `fsync` and `folders`. Imports the standard library only.
+Any thread may use them. Only `fsync` and `folders` may block, on the disk. Imports the standard library only.
 """

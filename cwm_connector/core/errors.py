@@ -1,11 +1,14 @@
-"""The contract's error codes, and the one exception that carries them to a user."""
+"""The contract's error codes and `CWMError`, the exception that carries them to the user.
+
+Any thread. Nothing here blocks.
+"""
 
 import enum
 from typing import Any, Final
 
 
 class Code(enum.IntEnum):
-    """The contract's error codes."""
+    """The contract's error codes. The user sees `Code.SESSION_ID` as CWM-1001."""
 
     SESSION_ID = 1001
     WINDOW_NAME = 1002
@@ -30,7 +33,7 @@ class Code(enum.IntEnum):
     INTERNAL = 9001
 
 
-RETRYABLE: Final = frozenset(
+_RETRYABLE: Final = frozenset(
     {
         Code.WRITE_FAILED,
         Code.READ_FAILED,
@@ -44,9 +47,10 @@ RETRYABLE: Final = frozenset(
 
 
 class CWMError(Exception):
-    """A failure that a user can act on: a code of the contract and one sentence that says what to do next."""
+    """A failure that the user can act on. The message says what failed and what to do next, in one sentence."""
 
     def __init__(self, code: Code, message: str, **context: Any) -> None:
+        """Take the code, the message and any values that a client may want to read from the error."""
         super().__init__(f"CWM-{int(code)}: {message}")
         self.code = code
         self.message = message
@@ -54,4 +58,5 @@ class CWMError(Exception):
 
     @property
     def retryable(self) -> bool:
-        return self.code in RETRYABLE
+        """Return whether the same call may succeed if it is repeated later."""
+        return self.code in _RETRYABLE

@@ -1,6 +1,7 @@
-"""What a power cut must not take back: contents, and names, of which a file's own fsync says nothing.
+"""Make files and the folders that lead to them survive a power cut.
 
-Called at the start of a process, from any thread; may block on the disk.
+The fsync of a file covers its content but not its name, so the folder needs an fsync of its own. Processes call this
+module when they start, from any thread. It may block on the disk.
 """
 
 import os
@@ -8,7 +9,7 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Makes a file's content, or a folder's entries, durable. Raises OSError."""
+    """Make a file's content, or the entries of a folder, durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -17,9 +18,10 @@ def sync(path: Path) -> None:
 
 
 def sync_way_to(folder: Path) -> None:
-    """Makes the folder's own name durable, and its parents', whoever made them: up to the file system's root.
+    """Make the names of the folder and of all its parents durable, up to the root of the file system.
 
-    Ends below a parent that this user may not read: then it is not one that was made just now. Raises OSError.
+    The walk stops below a parent that this user may not read. Such a folder was not created just now, so its name is
+    durable already. Raises OSError.
     """
     for here, parent in zip((folder, *folder.parents), folder.parents, strict=False):
         if os.path.ismount(here):

@@ -1,9 +1,11 @@
-"""What KV is and when it is valid: the passport of an engine's KV, and the content address of every chunk.
+"""The identity of KV: the passport of an engine's KV and the content address of each chunk.
 
-Key of a chunk = SHA-256(parent's key, the chunk's token ids), where the first chunk's parent is the passport's
-fingerprint. So equal keys mean equal tokens from position 0 on, under equal weights and layout; the cache salt and the
-session are no part of it, which lets clones and sessions share chunks. vLLM's own block hashes are not used: they
-change with its version, seed and salt.
+The key of a chunk is SHA-256(parent's key, the chunk's token ids). The parent of the first chunk is the fingerprint of
+the passport. Equal keys therefore mean equal tokens from position 0 on, computed with equal weights and layout. The
+cache salt and the session are not part of the key, so clones and sessions share chunks. vLLM's own block hashes are not
+used, because they change with its version, seed and salt.
+
+Pure functions for any thread. Nothing here blocks.
 """
 
 import hashlib
@@ -17,24 +19,25 @@ from functools import cached_property
 from cwm_connector.core.types import ChunkKey
 
 FORMAT_VERSION = 1
-"""Raised whenever the payload's byte order or the key chain changes."""
+"""The version of the chunk format. Increase it when the payload's byte order or the key chain changes."""
 
 
 @dataclass(frozen=True)
 class Passport:
-    """Everything that must agree before one engine's KV may be put into another's memory."""
+    """The properties that two engines must have in common before one may load the other's KV."""
 
     fields: Mapping[str, str]
 
     @cached_property
     def fingerprint(self) -> bytes:
-        """32 bytes over all fields."""
+        """Return the SHA-256 of all fields, 32 bytes."""
         return hashlib.sha256(json.dumps(dict(self.fields), sort_keys=True).encode()).digest()
 
     def first_difference(self, other: Mapping[str, str]) -> tuple[str, str, str] | None:
-        """The first field in which `other` differs: its name, our value, the other's; None if all agree.
+        """Return the name, our value and the other value of the first field that differs, or None if all agree.
 
-        In the order of our fields: other weights say more than the other configuration that often comes with them.
+        The order is that of our fields, because different weights say more than the different configuration that often
+        comes with them.
         """
         for name in dict.fromkeys([*self.fields, *other]):
             ours, theirs = self.fields.get(name, "absent"), other.get(name, "absent")
@@ -45,38 +48,39 @@ class Passport:
 
 @dataclass(frozen=True, slots=True)
 class ChunkSpec:
-    """A chunk by content: its key and how many whole blocks of tokens it covers."""
+    """A chunk of a sequence: its key and the whole blocks of vLLM that it covers."""
 
     key: ChunkKey
     first_block: int
-    """Index, within the sequence, of its first block."""
+    """The index of its first block within the sequence."""
     blocks: int
 
     @property
     def end_block(self) -> int:
+        """Return the index of the block after its last one."""
         return self.first_block + self.blocks
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How tokens are cut: `block_tokens` per block of vLLM, `blocks_per_chunk` per chunk of ours."""
+    """How tokens are divided: `block_tokens` in each block of vLLM, `blocks_per_chunk` blocks in each chunk."""
 
     block_tokens: int
     blocks_per_chunk: int
 
     @classmethod
     def of(cls, block_tokens: int, chunk_tokens: int) -> "Geometry":
-        """Chunks of at least `chunk_tokens`, in whole blocks."""
+        """Return the geometry whose chunks cover at least `chunk_tokens`, in whole blocks."""
         return cls(block_tokens, -(-chunk_tokens // block_tokens))
 
     def chunk_starts(self, blocks: int) -> Iterator[tuple[int, int]]:
-        """(first block, number of blocks) of each chunk of a sequence; the last one may be shorter."""
+        """Yield (first block, number of blocks) for each chunk of a sequence. The last chunk may be shorter."""
         for start in range(0, blocks, self.blocks_per_chunk):
             yield start, min(self.blocks_per_chunk, blocks - start)
 
 
 def chunk_specs(passport: Passport, geometry: Geometry, token_ids: "array[int]") -> tuple[ChunkSpec, ...]:
-    """The chunks that cover every full block of `token_ids` (int32)."""
+    """Return the chunks that cover all full blocks of `token_ids` (int32)."""
     key = passport.fingerprint
     data = memoryview(token_ids).cast("B")
     block_bytes = geometry.block_tokens * token_ids.itemsize
@@ -89,7 +93,7 @@ def chunk_specs(passport: Passport, geometry: Geometry, token_ids: "array[int]")
 
 
 def specs_of(geometry: Geometry, keys: Sequence[ChunkKey], tokens: Sequence[int]) -> tuple[ChunkSpec, ...]:
-    """The chunks of a window as the catalog lists them: their keys and how many tokens each covers."""
+    """Return the chunks of a window from what the catalog lists: their keys and the number of tokens in each."""
     blocks = [count // geometry.block_tokens for count in tokens]
     starts = itertools.accumulate(blocks, initial=0)
     return tuple(ChunkSpec(key, start, count) for key, start, count in zip(keys, starts, blocks, strict=False))

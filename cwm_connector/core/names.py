@@ -1,4 +1,7 @@
-"""Checks of the names that users choose: sessions, windows, tags and descriptions."""
+"""Check the names that users choose for sessions, windows and tags, and the descriptions of windows.
+
+Pure functions for any thread. Nothing here blocks.
+"""
 
 import re
 from typing import Final
@@ -9,46 +12,54 @@ _SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _WINDOW_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}")
 _TAG = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 MAX_TAGS: Final = 32
+"""Tags of one window."""
 MAX_DESCRIPTION: Final = 2000
+"""Characters of a window's description."""
 
 
 def is_session_id(text: str) -> bool:
-    """True if a client's own identifier may serve as a session id."""
+    """Return whether an identifier that a client chose can be used as a session id."""
     return _SESSION_ID.fullmatch(text) is not None
 
 
 def check_session_id(text: str) -> str:
+    """Return the session id. Raises `Code.SESSION_ID` if it has characters that are not allowed."""
     if not is_session_id(text):
         raise CWMError(
             Code.SESSION_ID,
-            f"{text!r} is no session id; use 1 to 128 of letters, digits and . _ : -",
+            f"{text!r} is not a session id; use 1 to 128 letters, digits and . _ : -",
             session_id=text,
         )
     return text
 
 
 def check_window_name(text: str) -> str:
+    """Return the window name. Raises `Code.WINDOW_NAME` if it has characters that are not allowed."""
     if not _WINDOW_NAME.fullmatch(text):
         raise CWMError(
             Code.WINDOW_NAME,
-            f"{text!r} is no window name; use 1 to 128 of letters, digits and . _ -, not beginning with a dot",
+            f"{text!r} is not a window name; use 1 to 128 letters, digits and . _ -, and no dot at the beginning",
             window_name=text,
         )
     return text
 
 
 def check_tags(tags: list[str]) -> list[str]:
-    """The tags without repetitions, in the order given."""
+    """Return the tags without repetitions, in the given order.
+
+    Raises `Code.ARGUMENT` if there are more than `MAX_TAGS` or one has characters that are not allowed.
+    """
     unique = list(dict.fromkeys(tags))
     if len(unique) > MAX_TAGS:
         raise CWMError(Code.ARGUMENT, f"{len(unique)} tags are too many; give at most {MAX_TAGS}")
     for tag in unique:
         if not _TAG.fullmatch(tag):
-            raise CWMError(Code.ARGUMENT, f"{tag!r} is no tag; use 1 to 64 of letters, digits and . _ : -", tag=tag)
+            raise CWMError(Code.ARGUMENT, f"{tag!r} is not a tag; use 1 to 64 letters, digits and . _ : -", tag=tag)
     return unique
 
 
 def check_description(text: str) -> str:
+    """Return the description. Raises `Code.ARGUMENT` if it is longer than `MAX_DESCRIPTION`."""
     if len(text) > MAX_DESCRIPTION:
         raise CWMError(Code.ARGUMENT, f"the description has {len(text)} characters; shorten it to {MAX_DESCRIPTION}")
     return text

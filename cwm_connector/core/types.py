@@ -1,4 +1,7 @@
-"""Types that every folder shares: chunk keys, claims, tiers and times."""
+"""Types that every folder shares: chunk keys, claims, tiers and times.
+
+Any thread. Nothing here blocks.
+"""
 
 import enum
 import hashlib
@@ -6,15 +9,17 @@ import time
 from typing import Final, NewType
 
 ChunkKey = NewType("ChunkKey", bytes)
-"""32 bytes: SHA-256 chain over passport, parent key and token ids. Same content, same key."""
+"""32 bytes: the SHA-256 of the parent's key and the token ids. See `core/identity.py`."""
 
 Micros = NewType("Micros", int)
 """Microseconds since 1970-01-01T00:00:00Z."""
 
 Claim = NewType("Claim", str)
-"""Who keeps a chunk's bytes in a store that several engines share: one token for each write, `""` where one engine
-alone uses the store. Bytes stay as long as one claim on them is left, so that an engine that removes what nobody refers
-to any more can't take away what another one has just written anew under the same key."""
+"""A token that keeps a chunk's bytes in a tier that several engines share.
+
+Each write has a claim of its own. A tier that one engine uses alone has the claim `""`. The bytes stay until the last
+claim on them is removed. An engine that deletes an unreferenced chunk therefore can't remove bytes that another engine
+has just written under the same key."""
 
 NO_CLAIM: Final = Claim("")
 
@@ -28,9 +33,10 @@ class TierName(enum.StrEnum):
 
 
 def now_micros() -> Micros:
+    """Return the current time."""
     return Micros(time.time_ns() // 1000)
 
 
 def salt_hash(cache_salt: str) -> bytes:
-    """32 bytes; the only form in which a salt is kept or compared."""
+    """Return the SHA-256 of a cache salt, 32 bytes. Salts are stored and compared in this form only."""
     return hashlib.sha256(cache_salt.encode()).digest()

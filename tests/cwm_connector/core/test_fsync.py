@@ -1,4 +1,4 @@
-"""fsync.py and what relies on it: a store that was just made is still there after a power cut."""
+"""`core.fsync` and the code that relies on it: a new home is still there after a power cut."""
 
 from pathlib import Path
 
