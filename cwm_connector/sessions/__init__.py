@@ -1,4 +1,4 @@
-"""Who speaks to the engine, and which windows a request may load.
+"""Which session a request belongs to, and which windows it may load.
 
-Engine thread, but for titles, which has a thread of its own. Never blocks. Imports `core` only.
+Runs on the engine thread and never blocks, except `titles`, which has a thread of its own. Imports `core` only.
 """

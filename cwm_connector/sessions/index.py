@@ -1,18 +1,21 @@
-"""Who is speaking, and the chain of tokens and blocks of each of a session's heads.
+"""Keep the sessions of an engine, and the chain of tokens and blocks of each of their heads.
 
-Engine thread only; what is handed out (`HeadSnapshot`) is immutable and may go anywhere. A session is known by the
-request's session id, else by its cache salt, of which only a hash is ever shown. A request that says nothing belongs to
-the anonymous session whose conversation it continues, else it opens one (unnamed.py). What a request says is never
-overruled: with an id, legal or not, or with a salt it is never taken for anonymous.
+Engine thread only. Nothing here blocks. A `HeadSnapshot` is immutable and may be handed to any thread.
 
-One session can carry several unrelated chains (subagents, title generation, a branch taken after a thaw): each is a
-head. A client may name the head in the session id, as `SESSION/HEAD`; that is how the middleware tells subagents. Else
-a finished request extends the head with which it shares at least half of the head's blocks, or opens one.
+A session is identified by the session id of its requests. Without one it is identified by its cache salt, which is only
+ever shown as a hash. A request with neither belongs to the anonymous session whose conversation it continues, or it
+opens a new one (see `unnamed.py`). A request that has a session id, valid or not, or a salt is never anonymous.
 
-A session expires when it was unused for `EXPIRES_AFTER` and the prefix cache has lost its beginning, so that nothing of
-it could be hit: it is still listed, its tokens are let go, and it can't be frozen any more. That is looked at whenever
-sessions are listed. Speaking again revives it. Without ever expiring, sessions are bounded by number, anonymous ones
-(a benchmark makes thousands) by fewer and by tokens, the longest unused dropped first.
+A session can have several unrelated chains: subagents, title generation, a branch that begins after a thaw. Each of
+them is a head. The client can name the head in the session id, as `SESSION/HEAD`. The middleware does this for
+subagents. Otherwise a finished request extends the head of which it repeats at least half of the blocks, or it opens a
+new head.
+
+A session expires when it was unused for `EXPIRES_AFTER` and the prefix cache has lost its beginning. Nothing of it
+could be hit then. It stays in the list, but its tokens are dropped and it can't be frozen. Expiry is checked whenever
+sessions are listed, and a new request revives the session. The number of sessions is limited. Anonymous sessions have a
+lower limit and a limit on their tokens, because a benchmark opens thousands of them. The session that was unused for
+longest is dropped first.
 """
 
 import secrets
@@ -36,40 +39,41 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 MAX_SESSIONS: Final = 4096
+"""Sessions with an id or a salt."""
 MAX_ANONYMOUS: Final = 1024
+"""Anonymous sessions."""
 MAX_ANONYMOUS_TOKENS: Final = 8_000_000
-"""In all anonymous sessions together: 32 MB of ids, and as much again of hashes at 16 tokens a block."""
+"""Tokens in all anonymous sessions together: 32 MB of ids and as much of hashes, at 16 tokens a block."""
 EXPIRES_AFTER: Final = 24 * 3600 * 1_000_000
 """Microseconds."""
 
 RequestTitle = Callable[["array[int]", Callable[[str], None]], None]
-"""(token ids, where to tell the title): see titles.Titler.request_title."""
-
+"""Takes the token ids and a function to call with the title. See `Titler.request_title`."""
 
 Continued = Callable[[Sequence[int], int], str | None]
-"""(token ids, tokens per block): see ThawBindings.continued_by."""
+"""Takes the token ids and the tokens per block. See `ThawBindings.continued_by`."""
 
 
 def session_of_salt(cache_salt: str) -> str:
-    """The id of a session that is known by its salt alone."""
+    """Return the id of a session that is identified by its salt alone."""
     return f"salt-{salt_hash(cache_salt).hex()[:24]}"
 
 
 def is_text_only(request: "Request") -> bool:
-    """True if token ids and weights alone determine the request's KV: no adapter, no images, no embeddings."""
+    """Return whether the token ids and the weights alone determine the KV: no adapter, no images, no embeddings."""
     return request.lora_request is None and not request.mm_features and request.prompt_embeds is None
 
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """Who a request comes from: a session, and the head that the client names."""
+    """The session that a request belongs to, and the head if the client named one."""
 
     session_id: str
     head: str | None = None
 
 
 def parse_speaker(session_id: str | None) -> Speaker | None:
-    """What a request's session id says: `SESSION` or `SESSION/HEAD`; None where it is neither."""
+    """Parse a request's session id, `SESSION` or `SESSION/HEAD`. Return None if it is neither."""
     session, _, head = (session_id or "").partition("/")
     if not is_session_id(session) or (head and not is_session_id(head)):
         return None
@@ -78,7 +82,7 @@ def parse_speaker(session_id: str | None) -> Speaker | None:
 
 @dataclass(frozen=True, slots=True)
 class HeadSnapshot:
-    """A head at one instant: every token whose KV was computed, and vLLM's hashes of the full blocks among them."""
+    """A head at one instant: the tokens whose KV was computed, and vLLM's hashes of the full blocks among them."""
 
     session_id: str
     head: str
@@ -93,7 +97,7 @@ class HeadSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class SessionView:
-    """A session as listed. Tokens, hashes and title are those of the head that a freeze without a head would take."""
+    """A session as listed. Tokens, hashes and title are those of the default head."""
 
     session_id: str
     created_at: Micros
@@ -113,13 +117,13 @@ class _Session:
     last_active_at: Micros
     heads: Heads = field(default_factory=Heads)
     running: "dict[str, tuple[Request, str | None]]" = field(default_factory=dict)
-    """The requests, and the heads that their clients named."""
+    """By request id: the request, and the head that its client named."""
     expired: SessionView | None = None
-    """As it was last listed before its tokens were let go."""
+    """The session as it was listed when its tokens were dropped. None if it has not expired."""
 
 
 class SessionIndex:
-    """The sessions of this engine since its start; see the module's text for which are kept."""
+    """The sessions of this engine since its start. The module's docstring says which are kept."""
 
     def __init__(
         self,
@@ -130,8 +134,11 @@ class SessionIndex:
         clock: Callable[[], Micros] = now_micros,
         continued: Continued | None = None,
     ) -> None:
-        """`thawed_into` tells the session of a thaw's salt hash, or None for a salt that no thaw made; `continued` the
-        anonymous session of a thawed window that tokens go on with."""
+        """Start without sessions.
+
+        `thawed_into` returns the session for which a thaw made the salt with this hash, or None if no thaw made it.
+        `continued` returns the anonymous session whose thawed window the tokens continue.
+        """
         self._model = model
         self._block_tokens = block_tokens
         self._thawed_into = thawed_into
@@ -147,11 +154,12 @@ class SessionIndex:
     # --- requests ---
 
     def request_added(self, request: "Request") -> None:
+        """Assign the request to its session, which is opened if it is new."""
         speaker = self._named_speaker(request)
         if speaker is not None:
             session = self._open(speaker.session_id)
         elif request.session_id or not is_text_only(request):
-            return  # what it says is no session id, or nothing of it could ever be frozen
+            return  # its session id is not valid, or its KV could never be frozen
         else:
             session = self._open_anonymous(request)
             speaker = Speaker(session.session_id)
@@ -159,7 +167,7 @@ class SessionIndex:
         session.running[request.request_id] = (request, speaker.head)
 
     def request_finished(self, request: "Request") -> None:
-        """Takes over the request's computed tokens as the new end of one of its session's heads."""
+        """Make the request's computed tokens the new end of one of its session's heads."""
         speaker = self._speaking.pop(request.request_id, None)
         session = None if speaker is None else self._known(speaker.session_id)
         if speaker is None or session is None:
@@ -168,7 +176,7 @@ class SessionIndex:
         before = session.heads.tokens
         self._touch(session)
         computed = self._chain(request)
-        # Without one full block there is nothing that could be frozen.
+        # Without a full block there is nothing to freeze.
         if computed.block_hashes:
             head = session.heads.extend(computed, speaker.head, session.last_active_at)
             if head.title is None and self._request_title is not None:
@@ -177,34 +185,35 @@ class SessionIndex:
             self._anonymous_tokens += session.heads.tokens - before
             if not session.heads and not session.running:
                 self._drop_anonymous(session.session_id)
-            self._bound_anonymous()
+            self._trim_anonymous()
 
     def session_id_of(self, request: "Request") -> str | None:
-        """The session whose windows the request may load: the one it names, or the anonymous one it belongs to.
+        """Return the session whose windows the request may load: the one it names, or its anonymous session.
 
-        A salt alone names none: it opens what was thawed for it and no more.
+        Return None for a request with a salt alone. It may load only what was thawed for that salt.
         """
         if request.session_id:
-            told = parse_speaker(request.session_id)
-            return None if told is None else told.session_id
+            named = parse_speaker(request.session_id)
+            return None if named is None else named.session_id
         speaker = self._speaking.get(request.request_id)
         return None if request.cache_salt or speaker is None else speaker.session_id
 
-    # --- what is asked for ---
+    # --- queries ---
 
     def snapshot(self, session_id: str, head: str | None) -> HeadSnapshot:
-        """The head named, or the one last active (a running request counts as soon as it is ahead of what it extends).
+        """Return the named head, or the default head if `head` is None.
 
-        Heads that clients named, as subagents', are left out unless there are no others. `session_id` may also be the
-        cache salt that the session is known by.
-        Raises: CWM-2001 where there is no such session or head; CWM-3001 where no full block of it was computed yet.
+        A running request counts as soon as it is ahead of the head that it extends. `session_id` may also be the cache
+        salt that identifies the session.
+        Raises `Code.SESSION_NOT_FOUND` if there is no such session or head, `Code.STATE` if no full block has been
+        computed yet.
         """
         session = self._known(session_id) or self._known(session_of_salt(session_id))
         if session is None or session.expired is not None:
-            state = "knows no session" if session is None else "has let the tokens go of the expired session"
+            state = "has no session" if session is None else "has dropped the tokens of the expired session"
             raise CWMError(
                 Code.SESSION_NOT_FOUND,
-                f"this engine {state} {session_id!r}; session_list shows the ones it knows",
+                f"this engine {state} {session_id!r}; session_list shows the sessions that it has",
                 session_id=session_id,
             )
         running = [(self._chain(request), name) for request, name in session.running.values()]
@@ -224,23 +233,23 @@ class SessionIndex:
                 head=head,
             )
         return HeadSnapshot(
-            session.session_id,
-            chosen.name,
-            self._model,
-            chosen.chain.token_ids,
-            chosen.chain.block_hashes,
-            chosen.chain.cache_salt,
-            chosen.chain.text_only,
-            session.created_at,
-            chosen.last_active_at,
+            session_id=session.session_id,
+            head=chosen.name,
+            model=self._model,
+            token_ids=chosen.chain.token_ids,
+            block_hashes=chosen.chain.block_hashes,
+            cache_salt=chosen.chain.cache_salt,
+            text_only=chosen.chain.text_only,
+            created_at=session.created_at,
+            last_active_at=chosen.last_active_at,
         )
 
     def views(self) -> tuple[SessionView, ...]:
-        """Last active first."""
+        """Return all sessions, the last active one first."""
         return tuple(_view(session) for session in sorted(self._all(), key=_last_active, reverse=True))
 
     def expire(self, is_cached: "Callable[[BlockHash], bool]") -> None:
-        """Lets the tokens go of what the module's text calls expired."""
+        """Drop the tokens of the sessions that have expired. The module's docstring says which have."""
         latest = self._clock() - EXPIRES_AFTER
         for session in self._all():
             if session.expired is not None or session.running or session.last_active_at > latest:
@@ -252,12 +261,12 @@ class SessionIndex:
                 self._anonymous_tokens -= session.heads.tokens
             session.heads = Heads()
 
-    # --- inside ---
+    # --- internal ---
 
     def _named_speaker(self, request: "Request") -> Speaker | None:
-        """Who the request says that it is."""
-        if (told := parse_speaker(request.session_id)) is not None:
-            return told
+        """Return the speaker that the request names by its session id or its salt."""
+        if (named := parse_speaker(request.session_id)) is not None:
+            return named
         if request.cache_salt:
             return Speaker(self._thawed_into(salt_hash(request.cache_salt)) or session_of_salt(request.cache_salt))
         return None
@@ -270,7 +279,7 @@ class SessionIndex:
 
     def _open(self, name: str) -> _Session:
         if name not in self._sessions:
-            # Who calls an anonymous session by its name has read it in a list: from now on the session is known by it.
+            # The name of an anonymous session can be read in a list. A request that uses it makes it a named session.
             self._sessions[name] = self._drop_anonymous(name) or self._new(name)
             while len(self._sessions) > MAX_SESSIONS:
                 self._sessions.popitem(last=False)
@@ -279,14 +288,14 @@ class SessionIndex:
     def _open_anonymous(self, request: "Request") -> _Session:
         name = self._beginnings.find(request)
         if name is None:
-            name = self._of_before(request) or self._new_name()
+            name = self._session_before_restart(request) or self._new_name()
             self._beginnings.add(name, request)
             self._anonymous[name] = self._new(name)
-            self._bound_anonymous()
+            self._trim_anonymous()
         return self._touch(self._anonymous[name])
 
-    def _of_before(self, request: "Request") -> str | None:
-        """The session of before a restart that the request continues, if a window was thawed into it."""
+    def _session_before_restart(self, request: "Request") -> str | None:
+        """Return the session from before a restart that the request continues, if a window was thawed into it."""
         if self._continued is None:
             return None
         name = self._continued(request.all_token_ids, self._block_tokens)
@@ -297,7 +306,7 @@ class SessionIndex:
         return _Session(name, now, now)
 
     def _new_name(self) -> str:
-        """When it began, and enough beside that for another engine to make the same one hardly ever."""
+        """Return a name with the time and a random part, so that two engines hardly ever choose the same name."""
         begun = datetime.fromtimestamp(self._clock() / 1e6, UTC)
         name = f"{ANONYMOUS}{begun:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         return self._new_name() if self._known(name) else name
@@ -308,7 +317,7 @@ class SessionIndex:
         (self._anonymous if session.session_id in self._anonymous else self._sessions).move_to_end(session.session_id)
         return session
 
-    def _bound_anonymous(self) -> None:
+    def _trim_anonymous(self) -> None:
         while len(self._anonymous) > MAX_ANONYMOUS or (
             self._anonymous_tokens > MAX_ANONYMOUS_TOKENS and len(self._anonymous) > 1
         ):
@@ -322,9 +331,9 @@ class SessionIndex:
         return session
 
     def _chain(self, request: "Request") -> Chain:
-        """Computed tokens and the hashes of their full blocks.
+        """Return the request's computed tokens and the hashes of their full blocks.
 
-        vLLM counts tokens of steps that are still under way as computed; they are left out.
+        vLLM counts the tokens of unfinished steps as computed. They are left out here.
         """
         computed = min(request.num_computed_tokens - request.num_in_flight_tokens, request.num_tokens)
         return Chain(
@@ -344,12 +353,12 @@ def _view(session: _Session) -> SessionView:
         return session.expired
     head = default_head(session.heads)
     return SessionView(
-        session.session_id,
-        session.created_at,
-        session.last_active_at,
-        len(head.chain.token_ids) if head else 0,
-        tuple(each.name for each in session.heads),
-        bool(session.running),
-        head.chain.block_hashes if head else (),
-        head.title if head else None,
+        session_id=session.session_id,
+        created_at=session.created_at,
+        last_active_at=session.last_active_at,
+        token_count=len(head.chain.token_ids) if head else 0,
+        heads=tuple(each.name for each in session.heads),
+        running=bool(session.running),
+        block_hashes=head.chain.block_hashes if head else (),
+        title=head.title if head else None,
     )

@@ -1,6 +1,7 @@
-"""Which windows a request may load from: those thawed into its session or under its cache salt, and no others.
+"""Which windows a request may load: those thawed into its session or for its cache salt, and no others.
 
-Written by the control thread, read by the engine thread: the two tables are replaced whole, never changed in place.
+The control thread writes and the engine thread reads. The tables are replaced as a whole and never changed in place, so
+neither thread waits for the other.
 """
 
 from array import array
@@ -14,21 +15,21 @@ from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.sessions.unnamed import PREFIX as ANONYMOUS
 
 MAX_BOUND: Final = 32
-"""Windows that one session can load from at once; the oldest thaw gives way."""
+"""Windows that one session can load from. A newer thaw replaces the oldest one."""
 
 
 @dataclass(slots=True)
 class BoundWindow:
-    """A window's tokens and chunks as far as requests may use them."""
+    """The tokens and chunks of a window, as far as requests may use them."""
 
     name: str
     token_ids: "array[int]" = field(repr=False)
     chunks: tuple[ChunkSpec, ...] = field(repr=False)
     usable_blocks: int
-    """Leading blocks whose chunks were not found bad; only ever lowered, by the engine thread."""
+    """Leading blocks whose chunks were not found bad. Only the engine thread changes it, and only lowers it."""
 
     def common_blocks(self, token_ids: "array[int]", block_tokens: int, limit: int) -> int:
-        """How many leading blocks of the request, at most `limit`, this window holds."""
+        """Return how many leading blocks of the request, at most `limit`, this window holds."""
         blocks = min(limit, self.usable_blocks)
         ours = np.frombuffer(self.token_ids, dtype=np.int32, count=blocks * block_tokens)
         theirs = np.frombuffer(token_ids, dtype=np.int32, count=blocks * block_tokens)
@@ -37,7 +38,7 @@ class BoundWindow:
 
 
 class ThawBindings:
-    """The bindings in force."""
+    """The windows that each session and each salt may load."""
 
     def __init__(self) -> None:
         self._by_session: dict[str, tuple[BoundWindow, ...]] = {}
@@ -45,28 +46,31 @@ class ThawBindings:
         self._session_of: dict[bytes, str] = {}
 
     def bind(self, session_id: str, salt_hash: bytes, window: BoundWindow) -> None:
-        """Makes `window` loadable; a newer thaw of the same name replaces the older."""
+        """Allow the session and the salt to load `window`. It replaces an older thaw of the same name."""
         others = tuple(each for each in self._by_session.get(session_id, ()) if each.name != window.name)
         self._by_session = {**self._by_session, session_id: (window, *others)[:MAX_BOUND]}
         self._by_salt = {**self._by_salt, salt_hash: (window,)}
         self._session_of = {**self._session_of, salt_hash: session_id}
 
     def unbind(self, window_name: str) -> None:
-        """Nobody loads from the window any more."""
+        """Stop all requests from loading the window."""
 
         def without(table: dict, name: str) -> dict:  # type: ignore[type-arg]
-            kept = {key: tuple(each for each in bound if each.name != name) for key, bound in table.items()}
-            return {key: bound for key, bound in kept.items() if bound}
+            remaining = {key: tuple(each for each in bound if each.name != name) for key, bound in table.items()}
+            return {key: bound for key, bound in remaining.items() if bound}
 
         self._by_session = without(self._by_session, window_name)
         self._by_salt = without(self._by_salt, window_name)
 
     def clear(self) -> None:
+        """Stop all requests from loading any window."""
         self._by_session, self._by_salt = {}, {}
 
     def continued_by(self, token_ids: Sequence[int], block_tokens: int) -> str | None:
-        """The anonymous session that these tokens go on with, known by a window thawed into it: they repeat three
-        quarters of its blocks at least. So a client that says nothing of itself is recognised after a restart.
+        """Return the anonymous session that these tokens continue, or None.
+
+        The tokens continue a session if they repeat at least three quarters of the blocks of a window thawed into it.
+        A client that sends no session id is recognised by this after a restart.
         """
         first = list(token_ids[:block_tokens])
         found: list[tuple[int, str]] = []
@@ -82,11 +86,11 @@ class ThawBindings:
         return max(found)[1] if found else None
 
     def thawed_into(self, salt_hash: bytes) -> str | None:
-        """The session that a thaw made this salt for."""
+        """Return the session for which a thaw made this salt, or None if no thaw made it."""
         return self._session_of.get(salt_hash)
 
     def of(self, session_id: str | None, salt_hash: bytes | None) -> tuple[BoundWindow, ...]:
-        """What a request with this session id and salt may see, the newest thaw first."""
+        """Return the windows that a request with this session id and salt may load, the newest thaw first."""
         by_session = self._by_session.get(session_id, ()) if session_id else ()
         by_salt = self._by_salt.get(salt_hash, ()) if salt_hash else ()
         return (*by_salt, *by_session)

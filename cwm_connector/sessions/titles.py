@@ -1,8 +1,8 @@
-"""Titles of sessions: the first words that a user said, read off the token ids.
+"""Titles of sessions: the first words of the user, decoded from the token ids.
 
-The engine has tokens only, so they are decoded with the model's own tokenizer, once for each head, on a thread of its
-own: serving never waits for it. What can't be decoded has no title. A title is part of a prompt: it is told to who asks
-over the control socket and never logged.
+The engine has only tokens. They are decoded with the model's tokenizer, once for each head, on the `cwm-titles` thread,
+so serving never waits. A head whose tokens can't be decoded has no title. A title is part of a prompt: it is sent to
+clients of the control socket and never logged.
 """
 
 import itertools
@@ -18,19 +18,21 @@ from typing import Any, Final, Protocol
 logger = logging.getLogger(__name__)
 
 MAX_CHARACTERS: Final = 80
+"""Length of a title."""
 MAX_WAITING: Final = 256
-"""Heads that wait for their title; more of them stay without until they are spoken to again."""
+"""Heads that wait for a title. Further heads get none until their next request."""
 _PLAIN_TOKENS: Final = 64
+"""Tokens that are decoded if the model has no chat template."""
 _MESSAGE_TOKENS: Final = 2048
-"""Of a user's message; some clients put long notes in front of the words."""
+"""Tokens of a user's message that are decoded. Some clients put long notes in front of the user's words."""
 _SEARCHED_TOKENS: Final = 65_536
-"""For the place where the user begins: system prompts with tools are long."""
+"""Tokens that are searched for the start of the user's message. System prompts with tools are long."""
 _NOTES: Final = re.compile(r"<(system-reminder|environment_context)>.*?(</\1>|\Z)", re.DOTALL)
-"""What Claude Code and Codex say in their user's name."""
+"""Text that Claude Code and Codex put into the user's message."""
 
 
 class Tokenizer(Protocol):
-    """What is used of a Hugging Face tokenizer."""
+    """The methods of a Hugging Face tokenizer that are used here."""
 
     def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool) -> Any: ...
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
@@ -38,7 +40,7 @@ class Tokenizer(Protocol):
 
 
 class TitleReader:
-    """A tokenizer, and how the model's chat template opens and closes a user's message."""
+    """A tokenizer, and the marks with which the model's chat template opens and closes a user's message."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -46,8 +48,8 @@ class TitleReader:
         self._opening = tokenizer.encode(opening, add_special_tokens=False) if opening else []
 
     def title_of(self, token_ids: "array[int]") -> str | None:
-        """The first words of the first user message, or of the whole text where there are no messages."""
-        begin = _after(token_ids, self._opening)
+        """Return the first words of the first user message, or of the whole text if there are no messages."""
+        begin = _end_of(self._opening, token_ids)
         if begin is None:
             text = self._tokenizer.decode(list(token_ids[:_PLAIN_TOKENS]), skip_special_tokens=True)
         else:
@@ -62,16 +64,16 @@ class TitleReader:
 
 
 def _marks(tokenizer: Tokenizer) -> tuple[str, str]:
-    """What stands before and behind every message of the user; empty where there is no template, or an odd one."""
-    told = [{"role": role, "content": f"<{role}-{turn}>"} for turn in "12" for role in ("user", "assistant")]
+    """Return the text before and after each user message, empty if there is no template or it can't be used."""
+    sample = [{"role": role, "content": f"<{role}-{turn}>"} for turn in "12" for role in ("user", "assistant")]
     try:
-        text = str(tokenizer.apply_chat_template(told, tokenize=False))
+        text = str(tokenizer.apply_chat_template(sample, tokenize=False))
     except Exception:
         return "", ""
     before_first, _, rest = text.partition("<user-1>")
     between, _, _ = rest.partition("<user-2>")
-    behind_first, _, before_second = between.partition("<assistant-1>")
-    return _common_end(before_first, before_second).rstrip(), behind_first.strip().split("\n")[0]
+    after_first, _, before_second = between.partition("<assistant-1>")
+    return _common_end(before_first, before_second).rstrip(), after_first.strip().split("\n")[0]
 
 
 def _common_end(one: str, other: str) -> str:
@@ -80,8 +82,8 @@ def _common_end(one: str, other: str) -> str:
     return one[len(one) - alike :]
 
 
-def _after(token_ids: "array[int]", mark: list[int]) -> int | None:
-    """Where the first occurrence of `mark` ends."""
+def _end_of(mark: list[int], token_ids: "array[int]") -> int | None:
+    """Return the index behind the first occurrence of `mark`, or None if there is none."""
     if not mark:
         return None
     searched, wanted = token_ids[:_SEARCHED_TOKENS].tobytes(), array(token_ids.typecode, mark).tobytes()
@@ -92,38 +94,46 @@ def _after(token_ids: "array[int]", mark: list[int]) -> int | None:
 
 
 class Titler:
-    """Finds titles one after another; `request_title` may be called from any thread and returns at once."""
+    """Finds titles one after another on a thread of its own."""
 
     def __init__(self, load_tokenizer: Callable[[], Tokenizer | None]) -> None:
-        """`load_tokenizer` runs on the titler's thread when the first title is wanted; None: the model has none."""
+        """Start without a tokenizer.
+
+        `load_tokenizer` runs on the titler's thread when the first title is requested. It returns None if the model has
+        no tokenizer.
+        """
         self._load = load_tokenizer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cwm-titles")
-        self._places = threading.Semaphore(MAX_WAITING)
+        self._free_places = threading.Semaphore(MAX_WAITING)
 
-    def request_title(self, token_ids: "array[int]", tell: Callable[[str], None]) -> None:
-        """`tell` is called with the title, on the titler's thread; never where there is none to be had."""
-        if self._places.acquire(blocking=False):
-            self._thread.submit(self._request_title, token_ids, tell)
+    def request_title(self, token_ids: "array[int]", notify: Callable[[str], None]) -> None:
+        """Call `notify` with the title, later and on the titler's thread. It is not called if there is no title.
+
+        Any thread. Returns at once.
+        """
+        if self._free_places.acquire(blocking=False):
+            self._thread.submit(self._find_title, token_ids, notify)
 
     def close(self) -> None:
-        """What still waits stays without a title."""
+        """Stop the thread without waiting for it. The heads that still wait get no title."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _request_title(self, token_ids: "array[int]", tell: Callable[[str], None]) -> None:
+    def _find_title(self, token_ids: "array[int]", notify: Callable[[str], None]) -> None:
         try:
             if (reader := self._reader) is not None and (title := reader.title_of(token_ids)) is not None:
-                tell(title)
+                notify(title)
         except Exception as problem:
-            # Its text may hold a prompt, so the kind has to do; ids that no tokenizer made can be the reason.
-            logger.debug("a session stays without a title: %s", type(problem).__name__)
+            # Only the type is logged, because the text may contain a prompt. A request can have ids that no tokenizer
+            # produces.
+            logger.debug("a session has no title: %s", type(problem).__name__)
         finally:
-            self._places.release()
+            self._free_places.release()
 
     @cached_property
     def _reader(self) -> TitleReader | None:
         try:
             tokenizer = self._load()
         except Exception as problem:
-            logger.warning("sessions stay without titles: the tokenizer can't be loaded (%s)", type(problem).__name__)
+            logger.warning("sessions have no titles: the tokenizer can't be loaded (%s)", type(problem).__name__)
             return None
         return None if tokenizer is None else TitleReader(tokenizer)

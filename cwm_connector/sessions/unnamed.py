@@ -1,12 +1,14 @@
-"""How a conversation is recognised whose client says nothing of itself: by how it began.
+"""Recognise the conversations of clients that send no session id, by how the conversations began.
 
-Engine thread only. A request continues a conversation if it begins with what that one first asked, whatever was said
-since: so the next turn, a regenerated answer and an edited later message all belong to it, and another question behind
-the same system prompt does not.
+Engine thread only. Nothing here blocks.
 
-vLLM hashes full blocks only. A beginning is therefore kept as the chained hash of its last full block, which stands for
-every token before it, and the tokens behind that block. To look a request up costs one probe of a hash table for each
-of its blocks, and a comparison of a few tokens with each conversation that agrees that far.
+A request continues a conversation if it begins with the conversation's first prompt. The next turn, a regenerated
+answer and an edited later message therefore all belong to the conversation. Another question after the same system
+prompt does not.
+
+vLLM hashes full blocks only. A beginning is therefore stored as the hash of its last full block, which covers all
+tokens before it, and the tokens after that block. A look-up costs one probe of a hash table for each block of the
+request, and a comparison of a few tokens for each conversation with the same hash.
 """
 
 from collections import OrderedDict
@@ -20,28 +22,29 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 PREFIX: Final = "anon-"
-"""Begins the session ids that are made up here."""
+"""The first characters of the ids of anonymous sessions."""
 MAX_ALIKE: Final = 256
-"""Conversations whose beginnings have the same full blocks; the one begun first is not recognised any more."""
+"""Conversations whose beginnings have the same full blocks. When there are more, the oldest is forgotten."""
 _LEFT_OUT: Final = 4
-"""Tokens at a prompt's end that are not compared: there a template opens the answer (an empty thought, say), and may
-render that otherwise once it is history. Short prompts leave out an eighth."""
+"""Tokens at the end of a prompt that are not compared, at most an eighth of a short prompt. The chat template opens the
+answer there, for example with an empty thought, and may render it differently once it is part of the history."""
 _NO_BLOCK: Final = b""
 
 
 @dataclass(frozen=True, slots=True)
 class _Beginning:
-    """A prompt's tokens from `start`, where its last full block ends, but for the very last ones."""
+    """The tokens of a prompt from `start`, the end of its last full block. The last few tokens are left out."""
 
     start: int
     rest: list[int] = field(repr=False)
 
     def begins(self, token_ids: Sequence[int]) -> bool:
+        """Return whether the tokens have `rest` at `start`."""
         return token_ids[self.start : self.start + len(self.rest)] == self.rest
 
 
 class Beginnings:
-    """Which conversation began how. `name` is the session id that its caller gives it."""
+    """How each conversation began. The caller gives each one a `name`, its session id."""
 
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
@@ -49,7 +52,7 @@ class Beginnings:
         self._block_of: dict[str, bytes] = {}
 
     def add(self, name: str, request: "Request") -> None:
-        """Keeps a request that was just added, its prompt and nothing more, as the beginning of `name`."""
+        """Store the prompt of a request that was just added as the beginning of `name`."""
         tokens = request.all_token_ids
         compared = len(tokens) - min(_LEFT_OUT, len(tokens) // 8)
         blocks = compared // self._block_tokens
@@ -62,6 +65,7 @@ class Beginnings:
             self.remove(next(iter(alike)))
 
     def remove(self, name: str) -> None:
+        """Forget the beginning of `name`, if there is one."""
         block = self._block_of.pop(name, None)
         if block is None:
             return
@@ -70,14 +74,14 @@ class Beginnings:
             del self._alike[block]
 
     def find(self, request: "Request") -> str | None:
-        """The conversation that the request continues; of several the one with the longest beginning."""
+        """Return the conversation that the request continues. Of several, return the one with the longest beginning."""
         tokens = request.all_token_ids
-        for block in self._known(request.block_hashes):
+        for block in self._known_ends(request.block_hashes):
             fitting = [(len(each.rest), name) for name, each in self._alike[block].items() if each.begins(tokens)]
             if fitting:
                 return max(fitting)[1]
         return None
 
-    def _known(self, hashes: "Sequence[BlockHash]") -> Iterator[bytes]:
-        """The ends of beginnings among the hashes, the deepest first."""
+    def _known_ends(self, hashes: "Sequence[BlockHash]") -> Iterator[bytes]:
+        """Return those of the hashes at which a beginning ends, the last one first."""
         return filter(self._alike.__contains__, chain(reversed(hashes), (_NO_BLOCK,)))
