@@ -1,4 +1,5 @@
-"""What CWM does within one vLLM step: matches, jobs for the workers, and their reports.
+"""The work that CWM does in one vLLM step: match requests, send jobs to the workers, take in their reports.
 
-Engine thread. Never blocks. Imports `sessions`, `tiers.base`, `catalog.base`, `compat`, `metrics` and `core`.
+Runs on the engine thread and never blocks. Imports `sessions`, `tiers.base`, `catalog.base`, `compat`, `metrics` and
+`core`.
 """

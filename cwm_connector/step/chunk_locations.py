@@ -1,8 +1,8 @@
-"""Where every chunk lies right now: in CPU memory as the workers last told, in durable tiers as the catalog records.
+"""Know which tiers hold each chunk: CPU memory as the workers last reported, durable tiers as the catalog records.
 
-CPU memory's part is written by the engine thread, the durable tiers' by the control thread; any thread may read. A
-stale answer costs a slower read, never a wrong byte. What the engine thread learns about durable copies (used, found
-bad) waits here for the tiering, which alone writes it down.
+The engine thread writes the part about CPU memory and the control thread the part about durable tiers. Any thread may
+read. Nothing here blocks. A stale answer makes a read slower but never returns wrong bytes. The engine thread also
+queues here what it learns about durable copies (used, found bad). Only the tiering records it.
 """
 
 import queue
@@ -16,11 +16,11 @@ from cwm_connector.tiers.base import ChunkId
 T = TypeVar("T")
 
 DURABLE: Final = (TierName.DISK, TierName.REDIS)
-"""Fastest first."""
+"""The durable tiers, fastest first."""
 
 
 class ChunkLocations:
-    """A chunk counts as in a tier once every rank has its part there."""
+    """The tiers that hold each chunk. A tier holds a chunk once every rank has its part there."""
 
     def __init__(self, world_size: int) -> None:
         self._world_size = world_size
@@ -32,7 +32,7 @@ class ChunkLocations:
     # --- the engine thread ---
 
     def update(self, came: Iterable[ChunkId], went: Iterable[ChunkId]) -> None:
-        """CPU memory's changes. A chunk that came and went between two reports counts as gone."""
+        """Apply the changes of CPU memory. A chunk that came and went between two reports counts as gone."""
         for chunk in came:
             self._ranks[chunk.key] = self._ranks.get(chunk.key, frozenset()) | {chunk.kv_rank}
         for chunk in went:
@@ -41,22 +41,23 @@ class ChunkLocations:
                 self._ranks[chunk.key] = left
 
     def saw_use(self, key: ChunkKey) -> None:
+        """Queue the observation that the chunk was loaded."""
         self._uses.put(key)
 
     def saw_bad(self, key: ChunkKey, tier: TierName) -> None:
-        """A load found the tier's copy missing or corrupt; without effect where none was recorded."""
+        """Queue the observation that the tier's copy is missing or corrupt. Does nothing if no copy is recorded."""
         if key in self._durable[tier]:
             self._bad.put((key, tier))
 
     # --- the control thread ---
 
     def record(self, tier: TierName, came: Iterable[ChunkKey], went: Iterable[ChunkKey] = ()) -> None:
-        """A durable tier's changes, once the catalog has them."""
+        """Apply the changes of a durable tier, after the catalog has recorded them."""
         self._durable[tier].update(came)
         self._durable[tier].difference_update(went)
 
     def load_from_catalog(self, rows: Iterable[ChunkRow]) -> None:
-        """Takes over what the catalog has of chunks that no durable tier is known to hold; another engine's, perhaps.
+        """Add the tiers of those rows' chunks that no durable tier is known to hold, such as another engine's.
 
         Any thread.
         """
@@ -66,33 +67,34 @@ class ChunkLocations:
                     self._durable[tier].add(row.key)
 
     def take_uses(self) -> list[ChunkKey]:
-        """Chunks that were loaded since the last call."""
+        """Return the chunks that were loaded since the last call."""
         return _drained(self._uses)
 
     def take_bad(self) -> list[tuple[ChunkKey, TierName]]:
-        """Copies that were found bad since the last call."""
+        """Return the copies that were found bad since the last call."""
         return _drained(self._bad)
 
     # --- any thread ---
 
     def holds(self, tier: TierName, key: ChunkKey) -> bool:
+        """Return whether the tier holds the chunk."""
         if tier is TierName.CPU:
             return len(self._ranks.get(key, ())) == self._world_size
         return key in self._durable[tier]
 
     def fastest(self, key: ChunkKey) -> TierName | None:
-        """Where a load would read the chunk; None if no tier is known to have it."""
+        """Return the tier from which a load would read the chunk, or None if no tier is known to have it."""
         return next((tier for tier in TierName if self.holds(tier, key)), None)
 
     def in_memory(self) -> list[ChunkKey]:
-        """The chunks that are in CPU memory."""
+        """Return the chunks that are in CPU memory."""
         return [key for key in list(self._ranks) if self.holds(TierName.CPU, key)]
 
     def tiers_of(self, keys: Collection[ChunkKey]) -> dict[str, int]:
-        """How many of `keys` each tier holds; a chunk can be in several. Tiers with none are left out."""
-        held = {TierName.CPU.value: sum(self.holds(TierName.CPU, key) for key in keys)}
-        held |= {tier.value: sum(key in chunks for key in keys) for tier, chunks in self._durable.items()}
-        return {tier: count for tier, count in held.items() if count}
+        """Return how many of `keys` each tier holds, without the tiers that hold none. A chunk can be in several."""
+        counts = {TierName.CPU.value: sum(self.holds(TierName.CPU, key) for key in keys)}
+        counts |= {tier.value: sum(key in chunks for key in keys) for tier, chunks in self._durable.items()}
+        return {tier: count for tier, count in counts.items() if count}
 
 
 def _drained(waiting: "queue.SimpleQueue[T]") -> list[T]:

@@ -1,4 +1,8 @@
-"""The jobs in flight between the scheduler side and the workers, and the futures of those who wait for them."""
+"""The jobs in flight between the scheduler side and the workers, and the futures of the callers that wait for them.
+
+Any thread may post a job. The engine thread sends the jobs and takes in the reports, once a step. The callbacks of the
+futures run on the engine thread, so they must not block. A lock guards the tables and is held for moments only.
+"""
 
 import itertools
 import threading
@@ -15,27 +19,30 @@ _SLOWNESS = {tier: rank for rank, tier in enumerate(TierName)}
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """All ranks' reports as one: sizes added up, the slowest tier, the longest time, the first failure."""
+    """All ranks' reports in one. A chunk has the sum of the sizes, the slowest tier and the first failure."""
 
     outcomes: dict[ChunkKey, ChunkOutcome]
     seconds: float
+    """The longest time that a rank took."""
 
 
 @dataclass(slots=True)
 class Ticket:
-    """A job in flight. `finished` fails with the first rank's CWMError; callbacks run on the engine thread."""
+    """A job in flight. The callbacks of its futures run on the engine thread."""
 
     job: Job
     captured: "Future[None]" = field(default_factory=Future)
+    """Done once every rank has read the blocks that it saves."""
     finished: "Future[JobResult]" = field(default_factory=Future)
+    """Done once every rank has finished. Raises the first failure that a rank reported."""
     on_progress: Callable[[int], None] | None = None
-    """Called with the number of chunks that every rank is done with."""
+    """Called on the engine thread with the number of chunks that every rank is done with."""
     _done: dict[int, int] = field(default_factory=dict)
     _captured: set[int] = field(default_factory=set)
     _final: dict[int, Report] = field(default_factory=dict)
 
     def add(self, report: Report, world_size: int) -> bool:
-        """Takes one report in; True once every rank has finished."""
+        """Take in one report. Return whether every rank has finished."""
         self._done[report.rank] = report.done
         if self.on_progress is not None and len(self._done) == world_size:
             self.on_progress(min(self._done.values()))
@@ -47,10 +54,10 @@ class Ticket:
             self.captured.set_result(None)
         if len(self._final) < world_size:
             return False
-        self._settle()
+        self._complete()
         return True
 
-    def _settle(self) -> None:
+    def _complete(self) -> None:
         failure = next((error for report in self._final.values() if (error := report.error())), None)
         if failure is not None:
             self.finished.set_exception(failure)
@@ -75,7 +82,7 @@ def _merge(one: ChunkOutcome | None, other: ChunkOutcome) -> ChunkOutcome:
 
 
 class JobBoard:
-    """Any thread may post; `take` and `deliver` are the engine thread's, once a step."""
+    """The jobs in flight. Any thread may call `post`. The engine thread calls `take` and `deliver` once a step."""
 
     def __init__(self, world_size: int) -> None:
         self._world_size = world_size
@@ -85,9 +92,11 @@ class JobBoard:
         self._open: dict[JobId, Ticket] = {}
 
     def next_id(self) -> JobId:
+        """Return an id for a new job. Any thread."""
         return JobId(next(self._ids))
 
     def post(self, job: Job, on_progress: Callable[[int], None] | None = None) -> Ticket:
+        """Queue a job for the next step and return its ticket. Any thread."""
         ticket = Ticket(job, on_progress=on_progress)
         with self._lock:
             self._open[job.id] = ticket
@@ -95,12 +104,13 @@ class JobBoard:
         return ticket
 
     def take(self) -> list[Job]:
-        """Jobs posted since the last step."""
+        """Return the jobs that were posted since the last step."""
         with self._lock:
             jobs, self._new = self._new, []
         return jobs
 
     def deliver(self, reports: list[Report]) -> None:
+        """Take in the workers' reports and complete the tickets of the jobs that are over."""
         for report in reports:
             with self._lock:
                 ticket = self._open.get(report.job)
@@ -109,7 +119,7 @@ class JobBoard:
                     del self._open[report.job]
 
     def fail_all(self, error: CWMError) -> None:
-        """Ends every wait; for shutdown."""
+        """Fail all tickets with `error` and drop the queued jobs. Called when the engine shuts down."""
         with self._lock:
             tickets, self._open, self._new = list(self._open.values()), {}, []
         for ticket in tickets:

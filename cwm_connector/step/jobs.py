@@ -1,7 +1,7 @@
-"""What travels with vLLM's steps: jobs from the scheduler side to every worker, and the workers' reports back.
+"""The messages that travel with vLLM's steps: jobs from the scheduler side to every worker, reports back.
 
-Everything here is pickled. A job is done when every rank has reported it finished; the reports of one rank come in
-order, possibly over several steps.
+Everything here is pickled, so it holds plain values only. A job is done when every rank has reported it finished. The
+reports of one rank arrive in order, possibly over several steps.
 """
 
 import enum
@@ -33,7 +33,7 @@ class ClaimedChunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ChunkBlocks:
-    """Blocks of the GPU that hold, or shall hold, blocks [first, first + len(block_ids)) of a chunk."""
+    """The blocks of the GPU for blocks [first, first + len(block_ids)) of a chunk, as source or destination."""
 
     chunk: ChunkSpec
     block_ids: tuple[int, ...]
@@ -42,9 +42,9 @@ class ChunkBlocks:
 
 @dataclass(frozen=True, slots=True)
 class SaveJob:
-    """Copy these whole chunks out of the cache, make them durable in every one of `tiers`.
+    """Copy these whole chunks out of the cache and make them durable in every one of `tiers`.
 
-    The blocks are held until `CAPTURED`.
+    The blocks stay pinned until `Phase.CAPTURED`.
     """
 
     id: JobId
@@ -55,7 +55,10 @@ class SaveJob:
 
 @dataclass(frozen=True, slots=True)
 class LoadJob:
-    """Fill a waiting request's blocks, in the order of its tokens; what follows the first failure counts as failed."""
+    """Fill the blocks of a waiting request, in the order of its tokens.
+
+    The chunks after the first failure count as failed.
+    """
 
     id: JobId
     request_id: str
@@ -64,7 +67,7 @@ class LoadJob:
 
 @dataclass(frozen=True, slots=True)
 class PromoteJob:
-    """Read and verify chunks into CPU memory, first to last, as far as they fit; tell where each one is."""
+    """Read chunks into CPU memory and verify them, first to last, as far as they fit. Report where each one is."""
 
     id: JobId
     chunks: tuple[ChunkSpec, ...]
@@ -72,9 +75,9 @@ class PromoteJob:
 
 @dataclass(frozen=True, slots=True)
 class CopyJob:
-    """Bring good copies of these chunks into a durable tier and show that they are good there, all ranks' parts.
+    """Copy all ranks' parts of these chunks into a durable tier and verify the copies there.
 
-    A chunk of another model is as good as one's own here: nothing of it is interpreted.
+    Chunks of other models can be copied too, because their content is not interpreted.
     """
 
     id: JobId
@@ -84,7 +87,7 @@ class CopyJob:
 
 @dataclass(frozen=True, slots=True)
 class VerifyJob:
-    """Read and check what one tier holds of these chunks, all ranks' parts; nothing is changed."""
+    """Read and check all ranks' parts of these chunks in one tier. Nothing is changed."""
 
     id: JobId
     keys: tuple[ChunkKey, ...]
@@ -93,7 +96,7 @@ class VerifyJob:
 
 @dataclass(frozen=True, slots=True)
 class DropJob:
-    """Remove chunks, all ranks' parts, from these tiers."""
+    """Remove all ranks' parts of these chunks from these tiers."""
 
     id: JobId
     chunks: tuple[ClaimedChunk, ...]
@@ -104,17 +107,19 @@ Job = SaveJob | LoadJob | PromoteJob | CopyJob | VerifyJob | DropJob
 
 
 class Phase(enum.Enum):
+    """How far one rank has got with a job."""
+
     RUNNING = enum.auto()
-    """Some way on; `done` counts chunks."""
+    """The job is under way. `Report.done` counts the chunks that are done."""
     CAPTURED = enum.auto()
-    """A save has read all its blocks."""
+    """A save has read all its blocks, so they may be unpinned."""
     FINISHED = enum.auto()
-    """Nothing of the job is left to do; it succeeded unless `failure` says otherwise."""
+    """The job is over. It succeeded unless `Report.failure` is set."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkOutcome:
-    """What one rank did with, or knows of, one chunk. A load or promotion that failed has a `failure`."""
+    """The result of a job for one chunk on one rank. `failure` is set if a load or a promotion failed."""
 
     key: ChunkKey
     tier: TierName | None
@@ -124,28 +129,32 @@ class ChunkOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Report:
+    """The progress or the end of a job on one rank."""
+
     job: JobId
     rank: int
     phase: Phase
     done: int = 0
+    """Chunks that this rank is done with."""
     outcomes: tuple[ChunkOutcome, ...] = ()
     failure: tuple[Code, str] | None = None
     seconds: float = 0.0
 
     def error(self) -> CWMError | None:
+        """Return the failure as an exception, or None if there was none."""
         return CWMError(*self.failure) if self.failure else None
 
 
 @dataclass
 class StepJobs(KVConnectorMetadata):
-    """Scheduler side -> workers, once a step."""
+    """The jobs that the scheduler side sends to the workers, once a step."""
 
     jobs: list[Job] = field(default_factory=list)
 
 
 @dataclass
 class StepReports(KVConnectorWorkerMetadata):
-    """Workers -> scheduler side, once a step, all ranks' put together."""
+    """The reports that all workers together send to the scheduler side, once a step."""
 
     reports: list[Report] = field(default_factory=list)
     now_in_cpu: list[ChunkId] = field(default_factory=list)
@@ -154,6 +163,7 @@ class StepReports(KVConnectorWorkerMetadata):
     """Copies in durable tiers that a load found missing or corrupt."""
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "StepReports":
+        """Return the reports of this rank and of another one together. vLLM calls it."""
         assert isinstance(other, StepReports)
         return StepReports(
             self.reports + other.reports,
@@ -165,7 +175,7 @@ class StepReports(KVConnectorWorkerMetadata):
 
 @dataclass
 class WorkerFacts(KVConnectorHandshakeMetadata):
-    """What only a worker knows and the scheduler side needs, told once after the KV cache is allocated."""
+    """The facts for the passport that only a worker knows. Sent once, after the KV cache is allocated."""
 
     rank: int
     layout: bytes

@@ -1,6 +1,7 @@
-"""The scheduler side: what a request can load, what a freeze must save, and the accounts of both.
+"""The scheduler side: decide what a request can load and what a freeze must save, and count both.
 
-Every method runs on the engine thread and only computes. Other threads come in through the step queue.
+Every method runs on the engine thread and only computes, so nothing here blocks. Other threads call in through the step
+queue.
 """
 
 import logging
@@ -37,7 +38,7 @@ class _HasBlockIds(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SaveOrder:
-    """What a freeze has to store, and where."""
+    """The chunks that a freeze has to store, and the tiers that it stores them in."""
 
     chunks: tuple[ChunkSpec, ...]
     tiers: tuple[TierName, ...]
@@ -46,33 +47,32 @@ class SaveOrder:
 
 @dataclass(frozen=True, slots=True)
 class SavePlan:
-    """Either a job under way, or how many blocks the prefix cache no longer has.
-
-    `whole_chunks`: how many of the order's first chunks it still has whole.
-    `computed_tokens`: what a recompute before it really computed, after local hits and loads.
-    """
+    """A save job under way, or the number of blocks that the prefix cache has lost."""
 
     ticket: Ticket | None
+    """The job. None if blocks are lost, in which case nothing is saved and no block is pinned."""
     lost_blocks: int = 0
     whole_chunks: int = 0
+    """How many leading chunks of the order the prefix cache still has whole."""
     computed_tokens: int = 0
+    """Tokens that a preceding recompute really computed, without local hits and loads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Freezable:
-    """A session that has spoken since it was last frozen, as auto-freeze looks at it."""
+    """A session that was active since its last freeze, with the facts that auto-freeze decides by."""
 
     session_id: str
     token_count: int
     last_active_at: Micros
     running: bool
     near_eviction: bool
-    """vLLM will soon take blocks of its end for others, or has begun to."""
+    """vLLM will soon reuse the blocks at its end, or has begun to."""
 
 
 @dataclass(slots=True)
 class _Match:
-    """What one waiting request will load, decided when vLLM asked and valid until blocks are allocated."""
+    """The blocks that a waiting request will load. Valid from vLLM's question until it allocates the blocks."""
 
     window: BoundWindow
     from_block: int
@@ -81,16 +81,17 @@ class _Match:
 
 @dataclass(slots=True)
 class _Recompute:
-    """A request of our own that brings evicted blocks back; the order is saved the moment it finishes."""
+    """A request of our own that computes evicted blocks again. The order is saved as soon as it finishes."""
 
-    stored: BoundWindow
+    loadable: BoundWindow
+    """The part of the context that is already stored, which the request may load."""
     order: SaveOrder
     plan: "Future[SavePlan]" = field(default_factory=Future)
     computed_tokens: int = 0
 
 
 class SchedulerSide:
-    """One for each engine; see the module's text for threads."""
+    """The scheduler side of one engine."""
 
     def __init__(
         self,
@@ -119,14 +120,19 @@ class SchedulerSide:
     # --- vLLM's hooks ---
 
     def bind_pool(self, pool: "BlockPool") -> None:
+        """Take vLLM's block pool. Called once, before the first step."""
         self._pool = pool
 
     def request_added(self, request: "Request") -> None:
+        """Assign a new request to its session, unless it is a recompute of our own."""
         if request.request_id not in self._recomputes:
             self._sessions.request_added(request)
 
     def matched_tokens(self, request: "Request", computed_tokens: int) -> int:
-        """Tokens beyond `computed_tokens` (whole blocks) that can be loaded; one token is left to compute."""
+        """Return how many tokens after `computed_tokens` can be loaded, in whole blocks.
+
+        At least one token is left for vLLM to compute. vLLM may ask several times before it allocates blocks.
+        """
         self._matches.pop(request.request_id, None)
         size = self._geometry.block_tokens
         match = self._match(request, computed_tokens // size)
@@ -138,7 +144,7 @@ class SchedulerSide:
         return loadable
 
     def blocks_allocated(self, request: "Request", blocks: _HasBlockIds, external_tokens: int) -> None:
-        """Sends the load of a match off; vLLM calls this a second time, without external tokens, when it is done."""
+        """Post the load of the last match. vLLM calls it again, without external tokens, when the load is done."""
         if external_tokens == 0:
             return
         match = self._matches.pop(request.request_id)
@@ -149,22 +155,27 @@ class SchedulerSide:
         ticket.finished.add_done_callback(lambda result: self._loaded(request.request_id, match.window, parts, result))
 
     def hit_sources(self, request: "Request") -> dict[TierName, int]:
-        """Tokens of the load that was just sent off, by the tier where they lay; asked once."""
+        """Return the tokens of the load that was just posted, by the tier that holds them, and forget them."""
         return self._sources.pop(request.request_id, {})
 
     def step_jobs(self, tokens: int = 0) -> StepJobs:
-        """What the workers shall do in this step of so many tokens; first, what other threads asked for is done."""
+        """Run the calls queued by other threads, then return this step's jobs for the workers.
+
+        `tokens`: the tokens that the step computes.
+        """
         self.prefill_speed.step_planned(tokens)
         self._step_queue.drain()
         return StepJobs(self._board.take())
 
     def deliver(self, reports: StepReports) -> None:
+        """Take in the workers' reports of a step."""
         self._locations.update(reports.now_in_cpu, reports.gone_from_cpu)
         for key, tier in reports.bad_copies:
             self._locations.saw_bad(key, tier)
         self._board.deliver(reports.reports)
 
     def request_finished(self, request: "Request") -> None:
+        """Add the request's tokens to its session. Save the order of a recompute of our own."""
         for table in (self._matches, self._sources):
             table.pop(request.request_id, None)
         self._no_more_loads.discard(request.request_id)
@@ -173,7 +184,7 @@ class SchedulerSide:
             self._sessions.request_finished(request)
             return
         try:
-            # Now, while the request still holds its blocks: a moment later they could be evicted again.
+            # The request still holds its blocks now. A moment later they could be evicted again.
             plan = self._plan(request.block_hashes, recompute.order)
             recompute.plan.set_result(replace(plan, computed_tokens=recompute.computed_tokens))
         except Exception as problem:
@@ -181,15 +192,17 @@ class SchedulerSide:
 
     @property
     def wants_step(self) -> bool:
+        """Return whether the engine has to make a step although no request needs one."""
         return self._step_queue.wants_step
 
-    # --- asked for through the step queue ---
+    # --- called through the step queue ---
 
     def snapshot(self, session_id: str, head: str | None) -> HeadSnapshot:
+        """Return a head of a session at this instant. See `SessionIndex.snapshot`."""
         return self._sessions.snapshot(session_id, head)
 
     def session_views(self) -> list[tuple[SessionView, int]]:
-        """The sessions, and how many tokens of each the prefix cache still has."""
+        """Return the sessions, each with the number of its tokens that the prefix cache still has."""
         size = self._geometry.block_tokens
         pool = self._require_pool()
         self._sessions.expire(lambda block: compat.cached_blocks(pool, [block])[0] is not None)
@@ -198,35 +211,47 @@ class SchedulerSide:
             for view in self._sessions.views()
         ]
 
-    def freezable(self, settled: Mapping[str, Micros], near: float) -> list[Freezable]:
-        """Sessions of at least one chunk that were active after `settled`, where they stand in it.
+    def freezable(self, frozen_at: Mapping[str, Micros], near: float) -> list[Freezable]:
+        """Return the sessions of at least one chunk that were active after their time in `frozen_at`.
 
-        `near`: which part of vLLM's blocks, of those that it takes next, counts as near to eviction. A session's end is
-        taken before its beginning, so that one look at its last block tells; no session costs more, however long.
+        A session that has no time in `frozen_at` counts as active. `near` is the fraction of vLLM's blocks, of those
+        that it reuses next, that counts as near eviction. vLLM evicts the end of a session before its beginning, so
+        only the last block is checked and the cost does not depend on the length of the session.
         """
         pool = self._require_pool()
-        doomed = compat.next_evicted(pool, int(near * pool.num_gpu_blocks))
+        near_eviction = compat.next_evicted(pool, int(near * pool.num_gpu_blocks))
         found = []
         for view in self._sessions.views():
             blocks = len(view.block_hashes)
-            fresh = view.last_active_at > settled.get(view.session_id, -1)
-            if view.expired or not fresh or blocks < self._geometry.blocks_per_chunk:
+            active = view.last_active_at > frozen_at.get(view.session_id, -1)
+            if view.expired or not active or blocks < self._geometry.blocks_per_chunk:
                 continue
             (last,) = compat.cached_blocks(pool, view.block_hashes[-1:])
-            going = not view.running and (last is None or last.block_id in doomed)
-            found.append(Freezable(view.session_id, view.token_count, view.last_active_at, view.running, going))
+            found.append(
+                Freezable(
+                    session_id=view.session_id,
+                    token_count=view.token_count,
+                    last_active_at=view.last_active_at,
+                    running=view.running,
+                    near_eviction=not view.running and (last is None or last.block_id in near_eviction),
+                )
+            )
         return found
 
     def plan_save(self, snapshot: HeadSnapshot, order: SaveOrder) -> SavePlan:
-        """Holds the blocks of the order and sends their save off, unless some are lost: then nothing is held."""
+        """Pin the blocks of the order and post their save. If some blocks are lost, pin nothing and report them."""
         return self._plan(snapshot.block_hashes, order)
 
-    def expect_recompute(self, request_id: str, stored: BoundWindow, order: SaveOrder) -> "Future[SavePlan]":
-        """Registers a request of our own, to be submitted next: it may load `stored`; the order is saved at its end."""
-        self._recomputes[request_id] = recompute = _Recompute(stored, order)
+    def expect_recompute(self, request_id: str, loadable: BoundWindow, order: SaveOrder) -> "Future[SavePlan]":
+        """Register a recompute, a request of our own that the caller submits next.
+
+        The request may load the window `loadable`. The order is saved when the request finishes. Return a future of
+        the plan.
+        """
+        self._recomputes[request_id] = recompute = _Recompute(loadable, order)
         return recompute.plan
 
-    # --- inside ---
+    # --- internal ---
 
     def _match(self, request: "Request", from_block: int) -> _Match | None:
         if request.request_id in self._no_more_loads or not is_text_only(request):
@@ -244,14 +269,14 @@ class SchedulerSide:
     def _windows_for(self, request: "Request") -> tuple[BoundWindow, ...]:
         recompute = self._recomputes.get(request.request_id)
         if recompute is not None:
-            return (recompute.stored,)
+            return (recompute.loadable,)
         salt = salt_hash(request.cache_salt) if request.cache_salt else None
         return self._thaw_bindings.of(self._sessions.session_id_of(request), salt)
 
     def _tokens_by_tier(self, parts: Sequence[ChunkBlocks]) -> dict[TierName, int]:
         tokens: dict[TierName, int] = {}
         for part in parts:
-            # A chunk that no tier is known to have is still looked for where windows are stored.
+            # A chunk that no tier is known to have is still looked for on disk.
             tier = self._locations.fastest(part.chunk.key) or TierName.DISK
             tokens[tier] = tokens.get(tier, 0) + len(part.block_ids) * self._geometry.block_tokens
         return tokens
@@ -259,7 +284,7 @@ class SchedulerSide:
     def _loaded(
         self, request_id: str, window: BoundWindow, parts: Sequence[ChunkBlocks], result: "Future[JobResult]"
     ) -> None:
-        """Accounts for a finished load, and keeps what could not be read from being offered again."""
+        """Count a finished load, and do not offer again what could not be read."""
         if result.exception() is not None:
             self._no_more_loads.add(request_id)
             return
@@ -283,30 +308,33 @@ class SchedulerSide:
     def _plan(self, hashes: "Sequence[BlockHash]", order: SaveOrder) -> SavePlan:
         pool = self._require_pool()
         found = [compat.cached_blocks(pool, hashes[chunk.first_block : chunk.end_block]) for chunk in order.chunks]
-        held = [block for blocks in found for block in blocks if block is not None]
-        lost = sum(chunk.blocks for chunk in order.chunks) - len(held)
+        pinned = [block for blocks in found for block in blocks if block is not None]
+        lost = sum(chunk.blocks for chunk in order.chunks) - len(pinned)
         if lost:
-            whole = next(at for at, blocks in enumerate(found) if None in blocks)
-            return SavePlan(None, lost, whole)
-        compat.pin_blocks(pool, held)
+            whole = next(index for index, blocks in enumerate(found) if None in blocks)
+            return SavePlan(ticket=None, lost_blocks=lost, whole_chunks=whole)
+        compat.pin_blocks(pool, pinned)
         parts = tuple(
             ChunkBlocks(chunk, tuple(block.block_id for block in blocks if block is not None))
             for chunk, blocks in zip(order.chunks, found, strict=True)
         )
         ticket = self._board.post(SaveJob(self._board.next_id(), parts, order.tiers, order.claim))
-        ticket.captured.add_done_callback(lambda _: compat.unpin_blocks(pool, held))
+        ticket.captured.add_done_callback(lambda _: compat.unpin_blocks(pool, pinned))
         return SavePlan(ticket)
 
     def _require_pool(self) -> "BlockPool":
         if self._pool is None:
-            raise CWMError(Code.STATE, "the engine has not bound its block pool yet; try again in a moment")
+            raise CWMError(Code.STATE, "the engine is still starting and has no block pool yet; try again in a moment")
         return self._pool
 
 
 def _parts(
     chunks: Sequence[ChunkSpec], from_block: int, to_block: int, block_ids: Sequence[int]
 ) -> Iterator[ChunkBlocks]:
-    """The pieces of `chunks` that cover blocks [from_block, to_block); `block_ids`: the request's, from block 0 on."""
+    """Yield the parts of `chunks` that cover blocks [from_block, to_block).
+
+    `block_ids` are all blocks of the request, from its block 0.
+    """
     for chunk in chunks:
         start, end = max(chunk.first_block, from_block), min(chunk.end_block, to_block)
         if start < end:
