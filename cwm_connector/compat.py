@@ -1,6 +1,8 @@
-"""Every vLLM internal that CWM relies on and that is no public connector API. Written against vLLM 0.32.
+"""All uses of vLLM internals, which are not part of its public connector API. Written for vLLM 0.32.
 
-tests/cwm_connector/test_compat.py holds a contract test for each function here: when vLLM changes, they fail first.
+tests/cwm_connector/test_compat.py has a contract test for each function. When vLLM changes, those tests fail first.
+Each section says on which threads its functions may run. Nothing here blocks, except `tokenizer` and `weight_files`,
+which read from the disk.
 """
 
 import sys
@@ -23,13 +25,14 @@ if TYPE_CHECKING:
     from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 
-# --- the engine loop -------------------------------------------------------------------------------------------------
+# --- the engine loop; any thread, but `find_engine_core` -------------------------------------------------------------
 
 
 def find_engine_core() -> "EngineCoreProc | None":
-    """The engine under whose construction we are being built, or None where it runs in the caller's own process.
+    """Return the engine whose constructor is creating the connector, or None if it is not on the stack.
 
-    vLLM hands its connectors no way to wake an idle engine; its constructor is on the stack while ours runs.
+    Call it from the connector's constructor. vLLM gives its connectors no way to wake an idle engine, but its own
+    constructor is on the stack while the connector's runs.
     """
     from vllm.v1.engine.core import EngineCore
 
@@ -43,7 +46,7 @@ def find_engine_core() -> "EngineCoreProc | None":
 
 
 def wake(engine: "EngineCoreProc") -> None:
-    """Makes an idle engine look for work; any thread. Without an input queue (in-process engine) it does nothing."""
+    """Make an idle engine look for work. Does nothing for an in-process engine, which has no input queue."""
     from vllm.v1.engine import EngineCoreRequestType
 
     inbox = getattr(engine, "input_queue", None)
@@ -52,16 +55,16 @@ def wake(engine: "EngineCoreProc") -> None:
 
 
 def is_shutting_down(engine: "EngineCoreProc") -> bool:
-    """True once a signal has asked the engine to end; it goes on stepping while there is work. Any thread."""
+    """Return whether a signal has asked the engine to shut down. It still makes steps while there is work."""
     from vllm.v1.engine.core import EngineShutdownState
 
     return getattr(engine, "shutdown_state", EngineShutdownState.RUNNING) is not EngineShutdownState.RUNNING
 
 
 def submit_prefill(engine: "EngineCoreProc", request_id: str, token_ids: Sequence[int], cache_salt: str | None) -> None:
-    """Has the engine compute `token_ids` and one token more; any thread. No client waits for its output.
+    """Queue a request that computes `token_ids` and one more token. No client waits for its output.
 
-    Raises: CWM-3001 for an in-process engine, which has no queue to put a request into.
+    Raises `Code.STATE` for an in-process engine, which has no queue for the request.
     """
     from vllm import SamplingParams
     from vllm.v1.engine import EngineCoreRequest, EngineCoreRequestType
@@ -87,23 +90,23 @@ def submit_prefill(engine: "EngineCoreProc", request_id: str, token_ids: Sequenc
 
 
 def cached_blocks(pool: "BlockPool", hashes: "Sequence[BlockHash]") -> "list[KVCacheBlock | None]":
-    """The block that the prefix cache holds for each hash, or None."""
+    """Return for each hash the block that the prefix cache holds, or None."""
     found = (pool.get_cached_block(block_hash, [0]) for block_hash in hashes)
     return [blocks[0] if blocks else None for blocks in found]
 
 
 def pin_blocks(pool: "BlockPool", blocks: "Sequence[KVCacheBlock]") -> None:
-    """Keeps the blocks from being reused until `unpin_blocks`."""
+    """Keep vLLM from reusing the blocks until `unpin_blocks`."""
     pool.touch(blocks)
 
 
 def unpin_blocks(pool: "BlockPool", blocks: "Sequence[KVCacheBlock]") -> None:
-    """In reverse, so that the end of a sequence is evicted before its beginning."""
+    """Allow vLLM to reuse the blocks. The end of a sequence is evicted before its beginning."""
     pool.free_blocks(reversed(blocks))
 
 
 def next_evicted(pool: "BlockPool", count: int) -> set[int]:
-    """The ids of the `count` free blocks that vLLM takes next, whose content is lost then."""
+    """Return the ids of the `count` free blocks that vLLM will reuse next, which loses their content."""
     queue = pool.free_block_queue
     found: set[int] = set()
     block = queue.fake_free_list_head.next_free_block
@@ -113,32 +116,32 @@ def next_evicted(pool: "BlockPool", count: int) -> set[int]:
     return found
 
 
-# --- text ------------------------------------------------------------------------------------------------------------
+# --- text; any thread but the engine's -------------------------------------------------------------------------------
 
 
 def tokenizer(vllm_config: "VllmConfig") -> Any:
-    """The model's tokenizer, loaded at the first call; None where vLLM was told to do without."""
+    """Return the model's tokenizer, or None if vLLM was started without one. The first call loads it, for seconds."""
     from vllm.tokenizers import cached_tokenizer_from_config
 
     return cached_tokenizer_from_config(vllm_config.model_config)
 
 
-# --- accounts --------------------------------------------------------------------------------------------------------
+# --- counters --------------------------------------------------------------------------------------------------------
 
 
 def hit_sources(tokens_by_tier: Mapping[TierName, int]) -> "dict[CacheHitSource, int]":
-    """Our tiers in the words of vLLM's own hit counters."""
+    """Return the tokens by the labels of vLLM's own hit counters."""
     from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-    words = {TierName.CPU: CacheHitSource.HOST, TierName.DISK: CacheHitSource.DISK}
-    return {words.get(tier, CacheHitSource.EXTERNAL_UNSPECIFIED): count for tier, count in tokens_by_tier.items()}
+    labels = {TierName.CPU: CacheHitSource.HOST, TierName.DISK: CacheHitSource.DISK}
+    return {labels.get(tier, CacheHitSource.EXTERNAL_UNSPECIFIED): count for tier, count in tokens_by_tier.items()}
 
 
 # --- what the KV depends on ------------------------------------------------------------------------------------------
 
 
 def check_supported(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> None:
-    """Raises: CWM-3001 for a model or a configuration whose KV can't be frozen exactly."""
+    """Raise `Code.STATE` or `Code.ARGUMENT` for a model or a configuration whose KV can't be frozen exactly."""
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
     groups = kv_cache_config.kv_cache_groups
@@ -159,7 +162,7 @@ def check_supported(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig")
             Code.STATE, "prefix-cache hashes finer than a block are not supported; unset --prefix-match-unit"
         )
     if not vllm_config.cache_config.enable_prefix_caching:
-        raise CWMError(Code.STATE, "freezing reads vLLM's prefix cache; serve with --enable-prefix-caching")
+        raise CWMError(Code.STATE, "a freeze needs vLLM's prefix cache; serve with --enable-prefix-caching")
     transfer = vllm_config.kv_transfer_config
     if transfer is not None and transfer.kv_load_failure_policy != "recompute":
         raise CWMError(
@@ -170,20 +173,20 @@ def check_supported(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig")
 
 
 def block_tokens(kv_cache_config: "KVCacheConfig") -> int:
-    """Tokens per block."""
+    """Return the tokens in each block."""
     return kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
 
 
 def block_bytes(kv_cache_config: "KVCacheConfig") -> int:
-    """Bytes of one block over all layers, on one rank."""
+    """Return the bytes of one block in all layers together, on one rank."""
     group = kv_cache_config.kv_cache_groups[0]
     return group.kv_cache_spec.page_size_bytes * len(group.layer_names)
 
 
 def layers_in_order(kv_cache_config: "KVCacheConfig", kv_caches: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Each layer's cache, `[blocks, …]` with whole scheduler blocks, in the model's own order of layers.
+    """Return each layer's cache, `[blocks, …]` with whole scheduler blocks, in the order of the model's layers.
 
-    Never in the order of their addresses: that may be another one in the next process, and a chunk is read by place.
+    The order of the addresses would not do. It can differ in the next process, and a chunk is read by position.
     """
     from vllm.v1.kv_cache_interface import group_kernel_blocks
 
@@ -192,16 +195,18 @@ def layers_in_order(kv_cache_config: "KVCacheConfig", kv_caches: Mapping[str, to
 
 
 _CONFIG_PROVENANCE: Final = ("_name_or_path", "_model_name_or_path", "transformers_version")
-"""Where a config came from and who wrote it: a model that was moved or saved again is the same model."""
+"""Keys that say where a config came from. They are left out, because a model that was moved or saved again is the same.
+"""
 
 
 def passport_fields(
     vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", weights: str, layout: str, backend: str, isa: str
 ) -> dict[str, str]:
-    """The passport's fields, except the format's version.
+    """Return the fields of the passport, except the version of the chunk format.
 
-    `weights`: their digest; `layout`: a fingerprint of all ranks' pages; `backend`, `isa`: as the workers told.
-    vLLM's own minor version is among them: it may pack the same shape differently, and nothing else would show it.
+    `weights` is the digest of the weights and `layout` a fingerprint of all ranks' pages. The workers report `backend`
+    and `isa`. vLLM's minor version is one of the fields, because another version may pack the same shape differently
+    and no other field would show it.
     """
     import hashlib
     import json
@@ -228,9 +233,9 @@ def passport_fields(
 
 
 def instruction_set() -> str:
-    """What decides the order of bytes inside a page: the CPU's vector unit, or the GPU's compute capability.
+    """Return what decides the order of bytes in a page: the CPU's vector unit or the GPU's compute capability.
 
-    Worker processes only: asking CUDA opens a context on the device.
+    Worker processes only, because the call opens a CUDA context on the device.
     """
     if torch.cuda.is_available():
         return "sm{}{}".format(*torch.cuda.get_device_capability())
@@ -239,15 +244,15 @@ def instruction_set() -> str:
 
 
 def attention_backend(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> str:
-    """The name of the backend that the model's layers really use; worker processes only."""
+    """Return the name of the attention backend that the model's layers really use. Worker processes only."""
     layer = vllm_config.compilation_config.static_forward_context[kv_cache_config.kv_cache_groups[0].layer_names[0]]
     return layer.get_attn_backend().get_name()
 
 
 def weight_files(vllm_config: "VllmConfig") -> tuple[list[Path], str]:
-    """The files that the weights came from, and what else chooses them (load format, revision, seed of dummy weights).
+    """Return the files with the weights, and the load format (with the seed, if they are dummy weights).
 
-    Raises: CWM-3001 where no weight file can be found.
+    Raises `Code.STATE` if no weight file can be found.
     """
     model = vllm_config.model_config
     load_format = str(vllm_config.load_config.load_format)
@@ -262,4 +267,6 @@ def weight_files(vllm_config: "VllmConfig") -> tuple[list[Path], str]:
         files = list(folder.glob(pattern))
         if files:
             return files, load_format
-    raise CWMError(Code.STATE, f"no weight files in {folder}; windows can't be bound to weights that can't be read")
+    raise CWMError(
+        Code.STATE, f"there are no weight files in {folder}, so windows can't be bound to them; serve a local model"
+    )

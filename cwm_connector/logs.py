@@ -1,6 +1,6 @@
-"""Where the connector's log lines go: into the engine's log, in one format, at CWM_LOG_LEVEL.
+"""Write the connector's log lines to the engine's log, in one format, at CWM_LOG_LEVEL.
 
-Token ids, prompts, salts and environments are never logged, at any level.
+Token ids, prompts, salts and environment variables are never logged, at any level.
 """
 
 import logging
@@ -11,7 +11,7 @@ _FORMAT: Final = "%(levelname)s %(asctime)s [cwm %(module)s] %(message)s"
 
 
 def configure(level: str) -> None:
-    """Once per process is enough; more often does no harm."""
+    """Set the level and, once for each process, the handler of the package's loggers. May be called repeatedly."""
     package = logging.getLogger("cwm_connector")
     package.setLevel(level)
     if not package.handlers:

@@ -1,6 +1,6 @@
-"""CWM's own Prometheus series. Every value is counted where the bytes moved; nothing is estimated.
+"""CWM's own Prometheus metrics. Every value is measured where the bytes move. Nothing is estimated.
 
-Counters may be raised from any thread. They are served over the control socket.
+Any thread may change the counters. Nothing here blocks. The control socket serves the values.
 """
 
 import math
@@ -14,12 +14,12 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
-    """A registry of its own: vLLM's process-wide one belongs to vLLM."""
+    """The metrics of one engine, in a registry of their own. The process-wide registry belongs to vLLM."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.operations = Counter(
-            "cwm_operations", "CallHandler by outcome.", ["operation", "outcome"], registry=self.registry
+            "cwm_operations", "Operations by outcome.", ["operation", "outcome"], registry=self.registry
         )
         self._loaded_tokens = Counter(
             "cwm_loaded_tokens", "Tokens loaded into the engine.", ["tier"], registry=self.registry
@@ -58,24 +58,26 @@ class Metrics:
         self.chunk_bytes = Gauge("cwm_chunk_bytes", "Bytes of the catalog's chunks, each once.", registry=self.registry)
 
     def loaded(self, tier: TierName, tokens: int) -> None:
+        """Count a chunk, or the part of it with so many tokens, that was loaded from the tier."""
         self._hits.inc()
         self._loaded_tokens.labels(tier.value).inc(tokens)
 
     def missed(self, tokens: int) -> None:
+        """Count a chunk, or the part of it with so many tokens, that could not be loaded."""
         self._misses.inc()
         self._missed_tokens.inc(tokens)
 
     def hits_and_misses(self) -> tuple[int, int]:
-        """Chunks since the engine's start."""
+        """Return the number of chunks that were loaded and that could not be loaded since the engine's start."""
         return int(self._hits._value.get()), int(self._misses._value.get())
 
     def hit_rate(self) -> float:
-        """Of the chunks that should have been loaded; 0 before the first one, which hits and misses beside it tell."""
+        """Return the loaded fraction of the chunks that should have been loaded, or 0 if there were none."""
         hits, misses = self.hits_and_misses()
         return hits / (hits + misses) if hits + misses else 0.0
 
     def samples(self) -> list[dict[str, Any]]:
-        """Every sample as name, type, value, labels and help; what is not known yet (NaN) is left out."""
+        """Return all samples with name, type, value, labels and help, without values that are not known yet (NaN)."""
         return [
             {
                 "name": sample.name,

@@ -1,13 +1,13 @@
-"""ASGI middleware for vLLM's HTTP server: the session that a client names in its own header becomes X-Session-ID.
+"""ASGI middleware for vLLM's HTTP server that sets X-Session-ID from the headers of known clients.
 
     vllm serve … --middleware cwm_connector.middleware.SessionHeader        (`cwm serve` adds it)
 
-Claude Code and Codex tell their session with every request, in headers that vLLM does not know. A subagent of Claude
-Code tells the session and an id of its own: it becomes `SESSION/AGENT`, which sessions/index.py takes apart again. The
-header is the client's word: identity, not authorisation.
+Claude Code and Codex send their session with every request, in headers that vLLM does not know. A subagent of Claude
+Code also sends an id of its own. The middleware turns it into `SESSION/AGENT`, which sessions/index.py parses. The
+header identifies the client but does not authorise it.
 
-Runs on the server's event loop for every request: a look through the headers, nothing else. It never reads a body,
-never logs, never raises, and imports the standard library alone.
+Runs on the server's event loop, for every request, and only looks at the headers. It never blocks, never reads a body,
+never logs and never raises. Imports the standard library only.
 """
 
 import re
@@ -23,33 +23,34 @@ HEADER: Final = b"x-session-id"
 CLAUDE_CODE_SESSION: Final = b"x-claude-code-session-id"
 CLAUDE_CODE_AGENT: Final = b"x-claude-code-agent-id"
 _CLIENTS: Final = (CLAUDE_CODE_SESSION, b"session-id", b"session_id")
-"""The first that is there counts; the latter two are Codex's, of newer and of older versions."""
+"""The headers with a session, in order of precedence. Codex sends one of the last two, depending on its version."""
 _KNOWN: Final = frozenset((HEADER, CLAUDE_CODE_AGENT, *_CLIENTS))
 _ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-"""A session id as protocol.py has it; what is none is left to vLLM as it came."""
+"""A session id, as in core/names.py. A header with anything else is ignored."""
 
 
 class SessionHeader:
-    """Passes everything on; of HTTP requests that have no X-Session-ID it adds one where it can."""
+    """Adds X-Session-ID to HTTP requests that have none and come from a known client. Changes nothing else."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (told := _told_session(scope["headers"])) is not None:
-            # A new list: the one that came belongs to the server.
-            scope["headers"] = [*scope["headers"], (HEADER, told)]
+        """Add the header if there is a session for it, then call the application."""
+        if scope["type"] == "http" and (session := _session_of(scope["headers"])) is not None:
+            # The old list belongs to the server, so it is not changed.
+            scope["headers"] = [*scope["headers"], (HEADER, session)]
         await self._app(scope, receive, send)
 
 
-def _told_session(headers: list[tuple[bytes, bytes]]) -> bytes | None:
-    """The value for X-Session-ID, or None where the client sent it itself or names no session that can be one."""
-    # ASGI has names in lower case; of a repeated header the first counts, as in vLLM.
-    told = {name: value for name, value in reversed(headers) if name in _KNOWN}
-    if not told or HEADER in told:
+def _session_of(headers: list[tuple[bytes, bytes]]) -> bytes | None:
+    """Return the value for X-Session-ID, or None if the client sent that header or has no valid session."""
+    # ASGI has header names in lower case. Of a repeated header the first one counts, as in vLLM.
+    values = {name: value for name, value in reversed(headers) if name in _KNOWN}
+    if not values or HEADER in values:
         return None
-    session = next((told[name] for name in _CLIENTS if name in told), b"")
+    session = next((values[name] for name in _CLIENTS if name in values), b"")
     if not _ID.fullmatch(session):
         return None
-    agent = told.get(CLAUDE_CODE_AGENT, b"") if CLAUDE_CODE_SESSION in told else b""
+    agent = values.get(CLAUDE_CODE_AGENT, b"") if CLAUDE_CODE_SESSION in values else b""
     return session + b"/" + agent if _ID.fullmatch(agent) else session

@@ -1,6 +1,9 @@
-"""Settings of both processes: `CWM_*` in the environment; inside the engine `kv_connector_extra_config` wins.
+"""The settings of both processes, read from `CWM_*` environment variables.
 
-A setting that can't work stops the start with one clear line; nothing is repaired silently.
+In the engine, values in vLLM's `kv_connector_extra_config` take precedence. A value that can't work stops the start
+with one clear line. Nothing is repaired silently.
+
+Settings are read once, when a process starts, and are immutable. `private_folder` may block on the disk.
 """
 
 import enum
@@ -16,52 +19,74 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.units import GIB
 
 _MAX_SOCKET_PATH = 107
-"""Linux's limit for a unix socket's path, in bytes."""
+"""Bytes that Linux allows for the path of a unix socket."""
 
 
 class CatalogKind(enum.StrEnum):
-    """Where the catalog's truth lies."""
+    """Where the catalog is stored."""
 
     SQLITE = "sqlite"
-    """In CWM_HOME: one engine's own."""
+    """In CWM_HOME. The catalog belongs to one engine."""
     REDIS = "redis"
-    """In Redis: shared by every engine with the same URL and namespace; chunks are shared with it."""
+    """In Redis. All engines with the same URL and namespace share the catalog and the chunks in Redis."""
 
 
 class PolicyName(enum.StrEnum):
-    """Which chunks have to make room first; one file each in tiers/policies."""
+    """The order in which chunks are evicted. Each policy has a module in tiers/policies."""
 
     LRU = "lru"
+    """The least recently used chunk first."""
     SLRU = "slru"
+    """Chunks that were used only once before chunks that were used again, each in the order of their last use."""
 
 
 class Settings(BaseSettings):
-    """What can be set; the field's name in capitals behind `CWM_` is its environment variable."""
+    """The settings. `cpu_cache_gb` is set by the environment variable `CWM_CPU_CACHE_GB`, the others likewise."""
 
     model_config = SettingsConfigDict(env_prefix="CWM_", extra="ignore", frozen=True)
 
     vllm_url: str = "http://localhost:8000"
+    """The URL of vLLM's HTTP server, without a path. Default: http://localhost:8000."""
     vllm_api_key: str | None = Field(default=None, repr=False)
+    """The API key that vLLM asks its clients for. Default: none."""
     home: Path = Path("~/.cwm")
+    """The folder with the catalog, the socket and, unless `disk_path` is set, the chunks. Default: ~/.cwm."""
     socket: Path | None = None
+    """The path of the control socket, at most 107 bytes. Default: engine.sock in `home`."""
     disk_path: Path | None = None
+    """The folder of the disk tier. Default: chunks in `home`."""
     cpu_cache_gb: float = Field(default=4, gt=0)
+    """The size of the CPU tier in GiB, above 0. Default: 4."""
     disk_cache_gb: float = Field(default=50, gt=0)
+    """The size limit of the disk tier in GiB, above 0. Default: 50."""
     redis_url: str | None = Field(default=None, repr=False)
+    """The URL of the Redis server: redis://, rediss:// (TLS) or unix://. Default: none, so there is no Redis tier."""
     redis_namespace: str = Field(default="cwm", pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    """Begins every key of ours in Redis: engines that share a catalog share it."""
+    """The first part of all keys in Redis. Engines that share a catalog have the same one. Default: cwm."""
     catalog: CatalogKind = CatalogKind.SQLITE
+    """Where the catalog is stored, sqlite or redis. redis needs `redis_url`. Default: sqlite."""
     tier_policy: PolicyName = PolicyName.LRU
+    """The order in which chunks are evicted from CPU memory and moved from the disk, lru or slru. Default: lru."""
     cold_after_hours: float = Field(default=168, gt=0)
-    """Chunks that no freeze or thaw has touched for so long move from disk to Redis, where there is one."""
+    """Hours without a freeze or thaw after which a chunk moves from the disk to Redis, if there is a Redis tier.
+    Above 0. Default: 168, a week."""
     chunk_tokens: int = Field(default=256, gt=0)
+    """Tokens in a chunk, rounded up to whole blocks of vLLM. Above 0. Default: 256."""
     auto_freeze_enabled: bool = False
+    """Whether sessions are frozen automatically. Default: false."""
     auto_freeze_idle_timeout_minutes: float = 30
+    """Minutes without a request after which a session is frozen. 0 switches this off. Default: 30."""
     auto_freeze_token_threshold: int = 100_000
+    """Tokens by which a session grows before it is frozen again. 0 switches this off. Default: 100,000."""
     auto_freeze_naming_pattern: str = "auto-{session_id}-{timestamp}"
+    """The names of automatic windows, up to 80 characters. {session_id}, {timestamp} and {generation} may each appear
+    once. Default: auto-{session_id}-{timestamp}."""
     auto_freeze_keep_last: int = 3
-    """What these five may be is checked where they become a policy (auto/policy.py)."""
+    """Automatic windows of each kind that are kept for a session. 0 keeps all. Default: 3.
+
+    The limits of these five settings are checked in operations/auto_freeze/policy.py."""
     log_level: str = "INFO"
+    """The lowest level of the connector's log lines: DEBUG, INFO, WARNING or ERROR. Default: INFO."""
 
     @field_validator("home", "socket", "disk_path")
     @classmethod
@@ -86,7 +111,7 @@ class Settings(BaseSettings):
     @classmethod
     def _has_a_server(cls, catalog: CatalogKind, info: ValidationInfo) -> CatalogKind:
         if catalog is CatalogKind.REDIS and info.data.get("redis_url") is None:
-            raise ValueError("redis needs CWM_REDIS_URL; set it, or leave CWM_CATALOG out")
+            raise ValueError("redis needs CWM_REDIS_URL; set it, or unset CWM_CATALOG")
         return catalog
 
     @field_validator("log_level")
@@ -104,29 +129,34 @@ class Settings(BaseSettings):
 
     @property
     def socket_path(self) -> Path:
+        """Return the path of the control socket."""
         return self.socket or self.home / "engine.sock"
 
     @property
     def catalog_path(self) -> Path:
+        """Return the path of the catalog's SQLite file."""
         return self.home / "catalog.sqlite"
 
     @property
     def chunks_path(self) -> Path:
+        """Return the folder of the disk tier."""
         return self.disk_path or self.home / "chunks"
 
     @property
     def cpu_cache_bytes(self) -> int:
+        """Return the size of the CPU tier."""
         return int(self.cpu_cache_gb * GIB)
 
     @property
     def disk_cache_bytes(self) -> int:
+        """Return the size limit of the disk tier."""
         return int(self.disk_cache_gb * GIB)
 
 
 def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
-    """The settings in force; `overrides` are `kv_connector_extra_config`'s, keyed by field name.
+    """Return the settings. `overrides` are the values of `kv_connector_extra_config`, by field name.
 
-    Raises: CWM-1003 that names the setting, its value's fault and where it comes from.
+    Raises `Code.ARGUMENT` with the name of the setting and the reason why its value can't work.
     """
     try:
         return Settings(**dict(overrides or {}))

@@ -1,7 +1,10 @@
-"""SHA-256 of a model's weight files, remembered by path, size, inode and time so that a restart reads them no more.
+"""Compute the SHA-256 of a model's weight files, and cache it so that a restart does not read them again.
 
-The name of a model says nothing about its weights; KV made by other weights is silently wrong. So the passport holds
-the hash of what was really loaded.
+The name of a model says nothing about its weights, and KV of other weights gives silently wrong answers. The passport
+therefore holds the digest of the weights that were really loaded. A file's hash is cached by its path, size, inode and
+modification time.
+
+Called when the engine starts. Blocks while the files are read, which takes minutes for large models.
 """
 
 import hashlib
@@ -17,10 +20,10 @@ def _stamp(path: Path) -> str:
 
 
 def files_digest(files: Iterable[Path], cache: Path) -> str:
-    """Hex SHA-256 over the contents of `files`, in the order of their names.
+    """Return the SHA-256 of the contents of `files` in the order of their names, as hexadecimal digits.
 
-    `cache` (a JSON file, made where it is missing) keeps each file's own hash. An unreadable cache is made anew.
-    Raises: OSError where a weight file can't be read.
+    The JSON file `cache` keeps the hash of each file. It is created if it is missing or can't be read.
+    Raises OSError if a weight file can't be read.
     """
     try:
         known: dict[str, str] = json.loads(cache.read_text())
