@@ -1,16 +1,29 @@
-"""The catalog's contract: names, snapshots, chunks and who refers to them. No KV bytes.
+"""The interface of the catalog: windows, their snapshots, and the chunks that the snapshots refer to. No KV bytes.
 
-A **snapshot** is the immutable content of a window: passport, token ids, the list of chunk keys. Several windows
-(clones) can share one snapshot. A **chunk row** exists if and only if the chunk's bytes were made durable before the
-row was written, and stays while a snapshot refers to it; `tiers` says in which durable tiers this engine found or put
-them. That alone may change afterwards (`place`): a chunk moves to a colder tier, a copy turns out to be bad.
+A **snapshot** is the immutable content of a window: passport, token ids and the list of chunk keys. Several windows
+(clones) can share one snapshot. A **chunk row** is written only after the chunk's bytes are durable, and it stays while
+a snapshot refers to it. The field `tiers` names the durable tiers in which this engine found or put the bytes. Only
+this field changes later (`place`), when a chunk moves to a colder tier or a copy turns out to be bad.
 
-Every row that a caller is given has passed a checksum over all its fields; one that has not raises CWM-4004. A listing
-goes on: it tells the name of such a window and nothing else of it.
+Each row that is returned has passed a checksum over all its fields. Otherwise the method raises `Code.CORRUPT`. A
+listing continues, and shows only the name of a damaged window.
 
-Threads: a catalog belongs to the one thread that uses it (the engine's catalog thread; a read-only catalog: the
-client's). Every method may block on the disk, so none may be called from the engine thread or from an event loop.
-Every writing method is one transaction, durable when it returns: after a kill at any instant it happened whole or not.
+Threads and blocking: a catalog belongs to one thread, the catalog thread of the engine or, if it is opened for reading,
+a thread of the client. Every method may block on the disk, and on Redis if the catalog is shared, so none may be called
+on the engine thread or an event loop. Each method that writes is one transaction. It is durable when the method
+returns. After a kill at any instant, a transaction has happened completely or not at all.
+
+An engine calls the catalog in this order. An implementation must keep what each step relies on:
+
+1. Start: `sweep_unreferenced` after opening, then `all_chunks` and `place`, because recovery compares the tiers with
+   the rows, then `bindings`.
+2. Freeze: `stored` first, to find the chunks that need no copy. The chunks are then made durable in a tier, and
+   `commit_window` comes last. A row never refers to bytes that are not durable.
+3. Thaw: `window`, `token_ids_of` and `chunks_of`, then `bind` before the client gets its salt.
+4. Delete: `delete_window` first, then the bytes of the `orphans` are removed. Until `is_durable` is true, bytes without
+   a row may still be referred to and must stay.
+5. At any time in between: `place` after a chunk was copied, moved or lost, and the methods that only read.
+6. Stop: `close`, on the same thread.
 
 Times are whole microseconds since 1970 in UTC.
 """
@@ -28,20 +41,21 @@ DISK_ALONE: Final = frozenset({TierName.DISK})
 
 @dataclass(frozen=True, slots=True)
 class ChunkRow:
-    """A stored chunk. `size_bytes` is what all its ranks' files take on disk, headers and padding included."""
+    """A stored chunk."""
 
     key: ChunkKey
     tokens: int
     size_bytes: int
+    """Bytes that the files of all ranks take on disk, with headers and padding."""
     tiers: frozenset[TierName] = DISK_ALONE
-    """The durable tiers that hold all its ranks' parts. Empty: no copy is known to be good; a freeze stores it anew."""
+    """The durable tiers that hold all ranks' parts. If empty, no good copy is known and a freeze stores it again."""
     claim: Claim = NO_CLAIM
-    """That of the write which the row stands for; see core/types.py."""
+    """The claim with which the bytes were written. See core/types.py."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewWindow:
-    """All that a freeze commits at once: `chunks` is the whole chain, `stored` what this freeze wrote of it."""
+    """Everything that a freeze commits at once."""
 
     name: str
     description: str
@@ -52,17 +66,19 @@ class NewWindow:
     head: str
     parent: str | None
     token_ids: bytes
-    """Little-endian int32, 4 bytes a token: every computed token of the session, full blocks and the rest."""
+    """Every computed token of the head, also those after the last full block, as little-endian int32."""
     restorable_tokens: int
     """Tokens that the chunks cover."""
     chunks: Sequence[ChunkKey]
+    """The whole chain, in the order of the tokens."""
     stored: Sequence[ChunkRow]
+    """The chunks that this freeze has written."""
     created_at: Micros
 
 
 @dataclass(frozen=True, slots=True)
 class WindowRow:
-    """A window as listed; the heavy parts (token ids, chunk keys) are asked for by name."""
+    """A window as listed. The large parts, token ids and chunks, have methods of their own."""
 
     name: str
     description: str
@@ -78,17 +94,20 @@ class WindowRow:
     """Stored chunks."""
     size_bytes: int
     unique_bytes: int
-    """Bytes of the chunks that no other window refers to: what deleting it would give back."""
+    """Bytes of the chunks that no other window refers to. Deleting the window frees them."""
     created_at: Micros
     updated_at: Micros
     thawed_at: Micros | None
     cloned: bool = False
-    """Made by a clone, not by a freeze."""
+    """Whether a clone created it, and not a freeze."""
     damaged: bool = False
-    """Only in a listing: the row did not pass its checksum, and all but the name is unknown (empty or 0)."""
+    """Whether the row failed its checksum. Such a row appears only in a listing, and all fields but the name are empty
+    or 0."""
 
 
 class SortBy(enum.StrEnum):
+    """The orders of a listing."""
+
     NAME = "name"
     CREATED_AT = "created_at"
     TOKEN_COUNT = "token_count"
@@ -97,11 +116,13 @@ class SortBy(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WindowQuery:
-    """All conditions hold together; `tags`: all of them; `search`: words in name, description and tags."""
+    """The conditions, the order and the page of a listing. A window has to meet all conditions."""
 
     tags: Sequence[str] = ()
+    """Tags that the window must have, all of them."""
     model: str | None = None
     search: str | None = None
+    """Words, each of which must begin a word of the name, the description or the tags."""
     session_id: str | None = None
     created_after: Micros | None = None
     created_before: Micros | None = None
@@ -113,22 +134,26 @@ class WindowQuery:
 
 @dataclass(frozen=True, slots=True)
 class WindowPage:
+    """A page of a listing."""
+
     windows: tuple[WindowRow, ...]
     total: int
+    """Windows that meet the conditions, on all pages."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeletedWindow:
-    """What a deletion let go: `orphans` have no reference left and no row any more; their bytes may now be removed."""
+    """The result of a deletion."""
 
     orphans: tuple[ChunkRow, ...]
+    """Chunks whose last reference and row are gone. Their bytes may now be removed."""
     shared: int
-    """Chunks of the window that others still refer to."""
+    """Chunks of the window that other windows still refer to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A thaw: the window that a session id, and whoever knows the salt, may load from."""
+    """A thaw: the window that requests with this session id or with the salt may load."""
 
     window_name: str
     session_id: str
@@ -138,7 +163,7 @@ class Binding:
 
 
 class SessionEvent(enum.StrEnum):
-    """The last thing that was done to a session in the catalog."""
+    """The last operation on a session that the catalog recorded."""
 
     FROZEN = "frozen"
     THAWED = "thawed"
@@ -146,7 +171,7 @@ class SessionEvent(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
-    """A session that was frozen or thawed at least once, as it was then."""
+    """A session that was frozen or thawed at least once, as it was at the last of these events."""
 
     session_id: str
     model: str
@@ -160,127 +185,154 @@ class SessionRow:
 
 @dataclass(frozen=True, slots=True)
 class TierTotals:
+    """The chunks in one tier and their size."""
+
     chunks: int
     stored_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogTotals:
+    """The number and the size of all windows and chunks."""
+
     windows: int
     chunks: int
     stored_bytes: int
-    """Each chunk once."""
+    """Bytes of all chunks, each counted once."""
     referenced_bytes: int
-    """Each chunk as often as windows refer to it; over `stored_bytes` it is the dedup ratio."""
+    """Bytes of all chunks, each counted once for every window that refers to it. Divided by `stored_bytes` it is the
+    deduplication ratio."""
     tiers: Mapping[TierName, TierTotals]
-    """The durable tiers, each with what it holds; a chunk counts in every one that has it."""
+    """The durable tiers. A chunk counts in each tier that holds it."""
 
 
 class OutcomeUnknown(CWMError):
-    """CWM-5002 from a shared catalog: the transaction may have happened, or happen yet. Bytes that it refers to have to
-    stay; whoever repeats it is told (CWM-3003, CWM-2002) if it had."""
+    """`Code.BACKEND` from a shared catalog that does not know whether the transaction has happened.
+
+    It may also happen later, so the bytes that it refers to have to stay. Repeating the call is safe. It fails with
+    `Code.WINDOW_EXISTS` or `Code.WINDOW_NOT_FOUND` if the first call has succeeded.
+    """
 
     def __init__(self, problem: CWMError) -> None:
+        """Take the error that left the outcome unknown."""
         super().__init__(
             Code.BACKEND,
-            "Redis went away before it told whether this was done; look, and call again once it is back",
+            "Redis stopped answering before it confirmed this call; once it is back, check the result and call again",
             reason=problem.message,
         )
 
 
 class Catalog(Protocol):
-    """See the module's text for threads and durability. Unknown windows raise CWM-2002, taken names CWM-3003."""
+    """The methods of a catalog. The module's docstring says on which thread and in which order they are called.
+
+    A method raises `Code.WINDOW_NOT_FOUND` for an unknown window and `Code.WINDOW_EXISTS` for a name that is taken.
+    """
 
     def commit_window(self, new: NewWindow) -> WindowRow:
-        """Window, snapshot, chunk rows and references at once; the session's row is updated.
+        """Add the window, its snapshot, its chunk rows and its references, and update the row of the session.
 
-        A chunk of `stored` that has a row already keeps that row's claim and gains the new row's tiers.
-        Raises: CWM-3003 if the name is taken; CWM-2003 if a key of `chunks` is neither in `stored` nor stored already,
-        in one tier at least.
+        A chunk of `stored` that already has a row keeps the claim of that row and gains the tiers of the new one.
+        Raises `Code.WINDOW_EXISTS` if the name is taken, `Code.CHUNK_MISSING` if a key of `chunks` is neither in
+        `stored` nor already stored in at least one tier.
         """
 
     def clone_window(
         self, source: str, target: str, description: str | None, tags: Sequence[str] | None, now: Micros
     ) -> WindowRow:
-        """A second window over the source's snapshot, `parent` = source; None inherits description or tags."""
+        """Add a second window over the snapshot of `source`, with `source` as its parent.
+
+        A description or tags of None are inherited from `source`.
+        """
 
     def delete_window(self, name: str, keep: Iterable[ChunkKey] = ()) -> DeletedWindow:
-        """Removes the window, its bindings, and what nobody refers to any more.
+        """Remove the window, its bindings, and the chunk rows that no window refers to any more.
 
-        Chunks in `keep` (a freeze in flight refers to them) stay as rows without references, for `sweep_unreferenced`.
-        Windows whose parent it was keep the name as their lineage and stay whole.
+        Chunks in `keep`, to which a freeze in flight refers, stay as rows without references until
+        `sweep_unreferenced`. Windows whose parent it was stay whole and keep its name as their parent.
         """
 
     def sweep_unreferenced(self, keep: Iterable[ChunkKey] = ()) -> tuple[ChunkRow, ...]:
-        """Drops chunk rows without references, but for `keep`, and returns them."""
+        """Remove and return the chunk rows without references, except those in `keep`."""
 
     def tag_window(
         self, name: str, add: Sequence[str], remove: Sequence[str], description: str | None, now: Micros
-    ) -> WindowRow: ...
+    ) -> WindowRow:
+        """Change the tags of a window, and its description unless that is None. A tag in both lists stays."""
 
-    def window(self, name: str) -> WindowRow: ...
+    def window(self, name: str) -> WindowRow:
+        """Return the window."""
 
     def children(self, name: str) -> tuple[str, ...]:
-        """Names of the windows whose parent this is, oldest first."""
+        """Return the names of the windows whose parent has this name, oldest first."""
 
     def chunks_of(self, name: str) -> tuple[ChunkRow, ...]:
-        """In the order of the tokens."""
+        """Return the chunks of the window, in the order of the tokens."""
 
     def token_ids_of(self, name: str) -> bytes:
-        """Little-endian int32."""
+        """Return the token ids of the window as little-endian int32."""
 
     def stored(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, ChunkRow]:
-        """Those of `keys` that are stored."""
+        """Return the rows of those `keys` that have one."""
 
     def all_chunks(self) -> tuple[ChunkRow, ...]:
-        """Every stored chunk: what recovery compares the tiers with."""
+        """Return all chunk rows. Recovery compares the tiers with them."""
 
     def chunks_after(self, last: ChunkKey | None, limit: int) -> tuple[ChunkRow, ...]:
-        """The next stored chunks in the order of their keys, None begins: a walk that can go on after a restart."""
+        """Return the next chunk rows after the key `last`, in the order of their keys. None starts at the beginning.
+
+        A walk over all chunks can continue after a restart.
+        """
 
     def chunks_by_use(self) -> tuple[tuple[ChunkKey, Micros], ...]:
-        """Every chunk with the last freeze or thaw of a window that holds it, longest ago first."""
+        """Return all chunks with the time of the last freeze or thaw of a window that holds them, oldest first."""
 
     def windows_with(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[str, ...]]:
-        """The names of the windows that hold each of `keys`, oldest first."""
+        """Return for each of `keys` the names of the windows that hold the chunk, oldest first."""
 
     def place(self, tier: TierName, came: Sequence[ChunkKey], went: Sequence[ChunkKey]) -> None:
-        """Records that this engine's `tier` now holds `came` and no longer `went`. Keys without a row are ignored."""
+        """Record that this engine's `tier` now holds `came` and no longer holds `went`. Ignore keys without a row."""
 
     def note(self, name: str, text: str | None) -> None:
-        """Keeps a short text of this engine's own under a name over restarts; None forgets it."""
+        """Store a short text of this engine under a name, so that it survives a restart. None removes it."""
 
-    def noted(self, name: str) -> str | None: ...
+    def noted(self, name: str) -> str | None:
+        """Return the text that `note` stored under the name, or None."""
 
-    def list_windows(self, query: WindowQuery) -> WindowPage: ...
+    def list_windows(self, query: WindowQuery) -> WindowPage:
+        """Return the page of windows that the query asks for."""
 
     def bind(self, binding: Binding) -> None:
-        """Records a thaw; sets the window's `thawed_at` and the session's event."""
+        """Record a thaw, and set the window's `thawed_at` and the event of the session."""
 
     def bindings(self) -> tuple[Binding, ...]:
-        """The newest 1,024, oldest first."""
+        """Return the newest 1,024 thaws, oldest first."""
 
     def last_thaw_into(self, session_id: str) -> Binding | None:
-        """The newest of them into this session."""
+        """Return the newest of these thaws into the session, or None."""
 
-    def session(self, session_id: str) -> SessionRow | None: ...
+    def session(self, session_id: str) -> SessionRow | None:
+        """Return the session, or None if it was never frozen or thawed."""
 
     def sessions(self) -> tuple[SessionRow, ...]:
-        """Newest event first."""
+        """Return all sessions that were frozen or thawed, the one with the newest event first."""
 
-    def totals(self) -> CatalogTotals: ...
+    def totals(self) -> CatalogTotals:
+        """Return the number and the size of all windows and chunks."""
 
     def is_durable(self) -> bool:
-        """True if no transaction of this engine can happen any more that it does not know of: what has no row now is
-        referred to by nobody."""
+        """Return whether every transaction that this engine ever sent has a known outcome.
+
+        If so, no window can refer to a chunk that has no row now.
+        """
 
     def state(self) -> str | None:
-        """None where all is as it should be; else in words why answers may be stale and writes fail."""
+        """Return None if all is well, or a sentence that says why answers may be stale and writes fail."""
 
     def compact(self) -> int:
-        """Gives back the room that deleted windows took in the catalog itself; returns bytes. May take seconds."""
+        """Release the space that deleted windows took in the catalog and return its bytes. May take seconds."""
 
     def check_integrity(self) -> None:
-        """Raises CWM-4004 if the file or the references are inconsistent."""
+        """Raise `Code.CORRUPT` if the file or the references are inconsistent."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the catalog. No other method may be called after it."""

@@ -1,10 +1,11 @@
-"""The embedded catalog: one SQLite file beside the disk tier, needing no server.
+"""The embedded catalog: one SQLite file in CWM_HOME, which needs no server.
 
-What the tables promise each other stands in `schema.py`; how a transaction becomes durable in `file.py`;
-how a damaged row is noticed in `rows.py`. What is *missing* because the file is damaged shows where a table and
-its indexes differ: the engine compares them all when it opens the catalog, a reader those of a question, once.
+`schema.py` says which invariants the tables have, `file.py` how a transaction becomes durable, and `rows.py` how a
+damaged row is detected. A *missing* row is detected because the table and its indexes differ. The engine compares all
+tables with their indexes when it opens the catalog. A reader compares a table when a query needs it for the first time.
 
-A catalog may be used only by the thread that opened it: sqlite3 refuses any other, and no lock of ours is needed.
+Only the thread that opened a catalog may use it. sqlite3 refuses any other thread, so there is no lock. Every method
+may block on the disk. Each method that writes is durable when it returns.
 """
 
 import sqlite3
@@ -26,7 +27,7 @@ from cwm_connector.catalog.base import (
     WindowRow,
 )
 from cwm_connector.catalog.sqlite.check import first_inconsistency, table_damage
-from cwm_connector.catalog.sqlite.chunks import by_use, chunks_where, delete_chunks, held_chunks, next_id, place
+from cwm_connector.catalog.sqlite.chunks import by_use, chunk_entries, chunks_where, delete_chunks, next_id, place
 from cwm_connector.catalog.sqlite.chunks import windows_with as names_with
 from cwm_connector.catalog.sqlite.file import BUSY_TIMEOUT_S, SqliteFile
 from cwm_connector.catalog.sqlite.notes import read_note, write_note
@@ -70,22 +71,22 @@ from cwm_connector.core.types import ChunkKey, Micros, TierName
 
 
 class SqliteCatalog:
-    """`Catalog` in one file. The engine opens it with `open`, clients with `open_read_only`."""
+    """`Catalog` in one SQLite file. The engine opens it with `open`, a client with `open_read_only`."""
 
     def __init__(self, file: SqliteFile, *, read_only: bool) -> None:
         self._file = file
         self._read_only = read_only
         self._compared: set[str] = set()
-        """The tables that a reader has found to agree with their indexes."""
+        """The tables that a reader has compared with their indexes and found undamaged."""
 
     @classmethod
-    def open(cls, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S, store: str = "") -> "SqliteCatalog":
-        """See `SqliteFile.open`; the folder must exist."""
-        return cls(SqliteFile.open(path, busy_timeout_s, store), read_only=False)
+    def open(cls, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S, home_id: str = "") -> "SqliteCatalog":
+        """Open the catalog for reading and writing. The folder must exist. See `SqliteFile.open`."""
+        return cls(SqliteFile.open(path, busy_timeout_s, home_id), read_only=False)
 
     @classmethod
     def open_read_only(cls, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqliteCatalog":
-        """See `SqliteFile.open_read_only`. The writing methods then fail with CWM-8001."""
+        """Open the catalog for reading. See `SqliteFile.open_read_only`. Writing raises `Code.NOT_ALLOWED`."""
         return cls(SqliteFile.open_read_only(path, busy_timeout_s), read_only=True)
 
     # --- windows ---
@@ -119,39 +120,39 @@ class SqliteCatalog:
         self, source: str, target: str, description: str | None, tags: Sequence[str] | None, now: Micros
     ) -> WindowRow:
         with self._writing() as db:
-            stem = self._found(db, source)
+            original = self._found(db, source)
             refuse_taken_name(db, target)
             window = replace(
-                stem.window,
+                original.window,
                 id=next_id(db, "windows"),
                 name=target,
-                description=stem.window.description if description is None else description,
+                description=original.window.description if description is None else description,
                 parent=source,
                 cloned=1,
                 created_at=now,
                 updated_at=now,
                 thawed_at=None,
             )
-            add_window(db, window, stem.tags if tags is None else tags)
+            add_window(db, window, original.tags if tags is None else tags)
             count_windows(db, window.snapshot_id, 1)
             return contract_row(db, read_window(db, window.id))
 
     def delete_window(self, name: str, keep: Iterable[ChunkKey] = ()) -> DeletedWindow:
-        """A damaged window can be deleted while it is known what it holds. Raises: CWM-4004 otherwise."""
+        """Delete the window, also if it is damaged but its chunks are known. Raises `Code.CORRUPT` otherwise."""
         with self._writing() as db:
             window = self._find(db, name)
             snapshot_id = snapshot_of(db, window, name)
             delete_window(db, window)
             if db.execute("SELECT 1 FROM windows WHERE snapshot_id = ?", (snapshot_id,)).fetchone():
                 count_windows(db, snapshot_id, -1)
-                held = db.execute("SELECT count(*) FROM snapshot_chunks WHERE snapshot_id = ?", (snapshot_id,))
-                return DeletedWindow((), shared=held.fetchone()[0])
+                count = db.execute("SELECT count(*) FROM snapshot_chunks WHERE snapshot_id = ?", (snapshot_id,))
+                return DeletedWindow(orphans=(), shared=count.fetchone()[0])
             return drop_snapshot(db, read_snapshot(db, snapshot_id, name), name, keep)
 
     def tag_window(
         self, name: str, add: Sequence[str], remove: Sequence[str], description: str | None, now: Micros
     ) -> WindowRow:
-        """A tag that is both removed and added stays. Raises: CWM-1003 if there would be too many tags."""
+        """Change tags and description. Raises `Code.ARGUMENT` if the window would have too many tags."""
         with self._writing() as db:
             before = self._found(db, name)
             text = before.window.description if description is None else description
@@ -171,7 +172,7 @@ class SqliteCatalog:
     def list_windows(self, query: WindowQuery) -> WindowPage:
         count, page = count_of(query), page_of(query)
         if self._read_only and query.search:
-            with self._file.reading_with_tables_of_its_own() as db:
+            with self._file.reading_with_temporary_tables() as db:
                 self._compare(db, ("windows", "window_tags"))
                 gather_words(db)
         with self._reading("windows", "window_tags") as db:
@@ -179,7 +180,7 @@ class SqliteCatalog:
             ids = db.execute(page.sql, page.values).fetchall()
             return WindowPage(tuple(list_window(db, window) for (window,) in ids), total)
 
-    # --- what windows hold ---
+    # --- the content of windows ---
 
     def token_ids_of(self, name: str) -> bytes:
         with self._reading() as db:
@@ -190,7 +191,7 @@ class SqliteCatalog:
         with self._reading() as db:
             window = self._found(db, name).window
             chunks = read_chunks(db, read_snapshot(db, window.snapshot_id, name), name)
-            return tuple(held.chunk for held in chunks)
+            return tuple(entry.chunk for entry in chunks)
 
     def sweep_unreferenced(self, keep: Iterable[ChunkKey] = ()) -> tuple[ChunkRow, ...]:
         kept = frozenset(keep)
@@ -201,7 +202,7 @@ class SqliteCatalog:
 
     def stored(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, ChunkRow]:
         with self._reading("chunks") as db:
-            return {key: held.chunk for key, held in held_chunks(db, keys).items()}
+            return {key: entry.chunk for key, entry in chunk_entries(db, keys).items()}
 
     def all_chunks(self) -> tuple[ChunkRow, ...]:
         with self._reading("chunks") as db:
@@ -216,12 +217,12 @@ class SqliteCatalog:
             return by_use(db)
 
     def windows_with(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[str, ...]]:
-        """Every one of `keys` is in it, if need be with no name."""
+        """Return the names of the windows for each of `keys`, an empty tuple for a key that no window holds."""
         with self._reading("windows", "snapshot_chunks", "chunks") as db:
             return {key: names_with(db, key) for key in keys}
 
     def place(self, tier: TierName, came: Sequence[ChunkKey], went: Sequence[ChunkKey]) -> None:
-        """A key in both counts as gone."""
+        """Record the changes of a tier. A key in both lists counts as gone."""
         with self._writing() as db:
             place(db, tier, came, went)
 
@@ -283,7 +284,7 @@ class SqliteCatalog:
     def close(self) -> None:
         self._file.close()
 
-    # --- inside ---
+    # --- internal ---
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -292,7 +293,7 @@ class SqliteCatalog:
 
     @contextmanager
     def _reading(self, *tables: str) -> Iterator[sqlite3.Connection]:
-        """`tables`: those whose missing rows would change the answer."""
+        """Open a read transaction. `tables` are those whose missing rows would change the answer."""
         with self._file.reading() as db:
             self._compare(db, tables)
             yield db
@@ -308,11 +309,11 @@ class SqliteCatalog:
                 self._compared.add(table)
 
     def _found(self, db: sqlite3.Connection, name: str) -> Tagged:
-        """The window's record. Raises: CWM-2002; CWM-4004."""
+        """Return the window's record. Raises `Code.WINDOW_NOT_FOUND`, or `Code.CORRUPT` if it is damaged."""
         return read_window_named(db, self._find(db, name), name)
 
     def _find(self, db: sqlite3.Connection, name: str) -> int:
-        """The window's id. Raises: CWM-2002."""
+        """Return the window's id. Raises `Code.WINDOW_NOT_FOUND`."""
         window = find_window(db, name)
         if window is not None:
             return window
@@ -322,6 +323,6 @@ class SqliteCatalog:
     def _inconsistent(self, fault: str) -> CWMError:
         return CWMError(
             Code.CORRUPT,
-            f"the catalog {self._file.path} is inconsistent: {fault}; restore it from a copy",
+            f"the catalog {self._file.path} is inconsistent: {fault}; restore it from a backup",
             fault=fault,
         )

@@ -1,4 +1,8 @@
-"""Whether an embedded catalog keeps its promises: the file's structure, and all that is counted or kept twice."""
+"""Check an embedded catalog: the structure of the file, and everything that is counted or stored twice.
+
+The functions run inside the caller's transaction and change nothing. They read the whole file, which takes seconds if
+it is large.
+"""
 
 import sqlite3
 
@@ -65,8 +69,8 @@ _COUNTED: dict[str, str] = {
 
 
 def definitions(db: sqlite3.Connection) -> int:
-    """The checksum of every table, index and trigger as it is defined."""
-    # Whoever ran ANALYZE has added tables of SQLite's own, which change no answer.
+    """Return the checksum of the definitions of all tables, indexes and triggers."""
+    # ANALYZE adds tables of SQLite's own, which do not change any result.
     rows = db.execute(
         "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_stat%' ORDER BY name"
     )
@@ -74,24 +78,24 @@ def definitions(db: sqlite3.Connection) -> int:
 
 
 def structural_damage(db: sqlite3.Connection) -> str | None:
-    """What is wrong with the file's pages, or between a table and its indexes; None if nothing is."""
+    """Return what is wrong with the pages of the file, or between a table and its indexes, or None."""
     (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         return str(verdict)
     if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'window_words'").fetchone():
-        # Changes nothing; SQLite itself looks into no index of words.
+        # Changes nothing. `integrity_check` does not check the index of words.
         db.execute("INSERT INTO window_words (window_words) VALUES ('integrity-check')")
     return None
 
 
 def table_damage(db: sqlite3.Connection, table: str) -> str | None:
-    """The same for one table and its indexes."""
+    """Return what is wrong with one table and its indexes, or None."""
     (verdict,) = db.execute(f"PRAGMA integrity_check({table})").fetchone()
     return None if verdict == "ok" else str(verdict)
 
 
 def first_inconsistency(db: sqlite3.Connection) -> str | None:
-    """What is wrong first, in words; None if nothing is. Reads the whole file: seconds where it is large."""
+    """Return a sentence about the first inconsistency, or None. Reads the whole file, which may take seconds."""
     (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         return str(verdict)
@@ -110,7 +114,7 @@ def first_inconsistency(db: sqlite3.Connection) -> str | None:
 
 
 def _read_everything(db: sqlite3.Connection) -> None:
-    """Raises: CWM-4004 for a row that does not pass its checksum."""
+    """Raise `Code.CORRUPT` for a row that fails its checksum."""
     read_totals(db)
     all_bindings(db)
     all_sessions(db)

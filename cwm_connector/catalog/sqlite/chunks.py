@@ -1,6 +1,6 @@
-"""Rows of stored chunks in the embedded catalog: read and checked, written and sealed.
+"""The chunk rows of the embedded catalog: read and check, seal and write them.
 
-Every function runs inside its caller's transaction.
+Every function runs inside the caller's transaction.
 """
 
 import sqlite3
@@ -26,9 +26,9 @@ _FIELDS: Final = "id, key, tokens, size_bytes, tiers, claim, refs, owners, diges
 _INSERT: Final = f"INSERT INTO chunks ({_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _CHANGE_TIERS: Final = "UPDATE chunks SET tiers = ?, refs = ?, owners = ?, digest = ? WHERE id = ?"
 _CHANGE_COUNTERS: Final = "UPDATE chunks SET refs = ?, owners = ?, digest = ? WHERE id = ?"
-"""Apart, because each change of `tiers` costs a trigger."""
-_AT_ONCE: Final = 128
-"""Keys asked for by one statement: each statement costs as much as the look-up of several keys."""
+"""A statement of its own, because each change of `tiers` runs a trigger."""
+_KEYS_PER_STATEMENT: Final = 128
+"""Keys that one statement looks up. A statement costs as much as the look-up of several keys."""
 _BY_USE: Final = """
     WITH used AS (
         SELECT snapshot_id, max(max(created_at, ifnull(thawed_at, 0))) AS at FROM windows GROUP BY snapshot_id
@@ -39,45 +39,49 @@ _BY_USE: Final = """
 """
 
 
-class Held(NamedTuple):
-    """A chunk's row with what only the catalog keeps of it; `schema.py` says what the counters count."""
+class ChunkEntry(NamedTuple):
+    """A chunk row with the fields that only the catalog uses. `schema.py` says what the counters count."""
 
     id: int
     chunk: ChunkRow
     refs: int
     owners: int
 
-    def with_tiers(self, tiers: frozenset[TierName]) -> "Held":
+    def with_tiers(self, tiers: frozenset[TierName]) -> "ChunkEntry":
+        """Return the entry with other tiers."""
         return self._replace(chunk=replace(self.chunk, tiers=tiers))
 
 
-def checked(fields: Sequence[Any], **context: Any) -> Held:
-    """The row whose fields these are, `digest` last. Raises: CWM-4004, with `context`."""
+def checked(fields: Sequence[Any], **context: Any) -> ChunkEntry:
+    """Return the entry with these fields, the last of which is `digest`. Raises `Code.CORRUPT` with the `context`."""
     if seal("chunk", *fields[:-1]) != fields[-1]:
         raise damaged(f"chunk {bytes(fields[1]).hex() if isinstance(fields[1], bytes) else '?'}", **context)
     row_id, key, tokens, size_bytes, tiers, claim, refs, owners, _ = fields
-    return Held(row_id, ChunkRow(ChunkKey(key), tokens, size_bytes, _SETS[tiers], Claim(claim)), refs, owners)
+    return ChunkEntry(row_id, ChunkRow(ChunkKey(key), tokens, size_bytes, _SETS[tiers], Claim(claim)), refs, owners)
 
 
 def chunks_where(db: sqlite3.Connection, condition: str = "", values: Sequence[object] = ()) -> tuple[ChunkRow, ...]:
-    """`condition`: the statement's text from WHERE or ORDER BY on."""
+    """Return the chunk rows that a condition selects. `condition` is the SQL from WHERE or ORDER BY on."""
     rows = db.execute(f"SELECT {_FIELDS} FROM chunks {condition}", values)
     return tuple(checked(fields).chunk for fields in rows)
 
 
-def held_chunks(db: sqlite3.Connection, keys: Iterable[ChunkKey]) -> dict[ChunkKey, Held]:
-    """Those of `keys` that have a row, in no order."""
+def chunk_entries(db: sqlite3.Connection, keys: Iterable[ChunkKey]) -> dict[ChunkKey, ChunkEntry]:
+    """Return the entries of those `keys` that have one, in no particular order."""
     found = {}
     asked = list(keys)
-    for begin in range(0, len(asked), _AT_ONCE):
-        some = asked[begin : begin + _AT_ONCE]
+    for begin in range(0, len(asked), _KEYS_PER_STATEMENT):
+        some = asked[begin : begin + _KEYS_PER_STATEMENT]
         for fields in db.execute(_lookup_of(len(some)), some):
             found[ChunkKey(fields[1])] = checked(fields)
     return found
 
 
-def chunks_of_snapshot(db: sqlite3.Connection, snapshot: int, **context: Any) -> Iterator[Held]:
-    """In the order of the tokens; whether they are all of it, only the snapshot's own checksum tells."""
+def chunks_of_snapshot(db: sqlite3.Connection, snapshot: int, **context: Any) -> Iterator[ChunkEntry]:
+    """Return the entries of a snapshot in the order of the tokens.
+
+    Only the snapshot's own checksum shows whether they are complete.
+    """
     rows = db.execute(
         f"""
         SELECT {_FIELDS} FROM snapshot_chunks JOIN chunks ON id = chunk_id
@@ -89,21 +93,24 @@ def chunks_of_snapshot(db: sqlite3.Connection, snapshot: int, **context: Any) ->
 
 
 def next_id(db: sqlite3.Connection, table: str) -> int:
-    """What SQLite would choose itself; known beforehand because a row's checksum covers its id."""
+    """Return the id that SQLite would choose for the next row. It has to be known because the checksum covers it."""
     (last,) = db.execute(f"SELECT max(id) FROM {table}").fetchone()
     return int(last or 0) + 1
 
 
 def with_stored(
-    db: sqlite3.Connection, before: Mapping[ChunkKey, Held], stored: Iterable[ChunkRow]
-) -> dict[ChunkKey, Held]:
-    """`before` with what a freeze stored: a new row without references, or the known one with the new tiers besides."""
+    db: sqlite3.Connection, before: Mapping[ChunkKey, ChunkEntry], stored: Iterable[ChunkRow]
+) -> dict[ChunkKey, ChunkEntry]:
+    """Return the entries `before` with the chunks that a freeze stored.
+
+    A new chunk gets an entry without references. A known chunk gains the new tiers.
+    """
     after = dict(before)
     following = next_id(db, "chunks")
     for chunk in stored:
         known = after.get(chunk.key)
         if known is None:
-            after[chunk.key] = Held(following, chunk, 0, 0)
+            after[chunk.key] = ChunkEntry(following, chunk, refs=0, owners=0)
             following += 1
         else:
             after[chunk.key] = known.with_tiers(known.chunk.tiers | chunk.tiers)
@@ -111,44 +118,48 @@ def with_stored(
 
 
 def place(db: sqlite3.Connection, tier: TierName, came: Sequence[ChunkKey], went: Sequence[ChunkKey]) -> None:
-    """A key that came and went counts as gone; keys without a row are ignored."""
-    before = held_chunks(db, dict.fromkeys([*came, *went]))
+    """Record that `tier` now holds `came` and no longer holds `went`.
+
+    A key in both counts as gone. Keys without a row are ignored.
+    """
+    before = chunk_entries(db, dict.fromkeys([*came, *went]))
     gone = frozenset(went)
     after = []
-    for key, held in before.items():
-        tiers = held.chunk.tiers - {tier} if key in gone else held.chunk.tiers | {tier}
-        after.append(held.with_tiers(tiers))
+    for key, entry in before.items():
+        tiers = entry.chunk.tiers - {tier} if key in gone else entry.chunk.tiers | {tier}
+        after.append(entry.with_tiers(tiers))
     write_chunks(db, before, after)
 
 
-def write_chunks(db: sqlite3.Connection, before: Mapping[ChunkKey, Held], after: Iterable[Held]) -> None:
-    """Brings the rows from `before`, as they were read in this transaction, to `after`."""
+def write_chunks(db: sqlite3.Connection, before: Mapping[ChunkKey, ChunkEntry], after: Iterable[ChunkEntry]) -> None:
+    """Write the entries `after`. `before` has the entries as they were read in this transaction."""
     new, placed, counted = [], [], []
-    for held in after:
-        known = before.get(held.chunk.key)
+    for entry in after:
+        known = before.get(entry.chunk.key)
         if known is None:
-            new.append(_sealed(held))
-        elif held.chunk.tiers != known.chunk.tiers:
-            _, _, _, _, tiers, _, *counters = _sealed(held)
-            placed.append((tiers, *counters, held.id))
-        elif held != known:
-            counted.append((*_sealed(held)[6:], held.id))
+            new.append(_sealed(entry))
+        elif entry.chunk.tiers != known.chunk.tiers:
+            _, _, _, _, tiers, _, *counters = _sealed(entry)
+            placed.append((tiers, *counters, entry.id))
+        elif entry != known:
+            counted.append((*_sealed(entry)[6:], entry.id))
     db.executemany(_INSERT, new)
     db.executemany(_CHANGE_TIERS, placed)
     db.executemany(_CHANGE_COUNTERS, counted)
 
 
 def delete_chunks(db: sqlite3.Connection, keys: Iterable[ChunkKey]) -> None:
+    """Delete the rows of these chunks."""
     db.executemany("DELETE FROM chunks WHERE key = ?", ((key,) for key in keys))
 
 
 def by_use(db: sqlite3.Connection) -> tuple[tuple[ChunkKey, Micros], ...]:
-    """Every key with its last use, longest ago first; 0 for a chunk that no window holds."""
+    """Return all keys with the time of their last use, oldest first. The time is 0 if no window holds the chunk."""
     return tuple((ChunkKey(key), Micros(at)) for key, at in db.execute(_BY_USE))
 
 
 def windows_with(db: sqlite3.Connection, key: ChunkKey) -> tuple[str, ...]:
-    """The names of the windows that hold the chunk, in the order of their commits."""
+    """Return the names of the windows that hold the chunk, in the order of their commits."""
     rows = db.execute(
         """
         SELECT w.name FROM chunks c JOIN snapshot_chunks h ON h.chunk_id = c.id
@@ -161,17 +172,21 @@ def windows_with(db: sqlite3.Connection, key: ChunkKey) -> tuple[str, ...]:
 
 
 def _lookup_of(keys: int) -> str:
-    """The statement's text. It answers the key asked for: a damaged index can lead to another chunk, which is whole."""
+    """Return the SQL that looks up so many keys.
+
+    It returns the key that was asked for, because a damaged index can lead to the undamaged row of another chunk. The
+    checksum then fails.
+    """
     asked = ", ".join(["(?)"] * keys)
     fields = _FIELDS.replace("key", "asked.key")
     return f"WITH asked (key) AS (VALUES {asked}) SELECT {fields} FROM asked CROSS JOIN chunks USING (key)"
 
 
-def _sealed(held: Held) -> tuple[Any, ...]:
-    """All fields, the checksum last. Raises: CWM-9001 for memory, which no row can promise."""
-    chunk = held.chunk
+def _sealed(entry: ChunkEntry) -> tuple[Any, ...]:
+    """Return all fields, the checksum last. Raises `Code.INTERNAL` for CPU memory, which is not durable."""
+    chunk = entry.chunk
     tiers = _MASKS.get(chunk.tiers)
     if tiers is None:
         raise CWMError(Code.INTERNAL, "a chunk can't be recorded in memory; report this as a bug")
-    fields = (held.id, chunk.key, chunk.tokens, chunk.size_bytes, tiers, chunk.claim, held.refs, held.owners)
+    fields = (entry.id, chunk.key, chunk.tokens, chunk.size_bytes, tiers, chunk.claim, entry.refs, entry.owners)
     return (*fields, seal("chunk", *fields))

@@ -1,7 +1,10 @@
-"""One SQLite file as the catalog uses it: opened safely, durable, with the contract's errors instead of sqlite3's.
+"""The SQLite file of the catalog: open it safely, run durable transactions, translate sqlite3's errors.
 
-The journal is a write-ahead log with `synchronous=FULL`: a transaction is on the disk when `writing` ends, and readers
-in other processes see whole transactions only, without ever holding the writer up.
+The journal is a write-ahead log with `synchronous=FULL`. A transaction is on the disk when `writing` ends. Readers in
+other processes see whole transactions only, and never make the writer wait.
+
+Only the thread that opened a file may use it. Every method may block on the disk, and on another process's lock for up
+to `BUSY_TIMEOUT_S`.
 """
 
 import os
@@ -14,19 +17,19 @@ from pathlib import Path
 from cwm_connector.catalog.sqlite.check import definitions, structural_damage
 from cwm_connector.catalog.sqlite.schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import MIB
 
 BUSY_TIMEOUT_S = 5.0
-"""How long to wait for another process's lock before CWM-7003."""
-
+"""Seconds to wait for another process's lock before `Code.BUSY`."""
 _CACHE_KIB = 16 << 10
-_WAL_LIMIT_BYTES = 64 << 20
-"""The log's file is cut to this size once its content has moved into the main file."""
-
+"""KiB of pages that SQLite keeps in memory."""
+_WAL_LIMIT_BYTES = 64 * MIB
+"""The write-ahead log is cut to this size once its content is in the main file."""
 _SHORTEST_BYTES = 512
 """SQLite's smallest page."""
 _IN_MEMORY = ":memory:"
 
-_DAMAGED = "it is damaged; restore it from a copy, or move it away and start anew"
+_DAMAGED = "it is damaged; restore it from a backup, or move it away and start with an empty one"
 
 _MEANINGS: dict[int, tuple[Code, str]] = {
     sqlite3.SQLITE_FULL: (Code.QUOTA, "the disk is full; free some space and call again"),
@@ -35,35 +38,36 @@ _MEANINGS: dict[int, tuple[Code, str]] = {
     sqlite3.SQLITE_CANTOPEN: (Code.READ_FAILED, "it can't be opened; check that its folder exists and may be written"),
     sqlite3.SQLITE_READONLY: (
         Code.NOT_ALLOWED,
-        "it may only be read here; only the engine changes it, and needs a folder that it may write",
+        "it is read-only here; only the engine may change it, and its folder must be writable",
     ),
     sqlite3.SQLITE_PERM: (Code.NOT_ALLOWED, "this user may not use it; check the file's owner and mode"),
     sqlite3.SQLITE_BUSY: (Code.BUSY, "another process holds its lock; call again"),
     sqlite3.SQLITE_LOCKED: (Code.BUSY, "another process holds its lock; call again"),
-    sqlite3.SQLITE_NOMEM: (Code.MEMORY, "there is no memory left for it; free some and call again"),
+    sqlite3.SQLITE_NOMEM: (Code.MEMORY, "there is not enough memory; free some and call again"),
     sqlite3.SQLITE_CORRUPT: (Code.CORRUPT, _DAMAGED),
     sqlite3.SQLITE_NOTADB: (
         Code.CORRUPT,
-        "it is not a database; restore it from a copy, or move it away and start anew",
+        "it is not a database; restore it from a backup, or move it away and start with an empty one",
     ),
 }
 
 
 _PAST_ITS_DEFINITIONS = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA)
-"""What SQLite says of a statement that the file's definitions don't fit, or that it can't read at all."""
+"""SQLite's errors for a statement that does not fit the file's definitions, or that it can't parse."""
 
 
 @contextmanager
 def translated(path: str, *, checked: bool = True) -> Iterator[None]:
-    """The one place where sqlite3's exceptions become the contract's. `path` is what the message names.
+    """Translate sqlite3's exceptions into the contract's errors. The message names `path`.
 
-    `checked`: the file's definitions are known to be ours; until then a statement that fails tells of damage, no bug.
+    `checked` says that the file's definitions are known to be ours. Before that check, a failed statement is a sign of
+    damage and not of a bug.
     """
     try:
         yield
     except sqlite3.Error as problem:
         extended = getattr(problem, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-        # An extended code keeps its primary code in the low byte.
+        # The low byte of an extended code is its primary code.
         known = _MEANINGS.get(extended) or _MEANINGS.get(extended & 0xFF)
         if known is None and not checked and extended & 0xFF in _PAST_ITS_DEFINITIONS:
             known = Code.CORRUPT, _DAMAGED
@@ -76,56 +80,56 @@ def translated(path: str, *, checked: bool = True) -> Iterator[None]:
             f"the catalog {path} can't be reached ({problem.strerror}); check its folder's owner and mode",
         ) from None
     except UnicodeDecodeError as problem:
-        # sqlite3's own: what SQLite complains of is quoted from damaged definitions.
+        # Raised by sqlite3 itself, when SQLite's message quotes damaged definitions.
         raise CWMError(Code.CORRUPT, f"the catalog {path} failed: {_DAMAGED}", reason=str(problem)) from problem
     except (UnicodeEncodeError, OverflowError) as problem:
-        # A lone surrogate or an integer over 64 bits: the value came with the call, and nothing was written.
+        # A lone surrogate or an integer over 64 bits. It came with the call, and nothing was written.
         raise CWMError(
-            Code.ARGUMENT, f"the catalog can't hold a value ({problem}); correct it and call again"
+            Code.ARGUMENT, f"the catalog can't store a value ({problem}); correct it and call again"
         ) from None
 
 
 class SqliteFile:
-    """A connection with transactions. It may be used by the thread that opened it only; sqlite3 enforces that."""
+    """A connection with transactions. sqlite3 refuses any thread but the one that opened it."""
 
     def __init__(self, connection: sqlite3.Connection, path: str, inode: int | None = None) -> None:
-        """`inode`: the file's own; a write is refused when another, or none, stands at the path."""
+        """Take an open connection. If `inode` is given, writes fail once the file at `path` has another inode."""
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._connection = connection
         self.path = path
         self._inode = inode
 
     @classmethod
-    def open(cls, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S, store: str = "") -> "SqliteFile":
-        """For the engine: creates the file (mode 0600) where there is none, checks it, brings its schema up to date.
+    def open(cls, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S, home_id: str = "") -> "SqliteFile":
+        """Open the file for the engine. Create it with mode 0600 if it is missing, check it and update its schema.
 
-        The check reads the whole file: a third of a second for 10,000 windows. `store`: the id of the store that the
-        catalog has to be of; one that has not been told yet remembers it.
-        Raises: CWM-4001 if it can't be created; CWM-4004 if it is no catalog, is damaged, comes from a newer version or
-        belongs to another store.
+        The check reads the whole file, which takes a third of a second for 10,000 windows. `home_id` is the id of the
+        CWM_HOME that the catalog must belong to. A catalog that has no id yet takes this one.
+        Raises `Code.WRITE_FAILED` if the file can't be created, `Code.CORRUPT` if it is not a catalog, is damaged,
+        comes from a newer version or belongs to another CWM_HOME.
         """
         try:
             _make_private(path)
         except OSError as problem:
             raise CWMError(
                 Code.WRITE_FAILED,
-                f"the catalog {path} can't be made ({problem.strerror}); set CWM_HOME to another folder",
+                f"the catalog {path} can't be created ({problem.strerror}); set CWM_HOME to another folder",
             ) from None
         with translated(str(path), checked=False):
-            _refuse_a_stump(path)
+            _refuse_truncated(path)
             connection = _connect(str(path), busy_timeout_s)
             try:
                 _require_sound(connection, path, _version(connection, path))
                 _use_write_ahead_log(connection, path)
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA foreign_keys = ON")
-                # What was deleted is overwritten, whatever the library's default: token ids are somebody's text.
+                # Overwrite what is deleted, whatever the library's default is. Token ids are a user's text.
                 connection.execute("PRAGMA secure_delete = ON")
                 connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
                 file = cls(connection, str(path), _inode(path))
-                with file.writing():  # another store's catalog is left as it was
+                with file.writing():  # so that another home's catalog stays unchanged
                     _migrate(file)
-                    _belong(file, store)
+                    _require_home(file, home_id)
                 return file
             except BaseException:
                 connection.close()
@@ -133,16 +137,17 @@ class SqliteFile:
 
     @classmethod
     def open_read_only(cls, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqliteFile":
-        """For clients, whether an engine writes at the moment, has stopped or was killed.
+        """Open the file for a client, whether the engine is writing, has stopped or was killed.
 
-        A file that is absent, or that the engine has not filled yet, reads as an empty catalog, and stays empty until
-        it is opened anew. The folder must be writable for this user: SQLite keeps the log's index beside the file.
+        A file that is missing, or that the engine has not filled yet, reads as an empty catalog. It stays empty until
+        it is opened again. This user must be able to write to the folder, because SQLite keeps the index of its log
+        there.
 
-        Raises: CWM-4004 as `open`, but that only the definitions are checked here; CWM-3001 if its schema is an older
-        one; CWM-4002 if it can't be read.
+        Raises `Code.CORRUPT` as `open` does, but checks only the definitions, `Code.STATE` if the schema is older,
+        `Code.READ_FAILED` if the file can't be read.
         """
         with translated(str(path), checked=False):
-            _refuse_a_stump(path)
+            _refuse_truncated(path)
             connection = _connect(
                 f"{path.absolute().as_uri()}?mode=ro" if path.exists() else _IN_MEMORY, busy_timeout_s
             )
@@ -155,8 +160,7 @@ class SqliteFile:
                 elif version < SCHEMA_VERSION:
                     raise CWMError(
                         Code.STATE,
-                        f"the catalog {path} was made by an older version; start the engine once, which brings it up "
-                        "to date",
+                        f"the catalog {path} was made by an older version; start the engine once, which updates it",
                         found=version,
                         known=SCHEMA_VERSION,
                     )
@@ -170,13 +174,13 @@ class SqliteFile:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A read transaction: all statements see the same state of the catalog. Inside another one, a part of it."""
+        """Run a read transaction, in which all statements see the same state. It may be part of another transaction."""
         with self._transaction("BEGIN") as connection:
             yield connection
 
     @contextmanager
-    def reading_with_tables_of_its_own(self) -> Iterator[sqlite3.Connection]:
-        """The same, for a connection that may only read, and may make temporary tables here all the same."""
+    def reading_with_temporary_tables(self) -> Iterator[sqlite3.Connection]:
+        """Run a read transaction of a read-only connection that may create temporary tables."""
         self._connection.execute("PRAGMA query_only = OFF")
         try:
             with self.reading() as connection:
@@ -186,17 +190,17 @@ class SqliteFile:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction: durable when the block ends, undone by any exception in it. Inside another one it is a
-        part of that: durable or undone with it.
+        """Run a write transaction. It is durable when the block ends, and an exception in the block undoes it.
 
-        Raises: CWM-4001 if the file is no longer at its path, where nobody would ever find what is written to it.
+        Within another transaction it is a part of that one, and becomes durable or is undone with it.
+        Raises `Code.WRITE_FAILED` if the file is no longer at its path, where it would be found later.
         """
         self._require_in_place()
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
 
     def compact(self) -> int:
-        """Writes the file anew without the pages that nothing uses; returns the bytes that went."""
+        """Rewrite the file without unused pages and return the bytes that this freed."""
         self._require_in_place()
         with translated(self.path):
             before = self._size()
@@ -215,7 +219,7 @@ class SqliteFile:
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
         with translated(self.path):
             if self._connection.in_transaction:
-                # A step of the caller's own transaction, which alone ends it.
+                # A part of the caller's transaction, which ends it.
                 yield self._connection
                 return
             self._connection.execute(begin)
@@ -223,13 +227,13 @@ class SqliteFile:
                 yield self._connection
                 self._connection.execute("COMMIT")
             except BaseException:
-                # SQLite has rolled back by itself after some errors, a full disk among them.
+                # After some errors, such as a full disk, SQLite has rolled back by itself.
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
 
     def take_over(self, path: Path) -> None:
-        """Becomes what another catalog's file holds, in one transaction: readers see all of the one or of the other."""
+        """Replace the content by that of another catalog's file, in one transaction."""
         self._require_in_place()
         with translated(self.path), closing(_connect(str(path), 0)) as source:
             source.backup(self._connection)
@@ -242,6 +246,7 @@ class SqliteFile:
             )
 
     def close(self) -> None:
+        """Close the connection."""
         self._connection.close()
 
 
@@ -256,14 +261,14 @@ def _connect(database: str, busy_timeout_s: float) -> sqlite3.Connection:
     connection = sqlite3.connect(
         database, timeout=busy_timeout_s, isolation_level=None, uri=database.startswith("file:"), cached_statements=256
     )
-    # Text that damage made no UTF-8 has to reach the comparison with its row's checksum.
+    # Text that is no longer valid UTF-8 because of damage still has to reach the check of its row's checksum.
     connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
     return connection
 
 
 def _make_private(path: Path) -> None:
-    """Makes the file if there is none, for its owner alone; SQLite gives the log's files the same mode."""
-    # Never by opening an existing file: closing any descriptor of it would drop this process's SQLite locks.
+    """Create the file for its owner alone, if it is missing. SQLite gives the files of its log the same mode."""
+    # An existing file must not be opened, because closing any descriptor of it drops this process's SQLite locks.
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:
@@ -271,8 +276,8 @@ def _make_private(path: Path) -> None:
             path.chmod(0o600)
 
 
-def _refuse_a_stump(path: Path) -> None:
-    """Raises: CWM-4004 for a file too short to be one, which SQLite takes for an empty one all the same."""
+def _refuse_truncated(path: Path) -> None:
+    """Raise `Code.CORRUPT` for a file that is too short. SQLite would treat it as an empty one."""
     if path.is_file() and 0 < path.stat().st_size < _SHORTEST_BYTES:
         raise _damaged(path, "it was cut short")
 
@@ -282,14 +287,14 @@ def _use_write_ahead_log(connection: sqlite3.Connection, path: Path) -> None:
     if mode != "wal":
         raise CWMError(
             Code.WRITE_FAILED,
-            f"the catalog {path} lies on a file system without shared memory files; set CWM_HOME to a local disk",
+            f"the catalog {path} is on a file system without shared memory files; set CWM_HOME to a local disk",
         )
 
 
 def _version(connection: sqlite3.Connection, path: Path) -> int:
-    """The file's schema version, 0 if it is empty.
+    """Return the schema version of the file, 0 if it is empty.
 
-    Raises: CWM-4004 if it is another program's, newer than this one knows, or has tables and no version.
+    Raises `Code.CORRUPT` if the file is another program's, newer than this version, or has tables but no version.
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (owner,) = connection.execute("PRAGMA application_id").fetchone()
@@ -303,7 +308,7 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     if version > SCHEMA_VERSION:
         raise CWMError(
             Code.CORRUPT,
-            f"the catalog {path} has schema {version} and this version knows {SCHEMA_VERSION}; "
+            f"the catalog {path} has schema {version}, but this version supports up to {SCHEMA_VERSION}; "
             "update Context Window Manager or set CWM_HOME to another folder",
             found=version,
             known=SCHEMA_VERSION,
@@ -312,7 +317,7 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
 
 
 def _require_sound(connection: sqlite3.Connection, path: Path, version: int) -> None:
-    """Raises: CWM-4004 if the file's structure is damaged."""
+    """Raise `Code.CORRUPT` if the structure of the file is damaged."""
     if version == SCHEMA_VERSION:
         _require_our_definitions(connection, path)
     fault = structural_damage(connection)
@@ -321,7 +326,7 @@ def _require_sound(connection: sqlite3.Connection, path: Path, version: int) -> 
 
 
 def _require_our_definitions(connection: sqlite3.Connection, path: Path) -> None:
-    """Raises: CWM-4004 if a table, an index or a trigger is not as the file's maker defined it."""
+    """Raise `Code.CORRUPT` if a table, an index or a trigger is not defined as it was when the file was made."""
     about = connection.execute("SELECT definitions FROM about").fetchone()
     if about is None or about[0] != definitions(connection):
         raise _damaged(path, "its tables are not defined as they were made")
@@ -338,21 +343,21 @@ def _migrate(file: SqliteFile) -> None:
             step(db)
         if version != SCHEMA_VERSION:
             db.execute("UPDATE about SET definitions = ?", (definitions(db),))
-        # Written in any case, and synced: a killed engine's last transaction may not be durable, and what a start does
-        # about it (a deletion's bytes) would outlast it.
+        # Written and synced in any case. The last transaction of a killed engine may not be durable yet, but what a
+        # start does because of it, such as removing a deletion's bytes, would be.
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
-def _belong(file: SqliteFile, store: str) -> None:
-    """Raises: CWM-4004 if the catalog is another store's."""
-    if not store:
+def _require_home(file: SqliteFile, home_id: str) -> None:
+    """Raise `Code.CORRUPT` if the catalog belongs to another home. One that belongs to none gets this home's id."""
+    if not home_id:
         return
     with file.writing() as db:
         (owner,) = db.execute("SELECT store FROM about").fetchone()
         if not owner:
-            db.execute("UPDATE about SET store = ?", (store,))
-        elif store != owner:
+            db.execute("UPDATE about SET store = ?", (home_id,))
+        elif home_id != owner:
             raise CWMError(
                 Code.CORRUPT,
-                f"the catalog {file.path} belongs to another CWM_HOME; put this one's own back in its place",
+                f"the catalog {file.path} belongs to another CWM_HOME; put back the catalog of this one",
             )

@@ -1,4 +1,8 @@
-"""Short texts that an engine keeps over restarts, in the embedded catalog. Inside the caller's transaction."""
+"""The notes of the embedded catalog: short texts that an engine stores under a name, to find them after a restart.
+
+Used for the position of a verification, the policy of auto-freeze and a replica's position in the shared log. The
+functions run inside the caller's transaction.
+"""
 
 import sqlite3
 
@@ -7,7 +11,7 @@ from cwm_connector.catalog.sqlite.rows import damaged, seal
 
 
 def write_note(db: sqlite3.Connection, name: str, text: str | None) -> None:
-    """None forgets it."""
+    """Store the text under the name in place of an older one. A text of None removes the note."""
     db.execute("DELETE FROM notes WHERE name = ?", (name,))
     if text is not None:
         values = (next_id(db, "notes"), name, text)
@@ -15,7 +19,7 @@ def write_note(db: sqlite3.Connection, name: str, text: str | None) -> None:
 
 
 def read_note(db: sqlite3.Connection, name: str) -> str | None:
-    """Raises: CWM-4004."""
+    """Return the note, or None if there is none. Raises `Code.CORRUPT` if it is damaged."""
     fields = db.execute("SELECT id, name, note, digest FROM notes WHERE name = ?", (name,)).fetchone()
     if fields is None:
         return None

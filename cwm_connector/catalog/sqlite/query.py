@@ -1,6 +1,6 @@
-"""`WindowQuery` as SQL over the embedded catalog's tables.
+"""Translate a `WindowQuery` to SQL for the tables of the embedded catalog.
 
-What a user typed is only ever bound as a value; the texts below are all the SQL there is.
+The text of the SQL is fixed. What a user typed is only bound as a value. Pure functions.
 """
 
 import re
@@ -18,18 +18,20 @@ _ORDER: dict[SortBy, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Statement:
+    """A statement and the values to bind."""
+
     sql: str
     values: tuple[object, ...]
 
 
 def count_of(query: WindowQuery) -> Statement:
-    """How many windows the conditions leave, whatever the page."""
+    """Return the statement that counts the windows on all pages."""
     where = _conditions(query)
     return Statement(f"SELECT count(*) FROM windows {where.sql}", where.values)
 
 
 def page_of(query: WindowQuery) -> Statement:
-    """The ids of the page's windows, in order; equal values are ordered by the time of their commit."""
+    """Return the statement for the ids of the page's windows, in order. Equal values are in the order of commits."""
     where = _conditions(query)
     direction = "DESC" if query.descending else "ASC"
     order = f"ORDER BY {_ORDER[query.sort_by]} {direction}, id {direction}"
@@ -48,19 +50,19 @@ def _conditions(query: WindowQuery) -> Statement:
         ("id IN (SELECT rowid FROM window_words WHERE window_words MATCH ?)", match),
         *(("id IN (SELECT window_id FROM window_tags WHERE tag = ?)", tag) for tag in query.tags),
     ]
-    held = [(condition, value) for condition, value in given if value is not None]
-    if not held:
+    used = [(condition, value) for condition, value in given if value is not None]
+    if not used:
         return Statement("", ())
-    return Statement("WHERE " + " AND ".join(text for text, _ in held), tuple(value for _, value in held))
+    return Statement("WHERE " + " AND ".join(text for text, _ in used), tuple(value for _, value in used))
 
 
 def match_expression(search: str) -> str | None:
-    """The full-text query in which every word typed must begin a word of the window; None if no word was typed.
+    """Return the full-text query in which each typed word must begin a word of the window, or None without words.
 
-    Each word is quoted, so that nothing in it is an operator. Inside the quotes the tokenizer cuts it as it cut the
-    names: `debug-session` finds `debug-session-jan23` and no window in which the two words stand apart.
+    Each word is quoted, so that nothing in it is an operator. SQLite's tokenizer splits the quoted word as it splits
+    the names. `debug-session` finds `debug-session-jan23`, but no window in which the two words are not adjacent.
     """
-    # NUL would end the expression for SQLite, in the middle of a quoted word.
+    # SQLite would end the expression at a NUL, in the middle of a quoted word.
     words = re.split(r"[\s\0]+", search)
     quoted = ['"' + word.replace('"', '""') + '"*' for word in words if word]
     return " ".join(quoted) or None

@@ -1,7 +1,9 @@
-"""What makes a row of the embedded catalog trustworthy: a checksum over all its fields, kept in its column `digest`.
+"""The checksums that protect the rows of the embedded catalog, one over all fields of a row, in its column `digest`.
 
-SQLite notices damage to its own structure, never to a value. So whoever writes a row seals it, whoever reads it
-compares, and nothing that does not pass is handed on.
+SQLite detects damage to its own structure but not to a value. The code that writes a row therefore seals it, and the
+code that reads a row compares the checksum. A row that fails is never returned.
+
+Pure functions for any thread. Nothing here blocks.
 """
 
 from hashlib import blake2b
@@ -13,22 +15,23 @@ DIGEST_BYTES: Final = 8
 
 
 def seal(*fields: Any) -> int:
-    """The checksum of a row. The first field names the table, so that no row passes in another one's place."""
-    # ascii() tells types apart and escapes all else alike in every version of Python, which repr() does not.
+    """Return the checksum of a row. The first field names the table, so that a row of another table fails."""
+    # ascii() distinguishes types, and unlike repr() it escapes in the same way in every version of Python.
     return seal_bytes(ascii(fields).encode("ascii"))
 
 
 def seal_bytes(data: bytes) -> int:
-    """The checksum of bytes too many to stand in a row's tuple, as SQLite's signed 64 bits."""
+    """Return the checksum of a large value as a signed 64-bit integer, which SQLite can store."""
     return int.from_bytes(blake2b(data, digest_size=DIGEST_BYTES).digest(), "big", signed=True)
 
 
 def damaged(what: str, **context: Any) -> CWMError:
-    """For the caller to raise where a row did not pass, or is not there although another one refers to it."""
+    """Return the error for a row that failed its checksum, or that is missing although another row refers to it."""
     return CWMError(
-        Code.CORRUPT, f"the catalog's record of {what} is damaged; restore the catalog from a copy", **context
+        Code.CORRUPT, f"the catalog's record of {what} is damaged; restore the catalog from a backup", **context
     )
 
 
 def damaged_window(name: str) -> CWMError:
+    """Return the error for a damaged row of a window."""
     return damaged(f"window {name!r}", window=name)

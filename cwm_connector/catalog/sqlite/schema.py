@@ -1,18 +1,19 @@
-"""The embedded catalog's tables, as the steps that lead from an empty file to today's schema.
+"""The tables of the embedded catalog, as the migration steps that lead from an empty file to today's schema.
 
-A file's `user_version` is the number of steps it has been through; a step, once released, is never edited.
+The `user_version` of a file is the number of steps that were applied to it. A released step is never edited.
 
-What the tables promise each other, beyond their foreign keys (`check.py` verifies all of it):
+The tables have these invariants beyond their foreign keys. `check.py` verifies all of them.
 
-- `snapshots.windows` counts the windows over the snapshot, so a clone costs one row however long the context is.
-- `chunks.refs` counts the snapshots that hold the chunk and `chunks.owners` is the sum of their ids: with one reference
-  left it *is* the id of the one owner, found without an index over millions of rows.
-- `snapshots.own_bytes` is the size of the chunks that no other snapshot holds, kept up to date by every commit and
-  deletion so that a listing need not walk the chunks of what it lists.
-- `totals` is one row, kept by triggers: every freeze asks whether the disk's limit leaves it room.
-- `digest` is the checksum over a row's fields (`rows.py`); a window's covers its tags, a snapshot's the
-  checksums of its token ids and of its chunks' keys in their order.
-- Whatever decides what a query finds stands twice, in a table and in an index: comparing the two shows what is missing.
+- `snapshots.windows` counts the windows over the snapshot. A clone therefore costs one row, however long the context.
+- `chunks.refs` counts the snapshots that hold the chunk, and `chunks.owners` is the sum of their ids. If one reference
+  is left, the sum *is* the id of the owner, which is then found without an index over millions of rows.
+- `snapshots.own_bytes` is the size of the chunks that no other snapshot holds. Every commit and deletion updates it, so
+  a listing does not have to read chunks.
+- `totals` is one row that triggers update. Every freeze reads it to check the size limit of the disk tier.
+- `digest` is the checksum over the fields of a row (`rows.py`). That of a window covers its tags. That of a snapshot
+  covers the checksums of its token ids and of the keys of its chunks in their order.
+- Every value that decides which rows a query finds is stored in a table and in an index. A comparison of the two shows
+  what is missing.
 """
 
 import sqlite3
@@ -22,7 +23,7 @@ from typing import Final
 from cwm_connector.catalog.sqlite.sealing import seal_everything
 
 APPLICATION_ID: Final = 0x43574D63
-"""'CWMc' in the file's header: tells our files from another program's."""
+"""'CWMc' in the header of the file, which distinguishes our files from those of other programs."""
 
 _FIRST: Final = (
     f"PRAGMA application_id = {APPLICATION_ID}",
@@ -36,7 +37,7 @@ _FIRST: Final = (
         passport TEXT NOT NULL
     )
     """,
-    # Apart from its snapshot, whose counters change: SQLite rewrites a row as a whole, and this one can be a megabyte.
+    # Not part of `snapshots`, whose counters change. SQLite rewrites whole rows, and this one can have a megabyte.
     """
     CREATE TABLE snapshot_tokens (
         snapshot_id INTEGER PRIMARY KEY REFERENCES snapshots ON DELETE CASCADE,
@@ -66,7 +67,7 @@ _FIRST: Final = (
         UPDATE chunk_totals SET chunks = chunks - 1, size_bytes = size_bytes - old.size_bytes;
     END
     """,
-    # No foreign key to chunks: each deleted chunk would then need an index over chunk_id, or a scan of this table.
+    # There is no foreign key to chunks. With one, deleting a chunk would need an index over chunk_id or a table scan.
     """
     CREATE TABLE snapshot_chunks (
         snapshot_id INTEGER NOT NULL REFERENCES snapshots ON DELETE CASCADE,
@@ -75,7 +76,7 @@ _FIRST: Final = (
         PRIMARY KEY (snapshot_id, position)
     ) WITHOUT ROWID
     """,
-    # Whatever a listing filters or sorts by is here, a clone's too: over a join SQLite can choose a quadratic plan.
+    # All columns that a listing filters or sorts by are here, for clones too. SQLite may run a join in quadratic time.
     """
     CREATE TABLE windows (
         id INTEGER PRIMARY KEY,
@@ -110,7 +111,7 @@ _FIRST: Final = (
     ) WITHOUT ROWID
     """,
     "CREATE UNIQUE INDEX window_tags_by_tag ON window_tags (tag, window_id)",
-    # Its rowid is the window's id. The short prefixes are indexed because a search matches the beginnings of words.
+    # The rowid is the id of the window. Short prefixes are indexed because a search matches the beginnings of words.
     "CREATE VIRTUAL TABLE window_words USING fts5 (name, description, tags, tokenize = 'unicode61', prefix = '1 2 3')",
     """
     CREATE TABLE bindings (
@@ -135,7 +136,7 @@ _FIRST: Final = (
 )
 
 _SECOND: Final = (
-    # One bit for each durable tier: `chunks.py` says which. What was stored before was on disk.
+    # One bit for each durable tier, see `chunks.py`. Older chunks are on disk.
     "ALTER TABLE chunks ADD COLUMN tiers INTEGER NOT NULL DEFAULT 1",
     "ALTER TABLE chunks ADD COLUMN claim TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE chunks ADD COLUMN digest INTEGER NOT NULL DEFAULT 0",
@@ -146,7 +147,7 @@ _SECOND: Final = (
     "ALTER TABLE bindings ADD COLUMN digest INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE sessions ADD COLUMN digest INTEGER NOT NULL DEFAULT 0",
     "CREATE INDEX snapshot_chunks_by_chunk ON snapshot_chunks (chunk_id)",
-    # They hold all that `chunks_by_use`, a session's windows and a window's children are told from.
+    # Covering indexes for `chunks_by_use`, the windows of a session and the children of a window.
     "DROP INDEX windows_by_snapshot",
     "CREATE INDEX windows_by_snapshot ON windows (snapshot_id, created_at, thawed_at)",
     "DROP INDEX windows_by_session",
@@ -222,7 +223,7 @@ _SECOND: Final = (
         UPDATE totals SET windows = windows - 1, referenced_bytes = referenced_bytes - old.size_bytes;
     END
     """,
-    # One row: which store the catalog belongs to, "" until it is told, and the checksum of all the definitions here.
+    # One row: the id of the home that the catalog belongs to ("" if it has none yet), the checksum of all definitions.
     "CREATE TABLE about (store TEXT NOT NULL, definitions INTEGER NOT NULL)",
     "INSERT INTO about VALUES ('', 0)",
 )
@@ -242,4 +243,5 @@ def _second(db: sqlite3.Connection) -> None:
 
 
 MIGRATIONS: Final = (_run(*_FIRST), _second)
+"""The steps, each a function that runs inside the caller's transaction."""
 SCHEMA_VERSION: Final = len(MIGRATIONS)

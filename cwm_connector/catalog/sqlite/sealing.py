@@ -1,6 +1,7 @@
-"""What the second step of the schema does beyond its tables: it seals every row that the first step's code wrote.
+"""A part of the schema's second migration step, which adds checksums: seal every row that a version without them wrote.
 
-It belongs to that step: what a row's checksum covers today stands in the modules that write it.
+The fields listed here are those of that step and must not change. The modules that write a row define what its checksum
+covers today.
 """
 
 import sqlite3
@@ -25,7 +26,7 @@ _SEALED = (
 
 
 def seal_everything(db: sqlite3.Connection) -> None:
-    """Inside the step's transaction."""
+    """Seal all rows, inside the transaction of the step."""
     db.create_function("seal", -1, seal)
     for (snapshot,) in db.execute("SELECT id FROM snapshots").fetchall():
         (token_ids,) = db.execute("SELECT token_ids FROM snapshot_tokens WHERE snapshot_id = ?", (snapshot,)).fetchone()

@@ -1,7 +1,7 @@
-"""The words that a reader of the embedded catalog searches.
+"""Build the full-text index that a read-only catalog searches.
 
-An index of words is compared with its words by a statement that only a writer may run. So a reader makes its own, in
-memory, from rows that it has checked: milliseconds for hundreds of windows, 0.3 s for 10,000.
+Only a writer may run the statement that checks an index of words. A reader therefore builds its own in memory, from
+rows that it has checked. This takes milliseconds for hundreds of windows and 0.3 s for 10,000.
 """
 
 import sqlite3
@@ -13,14 +13,14 @@ _TABLE = "CREATE VIRTUAL TABLE temp.window_words USING fts5 (name, description, 
 
 
 def gather_words(db: sqlite3.Connection) -> None:
-    """Statements of this connection that name `window_words` find these from now on."""
+    """Build the index as a temporary table. Statements of this connection that name `window_words` then use it."""
     db.execute("DROP TABLE IF EXISTS temp.window_words")
     db.execute(_TABLE)
     for (window,) in db.execute("SELECT id FROM windows").fetchall():
         try:
             write_words(db, read_window(db, window))
         except CWMError:
-            # Its own record is damaged: the copy of its words decides whether it is listed, by its name.
+            # The window's record is damaged. The stored copy of its words decides whether its name is listed.
             db.execute(
                 "INSERT INTO temp.window_words (rowid, name, description, tags) "
                 "SELECT rowid, name, description, tags FROM main.window_words WHERE rowid = ?",

@@ -1,6 +1,6 @@
-"""Bindings and sessions in the embedded catalog: rows read and checked, written and sealed.
+"""The thaws of windows (bindings) and the sessions of the embedded catalog: read and check, seal and write their rows.
 
-Every function runs inside its caller's transaction.
+Every function runs inside the caller's transaction.
 """
 
 import sqlite3
@@ -15,7 +15,7 @@ from cwm_connector.catalog.sqlite.windows import Window
 from cwm_connector.core.types import Micros
 
 BINDINGS: Final = 1024
-"""The newest so many are kept: each costs memory at every start, and a thaw that old can be done again."""
+"""The newest bindings that are kept. Each costs memory at every start, and an old thaw can be repeated."""
 
 _BINDING: Final = """
     SELECT w.name, b.id, b.window_id, b.session_id, b.salt_hash, b.created_at, b.digest
@@ -28,7 +28,7 @@ _NEWEST_FIRST: Final = "ORDER BY created_at DESC, id DESC"
 
 
 def add_binding(db: sqlite3.Connection, window: int, binding: Binding) -> None:
-    """The same thaw again replaces the older; what is over `BINDINGS` goes."""
+    """Add a binding, which replaces an equal older one. Remove the oldest ones beyond `BINDINGS`."""
     values = (next_id(db, "bindings"), window, binding.session_id, binding.salt_hash, binding.created_at)
     db.execute(
         "INSERT OR REPLACE INTO bindings (id, window_id, session_id, salt_hash, created_at, digest) "
@@ -41,12 +41,12 @@ def add_binding(db: sqlite3.Connection, window: int, binding: Binding) -> None:
 
 
 def all_bindings(db: sqlite3.Connection) -> tuple[Binding, ...]:
-    """Oldest first. Raises: CWM-4004."""
+    """Return all bindings, oldest first. Raises `Code.CORRUPT` if one is damaged."""
     return tuple(_binding(fields) for fields in db.execute(f"{_BINDING} ORDER BY b.created_at, b.id"))
 
 
 def last_thaw_into(db: sqlite3.Connection, session_id: str) -> Binding | None:
-    """Raises: CWM-4004."""
+    """Return the newest binding of the session, or None. Raises `Code.CORRUPT` if it is damaged."""
     fields = db.execute(
         f"{_BINDING} WHERE b.session_id = ? ORDER BY b.created_at DESC, b.id DESC LIMIT 1", (session_id,)
     ).fetchone()
@@ -57,14 +57,14 @@ def last_thaw_into(db: sqlite3.Connection, session_id: str) -> Binding | None:
 
 
 def remember_session(db: sqlite3.Connection, session_id: str, window: Window, event: SessionEvent, now: Micros) -> None:
-    """The session is as `window` holds it. Raises: CWM-4004 if what was known of it is damaged."""
+    """Record that the session now is as `window` holds it. Raises `Code.CORRUPT` if its old row is damaged."""
     known = _session_fields(db, session_id)
     values = (session_id, window.model, window.token_count, event.value, known[4] if known else now, now)
     db.execute(_REMEMBER, (*values, seal("session", *values)))
 
 
 def one_session(db: sqlite3.Connection, session_id: str) -> SessionRow | None:
-    """Raises: CWM-4004."""
+    """Return the session, or None. Raises `Code.CORRUPT` if it is damaged."""
     fields = _session_fields(db, session_id)
     if fields is None:
         return None
@@ -73,7 +73,7 @@ def one_session(db: sqlite3.Connection, session_id: str) -> SessionRow | None:
 
 
 def all_sessions(db: sqlite3.Connection) -> tuple[SessionRow, ...]:
-    """Newest event first. Raises: CWM-4004."""
+    """Return all sessions, the newest event first. Raises `Code.CORRUPT` if one is damaged."""
     names = defaultdict(list)
     for session_id, name in db.execute(f"{_FROZEN} {_NEWEST_FIRST}"):
         names[session_id].append(name)
@@ -86,7 +86,7 @@ def _binding(fields: Sequence[Any]) -> Binding:
     if name is None or seal("binding", *sealed) != digest:
         raise damaged("a thaw") if name is None else damaged_window(name)
     _, _, session_id, salt_hash, created_at = sealed
-    return Binding(name, session_id, salt_hash, created_at)
+    return Binding(window_name=name, session_id=session_id, salt_hash=salt_hash, created_at=created_at)
 
 
 def _session_fields(db: sqlite3.Connection, session_id: str) -> tuple[Any, ...] | None:
@@ -103,5 +103,11 @@ def _checked_session(fields: tuple[Any, ...]) -> tuple[Any, ...]:
 def _session_row(fields: tuple[Any, ...], windows: Mapping[str, Sequence[str]]) -> SessionRow:
     session_id, model, tokens, event, created_at, updated_at = fields
     return SessionRow(
-        session_id, model, tokens, SessionEvent(event), created_at, updated_at, tuple(windows.get(session_id, ()))
+        session_id=session_id,
+        model=model,
+        token_count=tokens,
+        event=SessionEvent(event),
+        created_at=created_at,
+        updated_at=updated_at,
+        windows=tuple(windows.get(session_id, ())),
     )

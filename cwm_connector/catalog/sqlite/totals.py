@@ -1,4 +1,7 @@
-"""The one row of totals in the embedded catalog: its triggers count, its writer seals."""
+"""The totals of the embedded catalog, one row that triggers keep up to date and every transaction seals.
+
+The functions run inside the caller's transaction.
+"""
 
 import sqlite3
 from collections.abc import Iterator
@@ -10,7 +13,7 @@ from cwm_connector.core.types import TierName
 
 
 def read_totals(db: sqlite3.Connection) -> CatalogTotals:
-    """Raises: CWM-4004."""
+    """Return the totals. Raises `Code.CORRUPT` if the row is damaged."""
     row = db.execute("SELECT * FROM totals").fetchone()
     if row is None or seal("totals", *row[:-1]) != row[-1]:
         raise damaged("the totals")
@@ -21,7 +24,10 @@ def read_totals(db: sqlite3.Connection) -> CatalogTotals:
 
 @contextmanager
 def counting(db: sqlite3.Connection) -> Iterator[None]:
-    """Around all changes of a transaction. Raises: CWM-4004 if the totals were damaged before, and seals nothing."""
+    """Check the totals before the changes of a transaction, and seal them after the changes.
+
+    Raises `Code.CORRUPT` if they were damaged before. They are not sealed then.
+    """
     read_totals(db)
     yield
     *fields, _ = db.execute("SELECT * FROM totals").fetchone()

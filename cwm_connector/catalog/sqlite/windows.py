@@ -1,6 +1,6 @@
-"""Windows in the embedded catalog: their rows with tags and words, read and checked, written and sealed.
+"""The window rows of the embedded catalog with their tags and words: read and check, seal and write them.
 
-Every function runs inside its caller's transaction.
+Every function runs inside the caller's transaction.
 """
 
 import json
@@ -27,7 +27,7 @@ _UNKNOWN: Final = Micros(0)
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A row of the table, as it stands there."""
+    """A row of the table."""
 
     id: int
     name: str
@@ -53,23 +53,27 @@ class Tagged:
     tags: tuple[str, ...]
 
     def digest(self) -> int:
+        """Return the checksum."""
         return seal("window", *astuple(self.window), *self.tags)
 
 
 def find_window(db: sqlite3.Connection, name: str) -> int | None:
-    """Its id, by the index of the names alone."""
+    """Return the id of the window, or None. Only the index of the names is read."""
     row = db.execute("SELECT id FROM windows WHERE name = ?", (name,)).fetchone()
     return None if row is None else int(row[0])
 
 
 def refuse_taken_name(db: sqlite3.Connection, name: str) -> None:
-    """Raises: CWM-3003."""
+    """Raise `Code.WINDOW_EXISTS` if there is a window of that name."""
     if find_window(db, name) is not None:
         raise name_taken(name)
 
 
 def read_window_named(db: sqlite3.Connection, window: int, name: str) -> Tagged:
-    """What `find_window` found, or CWM-4004: a damaged index can lead to another window, which is whole."""
+    """Return the window that `find_window` found, after a check of its name.
+
+    Raises `Code.CORRUPT` if a damaged index has led to another window.
+    """
     found = read_window(db, window)
     if found.window.name != name:
         raise damaged_window(name)
@@ -77,7 +81,7 @@ def read_window_named(db: sqlite3.Connection, window: int, name: str) -> Tagged:
 
 
 def read_window(db: sqlite3.Connection, window: int) -> Tagged:
-    """Raises: CWM-4004."""
+    """Return the window with its tags. Raises `Code.CORRUPT` if it is damaged or missing."""
     fields = db.execute(f"SELECT {_FIELDS}, digest FROM windows WHERE id = ?", (window,)).fetchone()
     if fields is not None:
         found = Tagged(Window(*fields[:-1]), _tags(db, window))
@@ -87,7 +91,7 @@ def read_window(db: sqlite3.Connection, window: int) -> Tagged:
 
 
 def contract_row(db: sqlite3.Connection, found: Tagged) -> WindowRow:
-    """Raises: CWM-4004."""
+    """Return the window as the catalog's interface has it. Raises `Code.CORRUPT` if its snapshot is damaged."""
     window = found.window
     snapshot = read_snapshot(db, window.snapshot_id, window.name)
     return WindowRow(
@@ -112,18 +116,36 @@ def contract_row(db: sqlite3.Connection, found: Tagged) -> WindowRow:
 
 
 def list_window(db: sqlite3.Connection, window: int) -> WindowRow:
-    """The row; of a damaged one the name alone. Raises: CWM-4004 if not even that can be trusted."""
+    """Return the window, or only the name of a damaged one. Raises `Code.CORRUPT` if the name is not certain either."""
     try:
         return contract_row(db, read_window(db, window))
     except CWMError:
         name = certain_name(db, window)
         if name is None:
             raise
-    return WindowRow(name, "", (), "", {}, "", "", None, 0, 0, 0, 0, 0, _UNKNOWN, _UNKNOWN, None, damaged=True)
+    return WindowRow(
+        name=name,
+        description="",
+        tags=(),
+        model="",
+        passport={},
+        session_id="",
+        head="",
+        parent=None,
+        token_count=0,
+        restorable_tokens=0,
+        block_count=0,
+        size_bytes=0,
+        unique_bytes=0,
+        created_at=_UNKNOWN,
+        updated_at=_UNKNOWN,
+        thawed_at=None,
+        damaged=True,
+    )
 
 
 def certain_name(db: sqlite3.Connection, window: int) -> str | None:
-    """The window's name, whatever else of it is damaged, if its row and the index of the names agree on it."""
+    """Return the name of a window that may be damaged, or None if its row and the index of the names disagree."""
     rows = db.execute(
         """
         SELECT i.name FROM windows w JOIN windows i INDEXED BY sqlite_autoindex_windows_1 ON i.name = w.name
@@ -135,7 +157,10 @@ def certain_name(db: sqlite3.Connection, window: int) -> str | None:
 
 
 def snapshot_of(db: sqlite3.Connection, window: int, name: str) -> int:
-    """The snapshot's id, also of a window that is damaged elsewhere. Raises: CWM-4004 if row and index differ."""
+    """Return the id of the snapshot of a window that may be damaged.
+
+    Raises `Code.CORRUPT` if the row and the index disagree about it.
+    """
     row = db.execute(
         """
         SELECT i.snapshot_id FROM windows w JOIN windows i INDEXED BY windows_by_snapshot
@@ -150,7 +175,7 @@ def snapshot_of(db: sqlite3.Connection, window: int, name: str) -> int:
 
 
 def add_window(db: sqlite3.Connection, window: Window, tags: Sequence[str]) -> None:
-    """The row with its tags and words. Raises: CWM-1003 for a tag that can't be one, or too many."""
+    """Add the row, its tags and its words. Raises `Code.ARGUMENT` for an invalid tag or too many tags."""
     tagged = Tagged(window, tuple(check_tags(list(tags))))
     db.execute(_INSERT, (*astuple(window), tagged.digest()))
     _write_tags(db, tagged)
@@ -158,7 +183,7 @@ def add_window(db: sqlite3.Connection, window: Window, tags: Sequence[str]) -> N
 
 
 def change_window(db: sqlite3.Connection, before: Tagged, after: Tagged) -> None:
-    """What can change of a window: description, tags, times. `before` was read in this transaction."""
+    """Change the description, the tags or the times. `before` was read in this transaction."""
     window = after.window
     after = replace(after, tags=tuple(check_tags(list(after.tags))))
     db.execute(
@@ -174,18 +199,19 @@ def change_window(db: sqlite3.Connection, before: Tagged, after: Tagged) -> None
 
 
 def delete_window(db: sqlite3.Connection, window: int) -> None:
-    """Tags and bindings go with it."""
+    """Delete the row with its words, tags and bindings."""
     db.execute("DELETE FROM window_words WHERE rowid = ?", (window,))
     db.execute("DELETE FROM windows WHERE id = ?", (window,))
 
 
 def write_words(db: sqlite3.Connection, tagged: Tagged) -> None:
-    """What `search` looks in; in a catalog read only, its own table of that name."""
+    """Add the window's words to the full-text index. In a read-only catalog this is a temporary table (`search.py`)."""
     window = tagged.window
     db.execute(f"INSERT INTO {_WORDS}", (window.id, window.name, window.description, " ".join(tagged.tags)))
 
 
 def children_of(db: sqlite3.Connection, name: str) -> tuple[str, ...]:
+    """Return the names of the windows whose parent has this name, oldest first."""
     rows = db.execute("SELECT name FROM windows WHERE parent = ? ORDER BY created_at, id", (name,))
     return tuple(child for (child,) in rows)
 

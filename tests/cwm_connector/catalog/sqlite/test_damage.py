@@ -208,22 +208,22 @@ def test_what_is_behind_the_end_of_the_file_changes_nothing(
 
 
 def test_the_catalog_of_another_store_is_refused_and_left_alone(path: Path) -> None:
-    with closing(SqliteCatalog.open(path, store="theirs")) as catalog:
+    with closing(SqliteCatalog.open(path, home_id="theirs")) as catalog:
         fill(catalog)
     before = path.read_bytes()
     with pytest.raises(CWMError, match="another CWM_HOME") as refused:
-        SqliteCatalog.open(path, store="ours")
+        SqliteCatalog.open(path, home_id="ours")
     assert refused.value.code is Code.CORRUPT
     assert path.read_bytes() == before
-    SqliteCatalog.open(path, store="theirs").close()
+    SqliteCatalog.open(path, home_id="theirs").close()
     SqliteCatalog.open(path).close()
 
 
 def test_a_catalog_that_was_not_told_its_store_is_the_first_ones(path: Path) -> None:
     SqliteCatalog.open(path).close()
-    SqliteCatalog.open(path, store="ours").close()
+    SqliteCatalog.open(path, home_id="ours").close()
     with pytest.raises(CWMError, match="another CWM_HOME"):
-        SqliteCatalog.open(path, store="theirs")
+        SqliteCatalog.open(path, home_id="theirs")
 
 
 # --- rows that do not pass ---

@@ -175,7 +175,7 @@ def test_damage_is_reported_at_the_start_and_to_a_reader(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek((root - 1) * page_bytes)
         file.write(b"\xff" * page_bytes)
-    with pytest.raises(CWMError, match="restore it from a copy") as refused:
+    with pytest.raises(CWMError, match="restore it from a backup") as refused:
         SqliteCatalog.open(path)
     assert refused.value.code is Code.CORRUPT
     with closing(SqliteCatalog.open_read_only(path)) as catalog:
