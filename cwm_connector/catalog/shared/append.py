@@ -1,7 +1,8 @@
-"""Appending to the shared log so that the answer is known: in it, on Redis's disk; or not in it, now and ever.
+"""Append to the shared log so that the outcome is certain: the record is on Redis's disk, or it is never in the log.
 
-A reply can be lost with its connection, and a command that was sent can be executed later still. So nothing is guessed:
-the log is asked for the record, and where it is not there yet, a barrier takes its place.
+A reply can be lost with its connection, and Redis can execute a command later than it was sent. The outcome is
+therefore never guessed. The log is asked for the record. If the record is not there yet, a barrier is appended in its
+place, which keeps the record out for good.
 """
 
 import time
@@ -14,52 +15,60 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.redis.link import NoReply
 
 _PAUSE_S: Final = 0.05
+"""Seconds between two attempts."""
 
 
 class Moved(Exception):
-    """The log has another record in that place: this one is not in it and never will be."""
+    """Raised if another record has the position. The record is not in the log and never will be."""
 
 
 def append(log: RedisLog, base: Position, record: Record, budget_s: float) -> None:
-    """Returns once the record is in the log behind `base` and on Redis's disk.
+    """Append the record after `base` and wait until it is on Redis's disk.
 
-    Raises: Moved; OutcomeUnknown if Redis stayed away for `budget_s`; CWM-5002 or CWM-4003 if Redis refused it, which
-    is the same as Moved.
+    Blocks for up to about `budget_s` seconds. Raises `Moved`, `OutcomeUnknown` if Redis did not answer for so long,
+    `Code.BACKEND` or `Code.QUOTA` if Redis refused the record, which is then not in the log, as for `Moved`.
     """
-    held: bool | None
+    in_log: bool | None
     try:
-        held = log.append(base, record)
+        in_log = log.append(base, record)
     except NoReply:
-        held = None
+        in_log = None
     deadline = time.monotonic() + budget_s
     while True:
         try:
-            if held is None:
-                held = _whether(log, base, record)
-            if not held:
+            if in_log is None:
+                in_log = _find_out(log, base, record)
+            if not in_log:
                 raise Moved
             log.settle()
             return
         except CWMError as problem:
             if problem.code is Code.CORRUPT or time.monotonic() > deadline:
                 raise OutcomeUnknown(problem) from problem
-            # Whatever went wrong, a server that restarted without the record is possible: look for it again.
-            held = None
+            # After any failure the server may have restarted without the record, so look for it again.
+            in_log = None
             time.sleep(_PAUSE_S)
 
 
-def _whether(log: RedisLog, base: Position, record: Record) -> bool:
-    """Whether the record is in the log. Raises: CWM-4004 if that can't be known any more; what the link raises."""
+def _find_out(log: RedisLog, base: Position, record: Record) -> bool:
+    """Return whether the record is in the log. If its position is free, fill that with a barrier.
+
+    Raises `Code.CORRUPT` if the position is no longer in the log, and the errors of the link.
+    """
     while True:
-        held = log.has(record)
-        if held is not None:
-            return held
+        in_log = log.has(record)
+        if in_log is not None:
+            return in_log
         view = log.look()
         if view is not None and view.head == base:
             if log.append(base, record_after(base, Barrier(), record.engine)):
                 return False
             continue
-        held = log.has(record)
-        if held is not None:
-            return held
-        raise CWMError(Code.CORRUPT, "the log no longer has that place; restart the engine", record=record.at.number)
+        in_log = log.has(record)
+        if in_log is not None:
+            return in_log
+        raise CWMError(
+            Code.CORRUPT,
+            "the shared log no longer has the position of this record; restart the engine",
+            record=record.at.number,
+        )

@@ -1,13 +1,21 @@
-"""The shared catalog: several engines, one log in Redis, and in each engine a SQLite replica that answers every read.
+"""The shared catalog: one log in Redis, and in each engine a SQLite replica that answers every read.
 
-    write:  catch up -> run it in an open SQLite transaction -> append to the log if nobody else has meanwhile -> on
-            Redis's disk -> commit the replica with its new position -> acknowledged
-    read:   catch up if Redis answers at once -> ask the replica
+A write takes these steps:
 
-Names, references and limits are checked against the log's head itself, because the append succeeds only there. Where
-Redis is away, reads go on from the replica and say so (`state`), and writes fail with CWM-5002.
+1. Catch up with the log.
+2. Run the change in an open SQLite transaction.
+3. Append the change to the log. This fails if another engine has appended something since, and the write starts again.
+4. Wait until the record is on Redis's disk.
+5. Commit the replica with its new position, and return.
 
-Threads: like every catalog it belongs to one thread; a checkpoint that is due is made on a thread of its own.
+A read catches up if Redis answers at once, and is then answered by the replica.
+
+The append succeeds only at the head of the log, so names, references and limits are always checked against the newest
+state. While Redis does not answer, reads are served from the replica, `state` says so, and writes fail with
+`Code.BACKEND`.
+
+Like every catalog it belongs to one thread. A checkpoint that is due is made on the `cwm-checkpoint` thread. Every
+method may block on Redis, for at most the times in `FollowLimits`, and on the disk.
 """
 
 import logging
@@ -53,38 +61,39 @@ from cwm_connector.core.types import ChunkKey, Micros, TierName
 from cwm_connector.redis.link import RedisLink
 
 logger = logging.getLogger(__name__)
-_FAREWELL_S: Final = 5.0
-"""What a checkpoint under way gets at the end; one that is cut off does no harm."""
+_CLOSE_TIMEOUT_S: Final = 5.0
+"""Seconds that `close` waits for a checkpoint under way. Ending one early does no harm."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """How this engine stands to the shared catalog."""
+    """How far this engine has followed the shared catalog, as of the last contact with Redis."""
 
     connected: bool
     applied: int
     """Records of the log that the replica has applied."""
     behind: int | None
-    """Records that it has not, when Redis was last asked; None: not known."""
-    settled: bool
-    """Nothing that this engine ever sent can still arrive in the log: what has no row now is not referred to."""
+    """Records that it has not applied, or None if that is not known."""
+    durable: bool
+    """Whether everything that this engine ever sent has a known outcome. See `Catalog.is_durable`."""
     fault: CWMError | None
-    """Why the last attempt to catch up failed."""
+    """The reason why the last attempt to catch up failed."""
 
 
 class RedisCatalog:
-    """`Catalog` over a shared log; see the module's text."""
+    """`Catalog` over a shared log. The module's docstring describes how it reads and writes."""
 
     def __init__(
         self, url: str, namespace: str, replica: Replica, on_gone: Callable[[Gone], None], limits: FollowLimits
     ):
+        """Take an open replica. `open` is the usual way to make a catalog."""
         self._url = url
         self._namespace = namespace
         self._replica = replica
         self._limits = limits
         self._log = self._open_log()
         self._follower = Follower(self._log, replica, on_gone, limits)
-        self._settled = False
+        self._durable = False
         self._compaction: threading.Thread | None = None
 
     @classmethod
@@ -94,25 +103,26 @@ class RedisCatalog:
         namespace: str,
         replica_path: Path,
         *,
-        store: str = "",
+        home_id: str = "",
         on_gone: Callable[[Gone], None] = lambda gone: None,
         limits: FollowLimits = USUAL,
     ) -> "RedisCatalog":
-        """Opens the replica and catches up; with Redis away it starts as the replica is, and tries again later.
+        """Open the replica and catch up with the log.
 
-        `on_gone` is told, on this thread, what others deleted; `store`: see `SqliteFile.open`.
-        Raises: as `SqliteFile.open`; CWM-1003 for a Redis that can't keep a catalog, or a replica with windows that are
-        not shared; CWM-4004 if Redis holds another history than the replica, or a damaged one.
+        If Redis does not answer, the replica is used as it is, and later calls try again. `on_gone` is called on this
+        thread with what other engines deleted. `home_id` is that of `SqliteFile.open`.
+        Raises the errors of `SqliteFile.open`, `Code.ARGUMENT` for a Redis that can't keep a catalog or a replica with
+        windows that are not shared, `Code.CORRUPT` if the log in Redis is damaged or is not the replica's.
         """
         sweep_leftovers(replica_path)
-        catalog = cls(url, namespace, Replica.open(replica_path, store), on_gone, limits)
+        catalog = cls(url, namespace, Replica.open(replica_path, home_id), on_gone, limits)
         try:
             catalog.catch_up()
         except CWMError as problem:
             if problem.code in (Code.CORRUPT, Code.ARGUMENT):
                 catalog.close()
                 raise
-            logger.warning("the shared catalog is out of reach, reads are served as they were last known: %s", problem)
+            logger.warning("the shared catalog can't be reached, reads return its last known state: %s", problem)
         return catalog
 
     def _open_log(self) -> RedisLog:
@@ -122,32 +132,33 @@ class RedisCatalog:
     # --- sharing ---
 
     def catch_up(self) -> None:
-        """Applies what others did; one round trip where there is nothing new. The engine calls it every second or so.
+        """Apply the changes of other engines. The engine calls it about once a second.
 
-        Raises: CWM-5002 with Redis away; CWM-4004 if Redis holds another history than the replica, or a damaged one.
+        It costs one round trip if there is nothing new. Raises `Code.BACKEND` if Redis does not answer, `Code.CORRUPT`
+        if the log in Redis is damaged or is not the replica's.
         """
-        if self._settled:
+        if self._durable:
             self._follower.follow()
         else:
-            # Once a record of ours is in the log, whatever was sent for an earlier place can't arrive any more.
+            # Once a record of ours is in the log, nothing that was sent for an earlier position can arrive any more.
             self._write(Barrier())
 
     def sharing(self) -> Sharing:
-        """As of the last contact; asks nobody."""
+        """Return how far this engine has followed the log. Does not ask Redis."""
         at = self._replica.at
         applied = 0 if at is None else at.number
         head, fault = self._follower.head, self._follower.fault
         behind = None if head is None or fault is not None else max(0, head - applied)
-        return Sharing(behind is not None, applied, behind, self._settled, fault)
+        return Sharing(connected=behind is not None, applied=applied, behind=behind, durable=self._durable, fault=fault)
 
     def is_durable(self) -> bool:
-        return self._settled
+        return self._durable
 
     def state(self) -> str | None:
         return None if self._follower.fault is None else self._follower.fault.message
 
     def compact(self) -> int:
-        """Makes a checkpoint and drops the log's records up to it: nothing of a deleted window is left in them."""
+        """Make a checkpoint and remove the log's records before it, so that nothing of a deleted window is left."""
         self._end_compaction(None)
         self._follower.follow()
         freed = self._replica.catalog.compact()
@@ -223,7 +234,7 @@ class RedisCatalog:
     def totals(self) -> CatalogTotals:
         return self._follower.fresh().totals()
 
-    # --- the engine's own: in the replica alone ---
+    # --- data of this engine, which is in the replica alone ---
 
     def chunks_after(self, last: ChunkKey | None, limit: int) -> tuple[ChunkRow, ...]:
         return self._replica.catalog.chunks_after(last, limit)
@@ -244,15 +255,18 @@ class RedisCatalog:
         self._replica.catalog.check_integrity()
 
     def close(self) -> None:
-        self._end_compaction(_FAREWELL_S)
+        self._end_compaction(_CLOSE_TIMEOUT_S)
         self._log.close()
         self._replica.close()
 
-    # --- inside: writing ---
+    # --- internal: writing ---
 
     def _write(self, change: Change) -> Any:
-        """What the catalog's method returns. Raises: what it raises; CWM-7003 if others are always faster; CWM-5002;
-        OutcomeUnknown."""
+        """Make the change and return the result of the catalog's method.
+
+        Raises the errors of the method, `Code.BUSY` if other engines are always faster, `Code.BACKEND` if Redis does
+        not answer, `OutcomeUnknown` if it is not known whether the change was made.
+        """
         deadline = time.monotonic() + self._limits.write_s
         while True:
             view = self._follower.follow()
@@ -287,7 +301,7 @@ class RedisCatalog:
                 try:
                     append(self._log, base, record, self._limits.write_s)
                 except OutcomeUnknown:
-                    self._settled = False
+                    self._durable = False
                     raise
                 appended = True
         except _Nothing:
@@ -295,20 +309,22 @@ class RedisCatalog:
         except CWMError as problem:
             if not appended or record is None:
                 raise
-            # It has happened; that this file could not take it as well is made up for when it can be written again.
+            # The change has been made. The replica applies it from the log once its file can be written to again.
             self._follower.failed(problem)
-            self._settled = True
-            self._tell_settled(record.at)
+            self._durable = True
+            self._mark_durable(record.at)
             return result
         replica.at = record.at
-        self._settled = True
-        self._tell_settled(record.at)
-        self._follower.tell_gone(gone)
+        self._durable = True
+        self._mark_durable(record.at)
+        self._follower.report_gone(gone)
         return result
 
     def _apply_tail(self, view: View) -> tuple[Position, list[Gone]]:
-        """Inside the transaction: what others appended and nobody knows to be on disk; with our record behind it, it
-        will be."""
+        """Apply, within the transaction, the records of others that are not known to be on Redis's disk.
+
+        They will be there once our record, which follows them, is.
+        """
         base = self._follower.base(view)
         gone: list[Gone] = []
         while base.number < view.head.number:
@@ -323,29 +339,29 @@ class RedisCatalog:
             base = records[-1].at
         return base, gone
 
-    def _tell_settled(self, at: Position) -> None:
+    def _mark_durable(self, at: Position) -> None:
         try:
-            self._log.tell_settled(at)
+            self._log.mark_durable(at)
         except CWMError as problem:
-            # Others find out by themselves after a while.
+            # Other engines find out by themselves after a while.
             self._follower.failed(problem)
 
-    # --- inside: checkpoints ---
+    # --- internal: checkpoints ---
 
     def _compact_if_due(self, view: View) -> None:
         before = 0 if view.checkpoint is None else view.checkpoint.number
         if view.head.number - before < self._limits.log_records and view.bytes < self._limits.log_bytes:
             return
         if self._compaction is None or not self._compaction.is_alive():
-            self._compaction = threading.Thread(target=self._compact_aside, name="cwm-checkpoint", daemon=True)
+            self._compaction = threading.Thread(target=self._make_checkpoint, name="cwm-checkpoint", daemon=True)
             self._compaction.start()
 
-    def _compact_aside(self) -> None:
+    def _make_checkpoint(self) -> None:
         log = self._open_log()
         try:
             publish(log, self._replica.path, self._limits.part_bytes)
         except (CWMError, OSError) as problem:
-            logger.warning("no checkpoint of the shared catalog could be made, the next write tries again: %s", problem)
+            logger.warning("the shared catalog has no new checkpoint, the next write tries again: %s", problem)
         finally:
             log.close()
 

@@ -1,8 +1,9 @@
-"""The shared catalog's log as bytes: one record for each transaction, sealed into a chain. Pure functions.
+"""The records of the shared log: one for each transaction, linked by seals to a chain. Pure functions.
 
-A record's **seal** is a digest over the seal before it and its own body. So one value is its checksum, its identity
-(a random token in the body makes equal changes differ) and the proof of which history it continues; the first record
-continues the log's own random id. Applying a record needs nothing but the record: times and names are in it.
+The **seal** of a record is a digest over the seal before it and its own body. The seal is the checksum of the record,
+its identity, because a random token in the body makes equal changes differ, and the proof of the history that it
+continues. The first record continues the random id of the log. A record contains all times and names that are needed to
+apply it.
 """
 
 import hashlib
@@ -20,39 +21,46 @@ _TOKEN_BYTES: Final = 16
 
 
 class Position(NamedTuple):
-    """A place in a log: so many records lie before it, and this is what was sealed there last."""
+    """A position in a log."""
 
     log: bytes
+    """The id of the log."""
     number: int
+    """Records before this position."""
     seal: bytes
+    """The seal of the last of them."""
 
     def __str__(self) -> str:
         return f"{self.log.hex()} {self.number} {self.seal.hex()}"
 
 
 def position(text: str) -> Position:
-    """The inverse of `str`. Raises: ValueError."""
+    """Parse the text that `str` makes of a position. Raises ValueError."""
     log, number, seal = text.split(" ")
     found = Position(bytes.fromhex(log), int(number), bytes.fromhex(seal))
     if len(found.log) != SEAL_BYTES or len(found.seal) != SEAL_BYTES or found.number < 0:
-        raise ValueError("its parts have other lengths")
+        raise ValueError("its parts have the wrong lengths")
     return found
 
 
 def beginning() -> Position:
-    """Of a log that did not exist until now."""
+    """Return the first position of a new log."""
     log = os.urandom(SEAL_BYTES)
     return Position(log, 0, log)
 
 
-# --- what a transaction did ---
+# --- changes ---
 
 
 class Commit(msgspec.Struct, frozen=True, array_like=True, tag="commit"):
+    """See `Catalog.commit_window`."""
+
     new: NewWindow
 
 
 class Clone(msgspec.Struct, frozen=True, array_like=True, tag="clone"):
+    """See `Catalog.clone_window`."""
+
     source: str
     target: str
     description: str | None
@@ -61,15 +69,21 @@ class Clone(msgspec.Struct, frozen=True, array_like=True, tag="clone"):
 
 
 class Delete(msgspec.Struct, frozen=True, array_like=True, tag="delete"):
+    """See `Catalog.delete_window`."""
+
     name: str
     keep: tuple[ChunkKey, ...]
 
 
 class Sweep(msgspec.Struct, frozen=True, array_like=True, tag="sweep"):
+    """See `Catalog.sweep_unreferenced`."""
+
     keep: tuple[ChunkKey, ...]
 
 
 class Tag(msgspec.Struct, frozen=True, array_like=True, tag="tag"):
+    """See `Catalog.tag_window`."""
+
     name: str
     add: tuple[str, ...]
     remove: tuple[str, ...]
@@ -78,18 +92,20 @@ class Tag(msgspec.Struct, frozen=True, array_like=True, tag="tag"):
 
 
 class Bind(msgspec.Struct, frozen=True, array_like=True, tag="bind"):
+    """See `Catalog.bind`."""
+
     binding: Binding
 
 
 class Barrier(msgspec.Struct, frozen=True, array_like=True, tag="barrier"):
-    """Changes nothing: with it in the log, an append that was default_head for its place can't arrive any more."""
+    """Changes nothing. Once it is in the log, an append that was meant for its position can't succeed any more."""
 
 
 Change = Commit | Clone | Delete | Sweep | Tag | Bind | Barrier
 
 
 def perform(change: Change, catalog: Catalog) -> Any:
-    """Runs the change; what the catalog's method returns or raises."""
+    """Make the change in a catalog. Return the result of the catalog's method, or raise its errors."""
     match change:
         case Commit(new):
             return catalog.commit_window(new)
@@ -118,8 +134,10 @@ class _Body(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Record(NamedTuple):
+    """A change with its place in the log."""
+
     at: Position
-    """Where the log stands once the record is in it."""
+    """The position after the record."""
     body: bytes
     change: Change
     engine: str
@@ -127,18 +145,18 @@ class Record(NamedTuple):
 
 
 def record_after(base: Position, change: Change, engine: str) -> Record:
-    """A new record; equal changes make different ones."""
+    """Return a new record that continues `base`. Two records of equal changes differ."""
     body = msgspec.msgpack.encode(_Body(base.number + 1, os.urandom(_TOKEN_BYTES), engine, change))
     return Record(Position(base.log, base.number + 1, seal_of(base.seal, body)), body, change, engine)
 
 
-def opened(base: Position, seal: bytes, body: bytes) -> Record:
-    """The record that continues `base`. Raises: CWM-4004 if it is damaged, or continues something else."""
+def open_record(base: Position, seal: bytes, body: bytes) -> Record:
+    """Decode the record that continues `base`. Raises `Code.CORRUPT` if it is damaged or continues something else."""
     if seal_of(base.seal, body) != seal:
         raise CWMError(
             Code.CORRUPT,
             f"record {base.number + 1} of the shared catalog is damaged or continues another history; restore Redis "
-            "from a copy that has it whole",
+            "from a backup with an undamaged catalog",
             record=base.number + 1,
         )
     try:
@@ -153,5 +171,5 @@ def opened(base: Position, seal: bytes, body: bytes) -> Record:
 
 
 def seal_of(before: bytes, body: bytes) -> bytes:
-    """`before`: the seal that `body` continues."""
+    """Return the seal of a record with this body that continues the seal `before`."""
     return hashlib.blake2b(body, digest_size=SEAL_BYTES, key=before).digest()

@@ -1,10 +1,13 @@
-"""Checkpoints of the shared catalog: a replica's file, made fit for any engine, in parts in Redis.
+"""Checkpoints of the shared catalog: the file of a replica without the engine's own data, stored in parts in Redis.
 
-They let a new engine join without the history, and let the log forget: the token ids of a deleted window are in no
-checkpoint. A kill at any instant leaves the old checkpoint or the new one, never a half: parts are published in one
-step once all are there, and expire by themselves otherwise.
+A new engine starts from a checkpoint and does not need the whole log. The records before a checkpoint are removed, so
+that the token ids of a deleted window do not stay in Redis. After a kill at any instant there is either the old
+checkpoint or the new one. All parts are published in one step, and parts that are not published expire.
 
-What is one engine's own does not travel: its notes, its store's id, and what lies on its disk.
+An engine's own data is left out: its notes, the id of its home and the chunks on its disk.
+
+Making a checkpoint takes seconds to minutes and may run on a thread of its own, beside the catalog thread. Loading one
+blocks the catalog thread.
 """
 
 import hashlib
@@ -21,28 +24,30 @@ from cwm_connector.catalog.shared.log import Checkpoint, RedisLog, Trimmed, dama
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.catalog.sqlite.file import translated
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.types import TierName
+from cwm_connector.core.types import MIB, TierName
 
 POSITION_NOTE: Final = "shared-log"
-"""The name of the note in which a replica keeps the position that it has applied."""
-PART_BYTES: Final = 16 << 20
-_BLOCK_BYTES: Final = 1 << 20
+"""The name of the note with the position up to which a replica has applied the log."""
+PART_BYTES: Final = 16 * MIB
+"""The size of a part."""
+_READ_BYTES: Final = MIB
 _LEVEL: Final = 3
 _OUTGOING: Final = "outgoing"
 _INCOMING: Final = "incoming"
 
 
 def publish(log: RedisLog, replica: Path, part_bytes: int = PART_BYTES) -> int:
-    """Makes a checkpoint of the replica's state and trims the log up to it; returns the bytes of the records that went.
+    """Make a checkpoint of the replica and trim the log up to it. Return the bytes of the trimmed records.
 
-    Opens the file by itself, so it may run beside the catalog's thread; seconds to minutes where the catalog is large.
-    Raises: CWM-4004 if the replica is damaged or doesn't belong to this log; what the link raises.
+    Any thread, because it opens the file of the replica itself. Takes seconds to minutes if the catalog is large.
+    Raises `Code.CORRUPT` if the replica is damaged or does not belong to this log, `Code.BUSY` if another engine makes
+    a checkpoint, and the errors of the link.
     """
     with _scratch(replica, _OUTGOING) as image:
         at = _make_image(replica, image)
-        view = log.look()  # after the copy: the log is never behind it
+        view = log.look()  # after the copy, so that the log is never behind it
         if view is None or not _continues(log, view.head, at):
-            raise damaged("its history is not this engine's")
+            raise damaged("it has another history than this engine")
         before = view.checkpoint
         if before is not None and before.number >= at.number:
             return 0
@@ -52,22 +57,25 @@ def publish(log: RedisLog, replica: Path, part_bytes: int = PART_BYTES) -> int:
             digests.append(_digest(part))
     trimmed = log.publish(Checkpoint(name, tuple(digests), at.log, at.number, at.seal), before)
     if trimmed is None:
-        raise CWMError(Code.BUSY, "another engine makes a checkpoint of the shared catalog; call again in a while")
+        raise CWMError(Code.BUSY, "another engine is making a checkpoint of the shared catalog; call again later")
     log.settle()
     return trimmed
 
 
 def sweep_leftovers(replica: Path) -> None:
-    """Removes the files that a killed engine left when it made or loaded a checkpoint. Only before either begins."""
+    """Remove the files that a killed engine left while it made or loaded a checkpoint.
+
+    Call it before the engine makes or loads one itself.
+    """
     for what in (_OUTGOING, _INCOMING):
         _remove(_beside(replica, what))
 
 
 @contextmanager
 def fetched(log: RedisLog, checkpoint: Checkpoint, replica: Path) -> Iterator[Path]:
-    """The checkpoint as a file that `SqliteCatalog` opens, beside the replica; removed again at the end.
+    """Read the checkpoint into a file next to the replica, which `SqliteCatalog` can open. Remove the file at the end.
 
-    Raises: CWM-4004 if it is damaged; CWM-7003 if it was replaced meanwhile.
+    Raises `Code.CORRUPT` if it is damaged, `Code.BUSY` if it was replaced in the meantime.
     """
     with _scratch(replica, _INCOMING) as image:
         unpacking = zlib.decompressobj()
@@ -77,7 +85,7 @@ def fetched(log: RedisLog, checkpoint: Checkpoint, replica: Path) -> Iterator[Pa
                 if part is None:
                     raise _missing(log, checkpoint)
                 if _digest(part) != digest:
-                    raise damaged("a part of its checkpoint is not as it was written")
+                    raise damaged("a part of its checkpoint has changed")
                 file.write(unpacking.decompress(part))
         yield image
 
@@ -94,28 +102,28 @@ def _digest(part: bytes) -> bytes:
 
 
 def _continues(log: RedisLog, head: Position, at: Position) -> bool:
-    """Whether the log went on from `at`, or stands there."""
+    """Return whether the log contains the position `at`."""
     if head.log != at.log or head.number < at.number:
         return False
     if head.number == at.number:
         return head == at
     try:
-        log.read(at)  # verifies whose seal the next record continues
+        log.read(at)  # verifies that the next record continues the seal of `at`
     except Trimmed:
-        # Another checkpoint is ahead of it already; `publish` finds that out.
+        # Another checkpoint is ahead of `at` already. `publish` checks for that.
         return True
     return True
 
 
 def _make_image(replica: Path, image: Path) -> Position:
-    """A sound copy without what is the engine's own; the position that it stands at."""
+    """Make a checked copy of the replica without the engine's own data. Return the position of the replica."""
     with translated(str(replica)), closing(sqlite3.connect(replica, isolation_level=None)) as source:
         source.execute("VACUUM INTO ?", (str(image),))
     with closing(SqliteCatalog.open(image)) as catalog:
         catalog.check_integrity()
         noted = catalog.noted(POSITION_NOTE)
         if noted is None:
-            raise damaged("this engine has applied nothing of it")
+            raise damaged("this engine has not applied any record of it")
         catalog.place(TierName.DISK, (), [chunk.key for chunk in catalog.all_chunks()])
     with translated(str(image)), closing(sqlite3.connect(image, isolation_level=None)) as raw:
         raw.execute("PRAGMA secure_delete = ON")
@@ -125,7 +133,7 @@ def _make_image(replica: Path, image: Path) -> Position:
 
 
 def _packed(image: Path, part_bytes: int) -> Iterator[bytes]:
-    """Compressed, in parts of `part_bytes`; the last may be shorter."""
+    """Yield the compressed image in parts of `part_bytes`. The last part may be shorter."""
     ready = bytearray()
     for block in _compressed(image):
         ready += block
@@ -138,14 +146,14 @@ def _packed(image: Path, part_bytes: int) -> Iterator[bytes]:
 def _compressed(image: Path) -> Iterator[bytes]:
     packing = zlib.compressobj(_LEVEL)
     with image.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
+        while block := file.read(_READ_BYTES):
             yield packing.compress(block)
     yield packing.flush()
 
 
 @contextmanager
 def _scratch(replica: Path, what: str) -> Iterator[Path]:
-    """An empty file for its owner alone, with SQLite's files beside it removed before and after."""
+    """Create an empty file for its owner alone. Remove it, and the files that SQLite adds to it, before and after."""
     path = _beside(replica, what)
     _remove(path)
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))

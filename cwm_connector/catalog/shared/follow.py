@@ -1,8 +1,10 @@
-"""Following the shared log: what is durable in it goes into the replica, and what that took away is told.
+"""Follow the shared log: apply its durable records to the replica, and report what they removed.
 
-A record that somebody else's process is still making durable is not applied before it is: with `appendfsync always`
-that is at once; with `everysec` a second later, when its writer says so, or, should that process have died, once this
-one has waited for the sync. So a replica never holds what a Redis that loses its last second could lose.
+A record of another engine is not applied before it is on Redis's disk. With `appendfsync always` it is there at once.
+With `everysec` it takes a second, and the engine that wrote it marks it as durable. If that engine has died, this
+engine waits for the sync itself. A replica therefore never contains a record that Redis can lose.
+
+Catalog thread only. May block on Redis for the times in `FollowLimits`, and on the disk.
 """
 
 import logging
@@ -17,60 +19,68 @@ from cwm_connector.catalog.shared.log import RedisLog, Trimmed, View, damaged
 from cwm_connector.catalog.shared.replica import Gone, Replica
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import MIB
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class FollowLimits:
-    """How long things may take and how much may gather."""
+    """The time-outs, in seconds, and the sizes at which a checkpoint is due."""
 
     connect_s: float = 1.0
+    """For a connection to Redis."""
     call_s: float = 3.0
+    """For the reply to a call."""
     read_s: float = 0.5
-    """For a read: longer without an answer, and it is served as the replica is."""
+    """For Redis's answer to a read. After that, the replica answers as it is."""
     pause_s: float = 5.0
-    """How long reads leave Redis alone after it failed."""
+    """After a failure, for which reads do not ask Redis."""
     write_s: float = 5.0
-    """For a write that others keep overtaking, and again to find out what became of one whose reply was lost."""
+    """For a write that other engines overtake, and again to find out the outcome of one whose reply was lost."""
     patience_s: float = 3.0
-    """How long another engine may take to make its record durable before this one does it."""
+    """For another engine to make its record durable, before this engine does it."""
     log_records: int = 2000
-    log_bytes: int = 256 << 20
-    """More records, or more bytes of them, since the last checkpoint, and it is time for the next."""
+    """Records since the last checkpoint at which the next one is due."""
+    log_bytes: int = 256 * MIB
+    """Bytes of records since the last checkpoint at which the next one is due."""
     part_bytes: int = PART_BYTES
+    """The size of a checkpoint's parts."""
 
 
 USUAL: Final = FollowLimits()
 
 
 class Follower:
-    """Keeps one replica at the log's end; the catalog's thread alone uses it."""
+    """Keeps one replica at the end of the log."""
 
     def __init__(self, log: RedisLog, replica: Replica, on_gone: Callable[[Gone], None], limits: FollowLimits) -> None:
         self.fault: CWMError | None = None
-        """Why the last contact failed."""
+        """The reason why the last contact failed, or None if it did not."""
         self.head: int | None = None
-        """How many records the log had when it was last looked at."""
+        """Records in the log when it was last read, or None if there was no log."""
         self._log = log
         self._replica = replica
         self._on_gone = on_gone
         self._limits = limits
         self._paused_until = 0.0
         self._tail: tuple[int, float] | None = None
-        """Up to where the log was settled when a record beyond was first seen, and when that was."""
+        """The last durable record when a record after it was first seen, and the time of that."""
 
     def fresh(self) -> SqliteCatalog:
-        """The replica, caught up if that takes no longer than a moment."""
+        """Return the replica, caught up if Redis answers within `read_s`."""
         if time.monotonic() >= self._paused_until:
             try:
                 self.follow(hurried=True)
             except CWMError as problem:
-                logger.debug("a read is served as the replica is: %s", problem)
+                logger.debug("a read is answered by the replica as it is: %s", problem)
         return self._replica.catalog
 
     def follow(self, *, hurried: bool = False) -> View:
-        """Applies what is durable in the log. `hurried`: waits for nothing, and leaves the rest for another time."""
+        """Apply the durable records of the log and return its state.
+
+        If `hurried`, do not wait for other engines, and leave what takes longer to another call.
+        """
         try:
             view = self._apply_new(hurried)
         except CWMError as problem:
@@ -80,7 +90,7 @@ class Follower:
         return view
 
     def failed(self, problem: CWMError) -> None:
-        """Reads leave Redis alone for a while."""
+        """Record a failure. Reads do not ask Redis for `pause_s` seconds then."""
         self.fault, self._paused_until = problem, time.monotonic() + self._limits.pause_s
 
     def _apply_new(self, hurried: bool) -> View:
@@ -89,7 +99,7 @@ class Follower:
         while True:
             view = self._look(hurried)
             base = self.base(view)
-            upto = self._lasting(view, base, hurried)
+            upto = self._durable_up_to(view, base, hurried)
             if upto <= base.number or (hurried and time.monotonic() > deadline):
                 return view
             try:
@@ -106,13 +116,13 @@ class Follower:
             elif empty:
                 raise damaged(f"record {base.number + 1} is missing")
             else:
-                # Trimmed since the look: the next one shows the checkpoint.
+                # The log was trimmed since `_look`. The next call shows the checkpoint.
                 empty += 1
                 continue
-            self.tell_gone(gone)
+            self.report_gone(gone)
 
     def _look(self, hurried: bool) -> View:
-        """Raises: CWM-4004 if what is there is not the replica's history."""
+        """Return the state of the log. Raises `Code.CORRUPT` if it is not the log of the replica."""
         timeout_s = self._limits.read_s if hurried else None
         view = self._log.look(timeout_s)
         if view is None and self._replica.at is None:
@@ -129,35 +139,39 @@ class Follower:
     def _other_history(self) -> CWMError:
         return CWMError(
             Code.CORRUPT,
-            "Redis holds another history of the shared catalog than this engine has seen: an older copy, or none; "
-            "restore the newest copy of Redis, or, to go on with what Redis has, move the replica away and restart",
+            "Redis has another history of the shared catalog than this engine, such as an older backup or none at all; "
+            "restore the newest backup of Redis, or move the replica away and restart to continue with what Redis has",
             replica=str(self._replica.path),
         )
 
     def base(self, view: View) -> Position:
-        """Where the replica stands; in an empty one at the log's beginning."""
-        return self._replica.at or Position(view.head.log, 0, view.head.log)
+        """Return the position of the replica. For an empty replica this is the beginning of the log."""
+        return self._replica.at or Position(view.head.log, number=0, seal=view.head.log)
 
-    def _lasting(self, view: View, base: Position, hurried: bool) -> int:
-        """Up to where records are known to be on Redis's disk; found out here if their writer does not say so."""
-        settled = max(view.settled, base.number)
-        if view.head.number <= settled:
+    def _durable_up_to(self, view: View, base: Position, hurried: bool) -> int:
+        """Return the last record that is known to be on Redis's disk.
+
+        If the engine that wrote a record does not mark it as durable within `patience_s`, wait for the sync here.
+        """
+        durable = max(view.durable, base.number)
+        if view.head.number <= durable:
             self._tail = None
-            return settled
+            return durable
         if not self._log.settles_at_once:
-            if self._tail is None or self._tail[0] != settled:
-                self._tail = (settled, time.monotonic())
+            if self._tail is None or self._tail[0] != durable:
+                self._tail = (durable, time.monotonic())
             if hurried or time.monotonic() < self._tail[1] + self._limits.patience_s:
-                return settled
+                return durable
         self._log.settle()
-        self._log.tell_settled(view.head)
+        self._log.mark_durable(view.head)
         return view.head.number
 
-    def tell_gone(self, gone: Iterable[Gone]) -> None:
+    def report_gone(self, gone: Iterable[Gone]) -> None:
+        """Call `on_gone` with each of them."""
         for each in gone:
             self._on_gone(each)
 
 
 def _may_continue(at: Position, head: Position) -> bool:
-    """False if the log that has this head can't have been at `at`."""
+    """Return whether a log with this head can have been at the position `at`."""
     return head.log == at.log and (head.number > at.number or head == at)

@@ -1,14 +1,15 @@
-"""The shared catalog's log where it lies: one stream of a namespace in Redis, and the facts about it.
+"""The log of the shared catalog in Redis: one stream for each namespace, and a hash with facts about it.
 
-    NAMESPACE:catalog:{NAMESPACE}:facts      hash: `log` its id, `head` position and seal of the last record, `settled`
-                                             up to where it is known to be on Redis's disk, `bytes` since the last
-                                             checkpoint, `checkpoint` the sealed description of the current one
+    NAMESPACE:catalog:{NAMESPACE}:facts      hash: `log` is the id of the log, `head` the position and seal of the last
+                                             record, `settled` the last record that is known to be on Redis's disk,
+                                             `bytes` the size of the records since the last checkpoint, `checkpoint` the
+                                             sealed description of the current checkpoint
     NAMESPACE:catalog:{NAMESPACE}:log        stream: entry n-0 is record n, with its seal and body
-    NAMESPACE:catalog:{NAMESPACE}:part:I:N   the parts of checkpoint I; they expire until they are published, and again
+    NAMESPACE:catalog:{NAMESPACE}:part:I:N   parts of checkpoint I, which expire until they are published, and again
                                              once they are replaced
 
-All keys are in one slot of a cluster, and what must happen together is one script. Every method may block for as long
-as the link's time-outs say, and raises what the link raises; see `redis/link.py`.
+All keys are in one slot of a cluster. Changes that belong together are one script. Every method may block for the
+time-outs of the link, and raises the errors of the link. See `redis/link.py`.
 """
 
 from collections.abc import Sequence
@@ -17,15 +18,16 @@ from typing import Final
 
 import msgspec
 
-from cwm_connector.catalog.shared.changes import Position, Record, beginning, opened, seal_of
+from cwm_connector.catalog.shared.changes import Position, Record, beginning, open_record, seal_of
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.redis.link import RedisLink
 
 UNPUBLISHED_S: Final = 3600
-"""How long a checkpoint's parts last while it is being made."""
+"""Seconds after which the parts of a checkpoint expire if it is not published."""
 REPLACED_S: Final = 600
-"""How long a replaced checkpoint's parts last, for an engine that is still reading them."""
+"""Seconds after which the parts of a replaced checkpoint expire. Another engine may still be reading them."""
 _READ_COUNT: Final = 16
+"""Records that one call reads."""
 
 _CREATE: Final = """
 if redis.call('EXISTS', KEYS[1]) == 0 and redis.call('EXISTS', KEYS[2]) == 0 then
@@ -61,34 +63,35 @@ return now[3] - left
 
 
 class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
-    """The whole catalog as it was behind one record, in parts."""
+    """The description of a checkpoint, which is the whole catalog as of one record."""
 
     name: str
     digests: tuple[bytes, ...]
-    """One for each part."""
+    """The digest of each part."""
     log: bytes
     number: int
     seal: bytes
 
     @property
     def at(self) -> Position:
+        """Return the position after the last record that the checkpoint contains."""
         return Position(self.log, self.number, self.seal)
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The log at one moment."""
+    """The state of the log at one moment."""
 
     head: Position
-    settled: int
-    """Records up to this one are known to be on Redis's disk."""
+    durable: int
+    """The number of the last record that is known to be on Redis's disk."""
     checkpoint: Checkpoint | None
     bytes: int
-    """Of the records since the last checkpoint."""
+    """The size of the records since the last checkpoint."""
 
 
 class RedisLog:
-    """One namespace's log."""
+    """The log of one namespace."""
 
     def __init__(self, link: RedisLink, namespace: str) -> None:
         self._link = link
@@ -96,54 +99,54 @@ class RedisLog:
         self._facts, self._log = f"{self._prefix}:facts", f"{self._prefix}:log"
 
     def look(self, timeout_s: float | None = None) -> View | None:
-        """One round trip; None if there is no log.
+        """Return the state of the log, or None if there is no log. One round trip.
 
-        Raises: CWM-4004 if what is there makes no sense; CWM-1003 for a server that can't keep a log.
+        Raises `Code.CORRUPT` if the facts can't be read, `Code.ARGUMENT` for a server that can't keep a log.
         """
         names = ("log", "head", "settled", "checkpoint", "bytes")
         found = self._link.call("HMGET", self._facts, *names, timeout_s=timeout_s, repeatable=True)
-        # After the first call: only then the link is at the node that has the keys.
+        # Only after the first call is the link connected to the node that has the keys.
         self._link.server()
         if not any(found):
             return None
         try:
-            log, head, settled, checkpoint, size = found
+            log, head, durable, checkpoint, size = found
             number, seal = head.split(b" ")
             position = Position(_unhex(log), int(number), _unhex(seal))
             if _head(position).encode() != head:
-                raise ValueError("a number that is written otherwise")
-            return View(position, int(settled), _checkpoint(checkpoint), int(size))
+                raise ValueError("a number that is not written as we write it")
+            return View(position, int(durable), _checkpoint(checkpoint), int(size))
         except (AttributeError, ValueError, TypeError, msgspec.DecodeError):
             raise damaged("its facts can't be read") from None
 
     def create(self) -> None:
-        """A new log, unless there is one."""
+        """Create the log unless there is one."""
         at = beginning()
         self._link.call("EVAL", _CREATE, 2, self._facts, self._log, at.log.hex(), _head(at))
 
     def read(self, base: Position) -> Sequence[Record]:
-        """The next records behind `base`, as many as fit one call.
+        """Return the next records after `base`, as many as one call reads.
 
-        Raises: CWM-4004 if they are not what follows; `Trimmed` if what follows is in a checkpoint only.
+        Raises `Code.CORRUPT` if they do not continue `base`, `Trimmed` if the next record is only in a checkpoint.
         """
         entries = self._link.call("XRANGE", self._log, f"{base.number + 1}-0", "+", "COUNT", _READ_COUNT)
         records = []
         for number, fields in entries:
             if number != b"%d-0" % (base.number + 1):
                 raise Trimmed(base)
-            record = opened(base, *_entry(fields))
+            record = open_record(base, *_entry(fields))
             records.append(record)
             base = record.at
         return records
 
     def has(self, record: Record) -> bool | None:
-        """Whether the log has this record in its place; None if it has none there."""
+        """Return whether the log has this record at its position, or None if it has no record there."""
         place = f"{record.at.number}-0"
         entries = self._link.call("XRANGE", self._log, place, place)
         return _entry(entries[0][1])[0] == record.at.seal if entries else None
 
     def append(self, base: Position, record: Record) -> bool:
-        """In one step: the record goes behind `base` if that is the last one. False, and nothing was done, if not."""
+        """Append the record after `base` in one step. Return False and do nothing if `base` is not the head."""
         keys = (self._facts, self._log)
         at = record.at
         heads = (_head(base), at.number, _head(at))
@@ -153,8 +156,8 @@ class RedisLog:
         """Returns once all that was seen or appended over this connection is on Redis's disk."""
         self._link.settle()
 
-    def tell_settled(self, at: Position) -> None:
-        """Others may now take the records up to `at` as lasting."""
+    def mark_durable(self, at: Position) -> None:
+        """Publish that the records up to `at` are on Redis's disk, so that other engines may apply them."""
         self._link.call("EVAL", _SETTLE, 1, self._facts, at.log.hex(), at.number)
 
     @property
@@ -164,15 +167,19 @@ class RedisLog:
     # --- checkpoints ---
 
     def put_part(self, name: str, number: int, part: bytes) -> None:
+        """Store a part of a checkpoint, which expires after `UNPUBLISHED_S` unless the checkpoint is published."""
         self._link.call("SET", self._part(name, number), part, "EX", UNPUBLISHED_S)
 
     def part(self, name: str, number: int) -> bytes | None:
+        """Return a part of a checkpoint, or None if it has expired."""
         found: bytes | None = self._link.call("GET", self._part(name, number))
         return found
 
     def publish(self, new: Checkpoint, replaced: Checkpoint | None) -> int | None:
-        """In one step: makes `new` the checkpoint and trims the log up to it; returns the trimmed records' bytes. None,
-        and nothing was done, if another has replaced `replaced`, or a part is gone."""
+        """Make `new` the checkpoint and trim the log up to it, in one step. Return the bytes of the trimmed records.
+
+        Return None and do nothing if another engine has replaced `replaced`, or a part has expired.
+        """
         keys = [self._facts, self._log, *(self._part(new.name, n) for n in range(len(new.digests)))]
         before = b""
         if replaced is not None:
@@ -186,20 +193,22 @@ class RedisLog:
         return f"{self._prefix}:part:{name}:{number}"
 
     def close(self) -> None:
+        """Close the connection."""
         self._link.close()
 
 
 class Trimmed(Exception):
-    """The records after a position are no longer in the log."""
+    """Raised if the records after a position are no longer in the log."""
 
     def __init__(self, base: Position) -> None:
         super().__init__(f"record {base.number + 1} is only in a checkpoint")
 
 
 def damaged(why: str) -> CWMError:
+    """Return the error for a damaged log."""
     return CWMError(
         Code.CORRUPT,
-        f"the shared catalog in Redis is damaged: {why}; restore Redis from a copy that has it whole",
+        f"the shared catalog in Redis is damaged: {why}; restore Redis from a backup with an undamaged catalog",
         reason=why,
     )
 
@@ -209,15 +218,15 @@ def _head(at: Position) -> str:
 
 
 def _unhex(text: bytes) -> bytes:
-    """Raises: ValueError, also for what is written in another way than ours."""
+    """Parse hexadecimal digits. Raises ValueError if they are not written exactly as we write them."""
     found = bytes.fromhex(text.decode())
     if found.hex().encode() != text:
-        raise ValueError("hexadecimal digits that are written otherwise")
+        raise ValueError("hexadecimal digits that are not written as we write them")
     return found
 
 
 def _entry(fields: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """Seal and body. What is no record has a seal that fits nothing."""
+    """Return the seal and the body of an entry. An entry that is not a record gets a seal that never matches."""
     found = dict(zip(fields[::2], fields[1::2], strict=True))
     return found.get(b"seal", b""), found.get(b"body", b"")
 
@@ -228,10 +237,10 @@ def _sealed(checkpoint: Checkpoint) -> bytes:
 
 
 def _checkpoint(text: bytes | None) -> Checkpoint | None:
-    """Raises: msgspec's errors, ValueError."""
+    """Decode the description of a checkpoint. Raises ValueError, or the errors of msgspec."""
     if text is None:
         return None
     checkpoint = msgspec.msgpack.decode(text[16:], type=Checkpoint)
     if _sealed(checkpoint) != text:
-        raise ValueError("its seal is another")
+        raise ValueError("its seal does not match")
     return checkpoint

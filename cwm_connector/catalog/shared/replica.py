@@ -1,7 +1,10 @@
-"""One engine's copy of the shared catalog: a SQLite file that has applied the log up to a position noted in it.
+"""One engine's replica of the shared catalog: a SQLite file with the records of the log up to a position.
 
-The position is part of every transaction that moves it, so a kill leaves both or neither. The file never holds more
-than what is known to be on Redis's disk, so a Redis that lost its last second is never behind a replica.
+The position is stored in the file, in the same transaction as the records, so that a kill leaves both or neither. A
+replica only applies records that are known to be on Redis's disk. A Redis that lost its last second is therefore never
+behind a replica.
+
+Catalog thread only. Every method may block on the disk, and `load` on Redis.
 """
 
 import os
@@ -25,38 +28,38 @@ _ALL: Final = WindowQuery(limit=2**62)
 _OF_THE_FILE: Final = frozenset(
     {Code.WRITE_FAILED, Code.READ_FAILED, Code.QUOTA, Code.CORRUPT, Code.MEMORY, Code.BUSY, Code.NOT_ALLOWED}
 )
-"""What a record's application may fail with for reasons of this machine; anything else means that replicas differ."""
+"""Errors whose cause is on this machine. Any other error while a record is applied means that replicas differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """What somebody else's transaction took out of this replica."""
+    """A window or chunks that another engine's transaction removed from this replica."""
 
     window: str | None
-    """The deleted window; None for chunks that nobody referred to."""
+    """The deleted window, or None if only unreferenced chunks were removed."""
     orphans: tuple[ChunkRow, ...]
-    """Chunks that have no row any more, with the tiers that this engine knew: it has to drop its own copies."""
+    """Chunks whose rows are gone, with the tiers that this engine recorded. It has to remove its own copies."""
 
 
 class Replica:
-    """See the module's text. It belongs to the catalog's thread."""
+    """The replica of one engine."""
 
     def __init__(self, file: SqliteFile, path: Path, engine: str) -> None:
-        """`engine`: this engine's id, by which it knows what it wrote itself before it was killed."""
+        """Take an open file. By the id `engine` an engine recognises records that it wrote before it was killed."""
         self.engine = engine
         self.file = file
         self.path = path
         self.catalog = SqliteCatalog(file, read_only=False)
         self.at = self._noted()
-        """None until something of a log was applied."""
+        """The position up to which the log was applied, or None if no record was."""
 
     @classmethod
-    def open(cls, path: Path, store: str = "") -> "Replica":
-        """`store`: see `SqliteFile.open`; it is the engine's id as well.
+    def open(cls, path: Path, home_id: str = "") -> "Replica":
+        """Open the replica. `home_id` is that of `SqliteFile.open`, and it is the id of the engine as well.
 
-        Raises: as `SqliteFile.open`; CWM-1003 for a catalog with windows of its own.
+        Raises the errors of `SqliteFile.open`, `Code.ARGUMENT` for a catalog with windows that are not shared.
         """
-        return cls(SqliteFile.open(path, store=store), path, store or os.urandom(8).hex())
+        return cls(SqliteFile.open(path, home_id=home_id), path, home_id or os.urandom(8).hex())
 
     def _noted(self) -> Position | None:
         noted = self.catalog.noted(POSITION_NOTE)
@@ -65,19 +68,19 @@ class Replica:
                 return position(noted)
             except ValueError:
                 raise CWMError(
-                    Code.CORRUPT, f"the catalog {self.path} notes a position that is none; move it away and restart"
+                    Code.CORRUPT, f"the catalog {self.path} has an invalid position; move it away and restart"
                 ) from None
         totals = self.catalog.totals()
         if totals.windows or totals.chunks:
             raise CWMError(
                 Code.ARGUMENT,
-                f"the catalog {self.path} has windows that are not shared; set CWM_HOME to a new folder, or leave "
-                "CWM_CATALOG out",
+                f"the catalog {self.path} has windows that are not shared; set CWM_HOME to a new folder, or unset "
+                "CWM_CATALOG",
             )
         return None
 
     def absorb(self, records: Iterable[Record]) -> list[Gone]:
-        """Applies records in one transaction."""
+        """Apply records in one transaction. Return what they removed."""
         with self.file.writing():
             gone, at = self.apply(records)
             if at is not None:
@@ -86,7 +89,7 @@ class Replica:
         return gone
 
     def apply(self, records: Iterable[Record]) -> tuple[list[Gone], Position | None]:
-        """Inside the caller's transaction; returns also where the last record stands."""
+        """Apply records within the caller's transaction. Return what they removed, and the last position."""
         gone, at = [], None
         for record in records:
             change = record.change
@@ -101,8 +104,11 @@ class Replica:
         return gone, at
 
     def _as_seen_here(self, change: Commit) -> Commit:
-        """What another engine committed: its tiers without its own disk. Where this engine knows no good copy of a
-        chunk, the other one knew one: the window exists all the same."""
+        """Return another engine's commit as this engine has to record it.
+
+        The chunks are not on this engine's disk. A chunk of which this engine knows no good copy is accepted, because
+        the other engine knew one.
+        """
         new = change.new
         stored = [replace(row, tiers=row.tiers & _SHARED) for row in new.stored]
         fresh = {row.key for row in stored}
@@ -117,24 +123,27 @@ class Replica:
                 raise
             raise CWMError(
                 Code.CORRUPT,
-                f"record {record.at.number} of the shared catalog doesn't fit the catalog {self.path}; move that file "
-                "away and restart the engine, which makes it anew",
+                f"record {record.at.number} of the shared catalog does not fit the replica {self.path}; move that file "
+                "away and restart the engine, which creates a new one",
                 record=record.at.number,
                 reason=str(problem),
             ) from problem
 
     def note(self, at: Position) -> None:
-        """Inside the caller's transaction."""
+        """Store the position, within the caller's transaction."""
         self.catalog.note(POSITION_NOTE, str(at))
 
     def load(self, log: RedisLog, checkpoint: Checkpoint) -> list[Gone]:
-        """Takes over a checkpoint in one step, and keeps what is this engine's own. Raises: as `fetched`."""
-        store, notes = self._own()
+        """Replace the content by a checkpoint in one step, and keep this engine's own data. Return what was removed.
+
+        Raises the errors of `fetched`.
+        """
+        home_id, notes = self._own_data()
         with fetched(log, checkpoint, self.path) as image:
-            with closing(SqliteCatalog.open(image, store=store)) as incoming:
+            with closing(SqliteCatalog.open(image, home_id=home_id)) as incoming:
                 noted = incoming.noted(POSITION_NOTE)
                 if noted is None or position(noted) != checkpoint.at:
-                    raise damaged("its checkpoint is another than it says")
+                    raise damaged("its checkpoint has another position than its description")
                 gone = self._lost(incoming)
                 here = [row.key for row in self.catalog.all_chunks() if TierName.DISK in row.tiers]
                 incoming.place(TierName.DISK, here, ())
@@ -144,15 +153,18 @@ class Replica:
         self.at = checkpoint.at
         return gone
 
-    def _own(self) -> tuple[str, list[str]]:
-        """The store's id and the names of the notes that are this engine's."""
+    def _own_data(self) -> tuple[str, list[str]]:
+        """Return the id of the home and the names of this engine's notes."""
         with self.file.reading() as db:
-            (store,) = db.execute("SELECT store FROM about").fetchone()
+            (home_id,) = db.execute("SELECT store FROM about").fetchone()
             names = db.execute("SELECT name FROM notes WHERE name != ?", (POSITION_NOTE,)).fetchall()
-        return store, [name for (name,) in names]
+        return home_id, [name for (name,) in names]
 
     def _lost(self, incoming: SqliteCatalog) -> list[Gone]:
-        """Windows and chunks that this replica has and `incoming` has not; a name that was given anew counts."""
+        """Return the windows and chunks of this replica that `incoming` does not have.
+
+        A window with the same name and another time of creation is another window.
+        """
         left = {(row.name, row.created_at) for row in incoming.list_windows(_ALL).windows}
         here = self.catalog.list_windows(_ALL).windows
         gone = [Gone(row.name, ()) for row in here if (row.name, row.created_at) not in left]
@@ -161,4 +173,5 @@ class Replica:
         return [*gone, Gone(None, orphans)] if orphans else gone
 
     def close(self) -> None:
+        """Close the file."""
         self.catalog.close()

@@ -43,7 +43,7 @@ class Engines:
             url or self.url,
             self.namespace,
             self.path(name),
-            store=name,
+            home_id=name,
             on_gone=told.append,
             limits=limits or FollowLimits(),
         )

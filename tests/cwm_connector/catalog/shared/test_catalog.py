@@ -316,11 +316,11 @@ def test_an_engine_starts_from_its_replica_without_redis(tmp_path: Path) -> None
         server.kill()
         again = shared.open("a", BRISK)
         assert names(again) == {"first"}
-        assert not again.sharing().settled
+        assert not again.sharing().durable
         assert code_of(lambda: again.delete_window("first")) is Code.BACKEND
         server.start()
         again.catch_up()
-        assert again.sharing().settled
+        assert again.sharing().durable
         again.delete_window("first")
 
 

@@ -109,7 +109,7 @@ def test_an_engine_that_lags_behind_the_trimmed_log_catches_up(shared: Engines, 
         for place, row in enumerate(chain(f"w{number}", 2))
     }
     b.close()
-    SqliteCatalog.open(shared.path("b"), store="b").close()  # it is still this store's
+    SqliteCatalog.open(shared.path("b"), home_id="b").close()  # it is still this store's
 
 
 def test_the_text_of_a_deleted_window_is_in_no_redis_value_after_compacting(

@@ -98,13 +98,13 @@ def test_where_redis_stays_away_the_outcome_is_called_unknown_and_told_later(sha
         a.commit_window(new_window("first", chain("x", 1)))
     assert (unknown.value.code, unknown.value.retryable) == (Code.BACKEND, True)
     assert names(a) == set()
-    assert not a.sharing().settled
+    assert not a.sharing().durable
     proxy.down = False
     with pytest.raises(CWMError) as refused:
         a.commit_window(new_window("first", chain("x", 1)))
     assert refused.value.code is Code.WINDOW_EXISTS
     a.catch_up()
-    assert a.sharing().settled
+    assert a.sharing().durable
     assert a.window("first") == b.window("first")
     assert [row.tiers for row in a.chunks_of("first")] == [{TierName.DISK}]
     assert [row.tiers for row in b.chunks_of("first")] == [set()]
@@ -119,7 +119,7 @@ def test_after_an_unknown_outcome_a_late_request_is_ruled_out_by_catching_up(
         a.commit_window(new_window("first", chain("x", 1)))
     proxy.down = False
     a.catch_up()
-    assert a.sharing().settled
+    assert a.sharing().durable
     assert proxy.release() == b":0\r\n"
     assert names(a) == names(b) == set()
 
@@ -131,7 +131,7 @@ def test_what_an_earlier_process_sent_cannot_arrive_after_a_start(shared: Engine
         a.commit_window(new_window("first", chain("x", 1)))
     a.close()
     again = shared.open("a")
-    assert again.sharing().settled
+    assert again.sharing().durable
     assert proxy.release() == b":0\r\n"
     assert names(again) == set()
 

@@ -17,7 +17,7 @@ from cwm_connector.catalog.shared.changes import (
     Sweep,
     Tag,
     beginning,
-    opened,
+    open_record,
     position,
     record_after,
 )
@@ -44,7 +44,7 @@ CHANGES: list[Change] = [
 def test_a_record_holds_the_whole_change(change: Change) -> None:
     base = beginning()
     record = record_after(base, change, "engine")
-    assert opened(base, record.at.seal, record.body) == record
+    assert open_record(base, record.at.seal, record.body) == record
     assert record.change == change
 
 
@@ -55,7 +55,7 @@ def test_a_record_continues_one_history_only() -> None:
     second = record_after(first.at, Barrier(), "e")
     for wrong in (other, base, same.at, Position(base.log, 1, other.seal)):
         with pytest.raises(CWMError) as caught:
-            opened(wrong, second.at.seal, second.body)
+            open_record(wrong, second.at.seal, second.body)
         assert caught.value.code is Code.CORRUPT
 
 
@@ -121,9 +121,9 @@ def test_how_far_the_log_is_on_disk_only_grows(log: RedisLog) -> None:
     start = head(log)
     record = record_after(start, Barrier(), "e")
     log.append(start, record)
-    log.tell_settled(record.at)
-    log.tell_settled(start)
-    log.tell_settled(record.at._replace(log=b"?" * 16, number=9))
+    log.mark_durable(record.at)
+    log.mark_durable(start)
+    log.mark_durable(record.at._replace(log=b"?" * 16, number=9))
     view = log.look()
     assert view is not None
-    assert view.settled == 1
+    assert view.durable == 1

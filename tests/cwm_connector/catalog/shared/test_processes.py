@@ -184,7 +184,7 @@ def test_what_was_acknowledged_survives_kill_9_of_the_engine(shared: Engines) ->
     for _ in range(LOOPS):
 
         def work(tell: Callable[[], None], first: int = done) -> None:
-            catalog = RedisCatalog.open(shared.url, shared.namespace, shared.path("a"), store="a")
+            catalog = RedisCatalog.open(shared.url, shared.namespace, shared.path("a"), home_id="a")
             for step in range(first, first + 10_000):
                 do(catalog, step)
                 tell()
@@ -193,7 +193,7 @@ def test_what_was_acknowledged_survives_kill_9_of_the_engine(shared: Engines) ->
             process.wait_for(1)
             time.sleep(choose.uniform(0, 0.06))
         acked = done + process.kill()
-        with closing(RedisCatalog.open(shared.url, shared.namespace, shared.path("a"), store="a")) as catalog:
+        with closing(RedisCatalog.open(shared.url, shared.namespace, shared.path("a"), home_id="a")) as catalog:
             held = names(catalog)
             assert held in (names_after(acked), names_after(acked + 1))
             for name in newest(catalog, 4):
@@ -225,7 +225,7 @@ def test_kill_9_while_checkpoints_are_made_and_loaded_leaves_every_engine_whole(
                     tell()
 
         def load(tell: Callable[[], None]) -> None:
-            catalog = RedisCatalog.open(shared.url, shared.namespace, shared.path("late"), store="late")
+            catalog = RedisCatalog.open(shared.url, shared.namespace, shared.path("late"), home_id="late")
             tell()
             while True:
                 catalog.catch_up()
@@ -240,7 +240,7 @@ def test_kill_9_while_checkpoints_are_made_and_loaded_leaves_every_engine_whole(
                 making.wait_for(2)
             time.sleep(choose.uniform(0, 0.1))
         published += making.kill() - 1
-    with closing(RedisCatalog.open(shared.url, shared.namespace, shared.path("late"), store="late")) as late:
+    with closing(RedisCatalog.open(shared.url, shared.namespace, shared.path("late"), home_id="late")) as late:
         late.check_integrity()
         assert names(late) == names(writer) == names_after(step)
     assert shared_content(shared.path("late")) == shared_content(shared.path("writer"))
