@@ -34,19 +34,22 @@ class Metrics:
             "cwm_recomputed_tokens", "Tokens computed again to complete a freeze.", registry=self.registry
         )
         self.auto_freezes = Counter(
-            "cwm_auto_freezes", "Freezes that nobody asked for.", ["reason", "outcome"], registry=self.registry
+            "cwm_auto_freezes", "Automatic freezes by outcome.", ["reason", "outcome"], registry=self.registry
         )
         self.capture_seconds = Histogram(
             "cwm_capture_seconds",
-            "From a freeze's call to its last block read.",
+            "Seconds from the call of a freeze until its blocks are read.",
             buckets=_SECONDS,
             registry=self.registry,
         )
         self.freeze_seconds = Histogram(
-            "cwm_freeze_seconds", "From a freeze's call to its commit.", buckets=_SECONDS, registry=self.registry
+            "cwm_freeze_seconds",
+            "Seconds from the call of a freeze until its commit.",
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.load_seconds = Histogram(
-            "cwm_load_seconds", "Loading one request's chunks.", buckets=_SECONDS, registry=self.registry
+            "cwm_load_seconds", "Seconds to load the chunks of one request.", buckets=_SECONDS, registry=self.registry
         )
         self.prefill_rate = Gauge(
             "cwm_prefill_tokens_per_second",

@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     vllm_url: str = "http://localhost:8000"
     """The URL of vLLM's HTTP server, without a path. Default: http://localhost:8000."""
     vllm_api_key: str | None = Field(default=None, repr=False)
-    """The API key that vLLM asks its clients for. Default: none."""
+    """The API key that vLLM expects from its clients. Default: none."""
     home: Path = Path("~/.cwm")
     """The folder with the catalog, the socket and, unless `disk_path` is set, the chunks. Default: ~/.cwm."""
     socket: Path | None = None

@@ -321,7 +321,7 @@ class RedisCatalog:
         return result
 
     def _apply_tail(self, view: View) -> tuple[Position, list[Gone]]:
-        """Apply, within the transaction, the records of others that are not known to be on Redis's disk.
+        """Apply within the transaction the records of others that are not known to be on Redis's disk.
 
         They will be there once our record, which follows them, is.
         """
