@@ -14,7 +14,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def catalog(path: Path) -> Iterator[SqliteCatalog]:
-    """Whatever a test did to it, the catalog has to be consistent afterwards."""
+    """A new catalog, which has to be consistent after the test as well."""
     with closing(SqliteCatalog.open(path)) as opened:
         yield opened
         opened.check_integrity()

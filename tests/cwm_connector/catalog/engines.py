@@ -1,30 +1,40 @@
-"""Engines that share a catalog, as far as the catalog goes: each with a home and a replica of its own."""
+"""The catalogs of engines that share one log. Each has a home and a replica of its own."""
 
 import itertools
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from cwm_connector.catalog.shared.catalog import RedisCatalog
 from cwm_connector.catalog.shared.follow import FollowLimits
 from cwm_connector.catalog.shared.replica import Gone
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
+from cwm_connector.core.errors import Code, CWMError
 
 BRISK = FollowLimits(connect_s=0.5, call_s=0.5, read_s=0.2, pause_s=0.2, write_s=1.0, patience_s=0.2)
-"""For tests in which Redis fails: its time-outs are waited for."""
+"""Short time-outs, for tests in which Redis fails."""
 _LOCAL = ("notes", "about", "totals", "sqlite_stat1")
 _numbers = itertools.count(1)
 
 
+def code_of(call: Callable[[], object]) -> Code:
+    """The code of the error that the call raises."""
+    with pytest.raises(CWMError) as refused:
+        call()
+    return refused.value.code
+
+
 def namespace() -> str:
-    """One that no other test uses."""
+    """Return a namespace that no other test uses."""
     return f"ns{next(_numbers)}"
 
 
 class Engines:
-    """Opens catalogs over one log; `gone` has what each was told about others' deletions."""
+    """Opens catalogs over one log; `gone` has what each was notified of, which others deleted."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
@@ -38,13 +48,13 @@ class Engines:
         return self.folder / name / "catalog.sqlite"
 
     def open(self, name: str, limits: FollowLimits | None = None, *, url: str | None = None) -> RedisCatalog:
-        told = self.gone.setdefault(name, [])
+        gone = self.gone.setdefault(name, [])
         catalog = RedisCatalog.open(
             url or self.url,
             self.namespace,
             self.path(name),
             home_id=name,
-            on_gone=told.append,
+            on_gone=gone.append,
             limits=limits or FollowLimits(),
         )
         self.opened.append(catalog)
@@ -56,7 +66,7 @@ class Engines:
 
 @contextmanager
 def engines(folder: Path, url: str) -> Iterator[Engines]:
-    """Whatever a test did, every replica is consistent afterwards."""
+    """Close all catalogs at the end, and check that every replica is consistent."""
     made = Engines(folder, url)
     try:
         yield made
@@ -69,7 +79,7 @@ def engines(folder: Path, url: str) -> Iterator[Engines]:
 
 
 def shared_content(path: Path) -> dict[str, Any]:
-    """What has to be equal in every replica that has applied the same records."""
+    """Return the rows that have to be equal in all replicas that have applied the same records."""
     with closing(sqlite3.connect(path)) as raw:
         raw.text_factory = bytes
         tables = [

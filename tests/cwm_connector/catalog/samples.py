@@ -1,4 +1,4 @@
-"""Windows whose whole content follows from a few names, so that any process can say what a whole one looks like."""
+"""Windows whose content follows from a few names, so that any process can check whether one is complete."""
 
 import hashlib
 import sqlite3
@@ -32,8 +32,12 @@ def chunk(name: str, size_bytes: int = 1000, tokens: int = 256) -> ChunkRow:
 
 
 def chain(name: str, length: int) -> list[ChunkRow]:
-    """A longer chain of the same name begins with the shorter one. Sizes differ, so that a sum tells which."""
+    """Return a chain that begins with the shorter ones of that name. A sum of sizes shows which chunks it has."""
     return [chunk(f"{name}/{n}", size_bytes=1000 + n) for n in range(length)]
+
+
+def sizes(rows: Sequence[ChunkRow]) -> int:
+    return sum(row.size_bytes for row in rows)
 
 
 def token_ids(name: str, count: int) -> bytes:
@@ -43,7 +47,7 @@ def token_ids(name: str, count: int) -> bytes:
 def new_window(
     name: str, chunks: Sequence[ChunkRow], stored: Sequence[ChunkRow] | None = None, **changes: Any
 ) -> NewWindow:
-    """By default the freeze has stored all of `chunks`; five tokens are over, behind the last chunk."""
+    """Return a window with five tokens after the last chunk. By default its freeze has stored all of `chunks`."""
     restorable = sum(row.tokens for row in chunks)
     fields: dict[str, Any] = {
         "name": name,
@@ -64,13 +68,15 @@ def new_window(
 
 
 def totals(windows: int, chunks: int, stored_bytes: int, referenced_bytes: int) -> CatalogTotals:
-    """Of a catalog whose chunks are all on disk and nowhere else."""
+    """Return the totals of a catalog whose chunks are all on disk and nowhere else."""
     tiers = {TierName.DISK: TierTotals(chunks, stored_bytes), TierName.REDIS: TierTotals(0, 0)}
-    return CatalogTotals(windows, chunks, stored_bytes, referenced_bytes, tiers)
+    return CatalogTotals(
+        windows=windows, chunks=chunks, stored_bytes=stored_bytes, referenced_bytes=referenced_bytes, tiers=tiers
+    )
 
 
 def content(path: Path) -> dict[str, list[Any]]:
-    """Every row of every table: equal before and after means that nothing was changed."""
+    """Return every row of every table, to check that nothing was changed."""
     with closing(sqlite3.connect(path)) as raw:
         tables = [name for (name,) in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
         return {name: raw.execute(f"SELECT * FROM {name}").fetchall() for name in tables}

@@ -4,10 +4,8 @@ import os
 import random
 import time
 import zlib
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -20,26 +18,14 @@ from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import TierName
 from cwm_connector.redis.link import RedisLink
-from tests.cwm_connector.catalog.engines import BRISK, Engines, engines, shared_content
+from tests.cwm_connector.catalog.engines import BRISK, Engines, shared_content
 from tests.cwm_connector.catalog.samples import at, chain, names, new_window, token_ids
-from tests.support.redis_server import RedisServer, redis_server
+from tests.support.redis_server import RedisServer
 
 BOTH = frozenset({TierName.DISK, TierName.REDIS})
 SMALL_PARTS = FollowLimits(part_bytes=5000)
 FLIPS = 400
 SEED = 20261124
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server(append_fsync="always") as started:
-        yield started
-
-
-@pytest.fixture
-def shared(tmp_path: Path, server: RedisServer) -> Iterator[Engines]:
-    with engines(tmp_path, server.url) as made:
-        yield made
 
 
 def fill(catalog: RedisCatalog, count: int, name: str = "w") -> None:

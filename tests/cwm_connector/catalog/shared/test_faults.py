@@ -27,22 +27,10 @@ APPEND = b"XADD"
 """In the script that appends, and in no other request."""
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server(append_fsync="always") as started:
-        yield started
-
-
 @pytest.fixture
 def proxy(server: RedisServer) -> Iterator[Proxy]:
     with closing(Proxy(server.port)) as opened:
         yield opened
-
-
-@pytest.fixture
-def shared(tmp_path: Path, server: RedisServer) -> Iterator[Engines]:
-    with engines(tmp_path, server.url) as made:
-        yield made
 
 
 def length(server: RedisServer, shared: Engines) -> int:

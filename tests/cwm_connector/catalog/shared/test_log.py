@@ -26,7 +26,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.redis.link import RedisLink
 from tests.cwm_connector.catalog.engines import namespace
 from tests.cwm_connector.catalog.samples import at, chain, new_window
-from tests.support.redis_server import RedisServer, redis_server
+from tests.support.redis_server import RedisServer
 
 CHANGES: list[Change] = [
     Commit(new_window("first", chain("x", 2), tags=["t"])),
@@ -65,12 +65,6 @@ def test_a_position_is_read_back_from_its_text() -> None:
     for damaged in ("", "1", f"{place} x", str(place)[:-2], str(place)[2:], str(place).replace(" 1 ", " -1 ")):
         with pytest.raises(ValueError):
             position(damaged)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server(append_fsync="always") as started:
-        yield started
 
 
 @pytest.fixture

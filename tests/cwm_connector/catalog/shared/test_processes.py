@@ -20,7 +20,7 @@ from cwm_connector.catalog.shared.checkpoint import publish
 from cwm_connector.catalog.shared.follow import FollowLimits
 from cwm_connector.catalog.shared.log import RedisLog
 from cwm_connector.redis.link import RedisLink
-from tests.cwm_connector.catalog.engines import Engines, engines, shared_content
+from tests.cwm_connector.catalog.engines import Engines, shared_content
 from tests.cwm_connector.catalog.samples import chain, names, token_ids
 from tests.cwm_connector.catalog.sqlite.writer import do, names_after, window_of
 from tests.support.redis_server import RedisServer, redis_server
@@ -34,12 +34,6 @@ STEPS = 60
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     with redis_server(append_fsync="always") as started:
         yield started
-
-
-@pytest.fixture
-def shared(tmp_path: Path, server: RedisServer) -> Iterator[Engines]:
-    with engines(tmp_path, server.url) as made:
-        yield made
 
 
 # --- writers at once ---

@@ -1,0 +1,86 @@
+"""The embedded catalog keeps the contract of `catalog/base.py`: thaws and sessions are recorded."""
+
+from cwm_connector.catalog.base import Binding, SessionEvent
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
+from cwm_connector.catalog.sqlite.thaws import BINDINGS
+from tests.cwm_connector.catalog.samples import at, chain, new_window
+
+
+def test_a_thaw_is_recorded_with_its_window_and_session(catalog: SqliteCatalog) -> None:
+    catalog.commit_window(new_window("first", chain("a", 1), session_id="alice", created_at=at(1)))
+    one = Binding("first", "bob", b"1" * 32, at(2))
+    two = Binding("first", "alice", b"2" * 32, at(3))
+    catalog.bind(one)
+    catalog.bind(two)
+    assert catalog.bindings() == (one, two)
+    assert (catalog.window("first").thawed_at, catalog.window("first").updated_at) == (at(3), at(1))
+    bob = catalog.session("bob")
+    assert bob is not None
+    assert (bob.event, bob.model, bob.token_count, bob.windows) == (SessionEvent.THAWED, "small", 261, ())
+    alice = catalog.session("alice")
+    assert alice is not None
+    assert (alice.event, alice.created_at, alice.updated_at) == (SessionEvent.THAWED, at(1), at(3))
+    assert alice.windows == ("first",)
+
+
+def test_the_same_thaw_again_is_one_binding_with_the_later_time(catalog: SqliteCatalog) -> None:
+    catalog.commit_window(new_window("first", chain("a", 1)))
+    catalog.bind(Binding("first", "bob", b"1" * 32, at(2)))
+    catalog.bind(Binding("first", "bob", b"1" * 32, at(4)))
+    assert catalog.bindings() == (Binding("first", "bob", b"1" * 32, at(4)),)
+
+
+def test_bindings_end_with_their_window(catalog: SqliteCatalog) -> None:
+    for name in ("first", "second"):
+        catalog.commit_window(new_window(name, chain(name, 1)))
+        catalog.bind(Binding(name, "bob", b"1" * 32, at(2)))
+    catalog.delete_window("first")
+    assert [binding.window_name for binding in catalog.bindings()] == ["second"]
+    assert catalog.session("bob") is not None
+
+
+def test_a_session_lists_what_was_frozen_from_it_and_no_clones(catalog: SqliteCatalog) -> None:
+    catalog.commit_window(new_window("one", chain("a", 1), session_id="alice", created_at=at(1)))
+    catalog.commit_window(new_window("two", chain("a", 2), session_id="alice", created_at=at(2)))
+    catalog.clone_window("two", "copy", None, None, at(3))
+    catalog.commit_window(new_window("other", chain("b", 1), session_id="bob", created_at=at(4)))
+    alice = catalog.session("alice")
+    assert alice is not None
+    assert (alice.windows, alice.token_count, alice.event) == (("two", "one"), 517, SessionEvent.FROZEN)
+    assert (alice.created_at, alice.updated_at) == (at(1), at(2))
+    assert [row.session_id for row in catalog.sessions()] == ["bob", "alice"]
+    assert catalog.sessions()[1] == alice
+    assert catalog.session("carol") is None
+
+
+def test_the_newest_bindings_are_kept(catalog: SqliteCatalog) -> None:
+    """The one with the oldest time goes, whenever it was recorded; what was thawed stays known as thawed."""
+    catalog.commit_window(new_window("first", chain("a", 1)))
+    catalog.commit_window(new_window("second", chain("a", 1), stored=[]))
+    for n in range(BINDINGS):
+        catalog.bind(Binding("first", f"s{n}", n.to_bytes(32), at(1 + n)))
+    late = Binding("second", "late", b"l" * 32, at(BINDINGS + 1))
+    catalog.bind(late)
+    catalog.bind(Binding("second", "early", b"e" * 32, at(0.5)))
+    kept = catalog.bindings()
+    assert len(kept) == BINDINGS
+    assert (kept[0].session_id, kept[-1]) == ("s1", late)
+    assert catalog.last_thaw_into("s0") is None
+    assert catalog.window("first").thawed_at == at(BINDINGS)
+
+
+def test_the_last_thaw_into_a_session_is_told(catalog: SqliteCatalog) -> None:
+    for name in ("first", "second"):
+        catalog.commit_window(new_window(name, chain(name, 1)))
+    thaws = [
+        Binding("first", "bob", b"1" * 32, at(2)),
+        Binding("second", "bob", b"2" * 32, at(4)),
+        Binding("first", "bob", b"3" * 32, at(3)),
+        Binding("first", "carol", b"4" * 32, at(9)),
+    ]
+    for thaw in thaws:
+        catalog.bind(thaw)
+    assert catalog.last_thaw_into("bob") == thaws[1]
+    assert catalog.last_thaw_into("nobody") is None
+    catalog.delete_window("second")
+    assert catalog.last_thaw_into("bob") == thaws[2]
