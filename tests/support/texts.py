@@ -10,7 +10,7 @@ from typing import Final, Protocol
 _PEOPLE: Final = ("Ines Okafor", "Tomas Lindqvist", "Rahel Abebe", "Yusuf Demir", "Clara Novak", "Piet van Dijk")
 _PLACES: Final = (
     "the upper gate", "the lower gate", "the north culvert", "the south culvert", "the pump house", "the sluice room",
-    "the east wall", "the west wall", "the tiering's cottage", "the bypass weir",
+    "the east wall", "the west wall", "the keeper's cottage", "the bypass weir",
 )  # fmt: skip
 _FINDINGS: Final = (
     "the heel post has worn {n} millimetres and grinds when the leaf swings",

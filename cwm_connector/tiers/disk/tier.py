@@ -156,7 +156,7 @@ class DiskTier:
         self._change(lambda: sync_path(self._folder))
 
     def limit_bytes(self) -> int | None:
-        """None: the limit is the tiering's, not the folder's."""
+        """Return None. Tiering enforces the limit, not the folder."""
         return None
 
     def condition(self) -> str:

@@ -58,7 +58,7 @@ def test_a_request_that_comes_late_is_ruled_out_before_it_is_repeated(
     before = length(server, shared)
     proxy.hold = APPEND
     committed = a.commit_window(new_window("first", chain("x", 1)))
-    # A barrier took the place that was default_head for it, and the window came behind.
+    # A barrier took the place that was meant for it, and the window came behind.
     assert length(server, shared) == before + 2
     assert proxy.release() == b":0\r\n"
     assert length(server, shared) == before + 2
