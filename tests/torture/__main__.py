@@ -22,7 +22,7 @@ _APPEND_FSYNC: Final = "always"
 def main(
     loops: Annotated[int, typer.Option(help="Starts, each with work, an end and a look, over all lanes.")] = 1080,
     minutes: Annotated[float, typer.Option(help="Whatever is not through by then is a failure.")] = 25,
-    seed: Annotated[int, typer.Option(help="What is done, and when it is default_head to end, follows from it.")] = 1,
+    seed: Annotated[int, typer.Option(help="What is done, and when it is meant to end, follows from it.")] = 1,
     lanes: Annotated[int, typer.Option(help="Stores that are tortured at the same time.")] = 2,
     acts: Annotated[int, typer.Option(help="Acknowledgements that a child is let live for, at most.")] = 150,
     windows: Annotated[int, typer.Option(help="Windows that may stand in a store at a time.")] = 16,

@@ -24,7 +24,8 @@ from cwm_connector.catalog.shared.log import Checkpoint, RedisLog, Trimmed, dama
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.catalog.sqlite.file import translated
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.types import MIB, TierName
+from cwm_connector.core.types import TierName
+from cwm_connector.core.units import MIB
 
 POSITION_NOTE: Final = "shared-log"
 """The name of the note with the position up to which a replica has applied the log."""

@@ -19,7 +19,7 @@ from cwm_connector.catalog.shared.log import RedisLog, Trimmed, View, damaged
 from cwm_connector.catalog.shared.replica import Gone, Replica
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.types import MIB
+from cwm_connector.core.units import MIB
 
 logger = logging.getLogger(__name__)
 

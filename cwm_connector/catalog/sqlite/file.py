@@ -17,7 +17,7 @@ from pathlib import Path
 from cwm_connector.catalog.sqlite.check import definitions, structural_damage
 from cwm_connector.catalog.sqlite.schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.types import MIB
+from cwm_connector.core.units import MIB
 
 BUSY_TIMEOUT_S = 5.0
 """Seconds to wait for another process's lock before `Code.BUSY`."""
