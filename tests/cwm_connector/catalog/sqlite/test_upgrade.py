@@ -186,7 +186,7 @@ def test_it_happens_once_and_in_one_transaction(old: Path, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("cwm_connector.catalog.sqlite.catalog.file.MIGRATIONS", (MIGRATIONS[0], killed))
+        patch.setattr("cwm_connector.catalog.sqlite.file.MIGRATIONS", (MIGRATIONS[0], killed))
         with pytest.raises(KeyboardInterrupt):
             SqliteCatalog.open(old)
     assert content(old) == before
