@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     disk_path: Path | None = None
     """The folder of the disk tier. Default: chunks in `home`."""
     cpu_cache_gb: float = Field(default=4, gt=0)
-    """The size of the CPU tier in GiB, above 0. Default: 4."""
+    """The size of the CPU tier in GiB, for all ranks together. Above 0. Default: 4."""
     disk_cache_gb: float = Field(default=50, gt=0)
     """The size limit of the disk tier in GiB, above 0. Default: 50."""
     redis_url: str | None = Field(default=None, repr=False)

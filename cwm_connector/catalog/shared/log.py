@@ -153,7 +153,7 @@ class RedisLog:
         return bool(self._link.call("EVAL", _APPEND, 2, *keys, base.log.hex(), *heads, at.seal, record.body))
 
     def settle(self) -> None:
-        """Returns once all that was seen or appended over this connection is on Redis's disk."""
+        """Wait until everything that this connection read or appended is on Redis's disk."""
         self._link.settle()
 
     def mark_durable(self, at: Position) -> None:
