@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.tiers import MIB, SIZES, Batch
-from cwm_connector.redis.chunk_connection import Breaker, Pipe
+from cwm_connector.redis import ChunkConnection, CircuitBreaker
 from cwm_connector.tiers.chunk import check, seal
 from cwm_connector.tiers.redis.tier import RedisTier
 from tests.support.redis_server import RedisServer, redis_server
@@ -97,13 +97,13 @@ class InPlace:
     """The tier's own connection."""
 
     def __init__(self, url: str) -> None:
-        self._pipe = Pipe(url, Breaker(1.0), connect_timeout_s=5.0)
+        self._pipe = ChunkConnection(url, CircuitBreaker(1.0), connect_timeout_s=5.0)
 
     def put(self, key: str, source: memoryview) -> None:
-        self._pipe.ask(("SET", key, source), deadline=time.monotonic() + TIMEOUT_S)
+        self._pipe.call(("SET", key, source), deadline=time.monotonic() + TIMEOUT_S)
 
     def get(self, key: str, target: memoryview) -> None:
-        self._pipe.ask(("GET", key), deadline=time.monotonic() + TIMEOUT_S, into=target)
+        self._pipe.call(("GET", key), deadline=time.monotonic() + TIMEOUT_S, into=target)
 
 
 class Guarded:

@@ -14,6 +14,7 @@ CLIENT_MAY_IMPORT = (
     "cwm_connector.core",
     "cwm_connector.operations.auto_freeze.mark",
     "cwm_connector.protocol",
+    "cwm_connector.redis",
     "cwm_connector.settings",
     "cwm_connector.store.lock",
     "cwm_connector.version",

@@ -2,7 +2,7 @@
 
 redis-py does what is a client's business: URL, TLS, users, the protocol. What it does slowly, a large value's way into
 memory, is done here by its own parser with one method replaced: docs/redis.md has the figures, and
-tests/cwm_connector/redis/test_redis_py_contract.py what is relied on. Every question is bounded by a deadline. After
+tests/cwm_connector/redis/test_redis_py_contract.py what is relied on. Every call is bounded by a deadline. After
 any failure the connection is dropped, so that a late reply is never taken for the next one's.
 """
 
@@ -13,17 +13,16 @@ from typing import Any, Final
 import redis
 from redis._parsers.resp2 import _RESP2Parser
 from redis._parsers.socket import SERVER_CLOSED_CONNECTION_ERROR, SocketBuffer
-from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection, Connection, PythonRespSerializer, parse_url
-from redis.retry import Retry
+from redis.connection import PythonRespSerializer
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.redis.errors import SETTING, refusal
+from cwm_connector.redis.connect import new_connection
+from cwm_connector.redis.errors import is_timeout, refusal
 
 Command = tuple[str | bytes | memoryview | int, ...]
 
 _READ_BYTES: Final = 65_536
-"""What one system call brings, of everything but a chunk."""
+"""What one system call reads, of everything but a chunk."""
 _PACKET_BYTES: Final = 6_000
 """Arguments up to this length are joined into one packet, as redis-py does."""
 
@@ -36,9 +35,9 @@ class WrongLength(Exception):
         self.found = found
 
 
-class Breaker:
-    """Shared by the pipes to one server: after a time-out nobody else waits for one, but fails at once
-    for `rest_s`. A server that refuses does so at once by itself."""
+class CircuitBreaker:
+    """Shared by the connections to one server: after a time-out nobody else waits for one, but fails at once for
+    `rest_s`. A server that refuses connections does so at once by itself."""
 
     def __init__(self, rest_s: float) -> None:
         self._rest_s = rest_s
@@ -47,35 +46,43 @@ class Breaker:
         self._until = 0.0
 
     def check(self) -> None:
-        """Raises what a connect raised just now."""
+        """Raise the failure of the last `rest_s` seconds, if there was one."""
         with self._lock:
             if self._failure is not None and time.monotonic() < self._until:
                 raise CWMError(*self._failure)
 
     def trip(self, failure: CWMError) -> None:
+        """Let every call fail with `failure` for `rest_s` seconds."""
         with self._lock:
             self._failure = (failure.code, failure.message)
             self._until = time.monotonic() + self._rest_s
 
 
-class Pipe:
+class ChunkConnection:
     """For one thread at a time. It connects when it is first used, and again after any failure."""
 
-    def __init__(self, url: str, breaker: Breaker, *, connect_timeout_s: float) -> None:
-        """Connects to nothing yet. Raises: CWM-1003 for a URL that can't be one."""
+    def __init__(self, url: str, breaker: CircuitBreaker, *, connect_timeout_s: float) -> None:
+        """Connect to nothing yet. Raises: `Code.ARGUMENT` for a malformed URL."""
         self._breaker = breaker
         self._parser = _Parser(_READ_BYTES)
-        self._connection: Any = _connection(url, self._parser, connect_timeout_s)
+        self._connection: Any = new_connection(
+            url,
+            connect_timeout_s=connect_timeout_s,
+            timeout_s=connect_timeout_s,  # while it connects; then each call has its own deadline
+            parser_class=lambda socket_read_size: self._parser,
+            command_packer=PythonRespSerializer(_PACKET_BYTES, _encoded),
+        )
         self.run_id = b""
         """Of the server that it is, or was last, connected to: every start of a server makes another."""
 
-    def ask(self, *commands: Command, deadline: float, into: memoryview | None = None) -> list[Any]:
-        """The replies to commands that are sent together; `deadline` as of `time.monotonic`, but for the connecting.
+    def call(self, *commands: Command, deadline: float, into: memoryview | None = None) -> list[Any]:
+        """Send the commands together and return their replies. Connecting does not count towards `deadline`, which is
+        a time of `time.monotonic`.
 
         The first value among the replies goes into `into`, where that is given, and is an empty one in the list.
 
-        Raises: CWM-5002; CWM-4003 for a server at its memory limit; WrongLength. The commands may have been executed
-        then, and `into` half filled.
+        Raises: `Code.BACKEND`; `Code.QUOTA` for a server at its memory limit; WrongLength. The commands may have been
+        executed then, and `into` half filled.
         """
         self._connect()
         connection = self._connection
@@ -87,16 +94,13 @@ class Pipe:
         except BaseException as problem:
             connection.disconnect()
             if isinstance(problem, redis.RedisError | OSError):
-                failure = refusal(problem)
-                if isinstance(problem, redis.TimeoutError | TimeoutError):
-                    self._breaker.trip(failure)  # nor need others wait in turn for a server that answers nobody
-                raise failure from None
+                raise self._failure(problem) from None
             raise
         finally:
             self._parser.fill(None, deadline)
 
     def close(self) -> None:
-        """Any thread may; a question under way fails then."""
+        """Drop the connection. Any thread may call this; a call under way fails then."""
         self._connection.disconnect()
 
     def _reply(self, deadline: float) -> Any:
@@ -109,7 +113,7 @@ class Pipe:
         return reply
 
     def _connect(self) -> None:
-        """Also where the server has closed the connection since: that is no failure of what comes next."""
+        """Connect, also where the server has closed the connection since: that does not fail the next call."""
         connection = self._connection
         if connection.is_connected:
             try:
@@ -125,11 +129,14 @@ class Pipe:
             about = connection.read_response()
         except (redis.RedisError, OSError, ValueError) as problem:
             connection.disconnect()
-            failure = refusal(problem)
-            if isinstance(problem, redis.TimeoutError | TimeoutError):
-                self._breaker.trip(failure)
-            raise failure from None
+            raise self._failure(problem) from None
         self.run_id = next((line[7:] for line in about.splitlines() if line.startswith(b"run_id:")), b"")
+
+    def _failure(self, problem: Exception) -> CWMError:
+        failure = refusal(problem)
+        if is_timeout(problem):
+            self._breaker.trip(failure)  # others need not wait in turn for a server that answers nobody
+        return failure
 
 
 class _Buffer(SocketBuffer):
@@ -139,7 +146,7 @@ class _Buffer(SocketBuffer):
     deadline = 0.0
 
     def read(self, length: int, *more: Any, **named: Any) -> bytes:
-        """redis-py asks for a value's bytes here, its line end left out."""
+        """Read a value's bytes for redis-py, without its line end."""
         into, self.into = self.into, None
         if into is None:
             return super().read(length, *more, **named)
@@ -167,10 +174,11 @@ class _Parser(_RESP2Parser):
         self._buffer = _Buffer(self._sock, self.socket_read_size, connection.socket_timeout)
 
     def limit(self, deadline: float) -> None:
-        """Nothing that is sent or received from now on waits beyond the deadline. Raises TimeoutError at it."""
+        """Let nothing that is sent or received from now on wait beyond the deadline. Raises TimeoutError at it."""
         self._sock.settimeout(_left(deadline))
 
     def fill(self, into: memoryview | None, deadline: float) -> None:
+        """Read the next value into `into`; None ends that."""
         if self._buffer is not None:
             self._buffer.into, self._buffer.deadline = into, deadline
 
@@ -180,34 +188,6 @@ def _left(deadline: float) -> float:
     if left <= 0:
         raise TimeoutError
     return left
-
-
-def _connection(url: str, parser: _Parser, connect_timeout_s: float) -> AbstractConnection:
-    try:
-        options = parse_url(url)  # type: ignore[no-untyped-call]
-        made: type[AbstractConnection] = options.pop("connection_class", Connection)
-        for pools_own in ("max_connections", "timeout"):
-            options.pop(pools_own, None)
-        options |= {
-            "protocol": 2,
-            "decode_responses": False,
-            "parser_class": lambda socket_read_size: parser,
-            "command_packer": PythonRespSerializer(_PACKET_BYTES, _encoded),
-            "socket_connect_timeout": connect_timeout_s,
-            "socket_timeout": connect_timeout_s,  # while it connects; then each question has its own
-            "retry": Retry(NoBackoff(), 0),
-            "retry_on_timeout": False,
-            "retry_on_error": [],
-            "health_check_interval": 0,
-            "driver_info": None,
-        }
-        return made(**options)
-    except (ValueError, TypeError, redis.RedisError):
-        raise CWMError(
-            Code.ARGUMENT,
-            f"{SETTING} is no Redis URL, or has an option that redis-py does not know; write it as in "
-            "redis://user:password@host:6379/0",
-        ) from None
 
 
 def _encoded(argument: str | bytes | memoryview | int) -> bytes | memoryview:

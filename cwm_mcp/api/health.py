@@ -3,12 +3,19 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.folders import folder_state, free_space
 from cwm_connector.settings import Settings
 from cwm_mcp.api.results import Component, HealthState
 
+if TYPE_CHECKING:
+    from cwm_connector.redis import RedisLink, ServerState
+
+T = TypeVar("T")
+_REDIS_TIMEOUT_S: Final = 2.0
 _ESSENTIAL = frozenset({"vllm", "engine", "catalog"})
 """Without one of these no window can be frozen or thawed; without the others it goes slower or stores less."""
 
@@ -68,18 +75,24 @@ def _disk_health(settings: Settings) -> Component:
 
 
 async def redis_health(settings: Settings) -> Component:
-    """A ping; a Redis that nobody configured is well."""
+    """Ping the server. A Redis that nobody configured is healthy."""
     if settings.redis_url is None:
         return Component(name="redis", status="healthy", message="not configured", latency_ms=None)
-    import redis.asyncio
-    from redis.exceptions import RedisError
-
     begun = time.monotonic()
     try:
-        async with redis.asyncio.from_url(settings.redis_url, socket_timeout=2, socket_connect_timeout=2) as client:
-            await client.ping()
-    except (RedisError, OSError, ValueError) as problem:
-        # The error's class only: its text may repeat the URL, and with it a password.
-        message = f"no answer ({type(problem).__name__}); check CWM_REDIS_URL and the server"
-        return Component(name="redis", status="unhealthy", message=message, latency_ms=None)
+        await asyncio.to_thread(_ask_redis, settings.redis_url, lambda link: link.call("PING"))
+    except CWMError as problem:
+        return Component(name="redis", status="unhealthy", message=problem.message, latency_ms=None)
     return Component(name="redis", status="healthy", message="answers", latency_ms=_since_ms(begun))
+
+
+async def redis_state(url: str) -> "ServerState":
+    """Return what the server tells of itself. Raises: `Code.BACKEND`; `Code.ARGUMENT` for a malformed URL."""
+    return await asyncio.to_thread(_ask_redis, url, lambda link: link.state())
+
+
+def _ask_redis(url: str, question: "Callable[[RedisLink], T]") -> T:
+    from cwm_connector.redis import RedisLink  # a process without a Redis need not load the client
+
+    with closing(RedisLink(url, connect_timeout_s=_REDIS_TIMEOUT_S, timeout_s=_REDIS_TIMEOUT_S)) as link:
+        return question(link)

@@ -12,7 +12,7 @@ from cwm_connector.catalog.base import OutcomeUnknown
 from cwm_connector.catalog.shared.changes import Barrier, Position, Record, record_after
 from cwm_connector.catalog.shared.log import RedisLog
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.redis.link import NoReply
+from cwm_connector.redis import NoReply
 
 _PAUSE_S: Final = 0.05
 """Seconds between two attempts."""

@@ -58,7 +58,7 @@ from cwm_connector.catalog.shared.log import RedisLog, Trimmed, View
 from cwm_connector.catalog.shared.replica import Gone, Replica
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Micros, TierName
-from cwm_connector.redis.link import RedisLink
+from cwm_connector.redis import RedisLink
 
 logger = logging.getLogger(__name__)
 _CLOSE_TIMEOUT_S: Final = 5.0

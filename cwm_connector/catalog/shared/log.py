@@ -20,7 +20,7 @@ import msgspec
 
 from cwm_connector.catalog.shared.changes import Position, Record, beginning, open_record, seal_of
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.redis.link import RedisLink
+from cwm_connector.redis import RedisLink, require_for_catalog
 
 UNPUBLISHED_S: Final = 3600
 """Seconds after which the parts of a checkpoint expire if it is not published."""
@@ -106,7 +106,7 @@ class RedisLog:
         names = ("log", "head", "settled", "checkpoint", "bytes")
         found = self._link.call("HMGET", self._facts, *names, timeout_s=timeout_s, repeatable=True)
         # Only after the first call is the link connected to the node that has the keys.
-        self._link.server()
+        require_for_catalog(self._link.state())
         if not any(found):
             return None
         try:
@@ -154,7 +154,7 @@ class RedisLog:
 
     def settle(self) -> None:
         """Wait until everything that this connection read or appended is on Redis's disk."""
-        self._link.settle()
+        self._link.sync()
 
     def mark_durable(self, at: Position) -> None:
         """Publish that the records up to `at` are on Redis's disk, so that other engines may apply them."""
@@ -162,7 +162,7 @@ class RedisLog:
 
     @property
     def settles_at_once(self) -> bool:
-        return self._link.server().settles_at_once
+        return self._link.state().syncs_each_write
 
     # --- checkpoints ---
 

@@ -21,10 +21,17 @@ from typing import Any, Final, TypeVar
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, TierName
-from cwm_connector.redis.chunk_connection import Breaker, Command, Pipe, WrongLength
-from cwm_connector.redis.errors import silence
-from cwm_connector.redis.link import RedisLink, info
-from cwm_connector.redis.server_check import ServerState, look
+from cwm_connector.redis import (
+    ChunkConnection,
+    CircuitBreaker,
+    Command,
+    RedisLink,
+    ServerState,
+    WrongLength,
+    info,
+    no_answer,
+    require_for_chunks,
+)
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.redis.written import Written
 from cwm_connector.tiers.timeout_threads import TimeoutThreads
@@ -41,7 +48,7 @@ _SLOWEST: Final = 8 << 20
 """Bytes a second that a chunk is waited for at least."""
 REST_S: Final = 1.0
 """How long nobody tries again after a connect that timed out."""
-_SETTLE_S: Final = 15.0
+_SYNC_S: Final = 15.0
 _MARGIN_S: Final = 1.0
 _SCAN_COUNT: Final = 1000
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,200}")
@@ -83,12 +90,12 @@ class RedisTier:
         self._namespace = namespace
         self._connect_timeout_s = connect_timeout_s
         self._timeout_s = timeout_s
-        self._breaker = Breaker(REST_S)
+        self._breaker = CircuitBreaker(REST_S)
         self._written = Written()
         self._own = threading.local()
-        self._new_pipe()  # complains of the URL now
-        self._pipes_lock = threading.Lock()
-        self._pipes: list[Pipe] = []
+        self._new_connection()  # complains of the URL now
+        self._connections_lock = threading.Lock()
+        self._connections: list[ChunkConnection] = []
         patience_s = 2 * connect_timeout_s + timeout_s + _MARGIN_S
         self._readers = TimeoutThreads("cwm-redis-read", workers, patience_s)
         self._writers = TimeoutThreads("cwm-redis-write", workers, patience_s)
@@ -115,15 +122,15 @@ class RedisTier:
                 "CWM_CHUNK_TOKENS lower",
             )
         value, claims = self._keys(chunk)
-        pipe, deadline = self._pipe(), self._deadline(sealed.nbytes)
-        pipe.ask(("MULTI",), ("SET", value, sealed), ("SADD", claims, claim), deadline=deadline)
-        pipe.ask(("EXEC",), deadline=deadline)  # not after its time-out: its caller was told that it failed
-        self._written.note(pipe.run_id)
+        connection, deadline = self._connection(), self._deadline(sealed.nbytes)
+        connection.call(("MULTI",), ("SET", value, sealed), ("SADD", claims, claim), deadline=deadline)
+        connection.call(("EXEC",), deadline=deadline)  # not after its time-out: its caller was told that it failed
+        self._written.note(connection.run_id)
 
     def _read(self, chunk: ChunkId, into: memoryview) -> None:
         value, _ = self._keys(chunk)
         try:
-            (found,) = self._pipe().ask(("GET", value), deadline=self._deadline(into.nbytes), into=into)
+            (found,) = self._connection().call(("GET", value), deadline=self._deadline(into.nbytes), into=into)
         except WrongLength as other:
             raise CWMError(
                 Code.CORRUPT,
@@ -144,30 +151,28 @@ class RedisTier:
         write that no sync had settled; the callers' threads are told of that once each.
         """
         count = self._written.count()
-        run_id = self._with_link(self._settle)
+        run_id = self._with_link(self._sync_over)
         if not self._written.settle(run_id, count):
             raise CWMError(Code.BACKEND, "the Redis server restarted in the middle of the writes; write them again")
 
-    def _settle(self, link: RedisLink) -> bytes:
+    @staticmethod
+    def _sync_over(link: RedisLink) -> bytes:
         run_id = info(link, "server").get("run_id", "").encode()
-        try:
-            link.settle(_SETTLE_S)
-        except CWMError as problem:
-            if problem.code is not Code.ARGUMENT:
-                raise
-            raise _keeps_nothing(problem.context["reason"]) from None
+        if not link.state().durable:
+            raise _keeps_nothing(link.state().risk)
+        link.sync(_SYNC_S)
         return run_id
 
     def delete(self, chunk: ChunkId, claim: Claim = NO_CLAIM) -> bool:
         """See `DurableTier`. Works at the memory limit as well."""
-        return bool(self._ask(("EVAL", _DELETE, 2, *self._keys(chunk), claim)))
+        return bool(self._call(("EVAL", _DELETE, 2, *self._keys(chunk), claim)))
 
     def claims_of(self, chunk: ChunkId) -> frozenset[Claim]:
-        return frozenset(Claim(claim.decode()) for claim in self._ask(("SMEMBERS", self._keys(chunk)[1])))
+        return frozenset(Claim(claim.decode()) for claim in self._call(("SMEMBERS", self._keys(chunk)[1])))
 
     def size_of(self, chunk: ChunkId) -> int | None:
         """The value's length in bytes, whatever that is; None if there is none."""
-        return int(self._ask(("STRLEN", self._keys(chunk)[0]))) or None
+        return int(self._call(("STRLEN", self._keys(chunk)[0]))) or None
 
     def inventory(self) -> Iterator[tuple[ChunkId, int]]:
         """Every part in the namespace with its length in bytes, whatever that is."""
@@ -183,10 +188,11 @@ class RedisTier:
                 return iter(found.items())
 
     def _scan(self, cursor: bytes) -> tuple[bytes, list[bytes], list[int]]:
-        pipe, deadline = self._pipe(), self._deadline()
-        pattern = f"{self._namespace}:{{*}}:chunk"
-        ((following, keys),) = pipe.ask(("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT), deadline=deadline)
-        return following, keys, pipe.ask(*(("STRLEN", key) for key in keys), deadline=deadline) if keys else []
+        connection, deadline = self._connection(), self._deadline()
+        scan = ("SCAN", cursor, "MATCH", f"{self._namespace}:{{*}}:chunk", "COUNT", _SCAN_COUNT)
+        ((following, keys),) = connection.call(scan, deadline=deadline)
+        lengths = connection.call(*(("STRLEN", key) for key in keys), deadline=deadline) if keys else []
+        return following, keys, lengths
 
     def sweep_leftovers(self) -> int:
         """There are none: a write is there whole, or not."""
@@ -195,8 +201,10 @@ class RedisTier:
     # --- the server ---------------------------------------------------------------------------------------------------
 
     def check_server(self) -> ServerState:
-        """Raises: CWM-5002 for a server that chunks can't be left to, with what to set; see `redis_state.look`."""
-        return self._with_link(look)
+        """Return what the server is. Raises: `Code.BACKEND` for one that chunks can't be left to, with what to set."""
+        state = self._with_link(RedisLink.state)
+        require_for_chunks(state)
+        return state
 
     def limit_bytes(self) -> int | None:
         """The server's maxmemory; None where it has none or can't be asked."""
@@ -212,53 +220,49 @@ class RedisTier:
         """Also raises CWM-5002 for a server that keeps nothing over a restart."""
         state = self.check_server()
         if not state.durable:
-            raise _keeps_nothing(state.sentence)
+            raise _keeps_nothing(state.risk)
 
     def close(self) -> None:
         """Fails what has not begun, waits for the rest as long as its time-out allows."""
         for threads in (self._readers, self._writers, self._upkeep):
             threads.close()
-        with self._pipes_lock:
-            for pipe in self._pipes:
-                pipe.close()
+        with self._connections_lock:
+            for connection in self._connections:
+                connection.close()
 
     # --- connections --------------------------------------------------------------------------------------------------
 
-    def _ask(self, command: Command) -> Any:
-        return self._do(lambda: self._pipe().ask(command, deadline=self._deadline()))[0]
+    def _call(self, command: Command) -> Any:
+        return self._do(lambda: self._connection().call(command, deadline=self._deadline()))[0]
 
     def _do(self, work: Callable[[], T]) -> T:
         return self._upkeep.submit(work, _overdue).result()
 
     def _with_link(self, work: Callable[[RedisLink], T]) -> T:
-        """For what only a link knows of the server. A new one each time: it must not outlive the server's start."""
+        """Run `work` with a new link. It must not outlive the server's start."""
 
         def run() -> T:
-            self._pipe().ask(("PING",), deadline=self._deadline())  # says best what is wrong
-            patience = {"connect_timeout_s": self._connect_timeout_s, "timeout_s": self._connect_timeout_s}
-            with closing(RedisLink(self._url, **patience)) as link:
-                link.connect()
+            self._breaker.check()
+            limits = {"connect_timeout_s": self._connect_timeout_s, "timeout_s": self._connect_timeout_s}
+            with closing(RedisLink(self._url, **limits)) as link:
                 return work(link)
 
-        try:
-            return self._do(run)
-        except CWMError as problem:
-            raise CWMError(problem.code, problem.message) from None  # a link's context repeats the server's address
+        return self._do(run)
 
     def _deadline(self, n_bytes: int = 0) -> float:
         return time.monotonic() + min(self._timeout_s, ANSWER_S + n_bytes / _SLOWEST)
 
-    def _pipe(self) -> Pipe:
-        """This thread's own."""
-        pipe: Pipe | None = getattr(self._own, "pipe", None)
-        if pipe is None:
-            pipe = self._own.pipe = self._new_pipe()
-            with self._pipes_lock:
-                self._pipes.append(pipe)
-        return pipe
+    def _connection(self) -> ChunkConnection:
+        """Return this thread's own."""
+        connection: ChunkConnection | None = getattr(self._own, "connection", None)
+        if connection is None:
+            connection = self._own.connection = self._new_connection()
+            with self._connections_lock:
+                self._connections.append(connection)
+        return connection
 
-    def _new_pipe(self) -> Pipe:
-        return Pipe(self._url, self._breaker, connect_timeout_s=self._connect_timeout_s)
+    def _new_connection(self) -> ChunkConnection:
+        return ChunkConnection(self._url, self._breaker, connect_timeout_s=self._connect_timeout_s)
 
     def _keys(self, chunk: ChunkId) -> tuple[str, str]:
         part = f"{self._namespace}:{{{chunk.key.hex()}.{chunk.kv_rank}}}"
@@ -271,7 +275,7 @@ def _check_buffer(buffer: memoryview) -> None:
 
 
 def _overdue(started: bool) -> CWMError:
-    problem = silence("no reply in time")
+    problem = no_answer("no reply in time")
     problem.context["buffer_in_use"] = started
     return problem
 

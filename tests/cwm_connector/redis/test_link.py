@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.redis.link import Durability, NoReply, RedisLink
+from cwm_connector.redis import Durability, NoReply, RedisLink, require_for_catalog
 from tests.support.redis_server import RedisServer, redis_server
 
 BRISK_S = 0.3
@@ -112,15 +112,15 @@ def test_a_unix_socket_serves_too(server: RedisServer) -> None:
 
 
 def test_the_servers_way_of_syncing_is_known(server: RedisServer, link: RedisLink) -> None:
-    assert link.server().durability is Durability.EACH_WRITE
+    assert link.state().durability is Durability.EACH_WRITE
     with redis_server(append_fsync="everysec") as other, linked(other.url) as slower:
-        assert slower.server().durability is Durability.EACH_SECOND
+        assert slower.state().durability is Durability.EACH_SECOND
 
 
 def test_a_replica_is_refused(server: RedisServer) -> None:
     with redis_server(append_fsync="always", more=("--replicaof", "127.0.0.1", str(server.port))) as replica:
         with linked(replica.url) as link, pytest.raises(CWMError, match="primary") as refused:
-            link.server()
+            require_for_catalog(link.state())
         assert refused.value.code is Code.ARGUMENT
 
 
@@ -144,36 +144,35 @@ def test_settling_waits_for_a_sync_that_began_after_the_write(tmp_path: Path) ->
             if b"attached" not in tracing.stderr.readline():
                 pytest.skip("this user may not trace the server")
             try:
-                link.server()
+                link.state()
                 for _ in range(3):
+                    begun = time.time()  # where a sync is due, the server begins it before it replies
                     link.call("SET", "key", "value")
-                    written = time.time()
-                    link.settle()
-                    settled = time.time()
-                    assert synced(trace, written, settled)
+                    link.sync()
+                    assert synced(trace, begun, time.time())
             finally:
                 tracing.terminate()
 
 
 def test_settling_fails_where_the_server_stops_keeping_its_file(server: RedisServer, link: RedisLink) -> None:
     link.call("SET", "key", "value")
-    link.settle()
+    link.sync()
     with server.client() as client:
         client.config_set("appendonly", "no")
     with pytest.raises(CWMError) as refused:
-        link.settle()
+        link.sync()
     assert refused.value.code is Code.BACKEND
 
 
 def test_settling_takes_note_of_another_way_of_syncing(server: RedisServer, link: RedisLink) -> None:
     link.call("SET", "key", "value")
-    link.settle()
+    link.sync()
     with server.client() as client:
         client.config_set("appendfsync", "everysec")
     with pytest.raises(CWMError):
-        link.settle()
+        link.sync()
     link.call("SET", "key", "value")
-    assert link.server().durability is Durability.EACH_SECOND
+    assert link.state().durability is Durability.EACH_SECOND
 
 
 def test_settling_says_nothing_of_what_another_connection_wrote(server: RedisServer, link: RedisLink) -> None:
@@ -183,15 +182,15 @@ def test_settling_says_nothing_of_what_another_connection_wrote(server: RedisSer
     server.start()
     for _ in range(2):
         with pytest.raises(NoReply):
-            link.settle()
+            link.sync()
 
 
 def test_settling_gives_up_in_time_on_a_stopped_server(server: RedisServer, link: RedisLink) -> None:
     link.call("SET", "key", "value")
-    link.settle()
+    link.sync()
     server.pause()
     started = time.monotonic()
     with pytest.raises(NoReply):
-        link.settle()
+        link.sync()
     assert time.monotonic() - started < 3 * BRISK_S
     server.resume()

@@ -17,7 +17,7 @@ from cwm_connector.catalog.shared.log import RedisLog
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import TierName
-from cwm_connector.redis.link import RedisLink
+from cwm_connector.redis import RedisLink
 from tests.cwm_connector.catalog.engines import BRISK, Engines, shared_content
 from tests.cwm_connector.catalog.samples import at, chain, names, new_window, token_ids
 from tests.support.redis_server import RedisServer

@@ -15,7 +15,7 @@ from cwm_connector.catalog.shared.changes import Barrier, Position, Record, seal
 from cwm_connector.catalog.shared.log import RedisLog
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import TierName
-from cwm_connector.redis.link import RedisLink
+from cwm_connector.redis import RedisLink
 from tests.cwm_connector.catalog.engines import BRISK, Engines, engines, shared_content
 from tests.cwm_connector.catalog.samples import at, chain, names, new_window
 from tests.cwm_connector.catalog.shared.proxy import Proxy

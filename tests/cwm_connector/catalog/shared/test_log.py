@@ -23,7 +23,7 @@ from cwm_connector.catalog.shared.changes import (
 )
 from cwm_connector.catalog.shared.log import RedisLog
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.redis.link import RedisLink
+from cwm_connector.redis import RedisLink
 from tests.cwm_connector.catalog.engines import namespace
 from tests.cwm_connector.catalog.samples import at, chain, new_window
 from tests.support.redis_server import RedisServer

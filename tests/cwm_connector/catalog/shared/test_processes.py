@@ -19,7 +19,7 @@ from cwm_connector.catalog.shared.catalog import RedisCatalog
 from cwm_connector.catalog.shared.checkpoint import publish
 from cwm_connector.catalog.shared.follow import FollowLimits
 from cwm_connector.catalog.shared.log import RedisLog
-from cwm_connector.redis.link import RedisLink
+from cwm_connector.redis import RedisLink
 from tests.cwm_connector.catalog.engines import Engines, shared_content
 from tests.cwm_connector.catalog.samples import chain, names, token_ids
 from tests.cwm_connector.catalog.sqlite.writer import do, names_after, window_of
