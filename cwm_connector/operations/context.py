@@ -64,7 +64,13 @@ class EngineContext:
     @property
     def freeze_tiers(self) -> tuple[TierName, ...]:
         """Return the tiers in which a chunk must be durable before its freeze is acknowledged."""
-        return (TierName.DISK, TierName.REDIS) if self.claims.shared else (TierName.DISK,)
+        fastest = next(iter(self.durable_tiers))
+        return (fastest, *(tier for tier in self.shared_tiers if tier is not fastest))
+
+    @property
+    def shared_tiers(self) -> tuple[TierName, ...]:
+        """Return the tiers whose bytes other engines use as well; none unless the catalog is shared."""
+        return tuple(name for name, tier in self.durable_tiers.items() if tier.shared)
 
     def stored_bytes(self, blocks: int) -> int:
         """Return the bytes that a chunk of `blocks` takes on disk, over all ranks."""

@@ -17,7 +17,7 @@ from cwm_connector.protocol.calls import HealthArgs
 from cwm_connector.version import __version__
 
 ANSWER_S: Final = 4.0
-"""For Redis, whose own time-outs are longer. The client gives up after 5 s."""
+"""For a tier whose own time-outs may be longer. The client gives up after 5 s."""
 
 
 class HealthReader:
@@ -30,7 +30,11 @@ class HealthReader:
     async def health(self, args: HealthArgs) -> dict[str, Any]:
         """Return the health of one part or of all."""
         components = await asyncio.gather(
-            self._engine_health(), self._catalog_health(), self._cpu_health(), self._disk_health(), self._redis_health()
+            self._engine_health(),
+            self._catalog_health(),
+            self._cpu_health(),
+            self._disk_health(),
+            *(self._tier_health(tier) for tier in TierName.durable() if tier is not TierName.DISK),
         )
         chosen = [each for each in components if args.component in (None, each["name"])]
         healthy = all(each["status"] == "healthy" for each in chosen)
@@ -64,23 +68,23 @@ class HealthReader:
     async def _disk_health(self) -> dict[str, Any]:
         return await asyncio.to_thread(_folder_health, self._engine.settings.chunks_path)
 
-    async def _redis_health(self) -> dict[str, Any]:
-        tier = self._engine.durable_tiers.get(TierName.REDIS)
+    async def _tier_health(self, name: TierName) -> dict[str, Any]:
+        tier = self._engine.durable_tiers.get(name)
         if tier is None:
-            return _component("redis", "healthy", "not configured", None)
+            return _component(name.value, "healthy", "not configured", None)
         begun = time.perf_counter()
         try:
             async with asyncio.timeout(ANSWER_S):
                 message = await asyncio.to_thread(tier.condition)
         except TimeoutError:
-            return _component("redis", "unhealthy", f"no answer within {ANSWER_S:g} s; check the server", None)
+            return _component(name.value, "unhealthy", f"no answer within {ANSWER_S:g} s; check the server", None)
         except CWMError as problem:
-            return _component("redis", "unhealthy", problem.message, None)
+            return _component(name.value, "unhealthy", problem.message, None)
         try:
             await asyncio.to_thread(tier.require_lasting)
         except CWMError as problem:
-            return _component("redis", "degraded", problem.message, begun)
-        return _component("redis", "healthy", message, begun)
+            return _component(name.value, "degraded", problem.message, begun)
+        return _component(name.value, "healthy", message, begun)
 
 
 def _folder_health(folder: Path) -> dict[str, Any]:

@@ -88,10 +88,11 @@ class Queries:
         hits, misses = self._engine.metrics.hits_and_misses()
         settings = self._engine.settings
         in_memory = TierTotals(len(resident), sum(row.size_bytes for row in resident))
-        redis = None
-        if TierName.REDIS in self._engine.durable_tiers:
-            limit = await asyncio.to_thread(self._engine.durable_tiers[TierName.REDIS].limit_bytes)
-            redis = _tier(totals.tiers[TierName.REDIS], limit)
+        tiers: dict[str, Any] = {TierName.CPU.value: _tier(in_memory, settings.cpu_cache_bytes)}
+        for name in TierName.durable():
+            tier = self._engine.durable_tiers.get(name)
+            limit = None if tier is None else await asyncio.to_thread(tier.limit_bytes)
+            tiers[name.value] = None if tier is None else _tier(totals.tiers[name], limit)
         return {
             "kv_store": {
                 "total_blocks": totals.chunks,
@@ -100,11 +101,7 @@ class Queries:
                 "hits": hits,
                 "misses": misses,
                 "dedup_ratio": totals.referenced_bytes / totals.stored_bytes if totals.stored_bytes else None,
-                "tiers": {
-                    "cpu": _tier(in_memory, settings.cpu_cache_bytes),
-                    "disk": _tier(totals.tiers[TierName.DISK], settings.disk_cache_bytes),
-                    "redis": redis,
-                },
+                "tiers": tiers,
             }
         }
 

@@ -69,7 +69,8 @@ class SharedCatalogSync:
             tiering.forget([row.key for row in orphans])
             for tier in engine.durable_tiers:
                 engine.locations.record(tier, (), [row.key for row in orphans])
-            await engine.drop(claimed(orphans), (TierName.CPU, TierName.DISK))
+            own = [tier for tier in engine.durable_tiers if tier not in engine.shared_tiers]
+            await engine.drop(claimed(orphans), (TierName.CPU, *own))
 
     def _log_change(self, fault: str | None) -> None:
         if fault is not None and self._fault is None:

@@ -50,8 +50,8 @@ class _Checked:
     tokens_by_tier: dict[TierName, int]
     fault: str | None
     """Why the rest of the window can't be restored."""
-    from_redis: tuple[ChunkKey, ...] = ()
-    """Chunks that were read from Redis."""
+    below_disk: tuple[ChunkKey, ...] = ()
+    """Chunks that were read from a tier slower than the disk."""
 
 
 class Thawer:
@@ -177,21 +177,21 @@ class Thawer:
     def _verified(self, specs: Sequence[ChunkSpec], result: JobResult) -> _Checked:
         """Return what the workers could read and verify, up to the first failure."""
         tokens: dict[TierName, int] = {}
-        from_redis: list[ChunkKey] = []
+        below_disk: list[ChunkKey] = []
         for spec in specs:
             outcome = result.outcomes[spec.key]
             if outcome.failure is not None:
                 code, reason = outcome.failure
                 fault = f"CWM-{int(code)}: {reason}"
                 return _Checked(
-                    blocks=spec.first_block, tokens_by_tier=tokens, fault=fault, from_redis=tuple(from_redis)
+                    blocks=spec.first_block, tokens_by_tier=tokens, fault=fault, below_disk=tuple(below_disk)
                 )
             if outcome.tier is not None:
                 tokens[outcome.tier] = tokens.get(outcome.tier, 0) + spec.blocks * self._engine.geometry.block_tokens
-            if outcome.tier is TierName.REDIS:
-                from_redis.append(spec.key)
+            if outcome.tier is not None and outcome.tier.is_slower_than(TierName.DISK):
+                below_disk.append(spec.key)
         blocks = specs[-1].end_block
-        return _Checked(blocks=blocks, tokens_by_tier=tokens, fault=None, from_redis=tuple(from_redis))
+        return _Checked(blocks=blocks, tokens_by_tier=tokens, fault=None, below_disk=tuple(below_disk))
 
     def _recorded(self, specs: Sequence[ChunkSpec]) -> _Checked:
         """Return what the recorded locations promise. Nothing is read. Every load verifies what it reads."""
@@ -205,10 +205,10 @@ class Thawer:
         return _Checked(blocks=specs[-1].end_block, tokens_by_tier=tokens, fault=None)
 
     def _keep_warm(self, specs: Sequence[ChunkSpec], checked: _Checked) -> None:
-        """Count the window's chunks as used just now, and bring those that were read from Redis back to the disk."""
+        """Count the window's chunks as used just now, and bring those from slower tiers back to the disk."""
         self._tiering.used(spec.key for spec in specs)
-        if checked.from_redis:
-            restoring = asyncio.create_task(self._tiering.restore(checked.from_redis))
+        if checked.below_disk:
+            restoring = asyncio.create_task(self._tiering.restore(checked.below_disk))
             self._background.add(restoring)
             restoring.add_done_callback(self._background.discard)
 

@@ -1,12 +1,13 @@
-"""Moves chunks between the durable tiers: cold ones go from disk to Redis, used ones come back, bad ones are replaced.
+"""Moves chunks between the durable tiers: cold ones leave the disk, used ones come back, bad ones are replaced.
 
-    demote   write to Redis, read back and check, record, drop from disk
+    demote   write to the first slower tier that takes it, read back and check, record, drop from disk
     when     a freeze needs room (CWM_DISK_CACHE_GB), the disk tier is nearly full,
              or no freeze or thaw has used the chunk for CWM_COLD_AFTER_HOURS
     which    the coldest first, in the order of the policy (CWM_TIER_POLICY)
 
-A chunk leaves a tier only after another tier is shown to have it. Without a Redis that keeps its data, nothing leaves
-the disk. CPU memory has its own limit (tiers/cpu.py). Control thread. Moves hold `chunk_lock` for one batch at a time.
+A chunk leaves a tier only after another tier is shown to have it. Without a slower tier that keeps its data, nothing
+leaves the disk. CPU memory has its own limit (tiers/cpu.py). Control thread. Moves hold `chunk_lock` for one batch at a
+time.
 """
 
 import asyncio
@@ -42,6 +43,8 @@ class Tiering:
         self._used_at: dict[ChunkKey, Micros] = {}
         self._lost: list[ChunkKey] = []
         self._reviewed_at = 0.0
+        self._below_disk = tuple(tier for tier in engine.durable_tiers if tier is not TierName.DISK)
+        """Where chunks may go that leave the disk; fastest first."""
 
     async def load_from_catalog(self) -> None:
         """Load from the catalog where each chunk lies and when it was used last."""
@@ -84,17 +87,14 @@ class Tiering:
         over = await self._disk_bytes() + needed - limit
         if over <= 0:
             return
-        victims = (
-            await self._coldest(over, protected)
-            if needed <= limit and TierName.REDIS in self._engine.durable_tiers
-            else []
-        )
+        victims = await self._coldest(over, protected) if needed <= limit and self._below_disk else []
         if victims:
             over -= await self._demote(victims)
         if over > 0:
             used = await self._disk_bytes()
+            below = " and ".join(tier.value for tier in self._below_disk)
             next_step = (
-                "see health_check for what Redis lacks" if victims else "delete windows or raise CWM_DISK_CACHE_GB"
+                f"see health_check for what {below} lacks" if victims else "delete windows or raise CWM_DISK_CACHE_GB"
             )
             raise CWMError(
                 Code.QUOTA,
@@ -105,7 +105,7 @@ class Tiering:
             )
 
     async def demote(self, keys: Sequence[ChunkKey]) -> int:
-        """Move chunks from disk to Redis and return the bytes that became free on the disk."""
+        """Move chunks from disk to a slower tier and return the bytes that became free on the disk."""
         freed = 0
         for batch in _batches(keys):
             async with self._engine.chunk_lock:
@@ -113,7 +113,7 @@ class Tiering:
         return freed
 
     async def restore(self, keys: Sequence[ChunkKey]) -> None:
-        """Bring chunks that were read from Redis or lost on disk back to the disk, unless it is nearly full."""
+        """Bring chunks that a slower tier has, or that the disk lost, back to the disk unless it is nearly full."""
         ceiling = HIGH_WATER * self._engine.settings.disk_cache_bytes
         for batch in _batches(keys):
             async with self._engine.chunk_lock:
@@ -151,7 +151,7 @@ class Tiering:
 
     async def review(self) -> None:
         """Move old chunks off the disk, and the coldest ones if it is nearly full."""
-        if TierName.REDIS not in self._engine.durable_tiers:
+        if not self._below_disk:
             return
         limit = self._engine.settings.disk_cache_bytes
         await self.demote(self._aged())
@@ -187,8 +187,10 @@ class Tiering:
         return []
 
     async def _demote(self, rows: Sequence[ChunkRow]) -> int:
-        """Move chunks from disk to Redis. The order keeps every recorded copy in place at every instant."""
-        moved = await self._bring(rows, TierName.REDIS)
+        """Move chunks from disk to a slower tier. The order keeps every recorded copy in place at every instant."""
+        moved: list[ChunkRow] = []
+        for tier in self._below_disk:
+            moved += await self._bring([row for row in rows if row not in moved], tier)
         await self._record(TierName.DISK, went=[row.key for row in moved])
         await self._engine.drop(claimed(moved), (TierName.DISK,))
         return sum(row.size_bytes for row in moved)

@@ -117,7 +117,7 @@ class WindowCommit:
         ours = [ClaimedChunk(key, order.claim) for key in keys]
         unreferenced = [chunk for chunk in ours if chunk.key not in stored or not stored[chunk.key].tiers]
         if self._engine.claims.shared:
-            await self._engine.drop(ours, (TierName.REDIS,))  # ends our claim; another's keeps the bytes
+            await self._engine.drop(ours, self._engine.shared_tiers)  # ends our claim; another's keeps the bytes
         await self._engine.drop(unreferenced, (TierName.CPU, *order.tiers))
 
     async def _end_unneeded_claims(self, keys: Sequence[ChunkKey], order: SaveOrder) -> None:
@@ -125,4 +125,4 @@ class WindowCommit:
         stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
         unneeded = [ClaimedChunk(key, order.claim) for key in keys if stored[key].claim != order.claim]
         if unneeded:
-            await self._engine.drop(unneeded, (TierName.REDIS,))
+            await self._engine.drop(unneeded, self._engine.shared_tiers)

@@ -7,16 +7,13 @@ queues here what it learns about durable copies (used, found bad). Only the tier
 
 import queue
 from collections.abc import Collection, Iterable
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.tiers.base import ChunkId
 
 T = TypeVar("T")
-
-DURABLE: Final = (TierName.DISK, TierName.REDIS)
-"""The durable tiers, fastest first."""
 
 
 class ChunkLocations:
@@ -25,7 +22,7 @@ class ChunkLocations:
     def __init__(self, world_size: int) -> None:
         self._world_size = world_size
         self._ranks: dict[ChunkKey, frozenset[int]] = {}
-        self._durable: dict[TierName, set[ChunkKey]] = {tier: set() for tier in DURABLE}
+        self._durable: dict[TierName, set[ChunkKey]] = {tier: set() for tier in TierName.durable()}
         self._uses: queue.SimpleQueue[ChunkKey] = queue.SimpleQueue()
         self._bad: queue.SimpleQueue[tuple[ChunkKey, TierName]] = queue.SimpleQueue()
 
@@ -78,7 +75,7 @@ class ChunkLocations:
 
     def holds(self, tier: TierName, key: ChunkKey) -> bool:
         """Return whether the tier holds the chunk."""
-        if tier is TierName.CPU:
+        if not tier.is_durable:
             return len(self._ranks.get(key, ())) == self._world_size
         return key in self._durable[tier]
 

@@ -14,8 +14,6 @@ from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.step.jobs import ChunkOutcome, Job, JobId, Phase, Report
 
-_SLOWNESS = {tier: rank for rank, tier in enumerate(TierName)}
-
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
@@ -75,7 +73,7 @@ def _merge(one: ChunkOutcome | None, other: ChunkOutcome) -> ChunkOutcome:
     tiers = [tier for tier in (one.tier, other.tier) if tier is not None]
     return ChunkOutcome(
         one.key,
-        max(tiers, key=_SLOWNESS.__getitem__, default=None),
+        max(tiers, key=list(TierName).index, default=None),
         one.size_bytes + other.size_bytes,
         one.failure or other.failure,
     )

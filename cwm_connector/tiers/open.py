@@ -1,26 +1,25 @@
-"""The durable tiers that the settings ask for, opened: fastest first."""
+"""The durable tiers that the settings ask for, opened: fastest first.
 
+Each tier of the registry (`core.types.TierName`) is a package here. It has a function
+
+    open_tier(settings: Settings, home_id: str) -> DurableTier | None
+
+that returns None where the settings do not ask for the tier.
+"""
+
+import importlib
 from collections.abc import Sequence
 
-from cwm_connector.core.folders import private_folder
-from cwm_connector.settings import CatalogKind, Settings
+from cwm_connector.core.types import TierName
+from cwm_connector.settings import Settings
 from cwm_connector.tiers.base import DurableTier
-from cwm_connector.tiers.disk.tier import DiskTier
 
 
-def open_tiers(settings: Settings, store_id: str) -> Sequence[DurableTier]:
-    """One process's own; nothing is asked of a server yet. `store_id`: see `recovery.pair_store`.
+def open_tiers(settings: Settings, home_id: str) -> Sequence[DurableTier]:
+    """Open one process's own tiers. Nothing is asked of a server yet. `home_id`: see `store.pairing.pair_store`.
 
-    Chunks in Redis are shared by the engines that share the catalog there. With a catalog of its own an engine keeps to
-    itself: nobody else knows what its windows refer to.
-
-    Raises: CWM-1003 for a folder that can't be written or a URL that can't be one.
+    Raises: `Code.ARGUMENT` for a folder that can't be written or a URL that can't be one.
     """
-    disk = DiskTier(private_folder(settings.chunks_path, "CWM_DISK_PATH"))
-    if settings.redis_url is None:
-        return (disk,)
-    from cwm_connector.tiers.redis.tier import RedisTier  # who has no server need not load the client
-
-    shared = settings.catalog is CatalogKind.REDIS
-    namespace = f"{settings.redis_namespace}:{'shared' if shared else store_id}"
-    return (disk, RedisTier(settings.redis_url, namespace, shared=shared))
+    packages = (importlib.import_module(f"{__package__}.{name.value}") for name in TierName.durable())
+    opened = (package.open_tier(settings, home_id) for package in packages)
+    return tuple(tier for tier in opened if tier is not None)

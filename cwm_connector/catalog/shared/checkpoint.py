@@ -125,7 +125,9 @@ def _make_image(replica: Path, image: Path) -> Position:
         noted = catalog.noted(POSITION_NOTE)
         if noted is None:
             raise damaged("this engine has not applied any record of it")
-        catalog.place(TierName.DISK, (), [chunk.key for chunk in catalog.all_chunks()])
+        keys = [chunk.key for chunk in catalog.all_chunks()]
+        for tier in (tier for tier in TierName.durable() if not tier.shareable):
+            catalog.place(tier, (), keys)
     with translated(str(image)), closing(sqlite3.connect(image, isolation_level=None)) as raw:
         raw.execute("PRAGMA secure_delete = ON")
         raw.execute("DELETE FROM notes WHERE name != ?", (POSITION_NOTE,))

@@ -23,7 +23,6 @@ from cwm_connector.catalog.sqlite.file import SqliteFile
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import TierName
 
-_SHARED: Final = frozenset({TierName.REDIS})
 _ALL: Final = WindowQuery(limit=2**62)
 _OF_THE_FILE: Final = frozenset(
     {Code.WRITE_FAILED, Code.READ_FAILED, Code.QUOTA, Code.CORRUPT, Code.MEMORY, Code.BUSY, Code.NOT_ALLOWED}
@@ -110,7 +109,7 @@ class Replica:
         the other engine knew one.
         """
         new = change.new
-        stored = [replace(row, tiers=row.tiers & _SHARED) for row in new.stored]
+        stored = [replace(row, tiers=frozenset(tier for tier in row.tiers if tier.shareable)) for row in new.stored]
         fresh = {row.key for row in stored}
         known = self.catalog.stored([key for key in new.chunks if key not in fresh])
         return Commit(replace(new, stored=[*stored, *(row for row in known.values() if not row.tiers)]))
@@ -145,8 +144,9 @@ class Replica:
                 if noted is None or position(noted) != checkpoint.at:
                     raise damaged("its checkpoint has another position than its description")
                 gone = self._lost(incoming)
-                here = [row.key for row in self.catalog.all_chunks() if TierName.DISK in row.tiers]
-                incoming.place(TierName.DISK, here, ())
+                rows = self.catalog.all_chunks()
+                for tier in (tier for tier in TierName.durable() if not tier.shareable):
+                    incoming.place(tier, [row.key for row in rows if tier in row.tiers], ())
                 for name in notes:
                     incoming.note(name, self.catalog.noted(name))
             self.file.take_over(image)

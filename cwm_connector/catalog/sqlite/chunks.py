@@ -3,6 +3,7 @@
 Every function runs inside the caller's transaction.
 """
 
+import functools
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,15 +13,6 @@ from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.catalog.sqlite.rows import damaged, seal
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Claim, Micros, TierName
-
-_SETS: Final = {
-    0: frozenset[TierName](),
-    1: frozenset({TierName.DISK}),
-    2: frozenset({TierName.REDIS}),
-    3: frozenset({TierName.DISK, TierName.REDIS}),
-}
-"""What `tiers` says: a bit for each durable tier."""
-_MASKS: Final = {tiers: mask for mask, tiers in _SETS.items()}
 
 _FIELDS: Final = "id, key, tokens, size_bytes, tiers, claim, refs, owners, digest"
 _INSERT: Final = f"INSERT INTO chunks ({_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -37,6 +29,23 @@ _BY_USE: Final = """
     FROM chunks c LEFT JOIN snapshot_chunks h ON h.chunk_id = c.id LEFT JOIN used ON used.snapshot_id = h.snapshot_id
     GROUP BY c.id ORDER BY at, c.id
 """
+
+
+@functools.cache
+def tiers_of(mask: int) -> frozenset[TierName]:
+    """Return the tiers that a row's `tiers` stands for. Raises: `Code.CORRUPT` for a tier that this version lacks."""
+    tiers = frozenset(tier for tier in TierName if mask & tier.catalog_bit)
+    if mask_of(tiers) != mask:
+        raise CWMError(Code.CORRUPT, "the catalog names a tier that this version does not know; update CWM")
+    return tiers
+
+
+@functools.cache
+def mask_of(tiers: frozenset[TierName]) -> int:
+    """Return what a row's `tiers` says for them. Raises: `Code.INTERNAL` for a tier that is not durable."""
+    if not all(tier.is_durable for tier in tiers):
+        raise CWMError(Code.INTERNAL, "a chunk can't be recorded in memory; report this as a bug")
+    return sum(tier.catalog_bit for tier in tiers)
 
 
 class ChunkEntry(NamedTuple):
@@ -57,7 +66,8 @@ def checked(fields: Sequence[Any], **context: Any) -> ChunkEntry:
     if seal("chunk", *fields[:-1]) != fields[-1]:
         raise damaged(f"chunk {bytes(fields[1]).hex() if isinstance(fields[1], bytes) else '?'}", **context)
     row_id, key, tokens, size_bytes, tiers, claim, refs, owners, _ = fields
-    return ChunkEntry(row_id, ChunkRow(ChunkKey(key), tokens, size_bytes, _SETS[tiers], Claim(claim)), refs, owners)
+    chunk = ChunkRow(ChunkKey(key), tokens, size_bytes, tiers_of(tiers), Claim(claim))
+    return ChunkEntry(row_id, chunk, refs, owners)
 
 
 def chunks_where(db: sqlite3.Connection, condition: str = "", values: Sequence[object] = ()) -> tuple[ChunkRow, ...]:
@@ -185,8 +195,6 @@ def _lookup_of(keys: int) -> str:
 def _sealed(entry: ChunkEntry) -> tuple[Any, ...]:
     """Return all fields, the checksum last. Raises `Code.INTERNAL` for CPU memory, which is not durable."""
     chunk = entry.chunk
-    tiers = _MASKS.get(chunk.tiers)
-    if tiers is None:
-        raise CWMError(Code.INTERNAL, "a chunk can't be recorded in memory; report this as a bug")
+    tiers = mask_of(chunk.tiers)
     fields = (entry.id, chunk.key, chunk.tokens, chunk.size_bytes, tiers, chunk.claim, entry.refs, entry.owners)
     return (*fields, seal("chunk", *fields))

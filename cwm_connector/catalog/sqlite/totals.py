@@ -14,12 +14,23 @@ from cwm_connector.core.types import TierName
 
 def read_totals(db: sqlite3.Connection) -> CatalogTotals:
     """Return the totals. Raises `Code.CORRUPT` if the row is damaged."""
+    windows, referenced, chunks, stored, *tiers = _fields(db)
+    counted = {TierName.DISK: TierTotals(*tiers[:2]), TierName.REDIS: TierTotals(*tiers[2:])}
+    by_tier = {tier: counted.get(tier) or _count(db, tier) for tier in TierName.durable()}
+    return CatalogTotals(windows, chunks, stored, referenced, by_tier)
+
+
+def _fields(db: sqlite3.Connection) -> tuple[int, ...]:
     row = db.execute("SELECT * FROM totals").fetchone()
     if row is None or seal("totals", *row[:-1]) != row[-1]:
         raise damaged("the totals")
-    windows, referenced, chunks, stored, *tiers, _ = row
-    disk, redis = TierTotals(*tiers[:2]), TierTotals(*tiers[2:])
-    return CatalogTotals(windows, chunks, stored, referenced, {TierName.DISK: disk, TierName.REDIS: redis})
+    return tuple(row[:-1])
+
+
+def _count(db: sqlite3.Connection, tier: TierName) -> TierTotals:
+    """Count what a tier without columns of its own holds. Reads every chunk's row."""
+    sql = "SELECT count(*), ifnull(sum(size_bytes), 0) FROM chunks WHERE tiers & ?"
+    return TierTotals(*db.execute(sql, (tier.catalog_bit,)).fetchone())
 
 
 @contextmanager
@@ -28,7 +39,7 @@ def counting(db: sqlite3.Connection) -> Iterator[None]:
 
     Raises `Code.CORRUPT` if they were damaged before. They are not sealed then.
     """
-    read_totals(db)
+    _fields(db)
     yield
     *fields, _ = db.execute("SELECT * FROM totals").fetchone()
     digest = seal("totals", *fields)

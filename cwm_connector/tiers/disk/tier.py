@@ -53,10 +53,13 @@ class DiskTier:
     name = TierName.DISK
     shared = False
 
-    def __init__(self, folder: Path, *, workers: int = 4, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, folder: Path, *, limit_bytes: int | None = None, workers: int = 4, timeout_s: float = 60.0
+    ) -> None:
         if not folder.is_dir():
             raise CWMError(Code.BACKEND, f"the disk tier's folder {folder} is not there; make it or set CWM_DISK_PATH")
         self._folder = folder
+        self._limit_bytes = limit_bytes
         self._staging = Staging(folder)
         self._numbers = itertools.count()
         self._direct: bool | None = None
@@ -156,8 +159,8 @@ class DiskTier:
         self._change(lambda: sync_path(self._folder))
 
     def limit_bytes(self) -> int | None:
-        """Return None. Tiering enforces the limit, not the folder."""
-        return None
+        """Return what the settings allow. The tiering enforces it, not this class."""
+        return self._limit_bytes
 
     def condition(self) -> str:
         """Raises CWM-4002."""

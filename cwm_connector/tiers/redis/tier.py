@@ -233,7 +233,10 @@ class RedisTier:
     # --- connections --------------------------------------------------------------------------------------------------
 
     def _call(self, command: Command) -> Any:
-        return self._do(lambda: self._connection().call(command, deadline=self._deadline()))[0]
+        return self._do(lambda: self._call_here(command))
+
+    def _call_here(self, command: Command) -> Any:
+        return self._connection().call(command, deadline=self._deadline())[0]
 
     def _do(self, work: Callable[[], T]) -> T:
         return self._upkeep.submit(work, _overdue).result()
@@ -242,7 +245,7 @@ class RedisTier:
         """Run `work` with a new link. It must not outlive the server's start."""
 
         def run() -> T:
-            self._breaker.check()
+            self._call_here(("PING",))  # where the server hangs, nobody else waits for it after this
             limits = {"connect_timeout_s": self._connect_timeout_s, "timeout_s": self._connect_timeout_s}
             with closing(RedisLink(self._url, **limits)) as link:
                 return work(link)

@@ -11,7 +11,8 @@ export function showFigures(overview) {
   const store = cache?.kv_store ?? null;
   const vllm = cache?.vllm ?? null;
   byId("tiles").replaceChildren(...tiles(overview, store, vllm));
-  byId("tiers").replaceChildren(...["cpu", "disk", "redis"].map((name) => tier(name, store?.tiers[name] ?? null, up)));
+  const names = Object.keys(store?.tiers ?? { cpu: null, disk: null, redis: null });
+  byId("tiers").replaceChildren(...names.map((name) => tier(name, store?.tiers[name] ?? null, up)));
   byId("rates").replaceChildren(...rates(store, vllm));
   byId("saved").replaceChildren(...savings(saved));
   byId("health").replaceChildren(...(health?.components ?? []).map(component));
@@ -39,8 +40,8 @@ function tiles({ windows, sessions, saved, engine_up: up }, store, vllm) {
 function tier(name, stored, up) {
   const line = element("div", { class: "pair" }, element("span", {}, name));
   if (stored === null) {
-    // Only the engine knows what is in memory. If a running engine reports no Redis, there is none.
-    const reason = name === "redis" && up ? "not configured" : DASH;
+    // Only the engine knows what is in memory. A running engine has no tier of which it reports nothing.
+    const reason = name !== "cpu" && name !== "disk" && up ? "not configured" : DASH;
     line.append(element("span", { class: "quiet" }, reason));
     return element("li", { "data-tier": name }, line, meter(`${name} tier`, null, reason));
   }
