@@ -23,12 +23,6 @@ def linked(url: str) -> Iterator[RedisLink]:
 
 
 @pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with redis_server(append_fsync="always") as started:
-        yield started
-
-
-@pytest.fixture
 def link(server: RedisServer) -> Iterator[RedisLink]:
     with linked(server.url) as opened:
         yield opened

@@ -4,44 +4,16 @@ import mmap
 import random
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.tiers.redis.tier import MAX_VALUE_BYTES, REST_S, RedisTier
-from tests.cwm_connector.tiers.chunks import aligned_buffer, sealed_chunk
-from tests.cwm_connector.tiers.redis_tiers import (
-    MIB,
-    UNKNOWN,
-    assert_reads_back,
-    failure,
-    opened,
-    put,
-    wait_until_it_answers,
-)
+from tests.cwm_connector.tiers.chunks import MIB, UNKNOWN, aligned_buffer, assert_reads_back, failure, put, sealed_chunk
+from tests.cwm_connector.tiers.redis.tiers import opened, wait_until_it_answers
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.relay import relay
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
-
-
-@pytest.fixture
-def durable() -> Iterator[RedisServer]:
-    with redis_server(append_fsync="always") as server:
-        yield server
-
-
-@pytest.fixture
-def tier(server: RedisServer) -> Iterator[RedisTier]:
-    with opened(server.url) as tier:
-        yield tier
-
 
 # --- a server that goes away and comes back ---------------------------------------------------------------------------
 

@@ -1,7 +1,6 @@
 """The Redis tier on a real server: bytes come back bit for bit, or a code says why not."""
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,33 +10,11 @@ from cwm_connector.core.types import ChunkKey, Claim
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import check
 from cwm_connector.tiers.redis.tier import RedisTier
-from tests.cwm_connector.tiers.chunks import aligned_buffer, sealed_chunk
-from tests.cwm_connector.tiers.redis_tiers import (
-    MIB,
-    NAMESPACE,
-    SECRET,
-    UNKNOWN,
-    assert_reads_back,
-    failure,
-    opened,
-    put,
-    value_key,
-)
+from tests.cwm_connector.tiers.chunks import MIB, UNKNOWN, aligned_buffer, assert_reads_back, failure, put, sealed_chunk
+from tests.cwm_connector.tiers.redis.tiers import NAMESPACE, SECRET, opened, value_key
 from tests.support.redis_server import RedisServer, redis_server
 
 MINE, THEIRS = Claim("engine-a:1"), Claim("engine-b:2")
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
-
-
-@pytest.fixture
-def tier(server: RedisServer) -> Iterator[RedisTier]:
-    with opened(server.url) as tier:
-        yield tier
 
 
 # --- round trips ------------------------------------------------------------------------------------------------------
@@ -53,12 +30,6 @@ def test_chunks_of_all_sizes_come_back_bit_for_bit_also_later(tier: RedisTier, s
         assert dict(later.inventory()) == {chunk.id: chunk.buffer.nbytes for chunk in chunks}
         assert [later.size_of(chunk.id) for chunk in chunks] == [chunk.buffer.nbytes for chunk in chunks]
         assert later.sweep_leftovers() == 0
-
-
-def test_many_chunks_at_once_each_get_their_own_bytes(tier: RedisTier) -> None:
-    chunks = [sealed_chunk(seed, 100_000 + seed) for seed in range(64)]
-    put(tier, *chunks)
-    assert_reads_back(tier, *chunks)
 
 
 def test_writing_again_replaces_the_bytes(tier: RedisTier, server: RedisServer) -> None:

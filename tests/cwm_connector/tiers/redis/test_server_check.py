@@ -4,7 +4,6 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -14,33 +13,11 @@ import redis
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.tiers.redis.tier import RedisTier
-from tests.cwm_connector.tiers.chunks import aligned_buffer, sealed_chunk
-from tests.cwm_connector.tiers.redis_tiers import (
-    MIB,
-    NAMESPACE,
-    SECRET,
-    UNKNOWN,
-    assert_reads_back,
-    failure,
-    opened,
-    put,
-)
+from tests.cwm_connector.tiers.chunks import MIB, UNKNOWN, aligned_buffer, assert_reads_back, failure, put, sealed_chunk
+from tests.cwm_connector.tiers.redis.tiers import NAMESPACE, SECRET, opened
 from tests.support.powercut import compiler, cut_after
 from tests.support.redis_server import Options, RedisServer, redis_server
 from tests.support.relay import relay
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
-
-
-@pytest.fixture
-def durable() -> Iterator[RedisServer]:
-    with redis_server(append_fsync="always") as server:
-        yield server
-
 
 # --- durability -------------------------------------------------------------------------------------------------------
 
@@ -60,8 +37,8 @@ def test_what_was_synced_is_there_after_a_kill(how: str) -> None:
 
 
 _WRITE_AND_SYNC = """
-from tests.cwm_connector.tiers.chunks import sealed_chunk
-from tests.cwm_connector.tiers.redis_tiers import opened, put
+from tests.cwm_connector.tiers.chunks import put, sealed_chunk
+from tests.cwm_connector.tiers.redis.tiers import opened
 from tests.support.redis_server import Options, RedisServer
 
 server = RedisServer(root, Options(append_fsync={how!r}))
@@ -196,7 +173,7 @@ def test_a_refused_command_is_named_by_what_to_allow(server: RedisServer) -> Non
 
 def test_the_commands_that_the_docs_list_are_enough() -> None:
     chunk = sealed_chunk(1, 1000)
-    listed = re.search(r"^    (-@all [^\n]+)$", (Path(__file__).parents[3] / "docs/redis.md").read_text(), re.MULTILINE)
+    listed = re.search(r"^    (-@all [^\n]+)$", (Path(__file__).parents[4] / "docs/redis.md").read_text(), re.MULTILINE)
     assert listed is not None
     with ExitStack() as stack:
         server = stack.enter_context(redis_server(append_fsync="everysec"))
