@@ -1,11 +1,14 @@
-"""The tiers' contract: where sealed chunks lie, who may touch them, and what "done" means.
+"""The tiers' contract: where sealed chunks are kept, who may touch them, and what "done" means.
 
 A **sealed chunk** is one contiguous buffer: a 4,096-byte header (key, rank, length, layout, checksum) and the payload,
-padded with zeros to a multiple of 4,096 bytes. Every tier keeps exactly these bytes, so that what is verified at a
-load is what was sealed at the freeze. Sealing and checking are `chunk.py`'s.
+padded with zeros to a multiple of 4,096 bytes. Every tier keeps exactly these bytes, so a load verifies the bytes that
+the freeze sealed. `chunk.py` seals and checks them.
 
-Threads: tiers live in a worker process and are used by its transfer threads only, never by a vLLM hook, so they may
-block. All methods are thread-safe.
+To add a durable tier, write a package in this folder that implements `DurableTier` and has an `open_tier` function
+(`open.py`), and add its entry to the registry, `core.types.TierName`.
+
+Threads: the transfer threads of a worker and the control thread's helpers use a tier, never a vLLM hook, so its methods
+may block. All of them are thread-safe.
 """
 
 from collections.abc import Iterator
@@ -25,7 +28,7 @@ class ChunkId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TierUsage:
-    """What a tier holds now, in bytes that it really occupies, and how much it may."""
+    """How many bytes a tier occupies now, and how many it may."""
 
     used_bytes: int
     limit_bytes: int
@@ -33,58 +36,70 @@ class TierUsage:
 
 
 class DurableTier(Protocol):
-    """A durable tier below CPU memory: disk, Redis. It moves sealed bytes and checks none: the caller does.
+    """A durable tier below CPU memory. It moves sealed bytes. The caller checks them.
 
-    Futures fail with a CWMError: CWM-4001/4002 for I/O, CWM-4003 where there is no room, CWM-2003 for a chunk that is
-    not there, CWM-4004 for one of another length than the buffer. A store never blocks its caller for longer than its
-    own time-out; a future that fails because of it says `buffer_in_use` in the error's context: the transfer may still
-    go on, so that buffer must not be reused or freed.
+    Call order: `sweep_leftovers` before the first write of a process, then any method in any order, then `close`. A
+    write is durable once its future is done and a later `sync` has returned.
+
+    Futures fail with a CWMError: `Code.WRITE_FAILED` or `Code.READ_FAILED` for I/O, `Code.BACKEND` for a server,
+    `Code.QUOTA` where there is no room, `Code.CHUNK_MISSING` for a chunk that is not there, `Code.CORRUPT` for one of
+    another length than the buffer. A tier never blocks its caller for longer than its own time-out. A future that fails
+    because of the time-out has `buffer_in_use` in the error's context: the transfer may still go on, so that buffer
+    must not be reused or freed.
     """
 
     name: TierName
     shared: bool
-    """Other engines may write and delete here as well: then every write and delete carries a claim."""
+    """True if other engines may write and delete here as well. Then every write and delete carries a claim."""
 
     def write(self, chunk: ChunkId, sealed: memoryview, claim: Claim = NO_CLAIM) -> "Future[None]":
-        """Replaces whatever stands under the id and claims it. Done: it survives a power cut once `sync` has returned.
+        """Replace whatever is stored under the id, and claim it.
 
         The buffer must not change until the future is done.
         """
 
     def sync(self) -> None:
-        """Makes every finished write durable and findable after a power cut.
+        """Make every finished write durable, so that it is found after a power cut.
 
-        Raises: CWM-4001; CWM-5002 for a server that can't promise it (a Redis without an append-only file).
+        Raises: `Code.WRITE_FAILED`; `Code.BACKEND` for a server that can't promise it (a Redis without an append-only
+        file).
         """
 
     def limit_bytes(self) -> int | None:
-        """What it may hold, where it knows; None also while it can't be asked."""
+        """Return how many bytes the tier may hold; None if it does not know, or can't be asked now."""
 
     def condition(self) -> str:
-        """In words for people, how it is and what it keeps. Raises: CWM-4002, CWM-5002 with what to do about it."""
+        """Describe the tier's state for people.
+
+        Raises: `Code.READ_FAILED` or `Code.BACKEND`, with what to do about it.
+        """
 
     def require_lasting(self) -> None:
-        """Returns if what is written here now can be relied on as the only copy. Cheap enough to ask before each batch.
+        """Return if a copy written here now may be the only one. Cheap enough to call before each batch.
 
-        Raises: CWM-5002 for a server that is away or keeps nothing over a restart.
+        Raises: `Code.BACKEND` for a server that is away or keeps nothing over a restart.
         """
 
     def read(self, chunk: ChunkId, into: memoryview) -> "Future[None]":
-        """Fills `into` (the sealed length) with unverified bytes."""
+        """Fill `into`, which has the sealed length, with unverified bytes."""
 
     def delete(self, chunk: ChunkId, claim: Claim = NO_CLAIM) -> bool:
-        """Ends the claim, and removes the bytes if that was the last one. True if they were there and are gone."""
+        """End the claim, and remove the bytes if it was the last one. Return True if they were there and are gone."""
 
     def claims_of(self, chunk: ChunkId) -> frozenset[Claim]:
-        """The claims on a chunk part; in a store of one engine alone, `NO_CLAIM` or nothing. Raises CWM-4002, 5002."""
+        """Return the claims on a chunk's part. In a tier that is not shared that is `NO_CLAIM` or nothing.
+
+        Raises: `Code.READ_FAILED`, `Code.BACKEND`.
+        """
 
     def size_of(self, chunk: ChunkId) -> int | None:
-        """The length in bytes of what lies under the id, verified or not; None if nothing does."""
+        """Return the length in bytes of what is stored under the id, verified or not; None if nothing is."""
 
     def inventory(self) -> Iterator[tuple[ChunkId, int]]:
-        """What is really there, with lengths in bytes; half-written leftovers are not in it."""
+        """Return every stored part with its length in bytes. Half-written leftovers are not among them."""
 
     def sweep_leftovers(self) -> int:
-        """Removes what half-finished writes left; returns how many. Only before the first write of this process."""
+        """Remove what half-finished writes left, and return how many. Only before the first write of this process."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Fail calls that have not begun, and wait for the others as long as their time-out allows."""

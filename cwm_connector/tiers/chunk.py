@@ -5,10 +5,10 @@
 
 The storage below checks nothing: it serves flipped bits, over-long files and one chunk's bytes under another's name.
 So the header names the chunk, and the checksum covers every byte, header and padding included, with its own eight
-bytes read as zeros. A CRC finds every single flipped bit and every burst up to 64 bits; it is no defence against
-somebody who writes to the store on purpose. Multiples of 4,096 bytes are what O_DIRECT asks for.
+bytes read as zeros. A CRC finds every single flipped bit and every burst up to 64 bits. It is no defence against
+somebody who changes chunks on purpose. O_DIRECT asks for multiples of 4,096 bytes.
 
-This module needs neither torch nor LMCache: a store can be verified without an engine.
+Any thread; nothing blocks. This module needs neither torch nor LMCache, so chunks can be verified without an engine.
 """
 
 import struct
@@ -26,7 +26,7 @@ HEADER_BYTES: Final = 4096
 _MAGIC: Final = b"CWMCHUNK"
 _VERSION: Final = 1
 _FIXED: Final = struct.Struct("<8sI")
-"""Magic, version: what every version of the header begins with."""
+"""Magic and version. Every version of the header begins with these."""
 _FIELDS: Final = struct.Struct("<32sIIIQ32s")
 """Key, kv_rank, tokens, blocks, payload_bytes, layout."""
 _CHECKSUM: Final = struct.Struct("<Q")
@@ -35,7 +35,7 @@ _CHECKSUM_AT: Final = _FIXED.size + _FIELDS.size
 
 @dataclass(frozen=True, slots=True)
 class ChunkHeader:
-    """What a sealed chunk says of itself. `layout` is the 32-byte fingerprint of how a page is laid out."""
+    """The description of a chunk that is sealed with it. `layout` is the 32-byte fingerprint of a page's layout."""
 
     key: ChunkKey
     kv_rank: int
@@ -46,15 +46,15 @@ class ChunkHeader:
 
 
 def sealed_bytes(payload_bytes: int) -> int:
-    """The length of the sealed chunk: header, payload, and padding to a multiple of 4,096 bytes."""
+    """Return the length of the sealed chunk: header, payload, and padding to a multiple of 4,096 bytes."""
     return HEADER_BYTES + -(-payload_bytes // ALIGNMENT) * ALIGNMENT
 
 
 def seal(buffer: memoryview, header: ChunkHeader) -> None:
-    """Writes header, padding and checksum around the payload, which lies at `HEADER_BYTES` already.
+    """Write header, padding and checksum around the payload, which is at `HEADER_BYTES` already.
 
     `buffer` is writable, of format "B", and `sealed_bytes(header.payload_bytes)` long. Raises ValueError if it is not,
-    or if key or layout are not 32 bytes: mistakes of the caller, not of a store.
+    or if key or layout are not 32 bytes. These are mistakes of the caller, not of a tier.
     """
     if buffer.nbytes != sealed_bytes(header.payload_bytes):
         raise ValueError(f"{buffer.nbytes} bytes can't seal a payload of {header.payload_bytes}")
@@ -78,9 +78,9 @@ def seal(buffer: memoryview, header: ChunkHeader) -> None:
 
 
 def read_header(buffer: memoryview) -> ChunkHeader:
-    """What the buffer says it is: its checksum is not looked at, so none of it can be relied on before `check`.
+    """Return the buffer's header. The checksum is not looked at, so nothing in it can be relied on before `check`.
 
-    Raises: CWM-4004 for what is no chunk, or one of a version that this program doesn't know.
+    Raises: `Code.CORRUPT` for bytes that are no chunk, or a chunk of a version that this program doesn't know.
     """
     if buffer.nbytes < HEADER_BYTES:
         _refuse("length", f"{buffer.nbytes} bytes are less than a header")
@@ -94,10 +94,10 @@ def read_header(buffer: memoryview) -> ChunkHeader:
 
 
 def check(buffer: memoryview, expected: ChunkHeader) -> None:
-    """Returns if the buffer is exactly the chunk that was sealed with `expected`: its key, its rank, every bit.
+    """Return if the buffer is exactly the chunk that was sealed with `expected`: its key, its rank, every bit.
 
-    Raises: CWM-4004 whose context's `fault` says what differs: magic, version, key, rank, length, layout, tokens,
-    blocks or checksum.
+    Raises: `Code.CORRUPT`. The `fault` in its context names the difference: magic, version, key, rank, length, layout,
+    tokens, blocks or checksum.
     """
     found = read_header(buffer)
     if found.key != expected.key:
@@ -109,7 +109,7 @@ def check(buffer: memoryview, expected: ChunkHeader) -> None:
     if buffer.nbytes != sealed_bytes(expected.payload_bytes):
         _refuse("length", f"it is {buffer.nbytes} bytes long, not {sealed_bytes(expected.payload_bytes)}")
     if found.layout != expected.layout:
-        _refuse("layout", "its pages are laid out otherwise")
+        _refuse("layout", "its pages have another layout")
     if found.tokens != expected.tokens:
         _refuse("tokens", f"it holds {found.tokens} tokens, not {expected.tokens}")
     if found.blocks != expected.blocks:
@@ -120,16 +120,16 @@ def check(buffer: memoryview, expected: ChunkHeader) -> None:
 
 
 def check_intact(buffer: memoryview, key: ChunkKey, kv_rank: int) -> None:
-    """As `check`, for whoever can't know the layout (another model's chunk): the rest must be as the header says.
+    """Check a chunk whose layout the caller can't know, such as another model's. The rest must be as its header says.
 
-    Raises: CWM-4004 as `check`.
+    Raises: `Code.CORRUPT` as `check`.
     """
     found = read_header(buffer)
     check(buffer, replace(found, key=key, kv_rank=kv_rank))
 
 
 def _checksum(buffer: memoryview) -> int:
-    """CRC-64/NVME over the buffer with the checksum's own bytes as zeros. Copies nothing; releases the GIL."""
+    """Compute CRC-64/NVME over the buffer with the checksum's own bytes as zeros. Copies nothing; releases the GIL."""
     before = crc64nvme(buffer[:_CHECKSUM_AT])
     own = crc64nvme(bytes(_CHECKSUM.size), before)
     checksum: int = crc64nvme(buffer[_CHECKSUM_AT + _CHECKSUM.size :], own)
@@ -139,6 +139,7 @@ def _checksum(buffer: memoryview) -> int:
 def _refuse(fault: str, reason: str) -> NoReturn:
     raise CWMError(
         Code.CORRUPT,
-        f"a stored chunk fails its check ({fault}): {reason}; its tokens are computed again, freeze anew to replace it",
+        f"a stored chunk fails its check ({fault}): {reason}; its tokens are computed again; freeze "
+        "the session again to replace it",
         fault=fault,
     )

@@ -1,11 +1,11 @@
 """The fastest tier: sealed chunks in one pool of host memory, page-locked where there is a CUDA device.
 
-The memory is LMCache's pool; who may use which piece of it is decided here. A piece is **reserved** (one caller fills
-it), then **published** under a chunk's id, and from then on found by others. A **pin** keeps a published chunk in
-place while somebody reads it; without one it may be evicted, whenever a reservation needs the room, in the order that
-the policy says. Nothing here is the only copy: what is evicted is in a durable tier still.
+The memory is LMCache's pool. This module decides who may use which piece of it. A piece is **reserved** while one
+caller fills it, and then **published** under a chunk's id, so that others find it. A **pin** keeps a published chunk in
+place while somebody reads it. A chunk without a pin may be evicted whenever a reservation needs memory, in the policy's
+order. No chunk here is the only copy: an evicted one is still in a durable tier.
 
-Threads: any but the engine's own. One lock guards everything; only `ready`, and the first `reserve`, can wait long.
+Threads: any but the engine's own. One lock guards everything. Only `ready` and the first `reserve` can wait long.
 """
 
 import atexit
@@ -41,14 +41,15 @@ class HostBuffer:
     """Writable, format "B"."""
     nbytes: int
     memory: Any = field(repr=False)
-    """LMCache's object; the tier's own business."""
+    """LMCache's object, for the tier only."""
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """A chunk id that is found (it has a buffer) or held (it has pins).
+    """A chunk id that can be found (it has a buffer) or is being read (it has pins).
 
-    `retired` were dropped while pinned. Pins are counted per id, so these wait until the last of all pins goes.
+    `retired` are buffers that were dropped while pinned. Pins are counted per id, so these are freed when the last pin
+    of all goes.
     """
 
     buffer: HostBuffer | None
@@ -57,9 +58,9 @@ class _Entry:
 
 
 class CpuTier:
-    """Takes `capacity_bytes` of memory at once, in the background, and keeps them until `close`.
+    """Memory of `capacity_bytes`, taken at once, in the background, and kept until `close`.
 
-    Raises: CWM-7001 if the machine has not that much memory available.
+    Raises: `Code.MEMORY` if the machine does not have that much memory available.
     """
 
     def __init__(self, capacity_bytes: int, policy: TierPolicy[ChunkId] | None = None) -> None:
@@ -83,7 +84,7 @@ class CpuTier:
         # Touching 4 GiB takes seconds; LMCache does it without the GIL.
         device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         threading.Thread(target=self._build_pool, args=(device,), name="cwm-cpu-tier", daemon=True).start()
-        atexit.register(self._leave)
+        atexit.register(self._close_at_exit)
 
     def _build_pool(self, device: int | None) -> None:
         try:
@@ -98,16 +99,16 @@ class CpuTier:
             self._pool.set_exception(CWMError(Code.MEMORY, reason))
 
     def ready(self) -> None:
-        """Waits until the memory is there. Raises: CWM-7001 if the system gave none."""
+        """Wait until the memory is there. Raises: `Code.MEMORY` if the system gave none."""
         self._pool.result()
 
     # --- one caller's buffers -----------------------------------------------------------------------------------------
 
     def reserve(self, n_bytes: int) -> HostBuffer:
-        """A buffer with unknown content, the caller's alone until it is published or released.
+        """Return a buffer with unknown content that is the caller's alone until it is published or released.
 
-        Raises: CWM-7001 if pinned and reserved buffers leave no room; then nothing was evicted, unless free memory
-        lies in pieces too small.
+        Raises: `Code.MEMORY` if pinned and reserved buffers leave too little memory. Nothing was evicted then, unless
+        the free memory is in pieces that are too small.
         """
         if n_bytes <= 0:
             raise ValueError(f"{n_bytes} bytes can't be reserved")
@@ -127,7 +128,7 @@ class CpuTier:
             return buffer
 
     def release(self, buffer: HostBuffer) -> None:
-        """Gives a reserved buffer back. Raises ValueError if it was published or given back before."""
+        """Give a reserved buffer back. Raises ValueError if it was published or given back before."""
         with self._lock:
             self._take_reserved(buffer)
             self._free(buffer)
@@ -136,10 +137,10 @@ class CpuTier:
     # --- chunks -------------------------------------------------------------------------------------------------------
 
     def publish(self, chunk: ChunkId, buffer: HostBuffer) -> HostBuffer:
-        """Makes a reserved buffer, filled and sealed, findable, pinned once; returns the buffer that now counts.
+        """Let others find a reserved buffer that is filled and sealed. Return the chunk's buffer, pinned once.
 
-        If the chunk is here already, that one is pinned and returned and `buffer` is given back: both hold the same.
-        Raises ValueError if the buffer is not a reserved one.
+        If the chunk is here already, its buffer is pinned and returned, and `buffer` is given back: both hold the same
+        bytes. Raises ValueError if the buffer is not a reserved one.
         """
         with self._lock:
             self._take_reserved(buffer)
@@ -151,13 +152,16 @@ class CpuTier:
                 self._free(buffer)
             entry.pins += 1
             self._policy.used(chunk)
-            in_force = entry.buffer
+            published = entry.buffer
             if self._closed:
-                self._lose(chunk, entry)
-            return in_force
+                self._hide(chunk, entry)
+            return published
 
     def pin(self, chunk: ChunkId, *, counts: bool = True) -> HostBuffer | None:
-        """The chunk's buffer, in place until `unpin`; None if it is not here. It `counts` as a use for the policy."""
+        """Return the chunk's buffer, in place until `unpin`; None if it is not here.
+
+        `counts`: the policy takes it for a use.
+        """
         with self._lock:
             entry = self._entries.get(chunk)
             if entry is None or entry.buffer is None:
@@ -168,7 +172,7 @@ class CpuTier:
             return entry.buffer
 
     def unpin(self, chunk: ChunkId) -> None:
-        """Ends one pin. Raises ValueError if there is none."""
+        """End one pin. Raises ValueError if there is none."""
         with self._lock:
             entry = self._entries.get(chunk)
             if entry is None or entry.pins == 0:
@@ -182,35 +186,35 @@ class CpuTier:
                 self._shut_when_empty()
 
     def drop(self, chunk: ChunkId) -> bool:
-        """The chunk is not found from now on; its memory is free when its last pin goes. False if it was not here."""
+        """Hide the chunk from now on; its memory is free when its last pin goes. Return False if it was not here."""
         with self._lock:
             entry = self._entries.get(chunk)
             if entry is None or entry.buffer is None:
                 return False
-            self._lose(chunk, entry)
+            self._hide(chunk, entry)
             return True
 
     def contains(self, chunk: ChunkId) -> bool:
-        """Whether it is here now. Does not count as a use."""
+        """Return True if the chunk is here now. The policy does not take it for a use."""
         with self._lock:
             entry = self._entries.get(chunk)
             return entry is not None and entry.buffer is not None
 
     def take_evicted(self) -> list[ChunkId]:
-        """What was evicted since the last call and is not back, oldest first."""
+        """Return the chunks that were evicted since the last call and are not back, oldest first."""
         with self._lock:
             evicted = list(self._evicted)
             self._evicted.clear()
             return evicted
 
     def usage(self) -> TierUsage:
-        """Bytes taken, reserved and dropped-but-pinned buffers included; chunks that can be found."""
+        """Return the bytes in use (reserved and dropped but pinned buffers too) and the chunks that can be found."""
         with self._lock:
             chunks = sum(entry.buffer is not None for entry in self._entries.values())
             return TierUsage(self._used, self._capacity, chunks)
 
     def close(self) -> None:
-        """Forgets every chunk and gives the memory back, at once or when the last reserved or pinned buffer goes."""
+        """Forget every chunk and give the memory back, at once or when the last reserved or pinned buffer goes."""
         if self._pool.exception() is not None:
             return
         with self._lock:
@@ -218,11 +222,11 @@ class CpuTier:
                 return
             self._closed = True
             for chunk, entry in list(self._entries.items()):
-                self._lose(chunk, entry)
+                self._hide(chunk, entry)
             self._shut_when_empty()
 
-    def _leave(self) -> None:
-        """At the interpreter's exit. LMCache complains of objects that nobody gave back before it."""
+    def _close_at_exit(self) -> None:
+        """Give everything back at the interpreter's exit; LMCache complains of objects that nobody gave back."""
         self.close()
         with self._lock:
             for buffer in [*self._reserved, *itertools.chain(*(entry.retired for entry in self._entries.values()))]:
@@ -245,15 +249,15 @@ class CpuTier:
     def _shut_when_empty(self) -> None:
         if self._closed and self._used == 0:
             self._pool.result().close()
-            atexit.unregister(self._leave)
+            atexit.unregister(self._close_at_exit)
 
     def _take_reserved(self, buffer: HostBuffer) -> None:
         if buffer not in self._reserved:
             raise ValueError("the buffer is not a reserved one of this tier")
         self._reserved.remove(buffer)
 
-    def _lose(self, chunk: ChunkId, entry: _Entry) -> None:
-        """Makes the chunk unfindable; its memory is freed now or with the last pin."""
+    def _hide(self, chunk: ChunkId, entry: _Entry) -> None:
+        """Let nobody find the chunk any more; its memory is freed now or with the last pin."""
         if entry.buffer is not None:
             if entry.pins:
                 entry.retired.append(entry.buffer)
@@ -268,7 +272,7 @@ class CpuTier:
             del self._entries[chunk]
 
     def _victims(self, needed: int) -> list[ChunkId]:
-        """What has to go for `needed` bytes, coldest first. Raises: CWM-7001 if that would not do."""
+        """Return the chunks to evict for `needed` bytes, coldest first. Raises: `Code.MEMORY` if they are too few."""
         free = self._capacity - self._used
         victims: list[ChunkId] = []
         evictable = self._evictable()
@@ -300,7 +304,7 @@ class CpuTier:
 
 
 def _available_bytes() -> int:
-    """Memory that the system can hand out without swapping."""
+    """Return how many bytes the system can hand out without swapping."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, _, amount = line.partition(":")
         if name == "MemAvailable":

@@ -1,6 +1,6 @@
 """The durable tiers below CPU memory, fastest first: a read goes down until one of them has the chunk.
 
-Transfer threads only. Nothing here checks a byte: whoever finds that what he got is bad asks again, `below` that tier.
+Transfer threads only. Nothing here checks a byte. A caller that finds a copy bad reads again, `below` that tier.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,41 +12,44 @@ from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.tiers.base import ChunkId, DurableTier
 
 BAD_COPY: Final = frozenset({Code.CHUNK_MISSING, Code.CORRUPT})
-"""What a tier says of a copy that is no good; any other failure says something of the tier, and may pass."""
+"""Failures that condemn one copy. Any other failure is the tier's, and may pass."""
 
 
 class TierStack:
-    """Owns its stores: whoever closes it closes them."""
+    """Owns its tiers and closes them."""
 
     def __init__(self, durable_tiers: Sequence[DurableTier], on_bad: Callable[[ChunkKey, TierName], None]) -> None:
-        """`on_bad` is told, on any thread, of every copy that was looked for and is missing or corrupt."""
-        self.durable_tiers = {store.name: store for store in durable_tiers}
+        """`on_bad` is called, on any thread, for every copy that was looked for and is missing or corrupt."""
+        self.durable_tiers = {tier.name: tier for tier in durable_tiers}
         self.on_bad = on_bad
 
     def read(self, chunk: ChunkId, into: memoryview, below: TierName | None = None) -> "Future[TierName]":
-        """Fills `into` from the first tier that can; tells which. With `below`, tiers up to that one are left out.
+        """Fill `into` from the first tier that has the chunk; the future tells which. With `below`, only tiers below
+        that one are asked.
 
-        Fails with CWM-2003 if no tier has the chunk, else with what kept the last one from giving it: a tier that
-        could not be asked may have it still. `buffer_in_use` as in `DurableTier`; no other tier is asked after that.
+        The future fails with `Code.CHUNK_MISSING` if no tier has the chunk, else with the last tier's failure: a tier
+        that could not be asked may have it still. After a failure with `buffer_in_use` (see `DurableTier`) no other
+        tier is asked.
         """
         names = list(self.durable_tiers)
-        waiting = names if below is None else names[names.index(below) + 1 :]
+        candidates = names if below is None else names[names.index(below) + 1 :]
         found: Future[TierName] = Future()
         missing = CWMError(Code.CHUNK_MISSING, "a chunk is in no tier any more; its tokens are computed again")
-        self._try_next(chunk, into, waiting, found, missing)
+        self._try_next(chunk, into, candidates, found, missing)
         return found
 
     def close(self) -> None:
-        for store in self.durable_tiers.values():
-            store.close()
+        """Close every tier."""
+        for tier in self.durable_tiers.values():
+            tier.close()
 
     def _try_next(
-        self, chunk: ChunkId, into: memoryview, waiting: list[TierName], found: "Future[TierName]", otherwise: CWMError
+        self, chunk: ChunkId, into: memoryview, names: list[TierName], found: "Future[TierName]", failure: CWMError
     ) -> None:
-        if not waiting:
-            found.set_exception(otherwise)
+        if not names:
+            found.set_exception(failure)
             return
-        name, rest = waiting[0], waiting[1:]
+        name, rest = names[0], names[1:]
 
         def done(read: "Future[None]") -> None:
             problem = read.exception()
@@ -57,11 +60,11 @@ class TierStack:
             else:
                 if problem.code in BAD_COPY:
                     self.on_bad(chunk.key, name)
-                self._try_next(chunk, into, rest, found, _worse(otherwise, problem))
+                self._try_next(chunk, into, rest, found, _worse(failure, problem))
 
         self.durable_tiers[name].read(chunk, into).add_done_callback(done)
 
 
 def _worse(one: CWMError, other: CWMError) -> CWMError:
-    """That a chunk is simply not there says least."""
+    """Return the failure that says more. A chunk that is simply not there says least."""
     return one if other.code is Code.CHUNK_MISSING else other

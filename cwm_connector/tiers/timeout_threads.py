@@ -1,8 +1,8 @@
 """Blocking calls on threads of their own, each answered within a time-out, whatever the call does.
 
-A disk that stops answering leaves a thread inside the kernel; nothing can end it. So a watchdog answers in its stead:
-the future fails, the thread stays with the call until it returns, then serves again. The time-out runs from the moment
-a thread takes the call, so a long queue is no failure; when every thread is overdue, what waits fails as well.
+A disk that stops answering leaves a thread inside the kernel, and nothing can end it. So a watchdog answers instead:
+the future fails, and the thread stays with the call until it returns, then serves again. The time-out runs from the
+moment a thread takes the call, so a long queue is no failure. When every thread is overdue, queued calls fail as well.
 """
 
 import threading
@@ -46,9 +46,10 @@ class TimeoutThreads:
         self._closed = False
 
     def submit(self, work: Callable[[], T], overdue: Callable[[bool], CWMError]) -> Future[T]:
-        """The future of `work()`. It can't be cancelled; its callbacks run on one of these threads and must be quick.
+        """Run `work()` on one of the threads and return its future.
 
-        `overdue(started)` makes the error of a call that is answered for: by its time-out, or because it never began.
+        The future can't be cancelled. Its callbacks run on one of these threads and must be quick. `overdue(started)`
+        makes the error of a call that timed out, or that never began.
         """
         call = _Call(work, overdue, Future())
         call.future.set_running_or_notify_cancel()
@@ -63,7 +64,7 @@ class TimeoutThreads:
         return call.future
 
     def close(self) -> None:
-        """Fails what waits, and returns when the running calls have ended or are overdue. Threads end when they can."""
+        """Fail queued calls, and return when the running ones have ended or are overdue. Threads end when they can."""
         with self._lock:
             self._closed = True
             waiting = list(self._waiting)

@@ -1,6 +1,7 @@
-"""Verified chunks, one after the other, from the fastest tier that has them.
+"""Reads chunks one after the other from the fastest tier that has them, and verifies each.
 
-Transfer threads only. Reads run a few chunks ahead of the consumer, so that the device is never idle.
+Transfer threads only; may block on the tiers. Reads run a few chunks ahead of the consumer, so that the device is never
+idle.
 """
 
 from collections import deque
@@ -22,7 +23,7 @@ READ_AHEAD: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class ChunkShape:
-    """What a worker knows of its chunks' bytes, one rank's."""
+    """How one rank's parts of chunks are laid out and named."""
 
     kv_rank: int
     layout: bytes
@@ -30,15 +31,19 @@ class ChunkShape:
     block_bytes: int
 
     def id(self, chunk: ChunkSpec) -> ChunkId:
+        """Return the id of this rank's part."""
         return ChunkId(chunk.key, self.kv_rank)
 
     def payload_bytes(self, chunk: ChunkSpec) -> int:
+        """Return the length of the part's pages."""
         return chunk.blocks * self.block_bytes
 
     def sealed_bytes(self, chunk: ChunkSpec) -> int:
+        """Return the length of the part with header and padding."""
         return sealed_bytes(self.payload_bytes(chunk))
 
     def header(self, chunk: ChunkSpec) -> ChunkHeader:
+        """Return the header that the part is sealed with."""
         return ChunkHeader(
             key=chunk.key,
             kv_rank=self.kv_rank,
@@ -50,8 +55,8 @@ class ChunkShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """A chunk that passed its checksum under its own key, and the tier it came from. Valid until the next one."""
+class VerifiedChunk:
+    """A chunk that passed its checksum under its own key, and its tier. Valid until the next one is taken."""
 
     chunk: ChunkSpec
     buffer: HostBuffer
@@ -59,54 +64,55 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
+class _PendingRead:
     chunk: ChunkSpec
     buffer: HostBuffer
     future: "Future[TierName] | None"
-    """None: the chunk was in CPU memory and is pinned there."""
+    """None if the chunk was in CPU memory; it is pinned there."""
 
 
 class ChunkReader:
-    """Reads through CPU memory: what came from a colder tier stays there, evictable."""
+    """Reads through CPU memory: chunks from a slower tier stay there and can be evicted."""
 
     def __init__(self, cpu: CpuTier, stack: TierStack, shape: ChunkShape) -> None:
         self._cpu = cpu
         self._stack = stack
         self._shape = shape
 
-    def read(self, chunks: Iterable[ChunkSpec]) -> Iterator[Fetched]:
-        """The chunks in order.
+    def read(self, chunks: Iterable[ChunkSpec]) -> Iterator[VerifiedChunk]:
+        """Yield the chunks in order.
 
-        Raises: CWMError at the first chunk that can't be had: 2003 not there, 4004 no tier has intact bytes, 4002 or
-        5002 unreadable for now, 7001 no memory to read it into.
+        Raises: at the first chunk that can't be read, `Code.CHUNK_MISSING` if it is not there, `Code.CORRUPT` if no
+        tier has intact bytes, `Code.READ_FAILED` or `Code.BACKEND` if it is unreadable for now, `Code.MEMORY` if there
+        is no memory to read it into.
         """
-        waiting, reading = deque(chunks), deque[_Reading]()
+        waiting, pending = deque(chunks), deque[_PendingRead]()
         try:
-            while waiting or reading:
-                self._read_ahead(waiting, reading)
-                yield from self._settle(reading.popleft())
+            while waiting or pending:
+                self._read_ahead(waiting, pending)
+                yield from self._finish(pending.popleft())
         finally:
-            for each in reading:
+            for each in pending:
                 self._abandon(each)
 
-    def _read_ahead(self, waiting: "deque[ChunkSpec]", reading: "deque[_Reading]") -> None:
-        while waiting and len(reading) < READ_AHEAD:
+    def _read_ahead(self, waiting: "deque[ChunkSpec]", pending: "deque[_PendingRead]") -> None:
+        while waiting and len(pending) < READ_AHEAD:
             try:
-                reading.append(self._start(waiting[0]))
+                pending.append(self._start(waiting[0]))
             except CWMError:
-                if reading:
-                    return  # tried again at this chunk's turn; where memory is short, those before it make room
+                if pending:
+                    return  # tried again at this chunk's turn, when those before it have freed memory
                 raise
             waiting.popleft()
 
-    def _start(self, chunk: ChunkSpec) -> _Reading:
+    def _start(self, chunk: ChunkSpec) -> _PendingRead:
         resident = self._cpu.pin(self._shape.id(chunk))
         if resident is not None:
-            return _Reading(chunk, resident, None)
+            return _PendingRead(chunk, resident, None)
         buffer = self._cpu.reserve(self._shape.sealed_bytes(chunk))
-        return _Reading(chunk, buffer, self._stack.read(self._shape.id(chunk), buffer.view))
+        return _PendingRead(chunk, buffer, self._stack.read(self._shape.id(chunk), buffer.view))
 
-    def _settle(self, one: _Reading) -> Iterator[Fetched]:
+    def _finish(self, one: _PendingRead) -> Iterator[VerifiedChunk]:
         chunk_id = self._shape.id(one.chunk)
         if one.future is None:
             try:
@@ -114,28 +120,28 @@ class ChunkReader:
             except CWMError:
                 self._cpu.drop(chunk_id)
                 self._cpu.unpin(chunk_id)
-                yield from self._settle(self._start(one.chunk))  # memory went bad; a durable tier may be intact
+                yield from self._finish(self._start(one.chunk))  # memory went bad; a durable tier may be intact
                 return
             try:
-                yield Fetched(one.chunk, one.buffer, TierName.CPU)
+                yield VerifiedChunk(one.chunk, one.buffer, TierName.CPU)
             finally:
                 self._cpu.unpin(chunk_id)
             return
-        tier = self._arrived(one, one.future)
+        tier = self._wait_until_verified(one, one.future)
         buffer = self._cpu.publish(chunk_id, one.buffer)
         try:
-            yield Fetched(one.chunk, buffer, tier)
+            yield VerifiedChunk(one.chunk, buffer, tier)
         finally:
             self._cpu.unpin(chunk_id)
 
-    def _arrived(self, one: _Reading, read: "Future[TierName]") -> TierName:
-        """The tier that had good bytes; they are in the buffer. Raises what `fetch` does; the buffer is given back."""
+    def _wait_until_verified(self, one: _PendingRead, read: "Future[TierName]") -> TierName:
+        """Return the tier whose good bytes are in the buffer. Raises as `read`; then the buffer is released."""
         corrupt: CWMError | None = None
         while True:
             try:
                 tier = read.result()
             except BaseException as problem:
-                read.add_done_callback(lambda read: give_back(self._cpu, one.buffer, read))
+                read.add_done_callback(lambda read: release_after(self._cpu, one.buffer, read))
                 if corrupt is not None and isinstance(problem, CWMError) and problem.code is Code.CHUNK_MISSING:
                     raise corrupt from None
                 raise
@@ -148,19 +154,19 @@ class ChunkReader:
             else:
                 return tier
 
-    def _abandon(self, one: _Reading) -> None:
+    def _abandon(self, one: _PendingRead) -> None:
         if one.future is None:
             self._cpu.unpin(self._shape.id(one.chunk))
         else:  # not before the device has stopped writing into it
-            one.future.add_done_callback(lambda read: give_back(self._cpu, one.buffer, read))
+            one.future.add_done_callback(lambda read: release_after(self._cpu, one.buffer, read))
 
 
-def in_use(failure: BaseException | None) -> bool:
-    """True if the transfer that failed so was given up and may still be going on: its buffer is lost."""
+def is_buffer_in_use(failure: BaseException | None) -> bool:
+    """Return True if the failed transfer timed out and may still be going on. Its buffer must not be used again."""
     return isinstance(failure, CWMError) and bool(failure.context.get("buffer_in_use"))
 
 
-def give_back(cpu: CpuTier, buffer: HostBuffer, transfer: "Future[Any]") -> None:
-    """Releases a transfer's buffer, unless it may still be in use."""
-    if not in_use(transfer.exception()):
+def release_after(cpu: CpuTier, buffer: HostBuffer, transfer: "Future[Any]") -> None:
+    """Release the buffer of a transfer that is over, unless it may still be in use."""
+    if not is_buffer_in_use(transfer.exception()):
         cpu.release(buffer)

@@ -1,8 +1,9 @@
-"""A worker's care for what is stored already: copies between tiers, scrubbing, removal.
+"""Copies, verifies and removes chunks that are stored already.
 
-One transfer thread of the worker at a time per method. Chunks are taken as sealed bytes: key, rank and checksum are all
-that is looked at, so that another model's chunks in the same store are cared for as well. A worker cares for its own
-rank's part of a chunk and, where a chunk was frozen by more ranks than there are now, for every part that many further.
+Transfer threads, one at a time for each method; may block on the tiers. Chunks are handled as sealed bytes: only key,
+rank and checksum are looked at, so another model's chunks in the same tiers are handled as well. A worker handles its
+own rank's part of a chunk. If more ranks than there are now froze the chunk, it also handles every part `world_size`
+further on.
 """
 
 import functools
@@ -17,13 +18,13 @@ from cwm_connector.tiers.base import ChunkId, DurableTier
 from cwm_connector.tiers.chunk import ALIGNMENT, HEADER_BYTES, check_intact
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer
 from cwm_connector.tiers.stack import TierStack
-from cwm_connector.worker.chunk_reader import give_back, in_use
+from cwm_connector.worker.chunk_reader import is_buffer_in_use, release_after
 
 logger = logging.getLogger(__name__)
 
 
 class Maintenance:
-    """One rank's."""
+    """One for each rank."""
 
     def __init__(self, rank: int, world_size: int, cpu: CpuTier, stack: TierStack) -> None:
         self._rank = rank
@@ -32,7 +33,10 @@ class Maintenance:
         self._durable_tiers = stack.durable_tiers
 
     def copy(self, job: CopyJob) -> list[ChunkOutcome]:
-        """One outcome a chunk: `tier` is the target once its copies there are durable, read back and found good."""
+        """Copy chunks to the job's target, sync it, and read the copies back.
+
+        Return one outcome for each chunk. Its `tier` is the target if all copies there are durable and good.
+        """
         target = self._durable_tiers[job.target]
         outcomes, written = [], list[ChunkId]()
         for key, claim in job.chunks:
@@ -45,7 +49,7 @@ class Maintenance:
                     outcomes += [_failed(other.key, problem) for other in job.chunks[len(outcomes) :]]
                     break
         if any(each.tier for each in outcomes):
-            target.sync()  # also for what was there: whoever wrote it may have died, or failed, before its sync
+            target.sync()  # also for copies that were there: their writer may have died, or failed, before its sync
         for part in written:
             try:
                 self._check(part, target)
@@ -54,15 +58,15 @@ class Maintenance:
         return outcomes
 
     def verify(self, job: VerifyJob) -> list[ChunkOutcome]:
-        """One outcome a chunk: `size_bytes` of what is good, or why it is not."""
+        """Read and check every copy in the job's tier. Return one outcome for each chunk: its size, or its failure."""
         outcomes = []
         for key in job.keys:
             try:
                 if job.tier is TierName.CPU:
                     outcomes.append(self._verify_in_memory(key))
                 else:
-                    store = self._durable_tiers[job.tier]
-                    sizes = [self._check(part, store) for part in self._parts(key, (store,))]
+                    tier = self._durable_tiers[job.tier]
+                    sizes = [self._check(part, tier) for part in self._parts(key, (tier,))]
                     outcomes.append(ChunkOutcome(key, job.tier, sum(sizes)))
             except CWMError as problem:
                 outcomes.append(_failed(key, problem))
@@ -72,64 +76,67 @@ class Maintenance:
         return outcomes
 
     def drop(self, job: DropJob) -> tuple[list[ChunkOutcome], list[ChunkId]]:
-        """One outcome for each chunk and tier that gave bytes back, and what left CPU memory."""
+        """Remove chunks from the job's tiers.
+
+        Return one outcome for each chunk and tier that freed bytes, and the parts that left CPU memory.
+        """
         outcomes, left_memory = [], []
-        stores = [self._durable_tiers[name] for name in job.tiers if name in self._durable_tiers]
+        tiers = [self._durable_tiers[name] for name in job.tiers if name in self._durable_tiers]
         for key, claim in job.chunks:
             if TierName.CPU in job.tiers and self._cpu.drop(ChunkId(key, self._rank)):
                 left_memory.append(ChunkId(key, self._rank))
-            for store in list(stores):
+            for tier in list(tiers):
                 try:
-                    freed = sum(_delete(store, part, claim) for part in self._parts(key, (store,)))
+                    freed = sum(_delete(tier, part, claim) for part in self._parts(key, (tier,)))
                 except CWMError as problem:  # nobody refers to them any more: a collection removes them later
-                    logger.warning("chunks could not be removed from the %s tier: %s", store.name.value, problem)
-                    stores.remove(store)
+                    logger.warning("chunks could not be removed from the %s tier: %s", tier.name.value, problem)
+                    tiers.remove(tier)
                     continue
                 if freed:
-                    outcomes.append(ChunkOutcome(key, store.name, freed))
+                    outcomes.append(ChunkOutcome(key, tier.name, freed))
         return outcomes, left_memory
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
     def _parts(self, key: ChunkKey, durable_tiers: Sequence[DurableTier] | None = None) -> Iterator[ChunkId]:
-        """This worker's parts: always its own rank's, then those further on that a store has."""
+        """Yield this worker's parts: always its own rank's, then those further on that a tier has."""
         searched = self._durable_tiers.values() if durable_tiers is None else durable_tiers
         for rank in itertools.count(self._rank, self._world_size):
             part = ChunkId(key, rank)
-            if rank != self._rank and all(store.size_of(part) is None for store in searched):
+            if rank != self._rank and all(tier.size_of(part) is None for tier in searched):
                 return
             yield part
 
     def _put(self, part: ChunkId, target: DurableTier, claim: Claim, written: list[ChunkId]) -> int:
-        """Makes sure that `target` has a good copy of the part; returns its size in bytes."""
+        """Make sure that `target` has a good copy of the part, and return its size in bytes."""
         try:
             return self._check(part, target)
         except CWMError as problem:
             if problem.code not in (Code.CHUNK_MISSING, Code.CORRUPT):
                 raise
-        buffer, let_go = self._good_copy(part, target.name)
+        buffer, release = self._good_copy(part, target.name)
         write = target.write(part, buffer.view, claim)
         failure = write.exception()
-        if not in_use(failure):
-            let_go()
+        if not is_buffer_in_use(failure):
+            release()
         if failure is not None:
             raise failure
         written.append(part)
         return buffer.nbytes
 
     def _good_copy(self, part: ChunkId, target: TierName) -> tuple[HostBuffer, Callable[[], None]]:
-        """Intact bytes of the part from any tier but the target, and what gives the buffer back.
+        """Return intact bytes of the part from any tier but the target, and a function that releases the buffer.
 
-        Raises: what the last tier said.
+        Raises: the last tier's failure.
         """
-        problem = CWMError(Code.CHUNK_MISSING, "a chunk is in no tier any more; freeze its session anew to replace it")
+        problem = CWMError(Code.CHUNK_MISSING, "a chunk is in no tier any more; freeze its session again to replace it")
         if (resident := self._in_memory(part)) is not None:
             return resident, lambda: self._cpu.unpin(part)
-        for store in self._durable_tiers.values():
-            if store.name is target:
+        for tier in self._durable_tiers.values():
+            if tier.name is target:
                 continue
             try:
-                buffer = self._read(part, store)
+                buffer = self._read(part, tier)
             except CWMError as failure:
                 problem = failure
             else:
@@ -137,7 +144,7 @@ class Maintenance:
         raise problem
 
     def _in_memory(self, part: ChunkId) -> HostBuffer | None:
-        """The part in CPU memory, pinned and intact; a copy that is not is dropped."""
+        """Return the part in CPU memory, pinned and intact. Drop a copy that is not intact."""
         buffer = self._cpu.pin(part, counts=False)
         if buffer is None:
             return None
@@ -149,31 +156,41 @@ class Maintenance:
             return None
         return buffer
 
-    def _read(self, part: ChunkId, store: DurableTier) -> HostBuffer:
-        """A reserved buffer with the store's intact bytes. Raises: CWM-2003, 4004, 4002, 5002, 7001."""
-        size = store.size_of(part)
+    def _read(self, part: ChunkId, tier: DurableTier) -> HostBuffer:
+        """Return a reserved buffer with the tier's intact bytes.
+
+        Raises: `Code.CHUNK_MISSING`, `Code.CORRUPT`, `Code.READ_FAILED`, `Code.BACKEND`, `Code.MEMORY`.
+        """
+        size = tier.size_of(part)
         if size is None:
-            raise CWMError(Code.CHUNK_MISSING, f"a chunk is not in the {store.name.value} tier")
+            raise CWMError(
+                Code.CHUNK_MISSING,
+                f"a chunk is not in the {tier.name.value} tier; freeze its session again to replace it",
+            )
         if size < HEADER_BYTES or size % ALIGNMENT:
-            raise CWMError(Code.CORRUPT, f"a chunk in the {store.name.value} tier is {size} bytes long, which none is")
+            raise CWMError(
+                Code.CORRUPT,
+                f"a chunk in the {tier.name.value} tier has an impossible length ({size} bytes); freeze its session "
+                "again to replace it",
+            )
         buffer = self._cpu.reserve(size)
-        reading = store.read(part, buffer.view)
+        read = tier.read(part, buffer.view)
         try:
-            reading.result()
+            read.result()
             check_intact(buffer.view, part.key, part.kv_rank)
         except BaseException:
-            give_back(self._cpu, buffer, reading)
+            release_after(self._cpu, buffer, read)
             raise
         return buffer
 
-    def _check(self, part: ChunkId, store: DurableTier) -> int:
-        """The size in bytes of the store's copy, which is good. Raises as `_read`."""
-        buffer = self._read(part, store)
+    def _check(self, part: ChunkId, tier: DurableTier) -> int:
+        """Return the size in bytes of the tier's copy, which is good. Raises as `_read`."""
+        buffer = self._read(part, tier)
         self._cpu.release(buffer)
         return buffer.nbytes
 
     def _verify_in_memory(self, key: ChunkKey) -> ChunkOutcome:
-        """Only this rank's own part can be there; one that is bad is dropped, for a durable tier has the chunk."""
+        """Check this rank's own part, the only one that can be there. Drop a bad one: a durable tier has the chunk."""
         part = ChunkId(key, self._rank)
         if not self._cpu.contains(part):
             return ChunkOutcome(key, None, 0)
@@ -184,10 +201,10 @@ class Maintenance:
         return ChunkOutcome(key, TierName.CPU, buffer.nbytes)
 
 
-def _delete(store: DurableTier, part: ChunkId, claim: Claim) -> int:
-    """Bytes that are free now."""
-    size = store.size_of(part) or 0
-    return size if store.delete(part, claim) else 0
+def _delete(tier: DurableTier, part: ChunkId, claim: Claim) -> int:
+    """Delete the part and return the number of freed bytes."""
+    size = tier.size_of(part) or 0
+    return size if tier.delete(part, claim) else 0
 
 
 def _failed(key: ChunkKey, problem: CWMError) -> ChunkOutcome:

@@ -1,11 +1,18 @@
 """One rank's paged KV cache seen as bytes, and the two copies that matter: blocks -> chunk and chunk -> blocks.
 
-A chunk's payload is `[layers, blocks, page_bytes]`, contiguous: each layer's page of each block exactly as it lies in
-vLLM's memory. That is the fastest copy there is and exact for any layout whose pages are dense (FlashAttention's NHD,
-FlashInfer's HND, MLA, the CPU's packed K); the price, that a chunk fits one layout only, is what the passport says.
+A chunk's payload is contiguous, `[layers, blocks, page_bytes]`: each layer's page of each block exactly as it is in
+vLLM's memory.
 
-Threads: `fence` on the model's thread, after the step's forward; everything else on a transfer thread. The caller
-holds the blocks: those it reads are complete and pinned, those it writes belong to a request that waits for them.
+                block 7          block 2          block 9        <- block_ids of the chunk, in the order of its tokens
+    layer 0  | page_bytes    | page_bytes    | page_bytes    |
+    layer 1  | page_bytes    | page_bytes    | page_bytes    |
+
+That is the fastest copy there is, and exact for any layout whose pages are dense (FlashAttention's NHD, FlashInfer's
+HND, MLA, the CPU's packed K). Its price is that a chunk fits one layout only. The passport names that layout.
+
+Threads: `fence` on the model's thread, after the step's forward; everything else on a transfer thread, and it may
+block. The caller guarantees that the blocks it reads are complete and pinned, and that those it writes belong to a
+request that waits for them.
 """
 
 import hashlib
@@ -32,21 +39,22 @@ class PagedCopier(Protocol):
     """32-byte fingerprint of how a page is laid out; sealed into every chunk."""
 
     def fence(self) -> Fence | None:
-        """To be called where this step's KV is complete on the model's stream; None where copies need not wait."""
+        """Return a fence where this step's KV is complete on the model's stream; None if copies need not wait."""
 
     def gather(self, block_ids: Sequence[int], payload: torch.Tensor, after: Fence | None) -> None:
-        """Copies blocks into `payload`, uint8 of layers x len(block_ids) x page_bytes in host memory."""
+        """Copy blocks into `payload`, uint8 of layers x len(block_ids) x page_bytes in host memory."""
 
     def scatter(self, payload: torch.Tensor, payload_blocks: int, first_block: int, block_ids: Sequence[int]) -> None:
-        """Copies blocks [first_block, first_block + len(block_ids)) of a payload of `payload_blocks` into the cache."""
+        """Copy blocks [first_block, first_block + len(block_ids)) of a payload of `payload_blocks` into the cache."""
 
 
 def payload_bytes(copier: PagedCopier, blocks: int) -> int:
+    """Return the length of the payload of so many blocks."""
     return copier.layers * blocks * copier.page_bytes
 
 
 def _is_dense(layer: torch.Tensor) -> bool:
-    """True if one block's elements fill a contiguous stretch of memory, in whatever order."""
+    """Return True if one block's elements fill a contiguous stretch of memory, in whatever order."""
     expected = 1
     for size, stride in sorted(zip(layer.shape[1:], layer.stride()[1:], strict=True), key=lambda pair: pair[1]):
         if size != 1 and stride != expected:
@@ -56,11 +64,12 @@ def _is_dense(layer: torch.Tensor) -> bool:
 
 
 def page_views(layers: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The caches of all layers as few views `[layers, blocks, page_words]` (int64) as possible, in the layers' order.
+    """Return the layers' caches as few views `[layers, blocks, page_words]` (int64) as possible, in the layers' order.
 
     `layers`: per layer `[blocks, …]` of one dtype, shape and strides. Layers at equal distances in one storage share a
-    view (vLLM's usual placement gives one in all); any other layer gets one of its own.
-    Raises: CWM-3001 for pages that are not dense, of different sizes, or no multiple of 8 bytes.
+    view (vLLM's usual placement gives one in all). Any other layer gets one of its own.
+
+    Raises: `Code.STATE` for pages that are not dense, of different sizes, or no multiple of 8 bytes.
     """
     first = layers[0]
     if not all(_is_dense(layer) for layer in layers):
@@ -71,7 +80,8 @@ def page_views(layers: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     if any(layer.shape != first.shape or layer.stride() != first.stride() for layer in layers):
         raise CWMError(
             Code.STATE,
-            "this model's layers have caches of different shapes, which CWM can't freeze yet; serve it without",
+            "this model's layers have caches of different shapes, which CWM can't freeze yet; serve it without the "
+            "connector",
         )
     page = first[0].numel() * first.element_size()
     runs: list[list[torch.Tensor]] = []
@@ -84,7 +94,7 @@ def page_views(layers: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _continues(run: Sequence[torch.Tensor], layer: torch.Tensor) -> bool:
-    """True if `layer` lies behind the run's layers in their storage, as far as they lie from each other."""
+    """Return True if `layer` follows the run's layers in their storage at the run's own distance."""
     if layer.untyped_storage().data_ptr() != run[0].untyped_storage().data_ptr():
         return False
     step = layer.data_ptr() - run[-1].data_ptr()
@@ -97,7 +107,7 @@ def _view_of(run: Sequence[torch.Tensor], page: int) -> torch.Tensor:
     block_stride = first.stride(0) * first.element_size()
     start = first.storage_offset() * first.element_size()
     if any(amount % word for amount in (page, step, block_stride, start)):
-        raise CWMError(Code.STATE, f"a page of {page} bytes is no multiple of {word}; choose another block size")
+        raise CWMError(Code.STATE, f"a page of {page} bytes is not a multiple of {word}; choose another block size")
     return torch.empty(0, dtype=torch.int64, device=first.device).set_(
         first.untyped_storage(),
         start // word,
@@ -107,14 +117,14 @@ def _view_of(run: Sequence[torch.Tensor], page: int) -> torch.Tensor:
 
 
 def layout_fingerprint(layers: Sequence[torch.Tensor]) -> bytes:
-    """32 bytes over what makes a page's bytes mean something: shape, order of dimensions, dtype, number of layers."""
+    """Return 32 bytes over all that gives a page's bytes a meaning: shape, strides, dtype, number of layers."""
     first = layers[0]
     facts = (len(layers), tuple(first.shape[1:]), tuple(first.stride()[1:]), str(first.dtype))
     return hashlib.sha256(repr(facts).encode()).digest()
 
 
 class _Pages:
-    """What both copiers share: the views and their sizes."""
+    """The views and their sizes, for both copiers."""
 
     def __init__(self, layers: Sequence[torch.Tensor]) -> None:
         self._views = page_views(layers)
@@ -127,7 +137,7 @@ class _Pages:
         return payload.view(torch.int64).view(self.layers, blocks, self._page_words)
 
     def _with_parts(self, words: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Each view of the cache with the part of `words`, `[layers, blocks, page_words]`, that belongs to it."""
+        """Return each view of the cache with its part of `words`, which is `[layers, blocks, page_words]`."""
         return zip(self._views, words.split([view.shape[0] for view in self._views]), strict=True)
 
     def _collect(self, ids: torch.Tensor, words: torch.Tensor) -> None:
@@ -190,7 +200,7 @@ class CudaCopier(_Pages):
 
 
 def copier_for(layers: Sequence[torch.Tensor]) -> PagedCopier:
-    """The copier for the device that the cache lies on."""
+    """Return the copier for the device that the cache is on. Raises: `Code.STATE` for any other device."""
     device = layers[0].device.type
     if device == "cpu":
         return CpuCopier(layers)

@@ -1,7 +1,9 @@
 """One transfer at a time between memory and a file, by LMCache's native client (outside the GIL, O_DIRECT).
 
-The client is asynchronous and built for batches; a client with one worker, waited for, gives what a store needs: one
-chunk, one outcome. It checks nothing that it moves, and says what went wrong in words only.
+The client is asynchronous and built for batches. With one worker, and waited for, it gives what a tier needs: one
+outcome for one chunk. It checks nothing that it moves, and reports a failure in words only.
+
+Transfer threads; every transfer blocks until it is over.
 """
 
 import errno
@@ -19,15 +21,15 @@ class NativeFileError(Exception):
 
 
 def file_name(key: str) -> str:
-    """The file that LMCache keeps `name@rank@group@hash` in, rank being eight hexadecimal digits."""
+    """Return the name of LMCache's file for `name@rank@group@hash`, where rank is eight hexadecimal digits."""
     name, rank, group, chunk_hash = key.split("@")
     return f"{name}@0x{rank}@{group}@{chunk_hash}.data"
 
 
 def accepts_direct_io(path: Path, flags: int) -> bool:
-    """Whether the file, opened (with O_CREAT: made) with `flags`, can bypass the page cache with our alignment.
+    """Return True if the file, opened (or, with O_CREAT, created) with `flags`, can bypass the page cache.
 
-    Raises OSError if it can't be opened at all.
+    Our alignment must do. Raises OSError if the file can't be opened at all.
     """
     if os.statvfs(path.parent).f_bsize > ALIGNMENT:  # LMCache then asks for addresses aligned to that
         return False
@@ -52,11 +54,11 @@ class NativeFile:
         self._completed.register(self._client.event_fd(), select.POLLIN)
 
     def write(self, key: str, source: memoryview) -> None:
-        """Makes the key's file, which must not be there: LMCache would keep the old one and report success."""
+        """Create the key's file, which must not be there: LMCache would keep the old one and report success."""
         self._finish(self._client.submit_batch_set([key], [source]))
 
     def read(self, key: str, target: memoryview) -> None:
-        """Fills `target` from the beginning of the key's file; a longer file is no error here."""
+        """Fill `target` from the beginning of the key's file; a longer file is no error here."""
         (found,) = self._finish(self._client.submit_batch_get([key], [target]))
         if not found:
             raise NativeFileError("LMCache wrote the reason to the standard error stream")

@@ -1,8 +1,10 @@
 """Where a process writes its chunks before they get their names: `<folder>/.tmp-<32 hex digits>`, its own.
 
-A chunk is moved out of it whole and already on the device, so a file under a chunk's name never is a half-written one.
-A process that dies leaves its folder behind; the lock it held on it goes with it, which is how the next one tells a
-dead writer's folder from one in use (several ranks share a store).
+A chunk is moved out of it whole and already on the device, so a file under a chunk's name is never half-written. A
+process that dies leaves its folder behind, but its lock on the folder goes with it. So the next process can tell a dead
+writer's folder from one in use: several ranks share a tier.
+
+Transfer threads; may block on the disk.
 """
 
 import fcntl
@@ -20,44 +22,44 @@ STAGED_PREFIX: Final = "cwm-"
 
 
 class Staging:
-    """This process's staging folder, made when it is first asked for."""
+    """This process's staging folder, created when it is first asked for."""
 
-    def __init__(self, store: Path) -> None:
-        self._path = store / f".tmp-{uuid.uuid4().hex}"
+    def __init__(self, tier_folder: Path) -> None:
+        self._path = tier_folder / f".tmp-{uuid.uuid4().hex}"
         self._lock = threading.Lock()
-        self._held: int | None = None
-        """The descriptor that holds the lock."""
+        self._lock_fd: int | None = None
+        """The descriptor that holds the folder's lock."""
 
     def folder(self) -> Path:
-        """Its path; made anew if it is gone. Raises OSError."""
+        """Return its path. The folder is created again if it is gone. Raises OSError."""
         with self._lock:
             if not self._path.is_dir():
-                self._let_go()
+                self._unlock()
                 self._path.mkdir(mode=0o700)
-                self._held = _lock_folder(self._path)
+                self._lock_fd = _lock_folder(self._path)
             return self._path
 
     def close(self) -> None:
-        """Removes the folder if it is empty; what a stuck write left is for a later `sweep`."""
+        """Remove the folder if it is empty. A later `sweep` removes what a stuck write left."""
         with self._lock:
             with suppress(OSError):
                 self._path.rmdir()
-            self._let_go()
+            self._unlock()
 
-    def _let_go(self) -> None:
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
+    def _unlock(self) -> None:
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
 
 
-def sweep(store: Path) -> int:
-    """Removes dead writers' staging folders with the files in them; returns how many files. Raises OSError."""
+def sweep(tier_folder: Path) -> int:
+    """Remove dead writers' staging folders with the files in them, and return how many files. Raises OSError."""
     removed = 0
-    for folder in store.iterdir():
+    for folder in tier_folder.iterdir():
         if not _FOLDER.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
             continue
-        held = _lock_folder(folder)
-        if held is None:
+        lock_fd = _lock_folder(folder)
+        if lock_fd is None:
             continue
         for file in folder.iterdir():
             if file.name.startswith(STAGED_PREFIX):
@@ -65,14 +67,15 @@ def sweep(store: Path) -> int:
                 removed += 1
         with suppress(OSError):  # a file in it is not ours
             folder.rmdir()
-        os.close(held)
+        os.close(lock_fd)
     return removed
 
 
 def _lock_folder(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock until it is closed.
+    """Return a descriptor that holds the folder's lock until it is closed.
 
-    None if a living process holds it, or the file system has no locks: then nobody can tell, and nothing is swept.
+    None if a living process holds the lock, or the file system has no locks. Then nobody can tell, and nothing is
+    removed.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

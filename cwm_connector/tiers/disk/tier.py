@@ -1,12 +1,12 @@
 """The durable tier on a local disk: one file per sealed chunk, `cwm@0x<rank>@0@<key>.data`, in one folder.
 
-A write goes into this process's staging folder, is fsynced there, and only then moved to the chunk's name: so a file
-under a chunk's name is whole after a kill or a power cut, and writing a chunk again never loses the one that stands.
-LMCache's native client moves the bytes, past the page cache where the file system allows it (a window read once would
-else push out what the machine needs).
+A write goes into this process's staging folder, is fsynced there, and only then moved to the chunk's name. So a file
+under a chunk's name is whole after a kill or a power cut, and writing a chunk again never loses the old copy.
+LMCache's native client moves the bytes, past the page cache where the file system allows it. Otherwise a window that is
+read once would push out pages that the machine needs.
 
-Threads: any but the engine's own. Reads, writes and the folder's upkeep have threads of their own, so that a thaw never
-queues behind a freeze; each call is answered within the time-out even if the disk hangs.
+Threads: any but the engine's own. Reads, writes and the folder's maintenance have threads of their own, so that a thaw
+never queues behind a freeze. Each call is answered within the time-out even if the disk hangs.
 """
 
 import errno
@@ -25,9 +25,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.folders import free_bytes, free_space
 from cwm_connector.core.fsync import sync as sync_path
 from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, TierName
-from cwm_connector.tiers.base import (
-    ChunkId,
-)
+from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import ALIGNMENT
 from cwm_connector.tiers.disk import staging
 from cwm_connector.tiers.disk.native_file import NativeFile, NativeFileError, accepts_direct_io, file_name
@@ -44,10 +42,10 @@ _CHUNK_FILE: Final = re.compile(r"cwm@0x([0-9a-f]{8})@0@([0-9a-f]{64})\.data")
 class DiskTier:
     """A `DurableTier` in `folder`, which must be there and belong to this program alone.
 
-    `workers` transfers run at once in each direction. `timeout_s` bounds each transfer from the moment its turn comes;
-    it then fails with CWM-4001/4002, and `buffer_in_use` in the error's context says that the kernel may still read
-    from or write to the buffer: it must not be reused or freed in this process. Buffers are of format "B", their
-    address and length multiples of 4,096 bytes.
+    `workers` transfers run at once in each direction. `timeout_s` bounds each transfer from the moment its turn comes.
+    It then fails with `Code.WRITE_FAILED` or `Code.READ_FAILED`, and `buffer_in_use` in the error's context says that
+    the kernel may still read from or write to the buffer: it must not be reused or freed in this process. Buffers are
+    of format "B", and their address and length are multiples of 4,096 bytes.
     """
 
     name = TierName.DISK
@@ -57,7 +55,9 @@ class DiskTier:
         self, folder: Path, *, limit_bytes: int | None = None, workers: int = 4, timeout_s: float = 60.0
     ) -> None:
         if not folder.is_dir():
-            raise CWMError(Code.BACKEND, f"the disk tier's folder {folder} is not there; make it or set CWM_DISK_PATH")
+            raise CWMError(
+                Code.BACKEND, f"the disk tier's folder {folder} is not there; create it or set CWM_DISK_PATH"
+            )
         self._folder = folder
         self._limit_bytes = limit_bytes
         self._staging = Staging(folder)
@@ -67,29 +67,36 @@ class DiskTier:
         self._client = threading.local()
         self._readers = TimeoutThreads("cwm-disk-read", workers, timeout_s)
         self._writers = TimeoutThreads("cwm-disk-write", workers, timeout_s)
-        self._upkeep = TimeoutThreads("cwm-disk-upkeep", 1, timeout_s)
+        self._maintenance = TimeoutThreads("cwm-disk-maintenance", 1, timeout_s)
 
     # --- transfers ----------------------------------------------------------------------------------------------------
 
     def write(self, chunk: ChunkId, sealed: memoryview, claim: Claim = NO_CLAIM) -> "Future[None]":
-        """Replaces whatever stands under the id, at once and whole. Fails with CWM-4003 (full) or CWM-4001."""
+        """Replace whatever is stored under the id, at once and whole.
+
+        Fails with `Code.QUOTA` for a full disk, else with `Code.WRITE_FAILED`.
+        """
         _check_buffer(sealed)
-        given_up = threading.Event()
+        timed_out = threading.Event()
 
         def overdue(started: bool) -> CWMError:
-            given_up.set()
-            return self._silent(Code.WRITE_FAILED, started)
+            timed_out.set()
+            return self._no_answer(Code.WRITE_FAILED, started)
 
-        return self._writers.submit(functools.partial(self._write, chunk, sealed, given_up), overdue)
+        return self._writers.submit(functools.partial(self._write, chunk, sealed, timed_out), overdue)
 
     def read(self, chunk: ChunkId, into: memoryview) -> "Future[None]":
-        """Fails with CWM-2003 (not there), CWM-4004 (another length; `into` is untouched then) or CWM-4002."""
+        """Fill `into` with the chunk's bytes.
+
+        Fails with `Code.CHUNK_MISSING`, `Code.READ_FAILED`, or `Code.CORRUPT` for another length. After the latter
+        `into` is untouched.
+        """
         _check_buffer(into)
         return self._readers.submit(
-            functools.partial(self._read, chunk, into), functools.partial(self._silent, Code.READ_FAILED)
+            functools.partial(self._read, chunk, into), functools.partial(self._no_answer, Code.READ_FAILED)
         )
 
-    def _write(self, chunk: ChunkId, sealed: memoryview, given_up: threading.Event) -> None:
+    def _write(self, chunk: ChunkId, sealed: memoryview, timed_out: threading.Event) -> None:
         staged: Path | None = None
         try:
             folder = self._staging.folder()
@@ -100,7 +107,7 @@ class DiskTier:
             if staged.stat().st_size != sealed.nbytes:
                 raise NativeFileError(f"{staged.stat().st_size} of {sealed.nbytes} bytes were written")
             sync_path(staged)
-            if given_up.is_set():  # its caller was told that it failed, and may have deleted the chunk since
+            if timed_out.is_set():  # its caller knows it as failed, and may have deleted the chunk since
                 staged.unlink()
             else:
                 staged.replace(self._path(chunk))
@@ -130,19 +137,19 @@ class DiskTier:
         if found != expected:
             raise CWMError(
                 Code.CORRUPT,
-                f"a stored chunk has {found} bytes instead of {expected}; its tokens are computed again, freeze anew "
-                "to replace it",
+                f"a stored chunk has {found} bytes instead of {expected}; its tokens are computed again; freeze "
+                "the session again to replace it",
                 fault="length",
             )
 
     def _native(self, folder: Path, probe: Path, flags: int) -> NativeFile:
-        """This thread's client; a thread either reads from the store's folder or writes to the staging folder."""
+        """Return this thread's client. A thread either reads from the tier's folder or writes to the staging folder."""
         client: NativeFile | None = getattr(self._client, "value", None)
         if client is None:
-            client = self._client.value = NativeFile(folder, self._goes_direct(probe, flags))
+            client = self._client.value = NativeFile(folder, self._is_direct(probe, flags))
         return client
 
-    def _goes_direct(self, probe: Path, flags: int) -> bool:
+    def _is_direct(self, probe: Path, flags: int) -> bool:
         with self._direct_lock:
             if self._direct is None:
                 self._direct = accepts_direct_io(probe, flags)
@@ -152,30 +159,30 @@ class DiskTier:
                     logger.warning("%s does not take direct I/O: chunks go through the page cache", self._folder)
             return self._direct
 
-    # --- upkeep -------------------------------------------------------------------------------------------------------
+    # --- maintenance --------------------------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Makes every finished write findable after a power cut. Raises CWM-4001."""
-        self._change(lambda: sync_path(self._folder))
+        """Make every finished write findable after a power cut. Raises: `Code.WRITE_FAILED`."""
+        self._writing(lambda: sync_path(self._folder))
 
     def limit_bytes(self) -> int | None:
         """Return what the settings allow. The tiering enforces it, not this class."""
         return self._limit_bytes
 
     def condition(self) -> str:
-        """Raises CWM-4002."""
-        free = self._look(lambda: free_bytes(self._folder))
+        """Return how much of the disk is free. Raises: `Code.READ_FAILED`."""
+        free = self._reading(lambda: free_bytes(self._folder))
         return free_space(self._folder, free)
 
     def require_lasting(self) -> None:
-        """A disk keeps what it has; whether it can be written shows when it is."""
+        """Return at once: a disk keeps its content. Whether it can be written shows when it is."""
 
     def claims_of(self, chunk: ChunkId) -> frozenset[Claim]:
-        """One engine's folder: nobody else can lay claim to a file. Raises CWM-4002."""
+        """Return `NO_CLAIM` for a chunk that is there: the folder is one engine's own. Raises: `Code.READ_FAILED`."""
         return frozenset() if self.size_of(chunk) is None else frozenset({NO_CLAIM})
 
     def delete(self, chunk: ChunkId, claim: Claim = NO_CLAIM) -> bool:
-        """True if it was there. Raises CWM-4001."""
+        """Delete the chunk. Return True if it was there. Raises: `Code.WRITE_FAILED`."""
 
         def unlink() -> bool:
             try:
@@ -184,10 +191,13 @@ class DiskTier:
                 return False
             return True
 
-        return self._change(unlink)
+        return self._writing(unlink)
 
     def size_of(self, chunk: ChunkId) -> int | None:
-        """The length of its file in bytes, whatever that is; None if there is none. Raises CWM-4002."""
+        """Return the length of the chunk's file in bytes, right or wrong; None if there is none.
+
+        Raises: `Code.READ_FAILED`.
+        """
 
         def look() -> int | None:
             try:
@@ -195,10 +205,10 @@ class DiskTier:
             except FileNotFoundError:
                 return None
 
-        return self._look(look)
+        return self._reading(look)
 
     def inventory(self) -> Iterator[tuple[ChunkId, int]]:
-        """Every chunk file with its length in bytes, whatever that is. Raises CWM-4002."""
+        """Return every chunk file with its length in bytes, right or wrong. Raises: `Code.READ_FAILED`."""
 
         def scan() -> list[tuple[ChunkId, int]]:
             with os.scandir(self._folder) as entries:
@@ -208,18 +218,18 @@ class DiskTier:
                     if (match := _CHUNK_FILE.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False)
                 ]
 
-        return iter(self._look(scan))
+        return iter(self._reading(scan))
 
     def sweep_leftovers(self) -> int:
-        """Removes what writers that died left behind; returns how many files. Files of other names are not touched.
+        """Remove what writers that died left behind, and return how many files. Files of other names are not touched.
 
-        Raises: CWM-4001.
+        Raises: `Code.WRITE_FAILED`.
         """
-        return self._change(self._sweep)
+        return self._writing(self._sweep)
 
     def close(self) -> None:
-        """Fails what has not begun, waits for the rest as long as its time-out allows."""
-        for threads in (self._readers, self._writers, self._upkeep):
+        """Fail calls that have not begun, and wait for the others as long as their time-out allows."""
+        for threads in (self._readers, self._writers, self._maintenance):
             threads.close()
         self._staging.close()
 
@@ -231,15 +241,15 @@ class DiskTier:
                 removed += 1
         return removed
 
-    def _look(self, work: Callable[[], T]) -> T:
+    def _reading(self, work: Callable[[], T]) -> T:
         try:
-            return self._upkeep.submit(work, functools.partial(self._silent, Code.READ_FAILED)).result()
+            return self._maintenance.submit(work, functools.partial(self._no_answer, Code.READ_FAILED)).result()
         except OSError as problem:
             raise self._read_error(problem) from None
 
-    def _change(self, work: Callable[[], T]) -> T:
+    def _writing(self, work: Callable[[], T]) -> T:
         try:
-            return self._upkeep.submit(work, functools.partial(self._silent, Code.WRITE_FAILED)).result()
+            return self._maintenance.submit(work, functools.partial(self._no_answer, Code.WRITE_FAILED)).result()
         except OSError as problem:
             raise self._write_error(problem) from None
 
@@ -248,7 +258,7 @@ class DiskTier:
     def _path(self, chunk: ChunkId) -> Path:
         return self._folder / file_name(_key(chunk))
 
-    def _silent(self, code: Code, started: bool) -> CWMError:
+    def _no_answer(self, code: Code, started: bool) -> CWMError:
         return CWMError(
             code, f"the disk under {self._folder} does not answer; check it, then try again", buffer_in_use=started
         )
@@ -256,8 +266,8 @@ class DiskTier:
     def _read_error(self, problem: OSError | NativeFileError) -> CWMError:
         return CWMError(
             Code.READ_FAILED,
-            f"the disk tier could not read from {self._folder} ({_reason(problem)}); check the disk and who may read "
-            "there, then try again",
+            f"the disk tier could not read from {self._folder} ({_reason(problem)}); check the disk and the folder's "
+            "permissions, then try again",
         )
 
     def _write_error(self, problem: OSError | NativeFileError) -> CWMError:
@@ -267,8 +277,8 @@ class DiskTier:
             )
         return CWMError(
             Code.WRITE_FAILED,
-            f"the disk tier could not write to {self._folder} ({_reason(problem)}); check the disk and who may write "
-            "there, then try again",
+            f"the disk tier could not write to {self._folder} ({_reason(problem)}); check the disk and the folder's "
+            "permissions, then try again",
         )
 
 
@@ -282,18 +292,18 @@ def _chunk_of(match: re.Match[str]) -> ChunkId:
 
 def _check_buffer(buffer: memoryview) -> None:
     if buffer.itemsize != 1 or not buffer.contiguous or buffer.nbytes == 0 or buffer.nbytes % ALIGNMENT:
-        raise ValueError(f"{buffer!r} of {buffer.nbytes} bytes is no sealed chunk's buffer")
+        raise ValueError(f"{buffer!r} of {buffer.nbytes} bytes is not the buffer of a sealed chunk")
 
 
 def _discard(staged: Path) -> None:
-    """Removes what a failed write left, under the name that LMCache writes to and under the one it ends with."""
+    """Remove what a failed write left, under the name that LMCache writes to and under the final one."""
     for path in (staged, staged.with_suffix(".tmp")):
         try:
             path.unlink(missing_ok=True)
         except OSError:
-            logger.warning("%s could not be removed; it is swept at the next start", path)
+            logger.warning("%s could not be removed; the next start removes it", path)
 
 
 def _reason(problem: OSError | NativeFileError) -> str:
-    """The system's own words; LMCache passes them on."""
+    """Return the system's own words, which LMCache passes on."""
     return (problem.strerror or str(problem)) if isinstance(problem, OSError) else str(problem)

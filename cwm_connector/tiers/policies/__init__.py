@@ -1,4 +1,7 @@
-"""Which chunks have to make room first. One policy a file, chosen by its name in CWM_TIER_POLICY."""
+"""Which chunks leave a tier first. Each policy is a file of its own, and CWM_TIER_POLICY names the one to use.
+
+The caller's thread. Nothing blocks. Imports `settings` only.
+"""
 
 from collections.abc import Callable, Hashable
 from typing import Final, TypeVar
@@ -19,4 +22,5 @@ _BY_NAME: Final[dict[PolicyName, Callable[[], TierPolicy[Hashable]]]] = {
 
 
 def new_policy(name: PolicyName) -> TierPolicy[K]:
+    """Return a new policy of that name."""
     return _BY_NAME[name]()  # type: ignore[return-value]  # each is generic; the table can't say so

@@ -1,8 +1,8 @@
-"""The contract of a policy: it is told what is used, and says what has been useful least.
+"""The contract of a policy: it learns which chunks are used, and orders them from the least to the most useful.
 
-CPU memory asks one what to evict, and tiering asks another what to move to Redis. A policy only orders; whether a chunk
-may go (nobody reads it, another tier holds it) its caller decides. It is not thread-safe: its owner's lock or
-thread guards it. Every method but `coldest` costs the same however many chunks there are.
+One policy tells CPU memory what to evict. Another tells the tiering what to move off the disk. A policy only orders.
+Its caller decides whether a chunk may go, because nobody reads it and another tier has it. A policy is not thread-safe:
+its owner's lock or thread guards it. Every method but `coldest` takes the same time however many chunks there are.
 """
 
 from collections.abc import Hashable, Iterator
@@ -15,13 +15,13 @@ class TierPolicy(Protocol[K]):
     """Order among the chunks of one tier."""
 
     def used(self, chunk: K) -> None:
-        """The chunk came into the tier, or was used in it again."""
+        """Record that the chunk came into the tier, or was used in it again."""
 
     def forget(self, chunk: K) -> None:
-        """The chunk has left the tier; an unknown one is no error."""
+        """Record that the chunk has left the tier. An unknown chunk is no error."""
 
     def coldest(self) -> Iterator[K]:
-        """All chunks, whoever should go first. The policy must not change while this is walked."""
+        """Return all chunks in the order in which they should go. The policy must not change during the iteration."""
 
     def __contains__(self, chunk: object) -> bool: ...
 

@@ -1,4 +1,4 @@
-"""`lru`: what was used longest ago goes first. The default: right wherever recent sessions are the ones that go on."""
+"""`lru`: the chunk that was used longest ago goes first. The default: it suits work where recent sessions go on."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator

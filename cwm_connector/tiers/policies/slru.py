@@ -1,7 +1,7 @@
-"""`slru`: segmented LRU. What was used once goes before what was used again.
+"""`slru`: segmented LRU. Chunks that were used once go before chunks that were used again.
 
-Auto-freezes store much that nobody ever thaws; under plain LRU a burst of them pushes out the windows that people
-come back to. Here they pass through a segment of their own, and only a second use moves a chunk into the protected one.
+Auto-freezes store much that nobody ever thaws. Under plain LRU a burst of them pushes out the windows that people come
+back to. Here they pass through a segment of their own, and only a second use moves a chunk into the protected segment.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from typing import Final, Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 PROTECTED_SHARE: Final = 0.8
-"""Of all chunks, at most so many are protected; the longest unused of them falls back beyond that."""
+"""The share of all chunks that may be protected. Beyond it, the longest unused of them falls back."""
 
 
 class SegmentedLru(Generic[K]):

@@ -1,13 +1,13 @@
-"""The coldest tier: sealed chunks as values of a Redis or Valkey server, one for each part of a chunk.
+"""The durable tier in Redis or Valkey: sealed chunks as values, one for each part of a chunk.
 
     NAMESPACE:{<chunk key in hex>.<rank>}:chunk     the sealed bytes
     NAMESPACE:{<chunk key in hex>.<rank>}:claims    the claims on them, a set
 
-Both keys of a part lie in one slot of a cluster; parts spread over all of them. Value and claim are written in one
-transaction, and the value goes with its last claim, in one script: nobody sees half of either.
+Both keys of a part are in one slot of a cluster, and parts spread over all slots. Value and claim are written in one
+transaction. The value is removed with its last claim, in one script. So nobody sees half of either.
 
-Threads: any but the engine's own. Reads, writes and upkeep have threads of their own, each with its own connection.
-Every call is answered within its time-out, and the connections are made anew by themselves once the server is back.
+Threads: any but the engine's own. Reads, writes and maintenance have threads of their own, each with its own
+connection. Every call is answered within its time-out. Connections are made again once the server is back.
 """
 
 import functools
@@ -43,16 +43,16 @@ MAX_VALUE_BYTES: Final = 512 << 20
 CONNECT_TIMEOUT_S: Final = 5.0
 TIMEOUT_S: Final = 30.0
 ANSWER_S: Final = 5.0
-"""For a command that carries no chunk, and for a chunk beside what its length takes."""
+"""For a command that carries no chunk, and for a chunk in addition to the time that its length takes."""
 _SLOWEST: Final = 8 << 20
-"""Bytes a second that a chunk is waited for at least."""
+"""Bytes a second. A chunk that arrives more slowly times out."""
 REST_S: Final = 1.0
-"""How long nobody tries again after a connect that timed out."""
+"""After a call that timed out, nobody tries again for so long."""
 _SYNC_S: Final = 15.0
 _MARGIN_S: Final = 1.0
 _SCAN_COUNT: Final = 1000
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,200}")
-"""Nothing that means something in a pattern of SCAN or in a cluster's hash tag."""
+"""Characters without a meaning in a pattern of SCAN or in a cluster's hash tag."""
 _DELETE: Final = """
 redis.call('SREM', KEYS[2], ARGV[1])
 if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
@@ -63,12 +63,12 @@ return redis.call('UNLINK', KEYS[1])
 class RedisTier:
     """A `DurableTier` in `namespace` of the server that `url` names: redis://, rediss:// (TLS) or unix://.
 
-    Making one asks nothing of the server. `workers` transfers run at once in each direction. A connect may take
-    `connect_timeout_s`, and so may the server's first answers on it; then a call may take `ANSWER_S`, and a chunk what
-    its length adds, but never over `timeout_s`. Failures are CWM-5002 where the server is away, refuses us or does not
-    answer; what else a method fails with is said there.
+    Construction asks nothing of the server. `workers` transfers run at once in each direction. A connect may take
+    `connect_timeout_s`, and so may the server's first answers on it. Then a call may take `ANSWER_S`, and a chunk
+    longer according to its length, but never over `timeout_s`. Every method fails with `Code.BACKEND` if the server is
+    away, refuses us or does not answer. Each method's text names its other failures.
 
-    Raises: CWM-1003 for a URL that can't be one; ValueError for a namespace with other than `A-Za-z0-9._:-`.
+    Raises: `Code.ARGUMENT` for a malformed URL; ValueError for a namespace with other than `A-Za-z0-9._:-`.
     """
 
     name = TierName.REDIS
@@ -84,7 +84,7 @@ class RedisTier:
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         if not _NAMESPACE.fullmatch(namespace):
-            raise ValueError(f"{namespace!r} is no namespace")
+            raise ValueError(f"{namespace!r} is not a namespace")
         self.shared = shared
         self._url = url
         self._namespace = namespace
@@ -93,24 +93,30 @@ class RedisTier:
         self._breaker = CircuitBreaker(REST_S)
         self._written = Written()
         self._own = threading.local()
-        self._new_connection()  # complains of the URL now
+        self._new_connection()  # raises for a malformed URL now
         self._connections_lock = threading.Lock()
         self._connections: list[ChunkConnection] = []
         patience_s = 2 * connect_timeout_s + timeout_s + _MARGIN_S
         self._readers = TimeoutThreads("cwm-redis-read", workers, patience_s)
         self._writers = TimeoutThreads("cwm-redis-write", workers, patience_s)
-        self._upkeep = TimeoutThreads("cwm-redis-upkeep", 2, patience_s)
+        self._maintenance = TimeoutThreads("cwm-redis-maintenance", 2, patience_s)
 
     # --- transfers ----------------------------------------------------------------------------------------------------
 
     def write(self, chunk: ChunkId, sealed: memoryview, claim: Claim = NO_CLAIM) -> "Future[None]":
-        """Fails with CWM-4003 for a server at its memory limit, which then has nothing of it, and for a chunk beyond
-        `MAX_VALUE_BYTES`."""
+        """Replace whatever is stored under the id, and claim it.
+
+        Fails with `Code.QUOTA` for a server at its memory limit, which then has nothing of it, and for a chunk beyond
+        `MAX_VALUE_BYTES`.
+        """
         _check_buffer(sealed)
         return self._writers.submit(lambda: self._write(chunk, sealed, claim), _overdue)
 
     def read(self, chunk: ChunkId, into: memoryview) -> "Future[None]":
-        """Fails with CWM-2003 (not there) or CWM-4004 (another length), `into` being untouched then."""
+        """Fill `into` with the chunk's bytes.
+
+        Fails with `Code.CHUNK_MISSING`, or `Code.CORRUPT` for another length. `into` is untouched then.
+        """
         _check_buffer(into)
         return self._readers.submit(lambda: self._read(chunk, into), _overdue)
 
@@ -124,7 +130,7 @@ class RedisTier:
         value, claims = self._keys(chunk)
         connection, deadline = self._connection(), self._deadline(sealed.nbytes)
         connection.call(("MULTI",), ("SET", value, sealed), ("SADD", claims, claim), deadline=deadline)
-        connection.call(("EXEC",), deadline=deadline)  # not after its time-out: its caller was told that it failed
+        connection.call(("EXEC",), deadline=deadline)  # not after its time-out: its caller knows it as failed
         self._written.note(connection.run_id)
 
     def _read(self, chunk: ChunkId, into: memoryview) -> None:
@@ -134,25 +140,25 @@ class RedisTier:
         except WrongLength as other:
             raise CWMError(
                 Code.CORRUPT,
-                f"a stored chunk has {other.found} bytes instead of {into.nbytes}; its tokens are computed again, "
-                "freeze anew to replace it",
+                f"a stored chunk has {other.found} bytes instead of {into.nbytes}; its tokens are computed again; "
+                "freeze the session again to replace it",
                 fault="length",
             ) from None
         if found is None:
             raise CWMError(Code.CHUNK_MISSING, "a chunk is not in Redis; its tokens are computed again")
 
-    # --- upkeep -------------------------------------------------------------------------------------------------------
+    # --- maintenance --------------------------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Returns once every finished write is on the server's disk: at once, or after a second or two where the server
+        """Return once every finished write is on the server's disk: at once, or after a second or two if the server
         syncs its file every second.
 
-        Raises: CWM-5002, also for a server that keeps nothing over a restart, and for one that has restarted since a
-        write that no sync had settled; the callers' threads are told of that once each.
+        Raises: `Code.BACKEND`, also for a server that keeps nothing over a restart, and for one that has restarted
+        since a write that no sync had confirmed. Each calling thread gets the latter once.
         """
         count = self._written.count()
         run_id = self._with_link(self._sync_over)
-        if not self._written.settle(run_id, count):
+        if not self._written.confirm(run_id, count):
             raise CWMError(Code.BACKEND, "the Redis server restarted in the middle of the writes; write them again")
 
     @staticmethod
@@ -164,18 +170,19 @@ class RedisTier:
         return run_id
 
     def delete(self, chunk: ChunkId, claim: Claim = NO_CLAIM) -> bool:
-        """See `DurableTier`. Works at the memory limit as well."""
+        """End the claim, and remove the bytes with the last one. Works at the memory limit as well."""
         return bool(self._call(("EVAL", _DELETE, 2, *self._keys(chunk), claim)))
 
     def claims_of(self, chunk: ChunkId) -> frozenset[Claim]:
+        """Return the claims on a part."""
         return frozenset(Claim(claim.decode()) for claim in self._call(("SMEMBERS", self._keys(chunk)[1])))
 
     def size_of(self, chunk: ChunkId) -> int | None:
-        """The value's length in bytes, whatever that is; None if there is none."""
+        """Return the value's length in bytes, right or wrong; None if there is none."""
         return int(self._call(("STRLEN", self._keys(chunk)[0]))) or None
 
     def inventory(self) -> Iterator[tuple[ChunkId, int]]:
-        """Every part in the namespace with its length in bytes, whatever that is."""
+        """Return every part in the namespace with its length in bytes, right or wrong."""
         ours = re.compile(rf"{re.escape(self._namespace)}:\{{([0-9a-f]{{64}})\.([0-9]+)\}}:chunk".encode())
         found: dict[ChunkId, int] = {}
         cursor = b"0"
@@ -195,7 +202,7 @@ class RedisTier:
         return following, keys, lengths
 
     def sweep_leftovers(self) -> int:
-        """There are none: a write is there whole, or not."""
+        """Return 0: a write is there whole, or not at all."""
         return 0
 
     # --- the server ---------------------------------------------------------------------------------------------------
@@ -207,24 +214,25 @@ class RedisTier:
         return state
 
     def limit_bytes(self) -> int | None:
-        """The server's maxmemory; None where it has none or can't be asked."""
+        """Return the server's maxmemory; None if it has none or can't be asked."""
         try:
             return self.check_server().maxmemory or None
         except CWMError:
             return None
 
     def condition(self) -> str:
+        """Return a description of the server for people. Raises as `check_server`."""
         return self.check_server().sentence
 
     def require_lasting(self) -> None:
-        """Also raises CWM-5002 for a server that keeps nothing over a restart."""
+        """Return if the server keeps its data over a restart. Raises: `Code.BACKEND`."""
         state = self.check_server()
         if not state.durable:
             raise _keeps_nothing(state.risk)
 
     def close(self) -> None:
-        """Fails what has not begun, waits for the rest as long as its time-out allows."""
-        for threads in (self._readers, self._writers, self._upkeep):
+        """Fail calls that have not begun, and wait for the others as long as their time-out allows."""
+        for threads in (self._readers, self._writers, self._maintenance):
             threads.close()
         with self._connections_lock:
             for connection in self._connections:
@@ -239,7 +247,7 @@ class RedisTier:
         return self._connection().call(command, deadline=self._deadline())[0]
 
     def _do(self, work: Callable[[], T]) -> T:
-        return self._upkeep.submit(work, _overdue).result()
+        return self._maintenance.submit(work, _overdue).result()
 
     def _with_link(self, work: Callable[[RedisLink], T]) -> T:
         """Run `work` with a new link. It must not outlive the server's start."""
@@ -274,7 +282,7 @@ class RedisTier:
 
 def _check_buffer(buffer: memoryview) -> None:
     if buffer.itemsize != 1 or not buffer.contiguous or buffer.nbytes == 0:
-        raise ValueError(f"{buffer!r} of {buffer.nbytes} bytes is no sealed chunk's buffer")
+        raise ValueError(f"{buffer!r} of {buffer.nbytes} bytes is not the buffer of a sealed chunk")
 
 
 def _overdue(started: bool) -> CWMError:

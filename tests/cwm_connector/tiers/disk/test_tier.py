@@ -143,5 +143,5 @@ def test_the_store_serves_a_flipped_bit_and_the_check_finds_it(tier: DiskTier, f
 
 @pytest.mark.parametrize("buffer", [memoryview(b""), memoryview(bytes(5000)), memoryview(bytes(8192)).cast("I")])
 def test_what_is_no_sealed_chunk_is_not_written(tier: DiskTier, buffer: memoryview) -> None:
-    with pytest.raises(ValueError, match="no sealed chunk"):
+    with pytest.raises(ValueError, match="not the buffer of a sealed chunk"):
         tier.write(UNKNOWN, buffer)
