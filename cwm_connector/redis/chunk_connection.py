@@ -79,7 +79,7 @@ class ChunkConnection:
         """Send the commands together and return their replies. Connecting does not count towards `deadline`, which is
         a time of `time.monotonic`.
 
-        The first value among the replies goes into `into`, where that is given, and is an empty one in the list.
+        With `into`, the first value among the replies is read into it and is an empty one in the list.
 
         Raises: `Code.BACKEND`; `Code.QUOTA` for a server at its memory limit; WrongLength. The commands may have been
         executed then, and `into` half filled.

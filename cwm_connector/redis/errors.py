@@ -69,7 +69,7 @@ def lost_reply(problem: Exception) -> NoReply:
 
 
 def no_answer(reason: str) -> CWMError:
-    """Return the error for a server that does not answer. `reason` stands in brackets."""
+    """Return the error for a server that does not answer. `reason` is shown in brackets."""
     return unfit(f"does not answer ({reason}); check it and {SETTING}, then try again")
 
 
