@@ -170,7 +170,7 @@ def test_the_page_is_served_with_its_files(installed: Installed) -> None:
 
 
 async def test_the_plugin_in_it_starts_its_server_and_its_hooks(installed: Installed) -> None:
-    code = "from cwm_mcp.doctor.clients import PLUGIN; print(PLUGIN)"
+    code = "from cwm_mcp.doctor.plugin import PLUGIN; print(PLUGIN)"
     plugin = Path(installed.run(installed.python, "-c", code).strip())
     assert plugin.is_relative_to(installed.folder)
     declared = json.loads((plugin / ".mcp.json").read_text())["mcpServers"]["cwm"]
