@@ -4,11 +4,11 @@ Any thread may change the counters. Nothing here blocks. The control socket serv
 """
 
 import math
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from cwm_connector.core.types import TierName
+from cwm_connector.protocol.results import Metric
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -79,16 +79,16 @@ class Metrics:
         hits, misses = self.hits_and_misses()
         return hits / (hits + misses) if hits + misses else 0.0
 
-    def samples(self) -> list[dict[str, Any]]:
+    def samples(self) -> list[Metric]:
         """Return all samples with name, type, value, labels and help, without values that are not known yet (NaN)."""
         return [
-            {
-                "name": sample.name,
-                "type": family.type,
-                "value": sample.value,
-                "labels": dict(sample.labels),
-                "help": family.documentation,
-            }
+            Metric(
+                name=sample.name,
+                type=family.type,
+                value=sample.value,
+                labels=dict(sample.labels),
+                help=family.documentation,
+            )
             for family in self.registry.collect()
             for sample in family.samples
             if not sample.name.endswith("_created") and not math.isnan(sample.value)

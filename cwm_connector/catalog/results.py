@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from cwm_connector.catalog.base import (
     ChunkRow,
@@ -25,15 +25,12 @@ from cwm_connector.catalog.base import (
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_session_id, check_tags
 from cwm_connector.core.types import ChunkKey, Micros, TierName
+from cwm_connector.protocol import results
 from cwm_connector.protocol.calls import ListArgs, SessionsArgs
 
 MAX_LIMIT: Final = 100
 MAX_SEARCH: Final = 200
 _MAX_OFFSET: Final = 2**63 - 1
-_WINDOW_ITEM: Final = (
-    *("name", "description", "tags", "model", "token_count", "size_bytes", "unique_bytes", "storage_tier", "state"),
-    *("created_at", "parent_window", "session_id"),
-)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -147,33 +144,46 @@ def window_state(row: WindowRow) -> str:
     return "frozen" if row.thawed_at is None else "thawed"
 
 
-def window_item(row: WindowRow, tier: str | None) -> dict[str, Any]:
-    """One entry of window_list."""
+def window_item(row: WindowRow, tier: str | None) -> results.WindowItem:
+    """Return a window's entry in window_list. Of a damaged window only the name and the state are known."""
     if row.damaged:
-        return {**dict.fromkeys(_WINDOW_ITEM), "name": row.name, "tags": [], "state": window_state(row)}
-    return {
-        "name": row.name,
-        "description": row.description,
-        "tags": list(row.tags),
-        "model": row.model,
-        "token_count": row.token_count,
-        "size_bytes": row.size_bytes,
-        "unique_bytes": row.unique_bytes,
-        "storage_tier": tier,
-        "state": window_state(row),
-        "created_at": iso(row.created_at),
-        "parent_window": row.parent,
-        "session_id": row.session_id,
-    }
+        return results.WindowItem(
+            name=row.name,
+            description=None,
+            tags=[],
+            model=None,
+            token_count=None,
+            size_bytes=None,
+            unique_bytes=None,
+            storage_tier=None,
+            state=window_state(row),
+            created_at=None,
+            parent_window=None,
+            session_id=None,
+        )
+    return results.WindowItem(
+        name=row.name,
+        description=row.description,
+        tags=list(row.tags),
+        model=row.model,
+        token_count=row.token_count,
+        size_bytes=row.size_bytes,
+        unique_bytes=row.unique_bytes,
+        storage_tier=tier,
+        state=window_state(row),
+        created_at=iso(row.created_at),
+        parent_window=row.parent,
+        session_id=row.session_id,
+    )
 
 
-def window_page(page: WindowPage, query: WindowQuery, tier_of: Callable[[WindowRow], str | None]) -> dict[str, Any]:
-    """window_list's result."""
-    return {
-        "windows": [window_item(row, tier_of(row)) for row in page.windows],
-        "total": page.total,
-        "has_more": query.offset + len(page.windows) < page.total,
-    }
+def window_page(page: WindowPage, query: WindowQuery, tier_of: Callable[[WindowRow], str | None]) -> results.WindowList:
+    """Return window_list's result. `tier_of` names the tier that a thaw of a window would read."""
+    return results.WindowList(
+        windows=[window_item(row, tier_of(row)) for row in page.windows],
+        total=page.total,
+        has_more=query.offset + len(page.windows) < page.total,
+    )
 
 
 def window_status(
@@ -184,105 +194,104 @@ def window_status(
     *,
     include_blocks: bool = False,
     hit_rate: float | None = None,
-) -> dict[str, Any]:
-    """window_status's result for a window. A clone counts as frozen when it was made: its content has no other time."""
+) -> results.Status:
+    """Return window_status's result for a window. A clone has no other freeze time than its own creation."""
     tiers = locations.tiers_of([chunk.key for chunk in chunks])
-    status: dict[str, Any] = {
-        "type": "window",
-        "id": row.name,
-        "state": window_state(row),
-        "model": row.model,
-        "token_count": row.token_count,
-        "kv_cache": {
-            "block_count": row.block_count,
-            "total_size_bytes": row.size_bytes,
-            "storage_tier": tier_to_read(tiers, len(chunks)),
-            "hit_rate": hit_rate,
-            "tiers": tiers,
-        },
-        "timestamps": {
-            "created_at": iso(row.created_at),
-            "updated_at": iso(row.updated_at),
-            "frozen_at": iso(row.created_at),
-            "thawed_at": None if row.thawed_at is None else iso(row.thawed_at),
-        },
-        "lineage": {"parent": row.parent, "children": list(children)},
-    }
-    if include_blocks:
-        status["blocks"] = [_block(chunk, locations) for chunk in chunks]
-    return status
+    return results.Status(
+        type="window",
+        id=row.name,
+        state=window_state(row),
+        model=row.model,
+        token_count=row.token_count,
+        kv_cache=results.KvCache(
+            block_count=row.block_count,
+            total_size_bytes=row.size_bytes,
+            storage_tier=tier_to_read(tiers, len(chunks)),
+            hit_rate=hit_rate,
+            tiers=tiers,
+        ),
+        timestamps=results.Timestamps(
+            created_at=iso(row.created_at),
+            updated_at=iso(row.updated_at),
+            frozen_at=iso(row.created_at),
+            thawed_at=None if row.thawed_at is None else iso(row.thawed_at),
+        ),
+        lineage=results.Lineage(parent=row.parent, children=list(children)),
+        blocks=[_block(chunk, locations) for chunk in chunks] if include_blocks else None,
+    )
 
 
-def _block(chunk: ChunkRow, locations: LocationLookup) -> dict[str, Any]:
-    return {
-        "hash": chunk.key.hex(),
-        "tokens": chunk.tokens,
-        "size_bytes": chunk.size_bytes,
-        "storage_tier": tier_to_read(locations.tiers_of([chunk.key]), 1),
-    }
+def _block(chunk: ChunkRow, locations: LocationLookup) -> results.Block:
+    return results.Block(
+        hash=chunk.key.hex(),
+        tokens=chunk.tokens,
+        size_bytes=chunk.size_bytes,
+        storage_tier=tier_to_read(locations.tiers_of([chunk.key]), 1),
+    )
 
 
-def session_item(row: SessionRow) -> dict[str, Any]:
-    """One entry of session_list for a session that no engine knows any more: as it was last frozen or thawed."""
-    return {
-        "session_id": row.session_id,
-        "state": SessionState(row.event.value).value,
-        "model": row.model,
-        "token_count": row.token_count,
-        "heads": None,
-        "cached_tokens": None,
-        "last_active_at": None,
-        "created_at": iso(row.created_at),
-        "windows": list(row.windows),
-        "title": None,
-        "auto_freeze_at": None,
-    }
+def session_item(row: SessionRow) -> results.SessionItem:
+    """Return the entry in session_list of a session that no engine knows any more, as it was last frozen or thawed."""
+    return results.SessionItem(
+        session_id=row.session_id,
+        state=SessionState(row.event.value).value,
+        model=row.model,
+        token_count=row.token_count,
+        heads=None,
+        cached_tokens=None,
+        last_active_at=None,
+        created_at=iso(row.created_at),
+        windows=list(row.windows),
+        title=None,
+        auto_freeze_at=None,
+    )
 
 
-def live_session_item(live: LiveSession, row: SessionRow | None) -> dict[str, Any]:
-    """One entry of session_list for a session of the running engine; `row` is what the catalog has of it."""
-    return {
-        "session_id": live.session_id,
-        "state": live.state.value,
-        "model": live.model,
-        "token_count": live.token_count,
-        "heads": live.heads,
-        "cached_tokens": live.cached_tokens,
-        "last_active_at": iso(live.last_active_at),
-        "created_at": iso(live.created_at if row is None else min(live.created_at, row.created_at)),
-        "windows": [] if row is None else list(row.windows),
-        "title": live.title,
-        "auto_freeze_at": None if live.auto_freeze_at is None else iso(live.auto_freeze_at),
-    }
+def live_session_item(live: LiveSession, row: SessionRow | None) -> results.SessionItem:
+    """Return the entry in session_list of a session of the running engine. `row` is its record in the catalog."""
+    return results.SessionItem(
+        session_id=live.session_id,
+        state=live.state.value,
+        model=live.model,
+        token_count=live.token_count,
+        heads=live.heads,
+        cached_tokens=live.cached_tokens,
+        last_active_at=iso(live.last_active_at),
+        created_at=iso(live.created_at if row is None else min(live.created_at, row.created_at)),
+        windows=[] if row is None else list(row.windows),
+        title=live.title,
+        auto_freeze_at=None if live.auto_freeze_at is None else iso(live.auto_freeze_at),
+    )
 
 
-def session_page(items: Sequence[dict[str, Any]], args: SessionsArgs) -> dict[str, Any]:
-    """session_list's result: those of `items` that the arguments ask for, in the order given. Raises: CWM-1003."""
+def session_page(items: Sequence[results.SessionItem], args: SessionsArgs) -> results.SessionList:
+    """Return session_list's result: the page of `items` that the arguments select, in the order given.
+
+    Raises: `Code.ARGUMENT` for a wrong argument.
+    """
     _check_page(args)
     if args.state_filter not in (None, *SessionState):
         raise CWMError(Code.ARGUMENT, f"state_filter is {args.state_filter!r}; use one of {', '.join(SessionState)}")
-    wanted = [
-        item for item in items if args.state_filter in (None, item["state"]) and args.model in (None, item["model"])
-    ]
+    matching = [item for item in items if args.state_filter in (None, item.state) and args.model in (None, item.model)]
     end = args.offset + args.limit
-    return {"sessions": wanted[args.offset : end], "total": len(wanted), "has_more": end < len(wanted)}
+    return results.SessionList(sessions=matching[args.offset : end], total=len(matching), has_more=end < len(matching))
 
 
-def session_status(item: Mapping[str, Any], row: SessionRow | None) -> dict[str, Any]:
-    """window_status's result for a session, from its entry in session_list; what is stored of it are its windows."""
+def session_status(item: results.SessionItem, row: SessionRow | None) -> results.Status:
+    """Return window_status's result for a session, from its entry in session_list. Only its windows are stored."""
     event_at = None if row is None else iso(row.updated_at)
-    return {
-        "type": "session",
-        "id": item["session_id"],
-        "state": item["state"],
-        "model": item["model"],
-        "token_count": item["token_count"],
-        "kv_cache": dict.fromkeys(("block_count", "total_size_bytes", "storage_tier", "hit_rate", "tiers")),
-        "timestamps": {
-            "created_at": item["created_at"],
-            "updated_at": item["last_active_at"] or event_at,
-            "frozen_at": event_at if row is not None and row.event is SessionEvent.FROZEN else None,
-            "thawed_at": event_at if row is not None and row.event is SessionEvent.THAWED else None,
-        },
-        "lineage": {"parent": None, "children": item["windows"]},
-    }
+    return results.Status(
+        type="session",
+        id=item.session_id,
+        state=item.state,
+        model=item.model,
+        token_count=item.token_count,
+        kv_cache=results.KvCache(block_count=None, total_size_bytes=None, storage_tier=None, hit_rate=None, tiers=None),
+        timestamps=results.Timestamps(
+            created_at=item.created_at,
+            updated_at=item.last_active_at or event_at,
+            frozen_at=event_at if row is not None and row.event is SessionEvent.FROZEN else None,
+            thawed_at=event_at if row is not None and row.event is SessionEvent.THAWED else None,
+        ),
+        lineage=results.Lineage(parent=None, children=item.windows),
+    )

@@ -8,10 +8,11 @@ import contextlib
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.calls import Args, Op
+from cwm_connector.protocol.results import Answer
 from cwm_connector.protocol.wire import Failure, FromEngine, Progress, Result
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ ProgressSink = Callable[[int, int, str], None]
 class CallHandler(Protocol):
     """Carries out operations for clients."""
 
-    async def call(self, op: Op, args: Args, progress: ProgressSink) -> dict[str, Any]:
+    async def call(self, op: Op, args: Args, progress: ProgressSink) -> Answer:
         """Carry out one operation and return the contract's fields.
 
         Raises: CWMError. Any other exception is answered with `Code.INTERNAL`.
@@ -69,7 +70,7 @@ class ProgressFlow:
 class RunningCall:
     """One operation from its start to its answer."""
 
-    def __init__(self, call_id: int, op: Op, work: asyncio.Task[dict[str, Any]], limit_s: float) -> None:
+    def __init__(self, call_id: int, op: Op, work: asyncio.Task[Answer], limit_s: float) -> None:
         self._id = call_id
         self._op = op
         self._work = work

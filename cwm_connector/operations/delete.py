@@ -6,7 +6,6 @@ never less. Leftovers of a kill are swept by the next start, or by a collection 
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.core.errors import Code, CWMError
@@ -17,6 +16,7 @@ from cwm_connector.operations.context import EngineContext, claimed
 from cwm_connector.operations.recovery import Swept, sweep
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.protocol.calls import DeleteArgs
+from cwm_connector.protocol.results import Collected, Deleted
 from cwm_connector.tiers.base import DurableTier
 
 
@@ -27,13 +27,13 @@ class Deleter:
         self._engine = engine
         self._tiering = tiering
 
-    async def delete(self, args: DeleteArgs) -> dict[str, Any]:
+    async def delete(self, args: DeleteArgs) -> Deleted:
         """Delete a window's row, then remove the chunks that no other window refers to from every tier."""
         name = check_window_name(args.window_name)
         async with self._engine.chunk_lock:
             return await finish_even_if_cancelled(self._delete(name))
 
-    async def collect(self) -> dict[str, Any]:
+    async def collect(self) -> Collected:
         """Remove chunk rows that no window refers to, and what the tiers hold without a row.
 
         Raises: `Code.BACKEND` while the outcome of a freeze is unknown. A tier that can't be asked only adds a warning.
@@ -41,17 +41,17 @@ class Deleter:
         async with self._engine.chunk_lock:
             return await finish_even_if_cancelled(self._collect())
 
-    async def _delete(self, name: str) -> dict[str, Any]:
+    async def _delete(self, name: str) -> Deleted:
         deleted = await self._engine.catalog.run(lambda catalog: catalog.delete_window(name))
         self._engine.thaw_bindings.unbind(name)
-        return {
-            "window_name": name,
-            "blocks_deleted": len(deleted.orphans),
-            "blocks_shared": deleted.shared,
-            "space_freed_bytes": await self._remove(deleted.orphans),
-        }
+        return Deleted(
+            window_name=name,
+            blocks_deleted=len(deleted.orphans),
+            blocks_shared=deleted.shared,
+            space_freed_bytes=await self._remove(deleted.orphans),
+        )
 
-    async def _collect(self) -> dict[str, Any]:
+    async def _collect(self) -> Collected:
         engine = self._engine
         if not await engine.catalog.run(lambda catalog: catalog.is_durable()):
             raise CWMError(Code.BACKEND, "the outcome of a freeze is not known yet; run it again once Redis is back")
@@ -68,12 +68,12 @@ class Deleter:
             orphans += swept.chunks
             freed += swept.n_bytes
         compacted = await engine.catalog.run(lambda catalog: catalog.compact())
-        return {
-            "chunks_deleted": len(unreferenced) + orphans,
-            "space_freed_bytes": freed,
-            "catalog_bytes_freed": compacted,
-            "warning": "; ".join(away) or None,
-        }
+        return Collected(
+            chunks_deleted=len(unreferenced) + orphans,
+            space_freed_bytes=freed,
+            catalog_bytes_freed=compacted,
+            warning="; ".join(away) or None,
+        )
 
     def _sweep(self, tier: DurableTier, rows: Mapping[ChunkKey, ChunkRow]) -> Swept:
         return sweep(tier, tier.inventory(), rows, self._engine.claims)

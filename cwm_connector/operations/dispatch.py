@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Awaitable
-from typing import Any
 
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import CWMError
@@ -38,6 +37,7 @@ from cwm_connector.protocol.calls import (
     TokensArgs,
     VerifyArgs,
 )
+from cwm_connector.protocol.results import Answer, EngineInfo, Metrics, Tagged, TimedFreeze
 
 
 class Dispatcher:
@@ -62,7 +62,7 @@ class Dispatcher:
         await self.auto.load_from_catalog()
         await self._thawer.rebind()
 
-    async def call(self, op: Op, args: Args, progress: ProgressSink) -> dict[str, Any]:
+    async def call(self, op: Op, args: Args, progress: ProgressSink) -> Answer:
         """Carry out one call and return the contract's fields. Raises: what the operation raises."""
         outcome = "failed"
         try:
@@ -75,7 +75,7 @@ class Dispatcher:
         finally:
             self._engine.metrics.operations.labels(op.value, outcome).inc()
 
-    def _carry_out(self, op: Op, args: Args, progress: ProgressSink) -> Awaitable[dict[str, Any]]:
+    def _carry_out(self, op: Op, args: Args, progress: ProgressSink) -> Awaitable[Answer]:
         match args:
             case FreezeArgs():
                 return self._freeze(args, progress)
@@ -113,21 +113,21 @@ class Dispatcher:
         }
         return without_arguments[op]()
 
-    async def _freeze(self, args: FreezeArgs, progress: ProgressSink) -> dict[str, Any]:
+    async def _freeze(self, args: FreezeArgs, progress: ProgressSink) -> TimedFreeze:
         result = await self._freezer.freeze(args, progress)
         await self.auto.prune_after(args)
         return result
 
-    async def _tag(self, args: TagArgs) -> dict[str, Any]:
+    async def _tag(self, args: TagArgs) -> Tagged:
         name = check_window_name(args.window_name)
         add, remove = check_tags(args.add), check_tags(args.remove)
         description = None if args.description is None else check_description(args.description)
         row = await finish_even_if_cancelled(
             self._engine.catalog.run(lambda catalog: catalog.tag_window(name, add, remove, description, now_micros()))
         )
-        return {"window_name": row.name, "tags": list(row.tags), "description": row.description}
+        return Tagged(window_name=row.name, tags=list(row.tags), description=row.description)
 
-    async def _metrics(self) -> dict[str, Any]:
+    async def _metrics(self) -> Metrics:
         totals = await self._engine.catalog.run(lambda catalog: catalog.totals())
         metrics = self._engine.metrics
         metrics.windows.set(totals.windows)
@@ -135,7 +135,7 @@ class Dispatcher:
         metrics.chunk_bytes.set(totals.stored_bytes)
         seconds = self._engine.scheduler.prefill_speed.seconds_for(1000)
         metrics.prefill_rate.set(1000 / seconds if seconds else math.nan)
-        return {"metrics": metrics.samples()}
+        return Metrics(metrics=metrics.samples())
 
-    async def _ping(self) -> dict[str, Any]:
-        return {"model": self._engine.model}
+    async def _ping(self) -> EngineInfo:
+        return EngineInfo(model=self._engine.model)

@@ -12,7 +12,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 from cwm_connector.catalog.base import (
     Catalog,
@@ -25,12 +25,12 @@ from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, chunk_specs
 from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
-from cwm_connector.core.types import ChunkKey
 from cwm_connector.operations.async_helpers import call_on_loop, finish_even_if_cancelled, wait_done
 from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.window_commit import WindowCommit
 from cwm_connector.protocol.calls import FreezeArgs
+from cwm_connector.protocol.results import TimedFreeze
 from cwm_connector.sessions.index import HeadSnapshot
 from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.step.job_board import JobResult, Ticket
@@ -60,12 +60,6 @@ class _Evicted(Exception):
         self.first = first
 
 
-def tier_fields(engine: EngineContext, keys: Sequence[ChunkKey]) -> dict[str, Any]:
-    """Return `storage_tier` (where a thaw would read) and the chunks in each tier, as they lie right now."""
-    tiers = engine.locations.tiers_of(keys)
-    return {"storage_tier": storage_tier(tiers), "tiers": tiers}
-
-
 class Freezer:
     """One for each engine. Control thread only."""
 
@@ -75,7 +69,7 @@ class Freezer:
         self._window_commit = WindowCommit(engine, tiering)
         self._numbers = itertools.count(1)
 
-    async def freeze(self, args: FreezeArgs, progress: ProgressSink, *, recompute: bool = True) -> dict[str, Any]:
+    async def freeze(self, args: FreezeArgs, progress: ProgressSink, *, recompute: bool = True) -> TimedFreeze:
         """Freeze a session into a new window.
 
         Without `recompute` evicted blocks are not computed again. The window then restores what comes before them, and
@@ -114,20 +108,22 @@ class Freezer:
         metrics.stored_bytes.inc(sum(chunk.size_bytes for chunk in saved.rows))
         metrics.capture_seconds.observe(saved.captured_at - started)
         metrics.freeze_seconds.observe(time.perf_counter() - started)
-        return {
-            "window_name": row.name,
-            "session_id": row.session_id,
-            "token_count": row.token_count,
-            "captured_tokens": row.restorable_tokens,
-            "recomputed_tokens": saved.recomputed_tokens,
-            "block_count": row.block_count,
-            "total_size_bytes": row.size_bytes,
-            "new_bytes": sum(chunk.size_bytes for chunk in saved.rows),
-            **tier_fields(self._engine, keys),
-            "parent_window": row.parent,
-            "capture_ms": round((saved.captured_at - started) * 1000, 3),
-            "duration_ms": round((time.perf_counter() - started) * 1000, 3),
-        }
+        tiers = self._engine.locations.tiers_of(keys)
+        return TimedFreeze(
+            window_name=row.name,
+            session_id=row.session_id,
+            token_count=row.token_count,
+            captured_tokens=row.restorable_tokens,
+            recomputed_tokens=saved.recomputed_tokens,
+            block_count=row.block_count,
+            total_size_bytes=row.size_bytes,
+            new_bytes=sum(chunk.size_bytes for chunk in saved.rows),
+            storage_tier=storage_tier(tiers),
+            tiers=tiers,
+            parent_window=row.parent,
+            capture_ms=round((saved.captured_at - started) * 1000, 3),
+            duration_ms=round((time.perf_counter() - started) * 1000, 3),
+        )
 
     # --- steps ---
 

@@ -6,7 +6,7 @@ Nothing here waits long. A part that does not answer in time is reported as not 
 import asyncio
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.folders import folder_state, free_space
@@ -14,6 +14,7 @@ from cwm_connector.core.types import TierName
 from cwm_connector.operations.async_helpers import wait_done
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.protocol.calls import HealthArgs
+from cwm_connector.protocol.results import Component, Health, HealthState
 from cwm_connector.version import __version__
 
 ANSWER_S: Final = 4.0
@@ -27,7 +28,7 @@ class HealthReader:
         self._engine = engine
         self._started = time.monotonic()
 
-    async def health(self, args: HealthArgs) -> dict[str, Any]:
+    async def health(self, args: HealthArgs) -> Health:
         """Return the health of one part or of all."""
         components = await asyncio.gather(
             self._engine_health(),
@@ -36,22 +37,22 @@ class HealthReader:
             self._disk_health(),
             *(self._tier_health(tier) for tier in TierName.durable() if tier is not TierName.DISK),
         )
-        chosen = [each for each in components if args.component in (None, each["name"])]
-        healthy = all(each["status"] == "healthy" for each in chosen)
-        return {
-            "status": "healthy" if healthy else "degraded",
-            "uptime_seconds": round(time.monotonic() - self._started, 3),
-            "version": __version__,
-            "components": chosen,
-        }
+        chosen = [each for each in components if args.component in (None, each.name)]
+        healthy = all(each.status == "healthy" for each in chosen)
+        return Health(
+            status="healthy" if healthy else "degraded",
+            uptime_seconds=round(time.monotonic() - self._started, 3),
+            version=__version__,
+            components=chosen,
+        )
 
-    async def _engine_health(self) -> dict[str, Any]:
+    async def _engine_health(self) -> Component:
         begun = time.perf_counter()
         answered = await wait_done(self._engine.step_queue.call(lambda: None), 1.0)
         message = "stepping" if answered else "busy: it took no step within a second"
         return _component("engine", "healthy", message, begun if answered else None)
 
-    async def _catalog_health(self) -> dict[str, Any]:
+    async def _catalog_health(self) -> Component:
         begun = time.perf_counter()
         try:
             totals, state = await self._engine.catalog.run(lambda catalog: (catalog.totals(), catalog.state()))
@@ -62,13 +63,13 @@ class HealthReader:
             return _component("catalog", "degraded", f"{known} as last known; {state}", begun)
         return _component("catalog", "healthy", known, begun)
 
-    async def _cpu_health(self) -> dict[str, Any]:
+    async def _cpu_health(self) -> Component:
         return _component("cpu", "healthy", f"{len(self._engine.locations.in_memory())} blocks in memory", None)
 
-    async def _disk_health(self) -> dict[str, Any]:
+    async def _disk_health(self) -> Component:
         return await asyncio.to_thread(_folder_health, self._engine.settings.chunks_path)
 
-    async def _tier_health(self, name: TierName) -> dict[str, Any]:
+    async def _tier_health(self, name: TierName) -> Component:
         tier = self._engine.durable_tiers.get(name)
         if tier is None:
             return _component(name.value, "healthy", "not configured", None)
@@ -87,13 +88,13 @@ class HealthReader:
         return _component(name.value, "healthy", message, begun)
 
 
-def _folder_health(folder: Path) -> dict[str, Any]:
+def _folder_health(folder: Path) -> Component:
     state = folder_state(folder)
     if state.fault is not None:
         return _component("disk", "unhealthy", state.fault, None)
     return _component("disk", "healthy", free_space(folder, state.free_bytes), None)
 
 
-def _component(name: str, status: str, message: str, begun: float | None) -> dict[str, Any]:
+def _component(name: str, status: HealthState, message: str, begun: float | None) -> Component:
     latency = None if begun is None else round((time.perf_counter() - begun) * 1000, 3)
-    return {"name": name, "status": status, "message": message, "latency_ms": latency}
+    return Component(name=name, status=status, message=message, latency_ms=latency)

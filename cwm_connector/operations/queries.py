@@ -8,7 +8,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, Final
+from typing import Final
 
 from cwm_connector.catalog import results
 from cwm_connector.catalog.base import Catalog, CatalogTotals, ChunkRow, SessionRow, TierTotals, WindowRow
@@ -20,6 +20,16 @@ from cwm_connector.operations.async_helpers import wait_done
 from cwm_connector.operations.auto_freeze.freezer import AutoFreezer
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.protocol.calls import ListArgs, SessionsArgs, StatusArgs, TokensArgs
+from cwm_connector.protocol.results import (
+    KvStore,
+    SessionItem,
+    SessionList,
+    Status,
+    StoreStats,
+    TierStats,
+    WindowList,
+    WindowTokens,
+)
 from cwm_connector.sessions.index import SessionView
 
 REMEMBERED_WINDOWS: Final = 1024
@@ -44,16 +54,16 @@ class Queries:
         self._last_views: list[tuple[SessionView, int]] = []
         self._pending_views: Future[list[tuple[SessionView, int]]] | None = None
 
-    async def list_windows(self, args: ListArgs) -> dict[str, Any]:
+    async def list_windows(self, args: ListArgs) -> WindowList:
         """Return one page of windows. Raises: `Code.ARGUMENT` for arguments that can't be a query."""
         query = results.parse_list_args(args)
 
-        def read(catalog: Catalog) -> dict[str, Any]:
+        def read(catalog: Catalog) -> WindowList:
             return results.window_page(catalog.list_windows(query), query, lambda row: self._tier_of(catalog, row))
 
         return await self._engine.catalog.run(read)
 
-    async def status(self, args: StatusArgs) -> dict[str, Any]:
+    async def status(self, args: StatusArgs) -> Status:
         """Return the status of one window or one session.
 
         Raises: `Code.SESSION_ID`, `Code.WINDOW_NAME`, `Code.ARGUMENT`, `Code.SESSION_NOT_FOUND`,
@@ -65,20 +75,20 @@ class Queries:
             return await self._window_status(check_window_name(args.window_name), args.include_blocks)
         return await self._session_status(check_session_id(args.session_id or ""))
 
-    async def token_ids(self, args: TokensArgs) -> dict[str, Any]:
+    async def token_ids(self, args: TokensArgs) -> WindowTokens:
         """Return a window's exact token ids, little-endian int32.
 
         Raises: `Code.WINDOW_NAME`, `Code.WINDOW_NOT_FOUND`.
         """
         name = check_window_name(args.window_name)
         ids = await self._engine.catalog.run(lambda catalog: catalog.token_ids_of(name))
-        return {"window_name": name, "token_ids": ids}
+        return WindowTokens(window_name=name, token_ids=ids)
 
-    async def sessions(self, args: SessionsArgs) -> dict[str, Any]:
+    async def sessions(self, args: SessionsArgs) -> SessionList:
         """Return one page of sessions: the engine's own, then those that only the catalog remembers."""
         return results.session_page(await self._session_items(LIST_WAITS_S), args)
 
-    async def stats(self) -> dict[str, Any]:
+    async def stats(self) -> StoreStats:
         """Return how full the tiers are and how often they were of use."""
 
         def read(catalog: Catalog) -> tuple[CatalogTotals, Sequence[ChunkRow]]:
@@ -88,22 +98,22 @@ class Queries:
         hits, misses = self._engine.metrics.hits_and_misses()
         settings = self._engine.settings
         in_memory = TierTotals(len(resident), sum(row.size_bytes for row in resident))
-        tiers: dict[str, Any] = {TierName.CPU.value: _tier(in_memory, settings.cpu_cache_bytes)}
+        tiers: dict[str, TierUsage | None] = {TierName.CPU.value: _tier(in_memory, settings.cpu_cache_bytes)}
         for name in TierName.durable():
             tier = self._engine.durable_tiers.get(name)
             limit = None if tier is None else await asyncio.to_thread(tier.limit_bytes)
             tiers[name.value] = None if tier is None else _tier(totals.tiers[name], limit)
-        return {
-            "kv_store": {
-                "total_blocks": totals.chunks,
-                "total_bytes": totals.stored_bytes,
-                "hit_rate": self._engine.metrics.hit_rate(),
-                "hits": hits,
-                "misses": misses,
-                "dedup_ratio": totals.referenced_bytes / totals.stored_bytes if totals.stored_bytes else None,
-                "tiers": tiers,
-            }
-        }
+        return StoreStats(
+            kv_store=KvStore(
+                total_blocks=totals.chunks,
+                total_bytes=totals.stored_bytes,
+                hit_rate=self._engine.metrics.hit_rate(),
+                hits=hits,
+                misses=misses,
+                dedup_ratio=totals.referenced_bytes / totals.stored_bytes if totals.stored_bytes else None,
+                tiers=tiers,
+            )
+        )
 
     # --- inside ---
 
@@ -124,8 +134,8 @@ class Queries:
                 self._keys_of.popitem(last=False)
         return results.tier_to_read(self._engine.locations.tiers_of(keys), len(keys))
 
-    async def _window_status(self, name: str, include_blocks: bool) -> dict[str, Any]:
-        def read(catalog: Catalog) -> dict[str, Any]:
+    async def _window_status(self, name: str, include_blocks: bool) -> Status:
+        def read(catalog: Catalog) -> Status:
             chunks = catalog.chunks_of(name)
             self._engine.locations.load_from_catalog(chunks)
             return results.window_status(
@@ -139,10 +149,8 @@ class Queries:
 
         return await self._engine.catalog.run(read)
 
-    async def _session_status(self, session_id: str) -> dict[str, Any]:
-        item = next(
-            (each for each in await self._session_items(STATUS_WAITS_S) if each["session_id"] == session_id), None
-        )
+    async def _session_status(self, session_id: str) -> Status:
+        item = next((each for each in await self._session_items(STATUS_WAITS_S) if each.session_id == session_id), None)
         if item is None:
             raise CWMError(
                 Code.SESSION_NOT_FOUND,
@@ -152,7 +160,7 @@ class Queries:
         row = await self._engine.catalog.run(lambda catalog: catalog.session(session_id))
         return results.session_status(item, row)
 
-    async def _session_items(self, wait_s: float) -> list[dict[str, Any]]:
+    async def _session_items(self, wait_s: float) -> list[SessionItem]:
         """Return the engine's sessions, last active first, then those that only the catalog remembers."""
         live, fresh = await self._live_sessions(wait_s)
         stored = {row.session_id: row for row in await self._engine.catalog.run(lambda catalog: catalog.sessions())}
@@ -189,8 +197,8 @@ class Queries:
         return self._last_views, fresh
 
 
-def _tier(totals: TierTotals, limit_bytes: int | None) -> dict[str, Any]:
-    return {"blocks": totals.chunks, "bytes": totals.stored_bytes, "limit_bytes": limit_bytes}
+def _tier(totals: TierTotals, limit_bytes: int | None) -> TierStats:
+    return TierStats(blocks=totals.chunks, bytes=totals.stored_bytes, limit_bytes=limit_bytes)
 
 
 def _state(view: SessionView, row: SessionRow | None) -> SessionState:

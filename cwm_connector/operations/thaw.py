@@ -11,7 +11,7 @@ import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from cwm_connector.catalog.base import Binding, Catalog, ChunkRow, WindowRow
 from cwm_connector.control.calls import ProgressSink
@@ -23,6 +23,7 @@ from cwm_connector.operations.async_helpers import call_on_loop, finish_even_if_
 from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.protocol.calls import CloneArgs, ThawArgs
+from cwm_connector.protocol.results import Cloned, Thawed
 from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.step.job_board import JobResult
 from cwm_connector.step.jobs import PromoteJob
@@ -62,7 +63,7 @@ class Thawer:
         self._tiering = tiering
         self._background: set[asyncio.Task[None]] = set()
 
-    async def thaw(self, args: ThawArgs, progress: ProgressSink) -> dict[str, Any]:
+    async def thaw(self, args: ThawArgs, progress: ProgressSink) -> Thawed:
         """Make a window loadable for its session and for a new salt. With `prewarm`, read and verify its chunks first.
 
         Chunks that can't be verified are not an error. They end the part of the window that can be restored.
@@ -89,20 +90,20 @@ class Thawer:
         if fault is None and restorable < full:
             fault = "an auto-freeze found the rest of the session evicted"
         warning = f"the window will be computed again from token {restorable} on: {fault}" if fault else None
-        return {
-            "session_id": session_id,
-            "cache_salt": salt,
-            "window_name": name,
-            "token_count": stored.row.token_count,
-            "restorable_tokens": restorable,
-            "restored_by_tier": {tier.value: tokens for tier, tokens in checked.tokens_by_tier.items()},
-            "restoration_time_ms": round((time.perf_counter() - started) * 1000, 3),
-            "partial": restorable < full,
-            "warning": warning,
-            "recompute_is_faster": self._is_slower(read_s, restorable) if args.prewarm else None,
-        }
+        return Thawed(
+            session_id=session_id,
+            cache_salt=salt,
+            window_name=name,
+            token_count=stored.row.token_count,
+            restorable_tokens=restorable,
+            restored_by_tier={tier.value: tokens for tier, tokens in checked.tokens_by_tier.items()},
+            restoration_time_ms=round((time.perf_counter() - started) * 1000, 3),
+            partial=restorable < full,
+            warning=warning,
+            recompute_is_faster=self._is_slower(read_s, restorable) if args.prewarm else None,
+        )
 
-    async def clone(self, args: CloneArgs) -> dict[str, Any]:
+    async def clone(self, args: CloneArgs) -> Cloned:
         """Give a window's snapshot a second name. It takes one row and no bytes.
 
         Raises: `Code.WINDOW_NAME` and `Code.ARGUMENT` for names, `Code.WINDOW_NOT_FOUND`, `Code.WINDOW_EXISTS`.
@@ -115,7 +116,7 @@ class Thawer:
                 lambda catalog: catalog.clone_window(source, target, description, tags, now_micros())
             )
         )
-        return {"source_window": source, "target_window": target, "shared_blocks": row.block_count, "new_bytes": 0}
+        return Cloned(source_window=source, target_window=target, shared_blocks=row.block_count, new_bytes=0)
 
     async def rebind(self) -> int:
         """Bind the thaws of before a restart again and return how many. A damaged window is left out."""

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.control.calls import ProgressSink
@@ -21,6 +21,7 @@ from cwm_connector.operations.async_helpers import finish_even_if_cancelled
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.protocol.calls import VerifyArgs
+from cwm_connector.protocol.results import BadCopy, Verified
 from cwm_connector.tiers.stack import BAD_COPY
 
 _CURSOR: Final = "verify.cursor"
@@ -36,7 +37,7 @@ class _Walk:
     chunks: int = 0
     copies: int = 0
     n_bytes: int = 0
-    bad: list[dict[str, Any]] = field(default_factory=list)
+    bad: list[BadCopy] = field(default_factory=list)
     bad_copies: int = 0
     repaired: int = 0
     unread: int = 0
@@ -51,7 +52,7 @@ class Verifier:
         self._tiering = tiering
         self._walking = asyncio.Lock()
 
-    async def verify(self, args: VerifyArgs, progress: ProgressSink) -> dict[str, Any]:
+    async def verify(self, args: VerifyArgs, progress: ProgressSink) -> Verified:
         """Check every stored copy and return what was found.
 
         Raises: `Code.BUSY` while another verification runs, `Code.ARGUMENT` for a negative rate.
@@ -63,7 +64,7 @@ class Verifier:
         async with self._walking:
             return await self._walk(args, progress)
 
-    async def _walk(self, args: VerifyArgs, progress: ProgressSink) -> dict[str, Any]:
+    async def _walk(self, args: VerifyArgs, progress: ProgressSink) -> Verified:
         started = time.monotonic()
         noted = None if args.restart else await self._engine.catalog.run(lambda catalog: catalog.noted(_CURSOR))
         last = None if noted is None else ChunkKey(bytes.fromhex(noted))
@@ -78,17 +79,17 @@ class Verifier:
                 ahead_s = seen.n_bytes / (args.rate_mb_s * MIB) - (time.monotonic() - started)
                 await asyncio.sleep(max(0.0, ahead_s))
         await self._note(None)
-        return {
-            "resumed": noted is not None,
-            "chunks": seen.chunks,
-            "copies": seen.copies,
-            "bytes": seen.n_bytes,
-            "bad_copies": seen.bad_copies,
-            "repaired": seen.repaired,
-            "unread": seen.unread,
-            "bad": seen.bad,
-            "duration_ms": round((time.monotonic() - started) * 1000, 3),
-        }
+        return Verified(
+            resumed=noted is not None,
+            chunks=seen.chunks,
+            copies=seen.copies,
+            bytes=seen.n_bytes,
+            bad_copies=seen.bad_copies,
+            repaired=seen.repaired,
+            unread=seen.unread,
+            bad=seen.bad,
+            duration_ms=round((time.monotonic() - started) * 1000, 3),
+        )
 
     async def _next(self, last: ChunkKey | None) -> Sequence[ChunkRow]:
         return await self._engine.catalog.run(lambda catalog: catalog.chunks_after(last, _BATCH))
@@ -137,11 +138,11 @@ class Verifier:
         if len(seen.bad) < MAX_REPORTED:
             windows = await self._engine.catalog.run(lambda catalog: catalog.windows_with([row.key]))
             seen.bad.append(
-                {
-                    "hash": row.key.hex(),
-                    "storage_tier": tier.value,
-                    "fault": f"CWM-{int(failure[0])}: {failure[1]}",
-                    "windows": list(windows.get(row.key, ())),
-                    "repaired": repaired,
-                }
+                BadCopy(
+                    hash=row.key.hex(),
+                    storage_tier=tier.value,
+                    fault=f"CWM-{int(failure[0])}: {failure[1]}",
+                    windows=list(windows.get(row.key, ())),
+                    repaired=repaired,
+                )
             )

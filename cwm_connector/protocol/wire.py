@@ -64,10 +64,10 @@ class Progress(msgspec.Struct, tag="progress", frozen=True):
 
 
 class Result(msgspec.Struct, tag="result", frozen=True):
-    """The contract's fields for the call's tool."""
+    """The end of a call. `value` is the operation's struct of results.py, which arrives as a map of its fields."""
 
     id: int
-    value: dict[str, Any]
+    value: Any
 
 
 class Failure(msgspec.Struct, tag="failure", frozen=True):

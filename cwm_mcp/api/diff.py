@@ -4,24 +4,24 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from pydantic import BaseModel
+import msgspec
 
 from cwm_connector.core.errors import CWMError
+from cwm_connector.protocol.results import Block
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api.operations import Operations
-from cwm_mcp.api.results import Block
 
 _STRIDE: Final = 4_096
 
 
-class Passage(BaseModel):
+class Passage(msgspec.Struct, frozen=True):
     """A few tokens next to the first difference. `text` is None if vLLM could not be asked."""
 
     token_ids: list[int]
     text: str | None
 
 
-class WindowDiff(BaseModel):
+class WindowDiff(msgspec.Struct, frozen=True):
     window_a: str
     window_b: str
     common_tokens: int

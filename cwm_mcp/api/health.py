@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.folders import folder_state, free_space
+from cwm_connector.protocol.results import Component, HealthState
 from cwm_connector.settings import Settings
-from cwm_mcp.api.results import Component, HealthState
 
 if TYPE_CHECKING:
     from cwm_connector.redis import RedisLink, ServerState

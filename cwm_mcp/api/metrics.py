@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from cwm_connector.catalog.base import CatalogTotals
-from cwm_mcp.api.results import Metric
+from cwm_connector.protocol.results import Metric
 
 _PARTS = ("_bucket", "_sum", "_count")
 
@@ -15,12 +15,14 @@ def engine_up(up: bool) -> Metric:
 def catalog_samples(totals: CatalogTotals) -> list[Metric]:
     """The engine's own gauges, under the same names, read from the catalog."""
     return [
-        Metric(name="cwm_windows", type="gauge", value=totals.windows, labels={}, help="Windows in the catalog."),
-        Metric(name="cwm_chunks", type="gauge", value=totals.chunks, labels={}, help="Chunks in the catalog."),
+        Metric(
+            name="cwm_windows", type="gauge", value=float(totals.windows), labels={}, help="Windows in the catalog."
+        ),
+        Metric(name="cwm_chunks", type="gauge", value=float(totals.chunks), labels={}, help="Chunks in the catalog."),
         Metric(
             name="cwm_chunk_bytes",
             type="gauge",
-            value=totals.stored_bytes,
+            value=float(totals.stored_bytes),
             labels={},
             help="Bytes of the catalog's chunks, each once.",
         ),

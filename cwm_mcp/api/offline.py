@@ -5,7 +5,7 @@ What is in memory, what sessions are doing and what was hit only a running engin
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cwm_connector.catalog import results
 from cwm_connector.catalog.base import Catalog, CatalogTotals, WindowRow
@@ -13,6 +13,7 @@ from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import TierName
 from cwm_connector.protocol.calls import ListArgs, SessionsArgs, StatusArgs, TokensArgs
+from cwm_connector.protocol.results import KvStore, SessionList, Status, StoreStats, TierStats, WindowList, WindowTokens
 
 T = TypeVar("T")
 
@@ -26,48 +27,46 @@ class OfflineCatalog:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def windows(self, args: ListArgs) -> dict[str, Any]:
+    def windows(self, args: ListArgs) -> WindowList:
         query = results.parse_list_args(args)
 
-        def listed(catalog: Catalog) -> dict[str, Any]:
+        def listed(catalog: Catalog) -> WindowList:
             return results.window_page(catalog.list_windows(query), query, lambda row: _tier_of(catalog, row))
 
         return self._read(listed)
 
-    def status(self, args: StatusArgs) -> dict[str, Any]:
+    def status(self, args: StatusArgs) -> Status:
         """Raises: CWM-2002 for an unknown window; CWM-5001 for a session that only an engine could know."""
         return self._read(lambda catalog: _status(catalog, args))
 
-    def token_ids(self, args: TokensArgs) -> dict[str, Any]:
+    def token_ids(self, args: TokensArgs) -> WindowTokens:
         """Raises: CWM-2002 for an unknown window."""
         ids = self._read(lambda catalog: catalog.token_ids_of(args.window_name))
-        return {"window_name": args.window_name, "token_ids": ids}
+        return WindowTokens(window_name=args.window_name, token_ids=ids)
 
-    def sessions(self, args: SessionsArgs) -> dict[str, Any]:
+    def sessions(self, args: SessionsArgs) -> SessionList:
         """Those that were ever frozen or thawed, as they were then."""
         rows = self._read(lambda catalog: catalog.sessions())
         return results.session_page([results.session_item(row) for row in rows], args)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> StoreStats:
         totals = self.totals()
         ratio = totals.referenced_bytes / totals.stored_bytes if totals.stored_bytes else None
-        return {
-            "kv_store": {
-                "total_blocks": totals.chunks,
-                "total_bytes": totals.stored_bytes,
-                "hit_rate": None,
-                "hits": None,
-                "misses": None,
-                "dedup_ratio": ratio,
-                "tiers": {
-                    TierName.CPU.value: None,
-                    **{
-                        tier.value: {"blocks": held.chunks, "bytes": held.stored_bytes, "limit_bytes": None}
-                        for tier, held in totals.tiers.items()
-                    },
-                },
-            }
+        in_durable_tiers = {
+            tier.value: TierStats(blocks=stored.chunks, bytes=stored.stored_bytes, limit_bytes=None)
+            for tier, stored in totals.tiers.items()
         }
+        return StoreStats(
+            kv_store=KvStore(
+                total_blocks=totals.chunks,
+                total_bytes=totals.stored_bytes,
+                hit_rate=None,
+                hits=None,
+                misses=None,
+                dedup_ratio=ratio,
+                tiers={TierName.CPU.value: None, **in_durable_tiers},
+            )
+        )
 
     def totals(self) -> CatalogTotals:
         return self._read(lambda catalog: catalog.totals())
@@ -91,7 +90,7 @@ def _tier_of(catalog: Catalog, row: WindowRow) -> str | None:
     return results.tier_to_read(results.AsRecorded(chunks).tiers_of([chunk.key for chunk in chunks]), len(chunks))
 
 
-def _status(catalog: Catalog, args: StatusArgs) -> dict[str, Any]:
+def _status(catalog: Catalog, args: StatusArgs) -> Status:
     if args.window_name is not None:
         chunks = catalog.chunks_of(args.window_name)
         return results.window_status(

@@ -10,36 +10,29 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+import msgspec
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol import results as m
 from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_connector.settings import Settings
 from cwm_connector.version import __version__
 from cwm_mcp.api import arguments as a
-from cwm_mcp.api import results as m
 from cwm_mcp.api.client import ControlClient, OnProgress
 from cwm_mcp.api.continuation import Prompt, prompt_after, reply_to, text_of, token_ids
 from cwm_mcp.api.health import overall, redis_health, without_engine
 from cwm_mcp.api.metrics import catalog_samples, engine_up, exposition, with_prefix
 from cwm_mcp.api.offline import OfflineCatalog
+from cwm_mcp.api.results import WindowMetadata
 from cwm_mcp.api.uris import tokens_uri, transcript_uri
 from cwm_mcp.api.vllm_http import vllm_cache, vllm_health
 
-R = TypeVar("R", bound=BaseModel)
+R = TypeVar("R", bound=m.Answer)
 
 _READ_TIMEOUT_S: Final = 30.0
 """Reads come from a snapshot off the engine's thread; one that takes this long will not come."""
 _HEALTH_TIMEOUT_S: Final = 5.0
 _CHILDREN_SHOWN: Final = 40
-
-
-class _StoreAnswer(BaseModel):
-    kv_store: m.KvStore
-
-
-class _TokensAnswer(BaseModel):
-    token_ids: bytes = Field(repr=False)
 
 
 class Operations:
@@ -57,7 +50,7 @@ class Operations:
     # --- with the engine only ---
 
     async def freeze(self, args: a.FreezeArguments, on_progress: OnProgress | None = None) -> m.Frozen:
-        return checked(m.Frozen, await self._ask(Op.FREEZE, args, on_progress=on_progress))
+        return await self._ask(m.Frozen, Op.FREEZE, args, on_progress=on_progress)
 
     async def thaw(self, args: a.ThawArguments, on_progress: OnProgress | None = None) -> m.Thawed:
         """With a `continuation_prompt` vLLM is asked too, and a prompt that can't be sent leaves no thaw behind."""
@@ -65,13 +58,13 @@ class Operations:
         if args.continuation_prompt is not None:
             recorded = await self._live_token_ids(args.window_name)
             prompt = await prompt_after(self._settings, recorded, args.continuation_prompt)
-        answer = await self._ask(Op.THAW, args, without={"continuation_prompt", "max_tokens"}, on_progress=on_progress)
-        thawed = checked(m.Thawed, answer).model_copy(
-            update={"tokens_uri": tokens_uri(args.window_name), "transcript_uri": transcript_uri(args.window_name)}
+        answer = await self._ask(m.Thawed, Op.THAW, args, on_progress=on_progress)
+        thawed = msgspec.structs.replace(
+            answer, tokens_uri=tokens_uri(args.window_name), transcript_uri=transcript_uri(args.window_name)
         )
         if prompt is None:
             return thawed
-        return thawed.model_copy(update=await self._reply(thawed, prompt, args.max_tokens))
+        return msgspec.structs.replace(thawed, **await self._reply(thawed, prompt, args.max_tokens))
 
     async def _reply(self, thawed: m.Thawed, prompt: Prompt, max_tokens: int | None) -> dict[str, Any]:
         """The fields of a thaw's result that come from vLLM."""
@@ -89,37 +82,37 @@ class Operations:
         return {"reply": reply.text, "reply_finish_reason": reply.finish_reason, "reply_tokens": used}
 
     async def clone(self, args: a.CloneArguments) -> m.Cloned:
-        return checked(m.Cloned, await self._ask(Op.CLONE, args))
+        return await self._ask(m.Cloned, Op.CLONE, args)
 
     async def delete(self, args: a.DeleteArguments) -> m.Deleted:
-        return checked(m.Deleted, await self._ask(Op.DELETE, args, without={"force"}))
+        return await self._ask(m.Deleted, Op.DELETE, args)
 
     async def tag(self, args: a.TagArguments) -> m.Tagged:
-        return checked(m.Tagged, await self._ask(Op.TAG, args))
+        return await self._ask(m.Tagged, Op.TAG, args)
 
     async def collect(self, args: a.NoArguments) -> m.Collected:
-        return checked(m.Collected, await self._ask(Op.COLLECT, args))
+        return await self._ask(m.Collected, Op.COLLECT, args)
 
     async def verify(self, args: a.VerifyArguments, on_progress: OnProgress | None = None) -> m.Verified:
-        return checked(m.Verified, await self._ask(Op.VERIFY, args, on_progress=on_progress))
+        return await self._ask(m.Verified, Op.VERIFY, args, on_progress=on_progress)
 
     async def export(self, args: a.ExportArguments, on_progress: OnProgress | None = None) -> m.Exported:
-        return checked(m.Exported, await self._ask(Op.EXPORT, args, on_progress=on_progress))
+        return await self._ask(m.Exported, Op.EXPORT, args, on_progress=on_progress)
 
     async def import_window(self, args: a.ImportArguments, on_progress: OnProgress | None = None) -> m.Imported:
-        return checked(m.Imported, await self._ask(Op.IMPORT, args, on_progress=on_progress))
+        return await self._ask(m.Imported, Op.IMPORT, args, on_progress=on_progress)
 
     async def policy(self, args: a.PolicyArguments) -> m.AutoFreezePolicy:
-        return checked(m.AutoFreezePolicy, await self._ask(Op.POLICY, args))
+        return await self._ask(m.AutoFreezePolicy, Op.POLICY, args)
 
     async def live_status(self, args: a.StatusArguments) -> m.Status:
         """The status as the engine has it; CWM-5001 without one."""
-        return checked(m.Status, await self._ask(Op.STATUS, args, timeout_s=_READ_TIMEOUT_S))
+        return await self._ask(m.Status, Op.STATUS, args, timeout_s=_READ_TIMEOUT_S)
 
     async def _live_token_ids(self, window_name: str) -> Sequence[int]:
         args = a.TokensArguments(window_name=window_name)
-        answer = await self._ask(Op.TOKENS, args, timeout_s=_READ_TIMEOUT_S)
-        return token_ids(checked(_TokensAnswer, answer).token_ids)
+        answer = await self._ask(m.WindowTokens, Op.TOKENS, args, timeout_s=_READ_TIMEOUT_S)
+        return token_ids(answer.token_ids)
 
     # --- with or without the engine ---
 
@@ -129,16 +122,25 @@ class Operations:
     async def status(self, args: a.StatusArguments) -> m.Status:
         return await self._read(m.Status, Op.STATUS, args, lambda: self._offline.status(_wire(Op.STATUS, args)))
 
-    async def window(self, name: str) -> m.WindowMetadata:
-        """What list and status know of a window, in one."""
+    async def window(self, name: str) -> WindowMetadata:
+        """Return what list and status know of a window, in one."""
         status = await self.status(a.StatusArguments(window_name=name))
         item = await self._list_item(name, status.timestamps.created_at)
-        return m.WindowMetadata(
-            **item.model_dump(exclude={"storage_tier", "state"}),
+        return WindowMetadata(
+            name=item.name,
+            description=item.description,
+            tags=item.tags,
+            model=status.model,
             state=status.state,
+            session_id=item.session_id,
+            token_count=status.token_count,
+            size_bytes=item.size_bytes,
+            unique_bytes=item.unique_bytes,
             storage_tier=status.kv_cache.storage_tier,
             tiers=status.kv_cache.tiers,
+            created_at=item.created_at,
             thawed_at=status.timestamps.thawed_at,
+            parent_window=item.parent_window,
             children=status.lineage.children[:_CHILDREN_SHOWN],
             child_count=len(status.lineage.children),
             tokens_uri=tokens_uri(name),
@@ -167,7 +169,7 @@ class Operations:
         """A window's exact token ids."""
         args = a.TokensArguments(window_name=window_name)
         answer = await self._read(
-            _TokensAnswer, Op.TOKENS, args, lambda: self._offline.token_ids(_wire(Op.TOKENS, args))
+            m.WindowTokens, Op.TOKENS, args, lambda: self._offline.token_ids(_wire(Op.TOKENS, args))
         )
         return token_ids(answer.token_ids)
 
@@ -186,11 +188,11 @@ class Operations:
         return m.CacheStats(kv_store=store, vllm=vllm)
 
     async def _store_stats(self, args: a.NoArguments) -> m.KvStore:
-        return (await self._read(_StoreAnswer, Op.STATS, args, self._offline.stats)).kv_store
+        return (await self._read(m.StoreStats, Op.STATS, args, self._offline.stats)).kv_store
 
     async def metrics(self, args: a.MetricsArguments) -> m.Metrics:
         try:
-            answer = checked(m.Metrics, await self._ask(Op.METRICS, a.NoArguments(), timeout_s=_READ_TIMEOUT_S))
+            answer = await self._ask(m.Metrics, Op.METRICS, a.NoArguments(), timeout_s=_READ_TIMEOUT_S)
             samples = [engine_up(True), *(answer.metrics or [])]
         except CWMError as problem:
             if problem.code is not Code.ENGINE_UNREACHABLE:
@@ -210,7 +212,7 @@ class Operations:
     async def _engine_health(self) -> tuple[float, list[m.Component]]:
         """Uptime, and every component but vLLM itself."""
         try:
-            answer = checked(m.Health, await self._ask(Op.HEALTH, a.HealthArguments(), timeout_s=_HEALTH_TIMEOUT_S))
+            answer = await self._ask(m.Health, Op.HEALTH, a.HealthArguments(), timeout_s=_HEALTH_TIMEOUT_S)
         except CWMError as problem:
             others = await without_engine(self._settings, problem, self._offline.totals)
             return time.monotonic() - self._started, others
@@ -223,37 +225,41 @@ class Operations:
 
     async def _ask(
         self,
+        result: type[R],
         op: Op,
         args: a.Arguments,
         *,
-        without: set[str] | None = None,
         timeout_s: float | None = None,
         on_progress: OnProgress | None = None,
-    ) -> dict[str, Any]:
-        return await self._engine.call(op, _wire(op, args, without), timeout_s=timeout_s, on_progress=on_progress)
+    ) -> R:
+        answer = await self._engine.call(op, _wire(op, args), timeout_s=timeout_s, on_progress=on_progress)
+        return checked(result, answer)
 
-    async def _read(self, result: type[R], op: Op, args: a.Arguments, offline: Callable[[], dict[str, Any]]) -> R:
+    async def _read(self, result: type[R], op: Op, args: a.Arguments, offline: Callable[[], R]) -> R:
+        """Ask the engine, or the catalog where no engine answers."""
         try:
-            return checked(result, await self._ask(op, args, timeout_s=_READ_TIMEOUT_S))
+            return await self._ask(result, op, args, timeout_s=_READ_TIMEOUT_S)
         except CWMError as problem:
             if problem.code is not Code.ENGINE_UNREACHABLE:
                 raise
-        return checked(result, await asyncio.to_thread(offline))
+        return await asyncio.to_thread(offline)
 
 
-def _wire(op: Op, args: a.Arguments, without: set[str] | None = None) -> Any:
-    """The arguments as the protocol's struct; both have the same names."""
-    return ARGUMENTS[op](**args.model_dump(exclude=without))
+def _wire(op: Op, args: a.Arguments) -> Any:
+    """Return the arguments as the protocol's struct: those that the engine needs, under the same names."""
+    kind = ARGUMENTS[op]
+    return kind(**{name: getattr(args, name) for name in kind.__struct_fields__ if hasattr(args, name)})
 
 
-def checked(result: type[R], answer: dict[str, Any]) -> R:
-    """The answer as the contract's result. Raises: CWM-9001 if a field is missing or has another type."""
+def checked(result: type[R], answer: object) -> R:
+    """Return the engine's answer as the contract's result.
+
+    Raises: `Code.INTERNAL` if a field is missing or has another type.
+    """
     try:
-        return result.model_validate(answer)
-    except ValidationError as invalid:
-        fault = invalid.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in fault["loc"])
+        return msgspec.convert(answer, result)
+    except msgspec.ValidationError as invalid:
         raise CWMError(
             Code.INTERNAL,
-            f"the engine's answer has a wrong {where} ({fault['msg']}); install the same version on both sides",
+            f"the engine's answer does not fit ({invalid}); install the same version on both sides",
         ) from None

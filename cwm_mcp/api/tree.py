@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from pydantic import BaseModel
+import msgspec
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol.results import WindowItem
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api.operations import Operations
-from cwm_mcp.api.results import WindowItem
 
 MAX_NESTING: Final = 12
 """Deeper descendants stand beside their ancestor of this depth: neither a terminal nor a JSON reader goes on forever,
@@ -17,7 +17,7 @@ _PAGE: Final = 100
 _ATTEMPTS: Final = 3
 
 
-class TreeNode(BaseModel):
+class TreeNode(msgspec.Struct, frozen=True):
     """A window. `shared_bytes` are held by other windows too; `unique_bytes` by it alone."""
 
     name: str
@@ -35,7 +35,7 @@ class TreeNode(BaseModel):
     children: "list[TreeNode]"
 
 
-class WindowTree(BaseModel):
+class WindowTree(msgspec.Struct, frozen=True, omit_defaults=True):
     roots: list[TreeNode]
     total: int
     selected: str | None = None
@@ -111,8 +111,16 @@ def _node(window: WindowItem, *, lost: bool) -> TreeNode:
     if window.size_bytes is not None and window.unique_bytes is not None:
         shared = window.size_bytes - window.unique_bytes
     return TreeNode(
-        **window.model_dump(exclude={"description", "model", "session_id"}),
+        name=window.name,
+        token_count=window.token_count,
+        size_bytes=window.size_bytes,
         shared_bytes=shared,
+        unique_bytes=window.unique_bytes,
+        storage_tier=window.storage_tier,
+        state=window.state,
+        tags=window.tags,
+        created_at=window.created_at,
+        parent_window=window.parent_window,
         parent_lost=lost,
         children=[],
     )

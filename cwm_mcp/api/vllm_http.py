@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol.results import Component, VllmCache
 from cwm_connector.settings import Settings
-from cwm_mcp.api.results import Component, VllmCache
 from cwm_mcp.settings import without_secrets
 
 _TIMEOUT_S: Final = 3.0

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping
 from functools import singledispatch
 from typing import Any, Final
 
-from pydantic import BaseModel
+import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cwm_mcp.api import results as m
+from cwm_connector.protocol import results as m
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _MODEL: Final = {False: (), True: ("model",)}
@@ -20,9 +20,9 @@ _COLOURS: Final = {"healthy": "green", "degraded": "yellow", "unhealthy": "red"}
 
 
 @singledispatch
-def renderable(result: BaseModel) -> RenderableType:
+def renderable(result: msgspec.Struct) -> RenderableType:
     """Return what Rich prints for a result: by default a table with one row per field."""
-    return _fields(result.model_dump())
+    return _fields(msgspec.to_builtins(result))
 
 
 @renderable.register
@@ -53,7 +53,7 @@ def _(result: m.SessionList) -> RenderableType:
 
 @renderable.register
 def _(result: m.Status) -> RenderableType:
-    fields = _fields(result.model_dump(exclude={"blocks"}))
+    fields = _fields(_without(result, "blocks"))
     if result.blocks is None:
         return fields
     table = _table("block", "#tokens", "#size", "tier")
@@ -64,7 +64,7 @@ def _(result: m.Status) -> RenderableType:
 
 @renderable.register
 def _(result: m.Verified) -> RenderableType:
-    fields = _fields(result.model_dump(exclude={"bad"}))
+    fields = _fields(_without(result, "bad"))
     if not result.bad:
         return fields
     table = _table("block", "tier", "fault", "repaired", "windows")
@@ -76,7 +76,7 @@ def _(result: m.Verified) -> RenderableType:
 
 @renderable.register
 def _(result: m.Thawed) -> RenderableType:
-    fields = _fields(result.model_dump(exclude={"reply"}, exclude_defaults=True))
+    fields = _fields(_without(result, "reply"))
     if result.reply is None:
         return fields
     return Group(fields, Text(), *(_cell(line) if line else Text() for line in result.reply.splitlines()))
@@ -116,6 +116,13 @@ def size(count: int | None) -> str | None:
 def minute(time: str | None) -> str | None:
     """Return an ISO 8601 time without seconds, for instance 2026-01-23 09:30."""
     return None if time is None else time[:16].replace("T", " ")
+
+
+def _without(result: msgspec.Struct, left_out: str) -> dict[str, Any]:
+    """Return the result's fields but one, which is shown in another form."""
+    values: dict[str, Any] = msgspec.to_builtins(result)
+    values.pop(left_out, None)
+    return values
 
 
 def _fields(values: Mapping[str, Any]) -> Table:

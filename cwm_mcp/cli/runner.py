@@ -10,8 +10,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final, TypeVar
 
+import msgspec
 import typer
-from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -21,14 +21,13 @@ from cwm_connector.settings import Settings
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api.client import OnProgress
 from cwm_mcp.api.operations import Operations
-from cwm_mcp.api.results import as_content
 from cwm_mcp.cli import render, render_reports, shell_completion  # noqa: F401 - render_reports registers its renderers
 from cwm_mcp.settings import client_settings
 
 _PIPE_WIDTH: Final = 240
 """Columns of a table that is not printed to a terminal."""
 
-R = TypeVar("R", bound=BaseModel)
+R = TypeVar("R", bound=msgspec.Struct)
 T = TypeVar("T")
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, as the MCP tools return it.")]
 Tags = Annotated[
@@ -117,10 +116,10 @@ async def with_bar(label: str, hidden: bool, run: Callable[[OnProgress | None], 
         return await run(on_progress)
 
 
-def print_result(result: BaseModel, as_json: bool) -> None:
+def print_result(result: msgspec.Struct, as_json: bool) -> None:
     """Print the result to stdout, as JSON or as a table."""
     if as_json:
-        print(json.dumps(as_content(result), ensure_ascii=False, indent=2))
+        print(json.dumps(msgspec.to_builtins(result), ensure_ascii=False, indent=2))
     else:
         # A pipe has no width, and wrapped lines are hard to search.
         Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(render.renderable(result))

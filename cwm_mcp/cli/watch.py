@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel
+import msgspec
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -16,10 +16,9 @@ from rich.text import Text
 from cwm_connector.core.errors import CWMError
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api.operations import Operations
-from cwm_mcp.api.results import as_content
 from cwm_mcp.cli import render
 
-Show = Callable[[BaseModel], None]
+Show = Callable[[msgspec.Struct], None]
 
 
 async def watch_stats(operations: Operations, interval_s: float, as_json: bool) -> None:
@@ -39,7 +38,7 @@ async def watch_stats(operations: Operations, interval_s: float, as_json: bool) 
         else:
             with Live(auto_refresh=False) as live:
 
-                def redraw(stats: BaseModel) -> None:
+                def redraw(stats: msgspec.Struct) -> None:
                     live.update(render.renderable(stats), refresh=True)
 
                 await _print_repeatedly(operations, interval_s, ended, redraw)
@@ -71,11 +70,11 @@ async def _print_repeatedly(operations: Operations, interval_s: float, ended: as
             continue
 
 
-def _print_line(stats: BaseModel) -> None:
-    content: dict[str, Any] = as_content(stats)
+def _print_line(stats: msgspec.Struct) -> None:
+    content: dict[str, Any] = msgspec.to_builtins(stats)
     print(json.dumps(content, ensure_ascii=False, separators=(",", ":")), flush=True)
 
 
-def _print_table(stats: BaseModel) -> None:
+def _print_table(stats: msgspec.Struct) -> None:
     Console().print(render.renderable(stats), Text())
     sys.stdout.flush()

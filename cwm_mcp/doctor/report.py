@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+import msgspec
 
 State = Literal["ok", "warning", "error", "skipped"]
 
 
-class Check(BaseModel):
+class Check(msgspec.Struct, frozen=True, omit_defaults=True):
     """The result of one check. `skipped` means that it is not possible from here, or not after an earlier error."""
 
     name: str
@@ -17,7 +17,7 @@ class Check(BaseModel):
     """The command that fixes it."""
 
 
-class Diagnosis(BaseModel):
+class Diagnosis(msgspec.Struct, frozen=True):
     """The results of all checks, and the worst status among them."""
 
     status: Literal["ok", "warning", "error"]

@@ -10,24 +10,25 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
+import msgspec
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.resolve import build_resolver_plans, find_resolved_parameters
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol.results import Answer
 from cwm_mcp.api.arguments import A, parse
 from cwm_mcp.api.operations import Operations
-from cwm_mcp.api.results import as_content
 from cwm_mcp.server.schema import input_schema, output_schema
 
 logger = logging.getLogger(__name__)
 
 ToolContext = Context[Operations, Any]
-R = TypeVar("R", bound=BaseModel)
+R = TypeVar("R", bound=Answer)
 
 META_KEY: Final = "cwm/error"
 _META: Final = {"anthropic/alwaysLoad": True}
@@ -90,8 +91,8 @@ def contract_tool(
     return decorate
 
 
-def success(result: BaseModel) -> CallToolResult:
-    content = as_content(result)
+def success(result: Answer) -> CallToolResult:
+    content = msgspec.to_builtins(result)
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=content)
 

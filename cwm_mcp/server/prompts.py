@@ -3,6 +3,7 @@
 Each prompt tells a model which tools to call and holds what is known of the window, so that nothing must be looked up.
 """
 
+import msgspec
 from mcp.server.mcpserver import MCPServer
 
 from cwm_connector.core.names import check_session_id, check_window_name
@@ -21,7 +22,7 @@ def register(server: MCPServer[Operations], operations: Operations) -> None:
             known = await operations.window(check_window_name(window))
             into = f', new_session_id="{check_session_id(session)}"' if session else ""
         return (
-            f"Go on with the conversation that is saved as window '{window}': {known.model_dump_json()}\n\n"
+            f"Go on with the conversation that is saved as window '{window}': {_as_json(known)}\n\n"
             f'1. Call window_thaw(window_name="{window}"{into}). If it warns, tell me what will be computed again.\n'
             f"2. Read its end: {_end_of(known)}.\n"
             "3. Say in three sentences where it stood and what was to come next, then go on with that. To let the "
@@ -34,7 +35,7 @@ def register(server: MCPServer[Operations], operations: Operations) -> None:
             known = await operations.window(check_window_name(window))
             target = check_window_name(new_window or f"{window[:121]}-branch")
         return (
-            f"Branch from window '{window}', which stays as it is: {known.model_dump_json()}\n\n"
+            f"Branch from window '{window}', which stays as it is: {_as_json(known)}\n\n"
             f'1. Call window_clone(source_window="{window}", target_window="{target}") with a description of what is '
             "to be tried; ask me if I have not said it.\n"
             f'2. Call window_thaw(window_name="{target}", new_session_id="{target}").\n'
@@ -48,7 +49,7 @@ def register(server: MCPServer[Operations], operations: Operations) -> None:
             known = await operations.window(check_window_name(window))
         whom = to or "a colleague"
         return (
-            f"Hand window '{window}' over to {whom}: {known.model_dump_json()}\n\n"
+            f"Hand window '{window}' over to {whom}: {_as_json(known)}\n\n"
             f"1. Read {known.transcript_uri} to its end.\n"
             "2. Write a handover of one page: the aim, what was decided and why, the state now, what is open, the next "
             "step.\n"
@@ -59,6 +60,10 @@ def register(server: MCPServer[Operations], operations: Operations) -> None:
 
     for prompt in (resume, branch, handover):
         server.prompt()(prompt)
+
+
+def _as_json(known: WindowMetadata) -> str:
+    return msgspec.json.encode(known).decode()
 
 
 def _end_of(known: WindowMetadata) -> str:

@@ -8,15 +8,16 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
+import msgspec
 from mcp.server.mcpserver import MCPServer
 from mcp.types import Resource
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_window_name
+from cwm_connector.protocol.results import WindowItem
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api import uris
 from cwm_mcp.api.operations import Operations
-from cwm_mcp.api.results import WindowItem, as_content
 from cwm_mcp.server.library_errors import resource_errors
 
 PAGE_BYTES: Final = 9_000
@@ -52,14 +53,14 @@ def register(server: MCPServer[Operations], operations: Operations) -> None:
         """All windows, newest first."""
         with resource_errors():
             start = _number("offset", offset, 0, a.MAX_OFFSET)
-            page = as_content(await operations.list_windows(a.ListArguments(limit=100, offset=start)))
+            page = msgspec.to_builtins(await operations.list_windows(a.ListArguments(limit=100, offset=start)))
         return _page("windows", page, start, uris.WINDOWS)
 
     async def sessions_list(offset: str = "0") -> str:
         """All sessions, last active first."""
         with resource_errors():
             start = _number("offset", offset, 0, a.MAX_OFFSET)
-            page = as_content(await operations.sessions(a.SessionsArguments(limit=100, offset=start)))
+            page = msgspec.to_builtins(await operations.sessions(a.SessionsArguments(limit=100, offset=start)))
         return _page("sessions", page, start, uris.SESSIONS)
 
     async def first_windows() -> str:
@@ -73,7 +74,7 @@ def register(server: MCPServer[Operations], operations: Operations) -> None:
     async def window(name: str) -> str:
         """What is known of a window."""
         with resource_errors():
-            return _text(as_content(await operations.window(check_window_name(name))))
+            return _text(msgspec.to_builtins(await operations.window(check_window_name(name))))
 
     async def tokens(name: str, offset: str = "0", limit: str = str(PAGE_IDS)) -> str:
         """A window's exact token ids, for a request that goes on from them."""

@@ -1,10 +1,62 @@
-"""JSON schemas as short as they can be: a model reads the whole set at the start of every conversation."""
+"""JSON schemas as short as they can be: a model reads the whole set at the start of every conversation.
 
-from typing import Any
+msgspec makes them from the structs of cwm_connector/protocol. Titles, docstrings and empty defaults are left out.
+"""
 
+from typing import Any, Final
+
+import msgspec
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
+
+_SILENT: Final = ("title", "description")
+_IMPLIED: Final[tuple[tuple[str, object], ...]] = (
+    ("default", None),
+    ("default", ""),
+    ("default", []),
+    ("additionalProperties", False),
+    ("required", []),
+)
+_NULL: Final = {"type": "null"}
+
+
+def output_schema(result: type[msgspec.Struct]) -> dict[str, Any]:
+    """Return the schema of a tool's structured content."""
+    return _Compactor(result, nullable=True).schema
+
+
+class _Compactor:
+    """Shortens one schema, and puts each definition where it is used. No struct contains itself."""
+
+    def __init__(self, kind: type[msgspec.Struct], *, nullable: bool) -> None:
+        self._nullable = nullable
+        (root,), self._definitions = msgspec.json.schema_components((kind,), ref_template="{name}")
+        self.schema = self._compact(root)
+
+    def _compact(self, node: dict[str, Any]) -> dict[str, Any]:
+        if "$ref" in node:
+            return self._compact(self._definitions[node["$ref"]])
+        if "anyOf" in node:
+            return self._optional(node)
+        short = {key: value for key, value in node.items() if key not in _SILENT and (key, value) not in _IMPLIED}
+        if "enum" in short:
+            short["type"] = "string"
+        if "properties" in short:
+            short["properties"] = {name: self._compact(value) for name, value in short["properties"].items()}
+        for key in ("items", "additionalProperties"):
+            if key in short:
+                short[key] = self._compact(short[key])
+        return short
+
+    def _optional(self, node: dict[str, Any]) -> dict[str, Any]:
+        """Shorten `X | None`, the only union in our structs."""
+        (inner,) = (self._compact(each) for each in node["anyOf"] if each != _NULL)
+        if not self._nullable:
+            return inner
+        if isinstance(inner.get("type"), str) and "enum" not in inner:
+            return {**inner, "type": [inner["type"], "null"]}
+        return {"anyOf": [inner, _NULL]}
 
 
 class _Compact(GenerateJsonSchema):
@@ -28,22 +80,8 @@ class _CompactInput(_Compact):
         return self.generate_inner(schema["schema"])
 
 
-class _CompactOutput(_Compact):
-    """`"type": ["integer", "null"]` where pydantic writes two alternatives."""
-
-    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
-        inner = self.generate_inner(schema["schema"])
-        if isinstance(inner.get("type"), str) and "enum" not in inner:
-            return {**inner, "type": [inner["type"], "null"]}
-        return {"anyOf": [inner, {"type": "null"}]}
-
-
 def input_schema(arguments: type[BaseModel]) -> dict[str, Any]:
     return _inlined(arguments.model_json_schema(schema_generator=_CompactInput))
-
-
-def output_schema(result: type[BaseModel]) -> dict[str, Any]:
-    return _inlined(result.model_json_schema(schema_generator=_CompactOutput))
 
 
 def _without(schema: JsonSchemaValue, *keywords: str) -> JsonSchemaValue:

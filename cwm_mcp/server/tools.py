@@ -10,9 +10,9 @@ from mcp.types import ToolAnnotations
 from pydantic import BaseModel, Field
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol import results as m
 from cwm_connector.protocol.wire import Progress
 from cwm_mcp.api import arguments as a
-from cwm_mcp.api import results as m
 from cwm_mcp.api.client import OnProgress
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.server.contract_tool import ContractTool, ToolContext, contract_tool

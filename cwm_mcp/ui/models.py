@@ -1,18 +1,18 @@
 """The JSON that the page reads. None means unknown, never zero. The page shows it as a dash."""
 
-from pydantic import BaseModel
+import msgspec
 
-from cwm_mcp.api import results as m
+from cwm_connector.protocol import results as m
 
 
-class TreeWindow(m.WindowItem):
+class TreeWindow(m.WindowItem, frozen=True):
     """A window with its place in the tree."""
 
     under: str | None
     """The parent in the tree, or None for a root. `parent_window` names the parent even if it was deleted."""
 
 
-class TimeSaved(BaseModel):
+class TimeSaved(msgspec.Struct, frozen=True):
     """The tokens and the time that the engine saved since its start by restoring windows."""
 
     tokens: int | None
@@ -26,7 +26,7 @@ class TimeSaved(BaseModel):
     """An estimate: the time to compute `tokens` at that speed, minus `load_seconds`."""
 
 
-class Overview(BaseModel):
+class Overview(msgspec.Struct, frozen=True):
     """Everything that the page shows. A part that could not be read is None, and `faults` says why."""
 
     version: str

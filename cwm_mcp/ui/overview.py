@@ -6,11 +6,13 @@ from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
+import msgspec
+
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol import results as m
 from cwm_connector.settings import Settings
 from cwm_connector.version import __version__
 from cwm_mcp.api import arguments as a
-from cwm_mcp.api import results as m
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.tree import all_windows, parents_of
 from cwm_mcp.api.vllm_http import exposition
@@ -89,7 +91,9 @@ class OverviewReader:
             if begun >= self._cached_until:
                 listed = await all_windows(self._operations)
                 parents = parents_of(listed)
-                self._windows = [TreeWindow(**each.model_dump(), under=parents[each.name]) for each in listed]
+                self._windows = [
+                    TreeWindow(**msgspec.structs.asdict(each), under=parents[each.name]) for each in listed
+                ]
                 now = time.monotonic()
                 self._cached_until = now + _CACHE_FACTOR * (now - begun)
             return self._windows

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -79,11 +80,11 @@ def build_app(settings: Settings, access: Access) -> ASGIApp:
         return reader
 
     async def overview(request: Request) -> Response:
-        return _json((await running().read()).model_dump_json())
+        return _json(msgspec.json.encode(await running().read()))
 
     async def window(request: Request) -> Response:
         try:
-            return _json((await running().window(request.path_params["name"])).model_dump_json())
+            return _json(msgspec.json.encode(await running().window(request.path_params["name"])))
         except CWMError as problem:
             return Response(
                 f"{problem}\n", status_code=_STATUS.get(problem.code, 500), media_type="text/plain; charset=utf-8"
@@ -93,7 +94,7 @@ def build_app(settings: Settings, access: Access) -> ASGIApp:
     return Guard(Starlette(routes=[*_files(), *routes], lifespan=lifespan), access)
 
 
-def _json(text: str) -> Response:
+def _json(text: bytes) -> Response:
     return Response(text, media_type="application/json")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from cwm_mcp.api.results import Metric
+from cwm_connector.protocol.results import Metric
 from cwm_mcp.ui.models import TimeSaved
 
 _COMPUTED: Final = "vllm:request_prefill_kv_computed_tokens_sum"

@@ -67,7 +67,7 @@ class CannedEngine:
         self.answers = answers
         self.asked: list[Args] = []
 
-    async def call(self, op: Op, args: Args, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+    async def call(self, op: Op, args: Args, progress: Callable[[int, int, str], None]) -> Any:
         self.asked.append(args)
         if op is Op.FREEZE:
             for done in range(4):

@@ -40,7 +40,7 @@ class Bench:
     def __init__(self) -> None:
         self.handlers: dict[Op, Handler] = {}
 
-    async def call(self, op: Op, args: Args, progress: ProgressSink) -> dict[str, Any]:
+    async def call(self, op: Op, args: Args, progress: ProgressSink) -> Any:
         if handler := self.handlers.get(op):
             return await handler(args, progress)
         return {"op": op.value, "args": msgspec.to_builtins(args)}

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import torch
 
 from cwm_connector.core.identity import Passport
@@ -113,8 +114,10 @@ class Miniature:
     async def call(
         self, op: Op, progress: Callable[[int, int, str], None] | None = None, **args: Any
     ) -> dict[str, Any]:
-        """Call an operation as the control server would."""
-        return await self.operations.call(op, ARGUMENTS[op](**args), progress or (lambda *_: None))
+        """Call an operation as the control server would, and return its result as a client receives it."""
+        result = await self.operations.call(op, ARGUMENTS[op](**args), progress or (lambda *_: None))
+        received: dict[str, Any] = msgspec.msgpack.decode(msgspec.msgpack.encode(result))
+        return received
 
     # --- as a client of the model ---
 

@@ -14,6 +14,7 @@ from cwm_connector.core.types import TierName
 from cwm_connector.operations.context import claimed
 from cwm_connector.operations.delete import Deleter
 from cwm_connector.operations.tiering import Tiering
+from cwm_connector.protocol.results import Deleted
 from cwm_connector.tiers import chunk
 from cwm_connector.tiers.disk import tier
 from cwm_connector.tiers.redis.tier import RedisTier
@@ -79,7 +80,7 @@ def flip_a_bit(home: Path) -> None:
 
 
 def bytes_before_the_transaction() -> None:
-    async def delete(self: Deleter, name: str) -> dict[str, Any]:
+    async def delete(self: Deleter, name: str) -> Deleted:
         rows = await self._engine.catalog.run(lambda catalog: catalog.chunks_of(name))
         unshared = await self._engine.catalog.run(lambda catalog: catalog.window(name).unique_bytes)
         if unshared == sum(row.size_bytes for row in rows):

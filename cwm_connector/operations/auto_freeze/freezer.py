@@ -28,6 +28,7 @@ from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.delete import Deleter
 from cwm_connector.operations.freeze import Freezer
 from cwm_connector.protocol.calls import FreezeArgs, PolicyArgs
+from cwm_connector.protocol.results import AutoFreezePolicy, Frozen, NextFreeze
 from cwm_connector.step.scheduler import Freezable
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class AutoFreezer:
 
     # --- called by operations ---
 
-    async def policy(self, args: PolicyArgs) -> dict[str, Any]:
+    async def policy(self, args: PolicyArgs) -> AutoFreezePolicy:
         """Change the policy as `args` say and return the one in force.
 
         Raises: `Code.ARGUMENT`, what the catalog raises.
@@ -87,15 +88,15 @@ class AutoFreezer:
             await finish_even_if_cancelled(self._engine.catalog.run(lambda catalog: catalog.note(NOTE, note)))
             self._policy = policy
             self._crossings.clear()
-        return {
-            "enabled": policy.enabled,
-            "idle_timeout_minutes": policy.idle_timeout_minutes,
-            "token_threshold": policy.token_threshold,
-            "naming_pattern": policy.naming_pattern,
-            "keep_last": policy.keep_last,
-            "tags": list(policy.tags),
-            "next_action": await self._next_action(),
-        }
+        return AutoFreezePolicy(
+            enabled=policy.enabled,
+            idle_timeout_minutes=policy.idle_timeout_minutes,
+            token_threshold=policy.token_threshold,
+            naming_pattern=policy.naming_pattern,
+            keep_last=policy.keep_last,
+            tags=list(policy.tags),
+            next_action=await self._next_action(),
+        )
 
     def due_at(self, session_id: str, last_active_at: Micros, token_count: int) -> Micros | None:
         """Return when the session will be frozen if it stays idle. None if it won't be."""
@@ -204,16 +205,16 @@ class AutoFreezer:
         logger.info(
             "session %s frozen as %s (%s): %d of %d tokens",
             session_id,
-            result["window_name"],
+            result.window_name,
             reason.value,
-            result["captured_tokens"],
-            result["token_count"],
+            result.captured_tokens,
+            result.token_count,
         )
         self._remember(self._frozen_at, session_id, session.last_active_at)
-        self._remember(self._crossings, session_id, self._policy.crossings(result["token_count"]))
+        self._remember(self._crossings, session_id, self._policy.crossings(result.token_count))
         await self._retention.prune(session_id, self._policy.keep_last)
 
-    async def _freeze_under_a_new_name(self, session: Freezable, reason: Reason) -> dict[str, Any]:
+    async def _freeze_under_a_new_name(self, session: Freezable, reason: Reason) -> Frozen:
         policy, session_id = self._policy, session.session_id
         mark = Mark(reason, await self._retention.next_generation(session_id))
         description = mark.described(_TEXTS[reason].format(policy=policy, tokens=session.token_count))
@@ -230,7 +231,7 @@ class AutoFreezer:
         taken = f"{stem} and {_NAMES_TRIED - 1} names after it are taken"
         raise CWMError(Code.WINDOW_EXISTS, f"{taken}; delete some of those windows")
 
-    async def _next_action(self) -> dict[str, Any] | None:
+    async def _next_action(self) -> NextFreeze | None:
         """Return the session whose idle time-out ends first."""
         if not self._policy.enabled:
             return None
@@ -242,7 +243,7 @@ class AutoFreezer:
         if not idle:
             return None
         due_at, session_id = min(idle)
-        return {"session_id": session_id, "reason": Reason.IDLE.value, "due_at": iso(due_at)}
+        return NextFreeze(session_id=session_id, reason=Reason.IDLE.value, due_at=iso(due_at))
 
     def _remember(self, table: dict[str, Any], session_id: str, value: Any) -> None:
         if len(table) >= _REMEMBERED:

@@ -12,7 +12,6 @@ import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cwm_connector.catalog.base import Catalog, ChunkRow, WindowRow
 from cwm_connector.control.calls import ProgressSink
@@ -33,6 +32,7 @@ from cwm_connector.operations.transfer.steps import (
     require_outside_store,
 )
 from cwm_connector.protocol.calls import ExportArgs
+from cwm_connector.protocol.results import Exported
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.stack import BAD_COPY
 
@@ -58,7 +58,7 @@ class Exporter:
         self._engine = engine
         self._tiering = tiering
 
-    async def export(self, args: ExportArgs, progress: ProgressSink) -> dict[str, Any]:
+    async def export(self, args: ExportArgs, progress: ProgressSink) -> Exported:
         """Write a window to a file, whole or not at all.
 
         Raises: `Code.WINDOW_NAME`, `Code.ARGUMENT`, `Code.WINDOW_NOT_FOUND`, `Code.CHUNK_MISSING`, `Code.WRITE_FAILED`,
@@ -82,15 +82,15 @@ class Exporter:
                 await thread.clean_up(target.discard)
                 raise
         progress(len(window.chunks), len(window.chunks), "chunks exported")
-        return {
-            "window_name": name,
-            "path": str(path),
-            "bytes": n_bytes,
-            "chunks": len(window.chunks),
-            "token_count": window.row.token_count,
-            "restorable_tokens": window.row.restorable_tokens,
-            "duration_ms": round((time.perf_counter() - started) * 1000, 3),
-        }
+        return Exported(
+            window_name=name,
+            path=str(path),
+            bytes=n_bytes,
+            chunks=len(window.chunks),
+            token_count=window.row.token_count,
+            restorable_tokens=window.row.restorable_tokens,
+            duration_ms=round((time.perf_counter() - started) * 1000, 3),
+        )
 
     def _header(self, window: _Window) -> ArchiveHeader:
         row = window.row

@@ -17,7 +17,7 @@ import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from cwm_connector.catalog.base import NewWindow, WindowRow
 from cwm_connector.catalog.results import iso
@@ -39,6 +39,7 @@ from cwm_connector.operations.transfer.steps import (
 )
 from cwm_connector.operations.window_commit import WindowCommit
 from cwm_connector.protocol.calls import ImportArgs
+from cwm_connector.protocol.results import Imported
 from cwm_connector.step.scheduler import SaveOrder
 from cwm_connector.tiers.base import ChunkId
 
@@ -65,7 +66,7 @@ class Importer:
         self._tiering = tiering
         self._window_commit = WindowCommit(engine, tiering)
 
-    async def import_window(self, args: ImportArgs, progress: ProgressSink) -> dict[str, Any]:
+    async def import_window(self, args: ImportArgs, progress: ProgressSink) -> Imported:
         """Make a window from a file, whole or not at all.
 
         `args.window_name` replaces the name in the file. `args.tags` are added to its tags.
@@ -87,20 +88,20 @@ class Importer:
                 await thread.clean_up(source.close)
         new_bytes = sum(self._engine.stored_bytes(chunk.blocks) for chunk in order.chunks)
         self._engine.metrics.stored_bytes.inc(new_bytes)
-        return {
-            "window_name": row.name,
-            "path": str(path),
-            "bytes": source.n_bytes,
-            "chunks": row.block_count,
-            "token_count": row.token_count,
-            "restorable_tokens": row.restorable_tokens,
-            "new_bytes": new_bytes,
-            "shared_chunks": row.block_count - len(order.chunks),
-            "exported_as": source.header.name,
-            "frozen_at": iso(Micros(source.header.created_at)),
-            "frozen_from": source.header.session_id,
-            "duration_ms": round((time.perf_counter() - started) * 1000, 3),
-        }
+        return Imported(
+            window_name=row.name,
+            path=str(path),
+            bytes=source.n_bytes,
+            chunks=row.block_count,
+            token_count=row.token_count,
+            restorable_tokens=row.restorable_tokens,
+            new_bytes=new_bytes,
+            shared_chunks=row.block_count - len(order.chunks),
+            exported_as=source.header.name,
+            frozen_at=iso(Micros(source.header.created_at)),
+            frozen_from=source.header.session_id,
+            duration_ms=round((time.perf_counter() - started) * 1000, 3),
+        )
 
     # --- the header ---
 

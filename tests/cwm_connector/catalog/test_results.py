@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec import to_builtins
 
 from cwm_connector.catalog.base import (
     SessionEvent,
@@ -37,6 +38,7 @@ from cwm_connector.catalog.results import (
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Micros, TierName
 from cwm_connector.protocol.calls import ListArgs, SessionsArgs
+from cwm_connector.protocol.results import Lineage, SessionList
 from tests.cwm_connector.catalog.samples import at, chain
 
 DISK, REDIS = TierName.DISK, TierName.REDIS
@@ -185,7 +187,7 @@ def test_a_wrong_argument_is_refused(wrong: dict, code: Code) -> None:
 
 
 def test_a_window_is_listed_with_the_contracts_fields() -> None:
-    assert window_item(ROW, "cpu") == {
+    assert to_builtins(window_item(ROW, "cpu")) == {
         "name": "stem",
         "description": "the stem",
         "tags": ["debug", "auth"],
@@ -202,21 +204,23 @@ def test_a_window_is_listed_with_the_contracts_fields() -> None:
 
 
 def test_a_window_with_a_binding_is_thawed() -> None:
-    assert window_item(replace(ROW, thawed_at=at(-100)), "disk")["state"] == "thawed"
+    assert window_item(replace(ROW, thawed_at=at(-100)), "disk").state == "thawed"
 
 
 @pytest.mark.parametrize(("offset", "total", "more"), [(0, 3, True), (1, 3, False), (0, 2, False), (9, 3, False)])
 def test_a_page_tells_whether_more_follow(offset: int, total: int, more: bool) -> None:
     windows = (ROW, replace(ROW, name="other")) if offset < total else ()
     page = window_page(WindowPage(windows, total), WindowQuery(limit=2, offset=offset), lambda row: row.name)
-    assert (page["total"], page["has_more"]) == (total, more)
-    assert [item["storage_tier"] for item in page["windows"]] == [row.name for row in windows]
+    assert (page.total, page.has_more) == (total, more)
+    assert [item.storage_tier for item in page.windows] == [row.name for row in windows]
 
 
 def test_a_status_tells_where_the_chunks_are() -> None:
     chunks = chain("a", 3)
-    status = window_status(
-        replace(ROW, thawed_at=at(2)), chunks, ["b1", "b2"], Split(chunks[0].key), include_blocks=True, hit_rate=0.5
+    status = to_builtins(
+        window_status(
+            replace(ROW, thawed_at=at(2)), chunks, ["b1", "b2"], Split(chunks[0].key), include_blocks=True, hit_rate=0.5
+        )
     )
     blocks = status.pop("blocks")
     assert status == {
@@ -257,21 +261,21 @@ def test_without_an_engine_chunks_are_where_their_rows_say_and_the_rest_is_unkno
         for each, tiers in zip(chain("a", 3), ((DISK, REDIS), (REDIS,), ()), strict=True)
     ]
     status = window_status(ROW, chunks, [], AsRecorded(chunks), include_blocks=True)
-    assert status["kv_cache"]["tiers"] == {"disk": 1, "redis": 2}
-    assert (status["kv_cache"]["storage_tier"], status["kv_cache"]["hit_rate"]) == ("redis", None)
-    assert [block["storage_tier"] for block in status["blocks"]] == ["disk", "redis", None]
-    assert status["timestamps"]["thawed_at"] is None
-    assert "blocks" not in window_status(ROW, chunks, [], AsRecorded(chunks))
+    assert status.kv_cache.tiers == {"disk": 1, "redis": 2}
+    assert (status.kv_cache.storage_tier, status.kv_cache.hit_rate) == ("redis", None)
+    assert [block.storage_tier for block in status.blocks or ()] == ["disk", "redis", None]
+    assert status.timestamps.thawed_at is None
+    assert "blocks" not in to_builtins(window_status(ROW, chunks, [], AsRecorded(chunks)))
 
 
 def test_a_window_without_chunks_is_on_disk() -> None:
     status = window_status(replace(ROW, block_count=0), [], [], AsRecorded([]))
-    assert (status["kv_cache"]["storage_tier"], status["kv_cache"]["tiers"]) == ("disk", {})
+    assert (status.kv_cache.storage_tier, status.kv_cache.tiers) == ("disk", {})
 
 
 def test_of_a_damaged_window_only_the_name_is_told() -> None:
-    item = window_item(replace(ROW, damaged=True), "disk")
-    assert set(item) == set(window_item(ROW, "disk"))
+    item = to_builtins(window_item(replace(ROW, damaged=True), "disk"))
+    assert set(item) == set(to_builtins(window_item(ROW, "disk")))
     told = {field: value for field, value in item.items() if value is not None}
     assert told == {"name": "stem", "tags": [], "state": "damaged"}
 
@@ -308,7 +312,7 @@ def test_the_tier_of_a_window_is_the_fastest_that_holds_all_of_it(tiers: dict[st
 
 
 def test_a_session_without_an_engine_is_as_it_was_last_stored() -> None:
-    assert session_item(SESSION) == {
+    assert to_builtins(session_item(SESSION)) == {
         "session_id": "alice",
         "state": "frozen",
         "model": "small",
@@ -324,7 +328,7 @@ def test_a_session_without_an_engine_is_as_it_was_last_stored() -> None:
 
 
 def test_a_live_session_is_as_the_engine_knows_it_with_its_windows() -> None:
-    assert live_session_item(LIVE, SESSION) == {
+    assert to_builtins(live_session_item(LIVE, SESSION)) == {
         "session_id": "alice",
         "state": "active",
         "model": "small",
@@ -341,21 +345,21 @@ def test_a_live_session_is_as_the_engine_knows_it_with_its_windows() -> None:
 
 def test_a_session_is_as_old_as_its_oldest_trace() -> None:
     restarted = replace(LIVE, created_at=at(8))
-    assert live_session_item(restarted, SESSION)["created_at"] == "2026-01-23T09:30:00.000Z"
-    assert live_session_item(restarted, None)["created_at"] == "2026-01-23T09:30:08.000Z"
-    assert live_session_item(restarted, None)["windows"] == []
+    assert live_session_item(restarted, SESSION).created_at == "2026-01-23T09:30:00.000Z"
+    assert live_session_item(restarted, None).created_at == "2026-01-23T09:30:08.000Z"
+    assert live_session_item(restarted, None).windows == []
 
 
 def test_sessions_are_filtered_and_paged() -> None:
     thawed = replace(SESSION, session_id="bob", event=SessionEvent.THAWED, model="large")
     items = [session_item(row) for row in (SESSION, thawed, replace(SESSION, session_id="carol"))]
-    assert session_page(items, SessionsArgs()) == {"sessions": items, "total": 3, "has_more": False}
-    assert session_page(items, SessionsArgs(state_filter="thawed"))["sessions"] == [items[1]]
-    assert session_page(items, SessionsArgs(model="small"))["sessions"] == [items[0], items[2]]
-    assert session_page(items, SessionsArgs(state_filter="expired"))["total"] == 0
+    assert session_page(items, SessionsArgs()) == SessionList(sessions=items, total=3, has_more=False)
+    assert session_page(items, SessionsArgs(state_filter="thawed")).sessions == [items[1]]
+    assert session_page(items, SessionsArgs(model="small")).sessions == [items[0], items[2]]
+    assert session_page(items, SessionsArgs(state_filter="expired")).total == 0
     second = session_page(items, SessionsArgs(limit=1, offset=1))
-    assert (second["sessions"], second["total"], second["has_more"]) == ([items[1]], 3, True)
-    assert session_page(items, SessionsArgs(limit=1, offset=2))["has_more"] is False
+    assert (second.sessions, second.total, second.has_more) == ([items[1]], 3, True)
+    assert session_page(items, SessionsArgs(limit=1, offset=2)).has_more is False
 
 
 @pytest.mark.parametrize("wrong", [{"state_filter": "asleep"}, {"limit": 0}, {"limit": 101}, {"offset": -1}], ids=str)
@@ -367,21 +371,21 @@ def test_a_wrong_argument_for_sessions_is_refused(wrong: dict) -> None:
 
 def test_a_sessions_status_has_its_windows_and_times() -> None:
     status = session_status(live_session_item(LIVE, SESSION), SESSION)
-    assert (status["type"], status["id"], status["state"], status["token_count"]) == ("session", "alice", "active", 900)
-    assert status["timestamps"] == {
+    assert (status.type, status.id, status.state, status.token_count) == ("session", "alice", "active", 900)
+    assert to_builtins(status.timestamps) == {
         "created_at": "2026-01-23T09:29:00.000Z",
         "updated_at": "2026-01-23T09:30:09.000Z",
         "frozen_at": "2026-01-23T09:30:05.000Z",
         "thawed_at": None,
     }
-    assert status["lineage"] == {"parent": None, "children": ["stem", "root"]}
-    assert set(status["kv_cache"].values()) == {None}
+    assert status.lineage == Lineage(parent=None, children=["stem", "root"])
+    assert set(to_builtins(status.kv_cache).values()) == {None}
 
 
 def test_a_thawed_sessions_status_without_an_engine() -> None:
     row = replace(SESSION, event=SessionEvent.THAWED)
-    times = session_status(session_item(row), row)["timestamps"]
-    assert (times["updated_at"], times["frozen_at"], times["thawed_at"]) == (iso(at(5)), None, iso(at(5)))
+    times = session_status(session_item(row), row).timestamps
+    assert (times.updated_at, times.frozen_at, times.thawed_at) == (iso(at(5)), None, iso(at(5)))
 
 
 def test_reading_a_catalog_imports_neither_torch_nor_vllm() -> None:

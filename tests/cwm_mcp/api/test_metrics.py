@@ -6,7 +6,6 @@ from cwm_connector.catalog.base import CatalogTotals
 from cwm_connector.core.types import TierName
 from cwm_connector.metrics import Metrics as EngineMetrics
 from cwm_mcp.api.metrics import catalog_samples, engine_up, exposition, with_prefix
-from cwm_mcp.api.results import Metric
 
 
 def test_the_text_format_reads_back_sample_by_sample() -> None:
@@ -14,7 +13,7 @@ def test_the_text_format_reads_back_sample_by_sample() -> None:
     engine.operations.labels('say "hi"\\\n', "done").inc(3)
     engine.freeze_seconds.observe(0.3)
     engine.loaded(TierName.DISK, 512)
-    samples = [Metric.model_validate(sample) for sample in engine.samples()]
+    samples = engine.samples()
     text = exposition(samples)
     assert text.count("# TYPE cwm_freeze_seconds ") == 1, "one family, not one for each of its samples"
     families = list(text_string_to_metric_families(text))
@@ -31,6 +30,6 @@ def test_a_prefix_chooses_by_name() -> None:
 
 
 def test_the_catalogs_gauges_are_the_engines_own_by_name() -> None:
-    theirs = {sample["name"]: sample["help"] for sample in EngineMetrics().samples()}
+    theirs = {sample.name: sample.help for sample in EngineMetrics().samples()}
     ours = {each.name: each.help for each in catalog_samples(CatalogTotals(3, 20, 4096, 8192, {}))}
     assert ours == {name: theirs[name] for name in ours}

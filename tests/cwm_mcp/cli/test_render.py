@@ -2,15 +2,15 @@
 
 import io
 
+import msgspec
 import pytest
-from pydantic import BaseModel
 from rich.console import Console
 
-from cwm_mcp.api import results as m
+from cwm_connector.protocol import results as m
 from cwm_mcp.cli.render import renderable, size
 
 
-def drawn(result: BaseModel) -> str:
+def drawn(result: msgspec.Struct) -> str:
     console = Console(file=io.StringIO(), width=200)
     with console.capture() as capture:
         console.print(renderable(result))
@@ -78,5 +78,5 @@ def test_a_reply_keeps_its_lines_and_a_thaw_without_one_says_nothing_of_it() -> 
         recompute_is_faster=None,
     )
     assert "reply" not in drawn(thawed)
-    shown = drawn(thawed.model_copy(update={"reply": "One.\n\nTwo \x1b[2J."}))
+    shown = drawn(msgspec.structs.replace(thawed, reply="One.\n\nTwo \x1b[2J."))
     assert [line.strip() for line in shown.splitlines()[-3:]] == ["One.", "", "Two  [2J."]

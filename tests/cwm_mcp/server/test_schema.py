@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from cwm_mcp.api import arguments, results
+from cwm_connector.protocol import results
+from cwm_mcp.api import arguments
 from cwm_mcp.server.schema import input_schema, output_schema
 from cwm_mcp.server.tools import TOOLS
 from tests.cwm_mcp.canned import STATUS, STORE

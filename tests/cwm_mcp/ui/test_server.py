@@ -12,14 +12,15 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import msgspec
 import pytest
 
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros
+from cwm_connector.protocol.results import Metric
 from cwm_connector.settings import Settings
 from cwm_mcp.api.http_address import Address
-from cwm_mcp.api.results import Metric
 from cwm_mcp.ui import server
 from cwm_mcp.ui.models import Overview
 from cwm_mcp.ui.open_browser import open_in_browser
@@ -199,7 +200,7 @@ def test_other_commands_don_t_wait_for_the_server_s_library() -> None:
 
 
 def test_without_an_engine_the_catalog_speaks_and_the_rest_is_unknown(browser: httpx.Client) -> None:
-    told = Overview.model_validate(browser.get("/api/overview").json())
+    told = msgspec.json.decode(browser.get("/api/overview").content, type=Overview)
     assert told.engine_up is False
     assert told.windows is not None
     assert [(each.name, each.under, each.size_bytes, each.unique_bytes) for each in told.windows] == [
@@ -214,7 +215,7 @@ def test_without_an_engine_the_catalog_speaks_and_the_rest_is_unknown(browser: h
     assert disk is not None
     assert (disk.blocks, disk.bytes, disk.limit_bytes) == (5, 5 * homes.CHUNK_BYTES, None)
     assert told.cache.kv_store.tiers["cpu"] is None
-    assert set(told.saved.model_dump().values()) == {None}
+    assert set(msgspec.structs.asdict(told.saved).values()) == {None}
     assert told.auto_freeze is None
     assert told.health is not None
     assert {each.name for each in told.health.components} == {"vllm", "engine", "catalog", "cpu", "disk", "redis"}

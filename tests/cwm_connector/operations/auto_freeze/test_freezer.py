@@ -58,8 +58,8 @@ async def lose(engine: Miniature, token_ids: list[int], from_block: int) -> None
 
 def counted(engine: Miniature) -> dict[tuple[str, str], float]:
     """Automatic freezes by reason and outcome, from the metrics."""
-    samples = [each for each in engine.engine.metrics.samples() if each["name"] == "cwm_auto_freezes_total"]
-    return {(each["labels"]["reason"], each["labels"]["outcome"]): each["value"] for each in samples}
+    samples = [each for each in engine.engine.metrics.samples() if each.name == "cwm_auto_freezes_total"]
+    return {(each.labels["reason"], each.labels["outcome"]): each.value for each in samples}
 
 
 # --- when ---

@@ -109,7 +109,7 @@ async def test_the_parts_of_every_rank_are_in_the_file(here: Miniature, there: M
     await exporter.export(ExportArgs("two-ranks", str(file), force=True), lambda *_: None)
     importer = Importer(replace(there.engine, world_size=2), there.operations.tiering)
     imported = await importer.import_window(ImportArgs(str(file)), lambda *_: None)
-    assert imported["new_bytes"] == 2 * CHUNK_BYTES
+    assert imported.new_bytes == 2 * CHUNK_BYTES
     assert [content_of(path) for path in chunk_files(there.settings.home)] == ranks
     flip(chunk_files(here.settings.home)[1])
     with pytest.raises(CWMError, match="CWM-4004"):

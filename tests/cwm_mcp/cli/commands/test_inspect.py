@@ -8,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.types import Micros
+from cwm_connector.protocol.results import WindowItem
 from cwm_connector.settings import Settings
 from cwm_mcp.api.diff import common_length
-from cwm_mcp.api.results import WindowItem
 from cwm_mcp.api.tree import MAX_NESTING, parents_of, tree_of, walk
 from cwm_mcp.cli.app import app
 from tests.cwm_mcp.homes import clones, new_window
@@ -77,8 +78,8 @@ def test_more_windows_than_a_page_are_all_there(filled: Path, settings: Settings
 
 
 def item(name: str, parent: str | None) -> WindowItem:
-    known = dict.fromkeys(WindowItem.model_fields)
-    return WindowItem.model_validate({**known, "name": name, "parent_window": parent, "tags": [], "state": "frozen"})
+    known = dict.fromkeys(WindowItem.__struct_fields__)
+    return msgspec.convert({**known, "name": name, "parent_window": parent, "tags": [], "state": "frozen"}, WindowItem)
 
 
 def test_only_an_older_window_is_a_parent() -> None:

@@ -1,0 +1,369 @@
+"""The result of each operation: the contract's fields, once, for the engine and for every front end.
+
+The engine returns these structs, the control socket carries them as maps with the fields' names, and the MCP tools make
+their output schemas from them. A new field is added here and where its value is computed.
+
+None means "unknown", never zero. A field with a default is left out of the message while it has that value: an engine
+that does not know the field and one that has nothing to say in it are read the same way. Fields that only a newer
+engine knows are ignored. In these fields a "block" is a stored chunk, and times are ISO 8601 in UTC with `Z`.
+"""
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+HealthState: TypeAlias = Literal["healthy", "degraded", "unhealthy"]
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Base of every result."""
+
+
+class Frozen(Answer, frozen=True):
+    """A window that a freeze has made."""
+
+    window_name: str
+    session_id: str
+    token_count: int
+    captured_tokens: int
+    recomputed_tokens: int
+    block_count: int
+    total_size_bytes: int
+    new_bytes: int
+    storage_tier: str
+    tiers: Annotated[dict[str, int], Meta(description="How many of the stored blocks each tier holds.")]
+    parent_window: str | None
+    duration_ms: float
+
+
+class TimedFreeze(Frozen, frozen=True):
+    """The engine's answer to a freeze, with a measurement that only benchmarks read."""
+
+    capture_ms: Annotated[float, Meta(description="From the call to the last block read from the KV cache.")]
+
+
+class ReplyTokens(msgspec.Struct, frozen=True):
+    """Token counts of a reply, by vLLM."""
+
+    prompt: int
+    cached: int | None
+    generated: int
+
+
+class Thawed(Answer, frozen=True):
+    """A window that a session can load. The client that thaws adds the addresses and the reply."""
+
+    session_id: str
+    cache_salt: str
+    window_name: str
+    token_count: int
+    restorable_tokens: int
+    restored_by_tier: Annotated[dict[str, int], Meta(description="Tokens by the tier they were read from.")]
+    restoration_time_ms: float
+    partial: bool
+    warning: str | None
+    recompute_is_faster: bool | None
+    tokens_uri: Annotated[str, Meta(description="The resource with the window's exact token ids.")] = ""
+    transcript_uri: str = ""
+    reply: str | None = None
+    reply_finish_reason: Annotated[str | None, Meta(description="`length`: the reply was cut at max_tokens.")] = None
+    reply_tokens: ReplyTokens | None = None
+
+
+class Cloned(Answer, frozen=True):
+    """A second name for a window's content."""
+
+    source_window: str
+    target_window: str
+    shared_blocks: int
+    new_bytes: int
+
+
+class WindowItem(Answer, frozen=True):
+    """One entry of a list of windows. Of a damaged window only the name is known."""
+
+    name: str
+    description: str | None
+    tags: list[str]
+    model: str | None
+    token_count: int | None
+    size_bytes: int | None
+    unique_bytes: int | None
+    storage_tier: str | None
+    state: str
+    created_at: str | None
+    parent_window: str | None
+    session_id: str | None
+
+
+class WindowList(Answer, frozen=True):
+    """One page of the windows that match."""
+
+    windows: list[WindowItem]
+    total: int
+    has_more: bool
+
+
+class KvCache(msgspec.Struct, frozen=True):
+    """A window's stored bytes. All None for a session, of which nothing is stored but its windows."""
+
+    block_count: int | None
+    total_size_bytes: int | None
+    storage_tier: str | None
+    hit_rate: float | None
+    tiers: dict[str, int] | None
+
+
+class Timestamps(msgspec.Struct, frozen=True):
+    """When a window or session was made, changed, last frozen and last thawed."""
+
+    created_at: str | None
+    updated_at: str | None
+    frozen_at: str | None
+    thawed_at: str | None
+
+
+class Lineage(msgspec.Struct, frozen=True):
+    """The window that this one was made from, and those made from it. For a session: its windows."""
+
+    parent: str | None
+    children: list[str]
+
+
+class Block(msgspec.Struct, frozen=True):
+    """One stored chunk."""
+
+    hash: str
+    tokens: int
+    size_bytes: int
+    storage_tier: str | None
+
+
+class Status(Answer, frozen=True):
+    """Details of one window or one session."""
+
+    type: Literal["window", "session"]
+    id: str
+    state: str
+    model: str | None
+    token_count: int
+    kv_cache: KvCache
+    timestamps: Timestamps
+    lineage: Lineage
+    blocks: list[Block] | None = None
+
+
+class WindowTokens(Answer, frozen=True):
+    """A window's token ids. They are what somebody wrote, so they stay out of the struct's text form."""
+
+    window_name: str
+    token_ids: Annotated[bytes, Meta(description="Little-endian int32.")]
+
+    def __repr__(self) -> str:
+        return f"WindowTokens(window_name={self.window_name!r})"
+
+
+class Deleted(Answer, frozen=True):
+    """A window that is gone."""
+
+    window_name: str
+    blocks_deleted: int
+    blocks_shared: int
+    space_freed_bytes: int
+
+
+class Collected(Answer, frozen=True):
+    """Space that `cwm gc` has reclaimed."""
+
+    chunks_deleted: int
+    space_freed_bytes: int
+    catalog_bytes_freed: int
+    warning: Annotated[str | None, Meta(description="A tier that could not be searched.")]
+
+
+class BadCopy(msgspec.Struct, frozen=True):
+    """A stored copy of a chunk that failed its check."""
+
+    hash: str
+    storage_tier: str
+    fault: str
+    windows: list[str]
+    repaired: bool
+
+
+class Verified(Answer, frozen=True):
+    """The outcome of one pass of `cwm verify` over every stored copy."""
+
+    resumed: bool
+    chunks: int
+    copies: int
+    bytes: int
+    bad_copies: int
+    repaired: int
+    unread: Annotated[int, Meta(description="Copies that a tier could not return at the moment.")]
+    bad: Annotated[list[BadCopy], Meta(description="The first of the bad copies.")]
+    duration_ms: float
+
+
+class Exported(Answer, frozen=True):
+    """A file that `cwm export` has written."""
+
+    window_name: str
+    path: str
+    bytes: Annotated[int, Meta(description="The file's length.")]
+    chunks: int
+    token_count: int
+    restorable_tokens: int
+    duration_ms: float
+
+
+class Imported(Answer, frozen=True):
+    """A window that `cwm import` has made from a file."""
+
+    window_name: str
+    path: str
+    bytes: int
+    chunks: int
+    token_count: int
+    restorable_tokens: int
+    new_bytes: int
+    shared_chunks: Annotated[int, Meta(description="Chunks that were already stored.")]
+    exported_as: Annotated[str, Meta(description="The window's name where it was exported.")]
+    frozen_at: Annotated[str, Meta(description="When it was frozen there.")]
+    frozen_from: Annotated[str, Meta(description="The session it was frozen from there.")]
+    duration_ms: float
+
+
+class Tagged(Answer, frozen=True):
+    """A window's labels after the change."""
+
+    window_name: str
+    tags: list[str]
+    description: str
+
+
+class SessionItem(msgspec.Struct, frozen=True):
+    """One entry of a list of sessions."""
+
+    session_id: str
+    state: str
+    model: str
+    token_count: int
+    heads: int | None
+    cached_tokens: int | None
+    last_active_at: str | None
+    created_at: str | None
+    windows: list[str]
+    title: str | None
+    auto_freeze_at: Annotated[str | None, Meta(description="When auto-freeze saves it if it stays idle.")]
+
+
+class SessionList(Answer, frozen=True):
+    """One page of the sessions that match."""
+
+    sessions: list[SessionItem]
+    total: int
+    has_more: bool
+
+
+class NextFreeze(msgspec.Struct, frozen=True):
+    """The automatic freeze that comes next."""
+
+    session_id: str
+    reason: str
+    due_at: str
+
+
+class AutoFreezePolicy(Answer, frozen=True):
+    """The auto-freeze policy in force."""
+
+    enabled: bool
+    idle_timeout_minutes: float
+    token_threshold: int
+    naming_pattern: str
+    keep_last: int
+    tags: list[str]
+    next_action: NextFreeze | None
+
+
+class TierStats(msgspec.Struct, frozen=True):
+    """What one tier holds, and the most it may hold."""
+
+    blocks: int | None
+    bytes: int | None
+    limit_bytes: int | None
+
+
+class KvStore(msgspec.Struct, frozen=True):
+    """Stored chunks of all windows, and how often they were found when they were needed."""
+
+    total_blocks: int | None
+    total_bytes: int | None
+    hit_rate: float | None
+    hits: int | None
+    misses: int | None
+    dedup_ratio: float | None
+    tiers: dict[str, TierStats | None]
+
+
+class VllmCache(msgspec.Struct, frozen=True):
+    """vLLM's own counters, in tokens since its start."""
+
+    connected: bool
+    prefix_cache_hit_rate: float | None
+    external_hit_rate: float | None
+    cached_tokens: int | None
+
+
+class StoreStats(Answer, frozen=True):
+    """The engine's part of the statistics."""
+
+    kv_store: KvStore
+
+
+class CacheStats(StoreStats, frozen=True):
+    """Statistics of the stored chunks and of vLLM's own cache. The client asks vLLM for the second part."""
+
+    vllm: VllmCache
+
+
+class Component(msgspec.Struct, frozen=True):
+    """One part of the system and how it is. The message says what to do about a fault."""
+
+    name: str
+    status: HealthState
+    message: str
+    latency_ms: float | None
+
+
+class Health(Answer, frozen=True):
+    """The health of all components that were asked for."""
+
+    status: HealthState
+    uptime_seconds: float
+    version: str
+    components: list[Component]
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """One sample of a Prometheus series."""
+
+    name: str
+    type: str
+    value: float
+    labels: dict[str, str]
+    help: str
+
+
+class Metrics(Answer, frozen=True):
+    """Samples: `metrics` in the json format, `text` in Prometheus's. The engine always gives `metrics`."""
+
+    metrics: list[Metric] | None = None
+    text: str | None = None
+
+
+class EngineInfo(Answer, frozen=True):
+    """The answer to a ping."""
+
+    model: str
