@@ -26,11 +26,9 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_session_id, check_tags
 from cwm_connector.core.types import ChunkKey, Micros, TierName
 from cwm_connector.protocol import results
-from cwm_connector.protocol.calls import ListArgs, SessionsArgs
+from cwm_connector.protocol.calls import MAX_LIMIT, MAX_OFFSET, ListArgs, SessionsArgs
 
-MAX_LIMIT: Final = 100
 MAX_SEARCH: Final = 200
-_MAX_OFFSET: Final = 2**63 - 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -120,8 +118,8 @@ def parse_list_args(args: ListArgs) -> WindowQuery:
 def _check_page(args: ListArgs | SessionsArgs) -> None:
     if not 1 <= args.limit <= MAX_LIMIT:
         raise CWMError(Code.ARGUMENT, f"limit is {args.limit}; give 1 to {MAX_LIMIT}")
-    if not 0 <= args.offset <= _MAX_OFFSET:
-        raise CWMError(Code.ARGUMENT, f"offset is {args.offset}; give 0 to {_MAX_OFFSET}")
+    if not 0 <= args.offset <= MAX_OFFSET:
+        raise CWMError(Code.ARGUMENT, f"offset is {args.offset}; give 0 to {MAX_OFFSET}")
 
 
 def storage_tier(tiers: Mapping[str, int]) -> str:

@@ -98,7 +98,7 @@ class Queries:
         hits, misses = self._engine.metrics.hits_and_misses()
         settings = self._engine.settings
         in_memory = TierTotals(len(resident), sum(row.size_bytes for row in resident))
-        tiers: dict[str, TierUsage | None] = {TierName.CPU.value: _tier(in_memory, settings.cpu_cache_bytes)}
+        tiers: dict[str, TierStats | None] = {TierName.CPU.value: _tier(in_memory, settings.cpu_cache_bytes)}
         for name in TierName.durable():
             tier = self._engine.durable_tiers.get(name)
             limit = None if tier is None else await asyncio.to_thread(tier.limit_bytes)

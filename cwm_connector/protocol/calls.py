@@ -1,152 +1,193 @@
-"""The operations that a client may call, and the arguments of each."""
+"""The operations that a client may call, and the arguments of each: once, for the engine and for every front end.
+
+The engine checks types and ranges with these structs. The MCP tools make their input schemas from them, and check names
+too before they call. A front end may add arguments of its own in a derived struct.
+"""
 
 import enum
 from collections.abc import Mapping
-from typing import Final
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
+from msgspec import Meta
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
+
+CHECK: Final = "check"
+"""The key in a type's `Meta.extra` of the function that checks its values. It returns the value to use."""
+ORDER: Final = "order"
+"""The key in a schema made by msgspec that has an enum's values in the order of their `Literal`."""
+MAX_LIMIT: Final = 100
+"""Entries of one page."""
+MAX_OFFSET: Final = (1 << 63) - 1
 
 
-class FreezeArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Freeze a session's head (the one last active, unless `head` names another) under a new window name."""
-
-    session_id: str
-    window_name: str
-    description: str = ""
-    tags: list[str] = []
-    head: str | None = None
+def _check_offset(offset: int) -> int:
+    """Raise `Code.ARGUMENT` for what SQLite can't hold. A `maximum` in the schema would tell a model nothing."""
+    if offset > MAX_OFFSET:
+        raise CWMError(Code.ARGUMENT, "the offset is larger than any list; give 0 to begin at the start")
+    return offset
 
 
-class ThawArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Bind a window to a session and to a fresh cache salt; with `prewarm` its chunks are read and verified now."""
-
-    window_name: str
-    new_session_id: str | None = None
-    prewarm: bool = True
+def _in_order(choices: object) -> Meta:
+    """Pass the order of a `Literal` on to the schema's reader, where msgspec sorts it."""
+    return Meta(extra_json_schema={ORDER: list(get_args(choices))})
 
 
-class CloneArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Give a window a second name. `tags=None` inherits the source's."""
-
-    source_window: str
-    target_window: str
-    description: str | None = None
-    tags: list[str] | None = None
-
-
-class DeleteArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    window_name: str
+SessionId = Annotated[str, Meta(extra={CHECK: check_session_id})]
+WindowName = Annotated[str, Meta(extra={CHECK: check_window_name})]
+Tags = Annotated[list[str], Meta(extra={CHECK: check_tags})]
+Description = Annotated[str, Meta(extra={CHECK: check_description})]
+Limit = Annotated[int, Meta(ge=1, le=MAX_LIMIT)]
+Offset = Annotated[int, Meta(ge=0, extra={CHECK: _check_offset})]
+SortKey = Literal["name", "created_at", "token_count", "size"]
+StateName = Literal["active", "frozen", "thawed", "expired"]
+ComponentName = Literal["vllm", "engine", "catalog", "cpu", "disk", "redis"]
 
 
-class TagArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    window_name: str
-    add: list[str] = []
-    remove: list[str] = []
-    description: str | None = None
+class Args(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Base of every operation's arguments."""
 
 
-class ListArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    tags: list[str] = []
+class FreezeArgs(Args, frozen=True):
+    """Freeze a session under a new window name."""
+
+    session_id: SessionId
+    window_name: WindowName
+    description: Description = ""
+    tags: Tags = []
+    head: Annotated[str | None, Meta(description="One of several heads. Default: the one last active.")] = None
+
+
+class ThawArgs(Args, frozen=True):
+    """Bind a window to a session and to a new cache salt."""
+
+    window_name: WindowName
+    new_session_id: SessionId | None = None
+    prewarm: Annotated[bool, Meta(description="Read and verify the window's chunks now.")] = True
+
+
+class CloneArgs(Args, frozen=True):
+    """Give a window a second name. What is None is inherited from the source."""
+
+    source_window: WindowName
+    target_window: WindowName
+    description: Description | None = None
+    tags: Tags | None = None
+
+
+class DeleteArgs(Args, frozen=True):
+    """Delete a window."""
+
+    window_name: WindowName
+
+
+class TagArgs(Args, frozen=True):
+    """Add and remove tags, and replace the description unless it is None."""
+
+    window_name: WindowName
+    add: Tags = []
+    remove: Tags = []
+    description: Description | None = None
+
+
+class ListArgs(Args, frozen=True):
+    """Select, sort and page the list of windows. Times are ISO 8601 with any offset."""
+
+    tags: Annotated[Tags, Meta(description="All of them must match.")] = []
     model: str | None = None
-    search: str | None = None
-    session_id: str | None = None
+    search: Annotated[str | None, Meta(description="Words in the name, the description or the tags.")] = None
+    session_id: SessionId | None = None
     created_after: str | None = None
     created_before: str | None = None
-    sort_by: str = "created_at"
-    sort_order: str = "desc"
-    limit: int = 20
-    offset: int = 0
+    sort_by: Annotated[SortKey, _in_order(SortKey)] = "created_at"
+    sort_order: Literal["asc", "desc"] = "desc"
+    limit: Limit = 20
+    offset: Offset = 0
 
 
-class StatusArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Exactly one of the two names."""
+class StatusArgs(Args, frozen=True):
+    """Ask for details of a window or a session."""
 
-    window_name: str | None = None
-    session_id: str | None = None
+    window_name: WindowName | None = None
+    session_id: SessionId | None = None
     include_blocks: bool = False
 
+    def __post_init__(self) -> None:
+        """Raise `Code.ARGUMENT` unless exactly one of the two names is given."""
+        if (self.window_name is None) == (self.session_id is None):
+            raise CWMError(Code.ARGUMENT, "give either window_name or session_id, and not both")
 
-class SessionsArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    state_filter: str | None = None
+
+class SessionsArgs(Args, frozen=True):
+    """Select and page the list of sessions."""
+
+    state_filter: Annotated[StateName, _in_order(StateName)] | None = None
     model: str | None = None
-    limit: int = 50
-    offset: int = 0
+    limit: Limit = 50
+    offset: Offset = 0
 
 
-class TokensArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    window_name: str
+class TokensArgs(Args, frozen=True):
+    """Ask for a window's exact token ids."""
+
+    window_name: WindowName
 
 
-class HealthArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    component: str | None = None
+class HealthArgs(Args, frozen=True):
+    """Ask for the health of all components, or of one."""
+
+    component: Annotated[ComponentName, _in_order(ComponentName)] | None = None
 
 
-class VerifyArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Read and check every stored copy, from where the last walk was broken off unless `restart`.
-
-    `rate_mb_s`: MiB a second at most, 0 for as fast as it goes.
-    """
+class VerifyArgs(Args, frozen=True):
+    """Read and check every stored copy, from where the last pass stopped unless `restart`."""
 
     repair: bool = False
     restart: bool = False
-    rate_mb_s: float = 200.0
+    rate_mb_s: Annotated[float, Meta(description="MiB a second at most. 0 is as fast as it goes.")] = 200.0
 
 
-class ExportArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Write a window to a file of the engine's machine. `path` is absolute; what is there is kept unless `force`."""
+class ExportArgs(Args, frozen=True):
+    """Write a window to a file on the engine's machine."""
 
-    window_name: str
-    path: str
-    force: bool = False
-
-
-class ImportArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Make a window of an exported file, under its own name unless `window_name`; `tags` come to the file's."""
-
-    path: str
-    window_name: str | None = None
-    tags: list[str] = []
+    window_name: WindowName
+    path: Annotated[str, Meta(description="Absolute.")]
+    force: Annotated[bool, Meta(description="Replace a file that is there.")] = False
 
 
-class PolicyArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Change what is given of the auto-freeze policy; `reset` forgets all earlier changes first. See auto/policy.py."""
+class ImportArgs(Args, frozen=True):
+    """Make a window from an exported file."""
+
+    path: Annotated[str, Meta(description="Absolute.")]
+    window_name: Annotated[WindowName | None, Meta(description="Default: the name in the file.")] = None
+    tags: Annotated[Tags, Meta(description="Added to those in the file.")] = []
+
+
+class PolicyChange(Args, frozen=True):
+    """Change the given fields of the auto-freeze policy."""
 
     enabled: bool | None = None
     idle_timeout_minutes: float | None = None
     token_threshold: int | None = None
     naming_pattern: str | None = None
     keep_last: int | None = None
-    tags: list[str] | None = None
+    tags: Tags | None = None
+
+
+class PolicyArgs(PolicyChange, frozen=True):
+    """Change the policy, after a return to the settings if `reset`."""
+
     reset: bool = False
 
 
-class NoArgs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    pass
-
-
-Args = (
-    FreezeArgs
-    | ThawArgs
-    | CloneArgs
-    | DeleteArgs
-    | TagArgs
-    | ListArgs
-    | StatusArgs
-    | SessionsArgs
-    | TokensArgs
-    | HealthArgs
-    | VerifyArgs
-    | ExportArgs
-    | ImportArgs
-    | PolicyArgs
-    | NoArgs
-)
+class NoArgs(Args, frozen=True):
+    """Ask for something that needs no argument."""
 
 
 class Op(enum.StrEnum):
-    """What a client may call."""
+    """An operation that a client may call."""
 
     FREEZE = "window.freeze"
     THAW = "window.thaw"
@@ -191,10 +232,10 @@ ARGUMENTS: Final[Mapping[Op, type[Args]]] = {
 
 
 def parse_arguments(op: str, raw: object) -> tuple[Op, Args]:
-    """The operation and its checked types.
+    """Return the operation, and its arguments with their types and ranges checked.
 
-    Raises: CWM-1003 for an operation, argument name or type that is not the protocol's. Names and ranges are checked
-    by whoever carries the operation out.
+    The operation itself checks the names in them.
+    Raises: `Code.ARGUMENT` for an operation, an argument or a type that the protocol does not have.
     """
     try:
         known = Op(op)

@@ -1,43 +1,112 @@
-"""The tools' arguments: their JSON schemas for a model, and their check, which answers with the contract's codes.
+"""The check of what a client gives as arguments, which answers with the contract's codes.
 
-The MCP library is handed a tool's arguments unchecked (its own complaints carry no code), so that every wrong one ends
-here: CWM-1001 for what is no session id, CWM-1002 for what is no window name, CWM-1003 for anything else, wrong types
-and missing or unknown arguments included.
+The MCP library hands a tool's arguments over unchecked (its own complaints carry no code), so that every wrong one ends
+here: `Code.SESSION_ID` and `Code.WINDOW_NAME` for a wrong name, `Code.ARGUMENT` for anything else, wrong types and
+missing or unknown arguments included. The arguments are the protocol's. Those that only a front end has are added here.
 """
 
+import functools
 import json
 import os
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+import msgspec
+from msgspec import Meta, inspect
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
+from cwm_connector.core.names import check_session_id
+from cwm_connector.protocol import calls
 
 CURRENT: Final = "current"
-MAX_OFFSET: Final = (1 << 63) - 1
 CURRENT_VARIABLE: Final = "CLAUDE_CODE_SESSION_ID"
 _SHOWN: Final = 80
 """Characters of a wrong value that an error repeats."""
+_PLACE: Final = re.compile(r"`\$\.(\w+)|required field `(\w+)`")
+"""The argument that a complaint of msgspec is about."""
+
+
+class ThawArguments(calls.ThawArgs, frozen=True):
+    """A thaw, and the user's next message to the model."""
+
+    continuation_prompt: Annotated[str, Meta(min_length=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=2048)] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `Code.ARGUMENT` for a length of the reply without a prompt to reply to."""
+        if self.max_tokens is not None and self.continuation_prompt is None:
+            raise CWMError(Code.ARGUMENT, "max_tokens is the length of a reply; give a continuation_prompt with it")
+
+
+class DeleteArguments(calls.DeleteArgs, frozen=True):
+    """A deletion, and whether the person is asked first."""
+
+    force: bool = False
+
+
+class MetricsArguments(calls.Args, frozen=True):
+    """The metrics to return, and their form."""
+
+    format: Literal["json", "prometheus"] = "json"
+    prefix: str | None = None
+
+
+A = TypeVar("A", bound=calls.Args)
+
+
+@dataclass(frozen=True, slots=True)
+class _Argument:
+    """What the check needs to know of one argument."""
+
+    expected: str
+    """Its type in words."""
+    is_list: bool
+    check: Callable[[Any], Any] | None
+
+
+def parse(arguments: type[A], raw: Mapping[str, Any]) -> A:
+    """Return the checked arguments. A null counts as left out, because many clients send every argument they know.
+
+    Raises: `Code.SESSION_ID`, `Code.WINDOW_NAME` or `Code.ARGUMENT` for one that is wrong, missing or unknown.
+    """
+    known = _known(arguments)
+    given = {name: value for name, value in raw.items() if value is not None}
+    for name in given:
+        if name not in known:
+            names = ", ".join(known) or "none"
+            raise CWMError(Code.ARGUMENT, f"there is no argument {name!r}; the arguments are: {names}", argument=name)
+        if known[name].is_list:
+            given[name] = _list_from_text(given[name])
+    try:
+        parsed = msgspec.convert(given, arguments)
+    except msgspec.ValidationError as problem:
+        raise _complaint(str(problem), known, given) from None
+    checked = {
+        name: argument.check(value)
+        for name, argument in known.items()
+        if argument.check is not None and (value := getattr(parsed, name)) is not None
+    }
+    return msgspec.structs.replace(parsed, **checked)
 
 
 def _real_session_id(text: str) -> str:
-    """The id itself; "current" stands for the conversation of the client that started this process."""
+    """Return the id itself. "current" stands for the conversation of the client that started this process."""
     if text != CURRENT:
         return check_session_id(text)
     current = os.environ.get(CURRENT_VARIABLE)
     if not current:
         raise CWMError(
             Code.SESSION_ID,
-            "this client does not tell which session is the current one; pass its id, session_list shows them",
+            "this client does not say which session is the current one; pass its id, session_list shows them",
             session_id=text,
         )
     return check_session_id(current)
 
 
 def _list_from_text(value: object) -> object:
-    """A list that a client has sent as JSON text, which some do; anything else as it is."""
+    """Return the list that some clients send as JSON text. Anything else is returned as it is."""
     if isinstance(value, str) and value.startswith("["):
         try:
             return json.loads(value)
@@ -46,173 +115,56 @@ def _list_from_text(value: object) -> object:
     return value
 
 
-def _countable(offset: int) -> int:
-    """Refuses what neither the protocol nor SQLite can hold; a `maximum` in the schema would tell a model nothing."""
-    if offset > MAX_OFFSET:
-        raise CWMError(Code.ARGUMENT, "the offset is larger than any list; give 0 to begin at the start")
-    return offset
+@functools.cache
+def _known(arguments: type[calls.Args]) -> dict[str, _Argument]:
+    kind = inspect.type_info(arguments)
+    assert isinstance(kind, inspect.StructType)
+    return {field.name: _argument(field.type) for field in kind.fields}
 
 
-SessionId = Annotated[str, AfterValidator(_real_session_id)]
-WindowName = Annotated[str, AfterValidator(check_window_name)]
-Tags = Annotated[list[str], BeforeValidator(_list_from_text), AfterValidator(check_tags)]
-Description = Annotated[str, AfterValidator(check_description)]
-Limit = Annotated[int, Field(ge=1, le=100)]
-Offset = Annotated[int, Field(ge=0), AfterValidator(_countable)]
-ComponentName = Literal["vllm", "engine", "catalog", "cpu", "disk", "redis"]
+def _argument(kind: inspect.Type) -> _Argument:
+    check = None
+    while isinstance(kind, inspect.UnionType | inspect.Metadata):
+        if isinstance(kind, inspect.Metadata):
+            check = check or (kind.extra or {}).get(calls.CHECK)
+            kind = kind.type
+        else:
+            (kind,) = (each for each in kind.types if not isinstance(each, inspect.NoneType))
+    if check is check_session_id:
+        check = _real_session_id
+    return _Argument(_in_words(kind), isinstance(kind, inspect.ListType), check)
 
 
-class Arguments(BaseModel):
-    """Base of every tool's arguments: no coercion, no unknown names."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class FreezeArguments(Arguments):
-    session_id: SessionId
-    window_name: WindowName
-    description: Description = ""
-    tags: Tags = []
-    head: str | None = None
-
-
-class ThawArguments(Arguments):
-    window_name: WindowName
-    new_session_id: SessionId | None = None
-    continuation_prompt: Annotated[str, Field(min_length=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=2048)] | None = None
-    prewarm: bool = True
-
-    @model_validator(mode="after")
-    def _bounds_a_reply(self) -> Self:
-        if self.max_tokens is not None and self.continuation_prompt is None:
-            raise CWMError(Code.ARGUMENT, "max_tokens is the length of a reply; give a continuation_prompt with it")
-        return self
+def _in_words(kind: inspect.Type) -> str:
+    match kind:
+        case inspect.LiteralType(values=values):
+            return f"one of {', '.join(map(str, values))}"
+        case inspect.IntType(ge=int(least), le=int(most)):
+            return f"a whole number from {least} to {most}"
+        case inspect.IntType(ge=int(least)):
+            return f"a whole number of at least {least}"
+        case inspect.IntType():
+            return "a whole number"
+        case inspect.FloatType():
+            return "a number"
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.ListType():
+            return "a list of texts"
+        case inspect.StrType(min_length=int()):
+            return "a text that is not empty"
+        case _:
+            return "a text"
 
 
-class CloneArguments(Arguments):
-    source_window: WindowName
-    target_window: WindowName
-    description: Description | None = None
-    tags: Tags | None = None
-
-
-class ListArguments(Arguments):
-    tags: Tags = []
-    model: str | None = None
-    search: str | None = None
-    session_id: SessionId | None = None
-    created_after: str | None = None
-    created_before: str | None = None
-    sort_by: Literal["name", "created_at", "token_count", "size"] = "created_at"
-    sort_order: Literal["asc", "desc"] = "desc"
-    limit: Limit = 20
-    offset: Offset = 0
-
-
-class StatusArguments(Arguments):
-    window_name: WindowName | None = None
-    session_id: SessionId | None = None
-    include_blocks: bool = False
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if (self.window_name is None) == (self.session_id is None):
-            raise CWMError(Code.ARGUMENT, "give either window_name or session_id, and not both")
-        return self
-
-
-class DeleteArguments(Arguments):
-    window_name: WindowName
-    force: bool = False
-
-
-class TagArguments(Arguments):
-    window_name: WindowName
-    add: Tags = []
-    remove: Tags = []
-    description: Description | None = None
-
-
-class TokensArguments(Arguments):
-    window_name: WindowName
-
-
-class SessionsArguments(Arguments):
-    state_filter: Literal["active", "frozen", "thawed", "expired"] | None = None
-    model: str | None = None
-    limit: Limit = 50
-    offset: Offset = 0
-
-
-class VerifyArguments(Arguments):
-    repair: bool = False
-    restart: bool = False
-    rate_mb_s: float = 200.0
-
-
-class ExportArguments(Arguments):
-    window_name: WindowName
-    path: str
-    force: bool = False
-
-
-class ImportArguments(Arguments):
-    path: str
-    window_name: WindowName | None = None
-    tags: Tags = []
-
-
-class PolicyArguments(Arguments):
-    enabled: bool | None = None
-    idle_timeout_minutes: float | None = None
-    token_threshold: int | None = None
-    naming_pattern: str | None = None
-    keep_last: int | None = None
-    tags: Tags | None = None
-
-
-class PolicyChange(PolicyArguments):
-    """The command line's, which can also go back to the settings."""
-
-    reset: bool = False
-
-
-class NoArguments(Arguments):
-    pass
-
-
-class HealthArguments(Arguments):
-    component: ComponentName | None = None
-
-
-class MetricsArguments(Arguments):
-    format: Literal["json", "prometheus"] = "json"
-    prefix: str | None = None
-
-
-A = TypeVar("A", bound=Arguments)
-
-
-def parse(arguments: type[A], raw: dict[str, Any]) -> A:
-    """The checked arguments. A null counts as left out, because many clients send every argument they know.
-
-    Raises: CWM-1001, CWM-1002 or CWM-1003 for the first one that is wrong, missing or unknown.
-    """
-    try:
-        return arguments.model_validate({name: value for name, value in raw.items() if value is not None})
-    except ValidationError as invalid:
-        fault = invalid.errors(include_url=False)[0]
-        name = str(fault["loc"][0])
-        raise CWMError(Code.ARGUMENT, _sentence(arguments, name, fault), argument=name) from None
-
-
-def _sentence(arguments: type[Arguments], name: str, fault: ErrorDetails) -> str:
-    if fault["type"] == "missing":
-        return f"{name} is missing; give it and call again"
-    if fault["type"] == "extra_forbidden":
-        known = ", ".join(arguments.model_fields) or "none"
-        return f"there is no argument {name!r}; the arguments are: {known}"
-    value = repr(fault["input"])
+def _complaint(problem: str, known: Mapping[str, _Argument], given: Mapping[str, Any]) -> CWMError:
+    """Return the error for a complaint of msgspec, which names a place but not what is expected there."""
+    place = _PLACE.search(problem)
+    name = next((each for each in place.groups() if each), "") if place else ""
+    if name not in given:
+        return CWMError(Code.ARGUMENT, f"{name} is missing; give it and call again", argument=name)
+    value = repr(given[name])
     shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"
-    return f"{name} {fault['msg'].removeprefix('Input ')}, not {shown}; correct it and call again"
+    return CWMError(
+        Code.ARGUMENT, f"{name} must be {known[name].expected}, not {shown}; correct it and call again", argument=name
+    )

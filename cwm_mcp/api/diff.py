@@ -7,8 +7,8 @@ from typing import Final
 import msgspec
 
 from cwm_connector.core.errors import CWMError
+from cwm_connector.protocol import calls
 from cwm_connector.protocol.results import Block
-from cwm_mcp.api import arguments as a
 from cwm_mcp.api.operations import Operations
 
 _STRIDE: Final = 4_096
@@ -86,7 +86,7 @@ async def _shared(operations: Operations, name_a: str, name_b: str) -> tuple[int
 
 
 async def _blocks(operations: Operations, name: str) -> dict[str, Block]:
-    status = await operations.status(a.StatusArguments(window_name=name, include_blocks=True))
+    status = await operations.status(calls.StatusArgs(window_name=name, include_blocks=True))
     return {block.hash: block for block in status.blocks or []}
 
 

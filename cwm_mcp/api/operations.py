@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol import calls
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_connector.settings import Settings
@@ -49,7 +50,7 @@ class Operations:
 
     # --- with the engine only ---
 
-    async def freeze(self, args: a.FreezeArguments, on_progress: OnProgress | None = None) -> m.Frozen:
+    async def freeze(self, args: calls.FreezeArgs, on_progress: OnProgress | None = None) -> m.Frozen:
         return await self._ask(m.Frozen, Op.FREEZE, args, on_progress=on_progress)
 
     async def thaw(self, args: a.ThawArguments, on_progress: OnProgress | None = None) -> m.Thawed:
@@ -81,50 +82,50 @@ class Operations:
         used = m.ReplyTokens(prompt=reply.prompt_tokens, cached=reply.cached_tokens, generated=reply.generated_tokens)
         return {"reply": reply.text, "reply_finish_reason": reply.finish_reason, "reply_tokens": used}
 
-    async def clone(self, args: a.CloneArguments) -> m.Cloned:
+    async def clone(self, args: calls.CloneArgs) -> m.Cloned:
         return await self._ask(m.Cloned, Op.CLONE, args)
 
     async def delete(self, args: a.DeleteArguments) -> m.Deleted:
         return await self._ask(m.Deleted, Op.DELETE, args)
 
-    async def tag(self, args: a.TagArguments) -> m.Tagged:
+    async def tag(self, args: calls.TagArgs) -> m.Tagged:
         return await self._ask(m.Tagged, Op.TAG, args)
 
-    async def collect(self, args: a.NoArguments) -> m.Collected:
+    async def collect(self, args: calls.NoArgs) -> m.Collected:
         return await self._ask(m.Collected, Op.COLLECT, args)
 
-    async def verify(self, args: a.VerifyArguments, on_progress: OnProgress | None = None) -> m.Verified:
+    async def verify(self, args: calls.VerifyArgs, on_progress: OnProgress | None = None) -> m.Verified:
         return await self._ask(m.Verified, Op.VERIFY, args, on_progress=on_progress)
 
-    async def export(self, args: a.ExportArguments, on_progress: OnProgress | None = None) -> m.Exported:
+    async def export(self, args: calls.ExportArgs, on_progress: OnProgress | None = None) -> m.Exported:
         return await self._ask(m.Exported, Op.EXPORT, args, on_progress=on_progress)
 
-    async def import_window(self, args: a.ImportArguments, on_progress: OnProgress | None = None) -> m.Imported:
+    async def import_window(self, args: calls.ImportArgs, on_progress: OnProgress | None = None) -> m.Imported:
         return await self._ask(m.Imported, Op.IMPORT, args, on_progress=on_progress)
 
-    async def policy(self, args: a.PolicyArguments) -> m.AutoFreezePolicy:
+    async def policy(self, args: calls.PolicyChange) -> m.AutoFreezePolicy:
         return await self._ask(m.AutoFreezePolicy, Op.POLICY, args)
 
-    async def live_status(self, args: a.StatusArguments) -> m.Status:
+    async def live_status(self, args: calls.StatusArgs) -> m.Status:
         """The status as the engine has it; CWM-5001 without one."""
         return await self._ask(m.Status, Op.STATUS, args, timeout_s=_READ_TIMEOUT_S)
 
     async def _live_token_ids(self, window_name: str) -> Sequence[int]:
-        args = a.TokensArguments(window_name=window_name)
+        args = calls.TokensArgs(window_name=window_name)
         answer = await self._ask(m.WindowTokens, Op.TOKENS, args, timeout_s=_READ_TIMEOUT_S)
         return token_ids(answer.token_ids)
 
     # --- with or without the engine ---
 
-    async def list_windows(self, args: a.ListArguments) -> m.WindowList:
+    async def list_windows(self, args: calls.ListArgs) -> m.WindowList:
         return await self._read(m.WindowList, Op.LIST, args, lambda: self._offline.windows(_wire(Op.LIST, args)))
 
-    async def status(self, args: a.StatusArguments) -> m.Status:
+    async def status(self, args: calls.StatusArgs) -> m.Status:
         return await self._read(m.Status, Op.STATUS, args, lambda: self._offline.status(_wire(Op.STATUS, args)))
 
     async def window(self, name: str) -> WindowMetadata:
         """Return what list and status know of a window, in one."""
-        status = await self.status(a.StatusArguments(window_name=name))
+        status = await self.status(calls.StatusArgs(window_name=name))
         item = await self._list_item(name, status.timestamps.created_at)
         return WindowMetadata(
             name=item.name,
@@ -156,7 +157,7 @@ class Operations:
             around["created_before"] = (moment + timedelta(milliseconds=1)).isoformat()
         offset, more = 0, True
         while more:
-            page = await self.list_windows(a.ListArguments(**around, offset=offset))
+            page = await self.list_windows(calls.ListArgs(**around, offset=offset))
             for item in page.windows:
                 if item.name == name:
                     return item
@@ -167,7 +168,7 @@ class Operations:
 
     async def token_ids(self, window_name: str) -> Sequence[int]:
         """A window's exact token ids."""
-        args = a.TokensArguments(window_name=window_name)
+        args = calls.TokensArgs(window_name=window_name)
         answer = await self._read(
             m.WindowTokens, Op.TOKENS, args, lambda: self._offline.token_ids(_wire(Op.TOKENS, args))
         )
@@ -177,22 +178,22 @@ class Operations:
         """Token ids as text, by vLLM; CWM-5001 without one."""
         return await text_of(self._settings, ids)
 
-    async def sessions(self, args: a.SessionsArguments) -> m.SessionList:
+    async def sessions(self, args: calls.SessionsArgs) -> m.SessionList:
         return await self._read(
             m.SessionList, Op.SESSIONS, args, lambda: self._offline.sessions(_wire(Op.SESSIONS, args))
         )
 
-    async def stats(self, args: a.NoArguments) -> m.CacheStats:
+    async def stats(self, args: calls.NoArgs) -> m.CacheStats:
         """The store's figures are the engine's or the catalog's; vLLM's come from its own /metrics."""
         store, vllm = await asyncio.gather(self._store_stats(args), vllm_cache(self._settings))
         return m.CacheStats(kv_store=store, vllm=vllm)
 
-    async def _store_stats(self, args: a.NoArguments) -> m.KvStore:
+    async def _store_stats(self, args: calls.NoArgs) -> m.KvStore:
         return (await self._read(m.StoreStats, Op.STATS, args, self._offline.stats)).kv_store
 
     async def metrics(self, args: a.MetricsArguments) -> m.Metrics:
         try:
-            answer = await self._ask(m.Metrics, Op.METRICS, a.NoArguments(), timeout_s=_READ_TIMEOUT_S)
+            answer = await self._ask(m.Metrics, Op.METRICS, calls.NoArgs(), timeout_s=_READ_TIMEOUT_S)
             samples = [engine_up(True), *(answer.metrics or [])]
         except CWMError as problem:
             if problem.code is not Code.ENGINE_UNREACHABLE:
@@ -201,7 +202,7 @@ class Operations:
         chosen = with_prefix(samples, args.prefix)
         return m.Metrics(text=exposition(chosen)) if args.format == "prometheus" else m.Metrics(metrics=chosen)
 
-    async def health(self, args: a.HealthArguments) -> m.Health:
+    async def health(self, args: calls.HealthArgs) -> m.Health:
         """`uptime_seconds` is the engine's, or without one that of this process."""
         vllm, (uptime_s, others) = await asyncio.gather(vllm_health(self._settings), self._engine_health())
         components = [each for each in (vllm, *others) if args.component in (None, each.name)]
@@ -212,7 +213,7 @@ class Operations:
     async def _engine_health(self) -> tuple[float, list[m.Component]]:
         """Uptime, and every component but vLLM itself."""
         try:
-            answer = await self._ask(m.Health, Op.HEALTH, a.HealthArguments(), timeout_s=_HEALTH_TIMEOUT_S)
+            answer = await self._ask(m.Health, Op.HEALTH, calls.HealthArgs(), timeout_s=_HEALTH_TIMEOUT_S)
         except CWMError as problem:
             others = await without_engine(self._settings, problem, self._offline.totals)
             return time.monotonic() - self._started, others
@@ -227,7 +228,7 @@ class Operations:
         self,
         result: type[R],
         op: Op,
-        args: a.Arguments,
+        args: calls.Args,
         *,
         timeout_s: float | None = None,
         on_progress: OnProgress | None = None,
@@ -235,7 +236,7 @@ class Operations:
         answer = await self._engine.call(op, _wire(op, args), timeout_s=timeout_s, on_progress=on_progress)
         return checked(result, answer)
 
-    async def _read(self, result: type[R], op: Op, args: a.Arguments, offline: Callable[[], R]) -> R:
+    async def _read(self, result: type[R], op: Op, args: calls.Args, offline: Callable[[], R]) -> R:
         """Ask the engine, or the catalog where no engine answers."""
         try:
             return await self._ask(result, op, args, timeout_s=_READ_TIMEOUT_S)
@@ -245,7 +246,7 @@ class Operations:
         return await asyncio.to_thread(offline)
 
 
-def _wire(op: Op, args: a.Arguments) -> Any:
+def _wire(op: Op, args: calls.Args) -> Any:
     """Return the arguments as the protocol's struct: those that the engine needs, under the same names."""
     kind = ARGUMENTS[op]
     return kind(**{name: getattr(args, name) for name in kind.__struct_fields__ if hasattr(args, name)})

@@ -6,8 +6,8 @@ from typing import Final
 import msgspec
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol import calls
 from cwm_connector.protocol.results import WindowItem
-from cwm_mcp.api import arguments as a
 from cwm_mcp.api.operations import Operations
 
 MAX_NESTING: Final = 12
@@ -49,7 +49,7 @@ async def all_windows(operations: Operations) -> list[WindowItem]:
         found, totals, offset, more = {}, set(), 0, True
         while more:
             page = await operations.list_windows(
-                a.ListArguments(sort_by="created_at", sort_order="asc", limit=_PAGE, offset=offset)
+                calls.ListArgs(sort_by="created_at", sort_order="asc", limit=_PAGE, offset=offset)
             )
             found.update((window.name, window) for window in page.windows)
             totals.add(page.total)

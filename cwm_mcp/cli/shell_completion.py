@@ -10,7 +10,7 @@ from typing import Final
 
 from cwm_connector.catalog.base import Catalog, WindowQuery
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
-from cwm_mcp.api import arguments as a
+from cwm_connector.protocol import calls
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.settings import client_settings
 
@@ -62,7 +62,7 @@ async def _session_ids() -> list[str]:
     operations = Operations(client_settings(), client_name="cwm completion")
     try:
         async with asyncio.timeout(_SESSIONS_TIMEOUT_S):
-            page = await operations.sessions(a.SessionsArguments(limit=_MAX_SESSIONS))
+            page = await operations.sessions(calls.SessionsArgs(limit=_MAX_SESSIONS))
     finally:
         await operations.aclose()
     return [session.session_id for session in page.sessions]

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cwm_connector.core.errors import CWMError
-from cwm_mcp.api import arguments as a
+from cwm_connector.protocol import calls
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.cli import render
 
@@ -52,7 +52,7 @@ async def watch_stats(operations: Operations, interval_s: float, as_json: bool) 
 
 async def _print_repeatedly(operations: Operations, interval_s: float, ended: asyncio.Event, show: Show) -> None:
     while not ended.is_set():
-        reading = asyncio.create_task(operations.stats(a.NoArguments()))
+        reading = asyncio.create_task(operations.stats(calls.NoArgs()))
         waiting = asyncio.create_task(ended.wait())
         await asyncio.wait({reading, waiting}, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()

@@ -6,7 +6,7 @@ from mcp.server.mcpserver import MCPServer
 from mcp.types import Completion, CompletionArgument, CompletionContext, PromptReference, ResourceTemplateReference
 
 from cwm_connector.core.errors import CWMError
-from cwm_mcp.api import arguments as a
+from cwm_connector.protocol import calls
 from cwm_mcp.api.operations import Operations
 
 _WINDOWS: Final = frozenset({"window", "name"})
@@ -41,7 +41,7 @@ async def _windows(operations: Operations, begun: str) -> Completion:
     names: list[str] = []
     offset, more = 0, True
     while more and len(names) <= _MOST:
-        page = await operations.list_windows(a.ListArguments(limit=_MOST, offset=offset))
+        page = await operations.list_windows(calls.ListArgs(limit=_MOST, offset=offset))
         names += [window.name for window in page.windows if window.name.startswith(begun)]
         offset, more = offset + _MOST, page.has_more
     return Completion(values=names[:_MOST], has_more=len(names) > _MOST)
@@ -52,7 +52,7 @@ async def _sessions(operations: Operations, begun: str) -> Completion:
     ids: list[str] = []
     offset, more = 0, True
     while more and len(ids) <= _MOST:
-        page = await operations.sessions(a.SessionsArguments(limit=_MOST, offset=offset))
+        page = await operations.sessions(calls.SessionsArgs(limit=_MOST, offset=offset))
         ids += [session.session_id for session in page.sessions if session.session_id.startswith(begun)]
         offset, more = offset + _MOST, page.has_more
     return Completion(values=ids[:_MOST], has_more=len(ids) > _MOST)

@@ -14,8 +14,8 @@ from mcp.types import Resource
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_window_name
+from cwm_connector.protocol import calls
 from cwm_connector.protocol.results import WindowItem
-from cwm_mcp.api import arguments as a
 from cwm_mcp.api import uris
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.server.library_errors import resource_errors
@@ -33,7 +33,7 @@ _JSON: Final = "application/json"
 async def newest(operations: Operations) -> list[Resource]:
     """The entries of resources/list that are windows: the newest, as many as fit on a page."""
     with resource_errors():
-        windows = (await operations.list_windows(a.ListArguments(limit=100))).windows
+        windows = (await operations.list_windows(calls.ListArgs(limit=100))).windows
     resources = [_entry(window) for window in windows]
     sizes = [len(resource.model_dump_json(by_alias=True, exclude_none=True)) for resource in resources]
     return resources[: _fitting(sizes)]
@@ -52,15 +52,15 @@ def register(server: MCPServer[Operations], operations: Operations) -> None:
     async def windows_list(offset: str = "0") -> str:
         """All windows, newest first."""
         with resource_errors():
-            start = _number("offset", offset, 0, a.MAX_OFFSET)
-            page = msgspec.to_builtins(await operations.list_windows(a.ListArguments(limit=100, offset=start)))
+            start = _number("offset", offset, 0, calls.MAX_OFFSET)
+            page = msgspec.to_builtins(await operations.list_windows(calls.ListArgs(limit=100, offset=start)))
         return _page("windows", page, start, uris.WINDOWS)
 
     async def sessions_list(offset: str = "0") -> str:
         """All sessions, last active first."""
         with resource_errors():
-            start = _number("offset", offset, 0, a.MAX_OFFSET)
-            page = msgspec.to_builtins(await operations.sessions(a.SessionsArguments(limit=100, offset=start)))
+            start = _number("offset", offset, 0, calls.MAX_OFFSET)
+            page = msgspec.to_builtins(await operations.sessions(calls.SessionsArgs(limit=100, offset=start)))
         return _page("sessions", page, start, uris.SESSIONS)
 
     async def first_windows() -> str:
@@ -96,7 +96,7 @@ def register(server: MCPServer[Operations], operations: Operations) -> None:
     async def chosen(name: str, offset: str, limit: str, most: int) -> tuple[Sequence[int], int, int]:
         check_window_name(name)
         length = _number("limit", limit, 1, most)
-        start = _number("offset", offset, 0, a.MAX_OFFSET)
+        start = _number("offset", offset, 0, calls.MAX_OFFSET)
         ids = await operations.token_ids(name)
         return ids, start, max(start, min(start + length, len(ids)))
 

@@ -10,6 +10,7 @@ from mcp.types import ToolAnnotations
 from pydantic import BaseModel, Field
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol import calls
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol.wire import Progress
 from cwm_mcp.api import arguments as a
@@ -51,8 +52,8 @@ async def _tell_changed(ctx: ToolContext) -> None:
     await ctx.session.send_resource_list_changed()
 
 
-@contract_tool(a.FreezeArguments, m.Frozen, _ADDS)
-async def window_freeze(args: a.FreezeArguments, ctx: ToolContext) -> m.Frozen:
+@contract_tool(calls.FreezeArgs, m.Frozen, _ADDS)
+async def window_freeze(args: calls.FreezeArgs, ctx: ToolContext) -> m.Frozen:
     """Save a session's KV cache as a new, durable window. The session goes on and can be frozen again under another
     name. session_id "current" is this conversation; head: one of several heads, else the last active."""
     frozen = await _reporting(ctx, lambda report: _operations(ctx).freeze(args, report))
@@ -68,8 +69,8 @@ async def window_thaw(args: a.ThawArguments, ctx: ToolContext) -> m.Thawed:
     return await _reporting(ctx, lambda report: _operations(ctx).thaw(args, report))
 
 
-@contract_tool(a.CloneArguments, m.Cloned, _ADDS)
-async def window_clone(args: a.CloneArguments, ctx: ToolContext) -> m.Cloned:
+@contract_tool(calls.CloneArgs, m.Cloned, _ADDS)
+async def window_clone(args: calls.CloneArgs, ctx: ToolContext) -> m.Cloned:
     """Branch: a second, independent window over the same stored blocks. Description and tags are inherited unless
     given."""
     cloned = await _operations(ctx).clone(args)
@@ -77,14 +78,14 @@ async def window_clone(args: a.CloneArguments, ctx: ToolContext) -> m.Cloned:
     return cloned
 
 
-@contract_tool(a.ListArguments, m.WindowList, _READS)
-async def window_list(args: a.ListArguments, ctx: ToolContext) -> m.WindowList:
+@contract_tool(calls.ListArgs, m.WindowList, _READS)
+async def window_list(args: calls.ListArgs, ctx: ToolContext) -> m.WindowList:
     """List windows. tags: all must match; search: words in name, description, tags; times ISO 8601."""
     return await _operations(ctx).list_windows(args)
 
 
-@contract_tool(a.StatusArguments, m.Status, _READS)
-async def window_status(args: a.StatusArguments, ctx: ToolContext) -> m.Status:
+@contract_tool(calls.StatusArgs, m.Status, _READS)
+async def window_status(args: calls.StatusArgs, ctx: ToolContext) -> m.Status:
     """Details of one window or one session; give exactly one of the two."""
     return await _operations(ctx).status(args)
 
@@ -101,7 +102,7 @@ async def ask_before_deleting(raw: dict[str, Any], ctx: ToolContext) -> Confirm 
     args = a.parse(a.DeleteArguments, raw)
     if args.force or not _can_ask(ctx):
         return Confirm()
-    window = await _operations(ctx).live_status(a.StatusArguments(window_name=args.window_name))
+    window = await _operations(ctx).live_status(calls.StatusArgs(window_name=args.window_name))
     return Elicit(f"Delete window '{args.window_name}' ({window.token_count} tokens)? This can't be undone.", Confirm)
 
 
@@ -130,26 +131,26 @@ async def window_delete(
     return deleted
 
 
-@contract_tool(a.TagArguments, m.Tagged, _CHANGES)
-async def window_tag(args: a.TagArguments, ctx: ToolContext) -> m.Tagged:
+@contract_tool(calls.TagArgs, m.Tagged, _CHANGES)
+async def window_tag(args: calls.TagArgs, ctx: ToolContext) -> m.Tagged:
     """Add or remove a window's tags, or replace its description."""
     return await _operations(ctx).tag(args)
 
 
-@contract_tool(a.SessionsArguments, m.SessionList, _READS)
-async def session_list(args: a.SessionsArguments, ctx: ToolContext) -> m.SessionList:
+@contract_tool(calls.SessionsArgs, m.SessionList, _READS)
+async def session_list(args: calls.SessionsArgs, ctx: ToolContext) -> m.SessionList:
     """List the engine's sessions, last active first, then those that were frozen or thawed before."""
     return await _operations(ctx).sessions(args)
 
 
-@contract_tool(a.NoArguments, m.CacheStats, _READS)
-async def cache_stats(args: a.NoArguments, ctx: ToolContext) -> m.CacheStats:
+@contract_tool(calls.NoArgs, m.CacheStats, _READS)
+async def cache_stats(args: calls.NoArgs, ctx: ToolContext) -> m.CacheStats:
     """Stored blocks and bytes by tier, hit rates here and in vLLM. null: unknown."""
     return await _operations(ctx).stats(args)
 
 
-@contract_tool(a.HealthArguments, m.Health, _READS)
-async def health_check(args: a.HealthArguments, ctx: ToolContext) -> m.Health:
+@contract_tool(calls.HealthArgs, m.Health, _READS)
+async def health_check(args: calls.HealthArgs, ctx: ToolContext) -> m.Health:
     """Health of all components or of one, with what to do about it."""
     return await _operations(ctx).health(args)
 
@@ -160,8 +161,8 @@ async def get_metrics_data(args: a.MetricsArguments, ctx: ToolContext) -> m.Metr
     return await _operations(ctx).metrics(args)
 
 
-@contract_tool(a.PolicyArguments, m.AutoFreezePolicy, _CHANGES)
-async def auto_freeze_policy(args: a.PolicyArguments, ctx: ToolContext) -> m.AutoFreezePolicy:
+@contract_tool(calls.PolicyChange, m.AutoFreezePolicy, _CHANGES)
+async def auto_freeze_policy(args: calls.PolicyChange, ctx: ToolContext) -> m.AutoFreezePolicy:
     """Read the auto-freeze policy, or change what is given. It freezes sessions that are idle, have grown by
     token_threshold, or are about to be lost; 0 is off. naming_pattern takes {session_id}, {timestamp}, {generation};
     keep_last: such windows per session, 0 for all."""

@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol import calls
 from cwm_connector.protocol import results as m
 from cwm_connector.settings import Settings
 from cwm_connector.version import __version__
@@ -49,19 +50,19 @@ class OverviewReader:
         Raise `Code.WINDOW_NAME` for an invalid name, `Code.WINDOW_NOT_FOUND` for an unknown one, and the errors of
         reading the engine or the catalog.
         """
-        return await self._operations.status(a.parse(a.StatusArguments, {"window_name": name}))
+        return await self._operations.status(a.parse(calls.StatusArgs, {"window_name": name}))
 
     async def read(self) -> Overview:
         """Return the overview. Raise nothing, because the overview says what could not be read."""
         faults: list[str] = []
-        everything = a.NoArguments()
+        everything = calls.NoArgs()
         windows, sessions, cache, (engine_up, saved), health, policy = await asyncio.gather(
             _or_none(self._all_windows(), faults),
             _or_none(self._all_sessions(), faults),
             _or_none(self._operations.stats(everything), faults),
             self._engine_and_time_saved(faults),
-            _or_none(self._operations.health(a.HealthArguments()), faults),
-            _or_none(self._operations.policy(a.PolicyArguments()), faults),
+            _or_none(self._operations.health(calls.HealthArgs()), faults),
+            _or_none(self._operations.policy(calls.PolicyChange()), faults),
         )
         return Overview(
             version=__version__,
@@ -103,7 +104,7 @@ class OverviewReader:
         found: dict[str, m.SessionItem] = {}
         offset, more = 0, True
         while more:
-            page = await self._operations.sessions(a.SessionsArguments(limit=_PAGE, offset=offset))
+            page = await self._operations.sessions(calls.SessionsArgs(limit=_PAGE, offset=offset))
             found.update((each.session_id, each) for each in page.sessions)
             offset, more = offset + _PAGE, page.has_more
         return list(found.values())

@@ -8,6 +8,7 @@ import typer
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.folders import private_folder
 from cwm_connector.core.types import TierName
+from cwm_connector.protocol import calls
 from cwm_mcp import serve as serving
 from cwm_mcp.api import arguments as a
 from cwm_mcp.cli.commands.registration import ENGINE, command
@@ -80,7 +81,7 @@ def health(
     Asks vLLM over HTTP and the engine over its socket. Without the engine, checks the catalog, the disk and Redis
     directly. Run `cwm doctor` to see how to fix a problem.
     """
-    args = parsed(a.HealthArguments, component=component)
+    args = parsed(calls.HealthArgs, component=component)
     report = run(lambda cwm: cwm.health(args))
     print_result(report, as_json)
     if report.status == "unhealthy":

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cwm_mcp.api import arguments as a
+from cwm_connector.protocol import calls
 from cwm_mcp.api.diff import diff_windows
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.tree import WindowTree, all_windows, tree_of
@@ -46,7 +46,7 @@ def list_windows(
     no other window shares, which deleting the window would free. A window must match all given filters.
     """
     args = parsed(
-        a.ListArguments,
+        calls.ListArgs,
         tags=tag,
         model=model,
         search=search,
@@ -83,7 +83,7 @@ def show(
     Shows tokens, blocks, the tiers that hold them, times, and the window's parent and children. Works without the
     engine for every window, and for a session that was frozen or thawed before.
     """
-    args = parsed(a.StatusArguments, window_name=window_name, session_id=session, include_blocks=blocks)
+    args = parsed(calls.StatusArgs, window_name=window_name, session_id=session, include_blocks=blocks)
     print_result(run(lambda cwm: cwm.status(args)), as_json)
 
 
@@ -105,7 +105,7 @@ def tree(
     Works without the engine.
     """
     if window_name is not None:
-        parsed(a.TokensArguments, window_name=window_name)
+        parsed(calls.TokensArgs, window_name=window_name)
 
     async def read_tree(cwm: Operations) -> WindowTree:
         return tree_of(await all_windows(cwm), window_name)
@@ -128,7 +128,7 @@ def diff(
     stored once for both. Then shows the last common words and how each window continues. The text comes from vLLM;
     without vLLM, token ids are shown instead. The counts need neither vLLM nor the engine.
     """
-    one, other = (parsed(a.TokensArguments, window_name=name).window_name for name in (window_a, window_b))
+    one, other = (parsed(calls.TokensArgs, window_name=name).window_name for name in (window_a, window_b))
     print_result(run(lambda cwm: diff_windows(cwm, one, other, context)), as_json)
 
 
@@ -145,5 +145,5 @@ def sessions(
     Shows the sessions that the engine has seen since its start, with their tokens and how many of these are still in
     vLLM's prefix cache. Without the engine, shows the sessions that were frozen or thawed, as they were at that time.
     """
-    args = parsed(a.SessionsArguments, state_filter=state, model=model, limit=limit, offset=offset)
+    args = parsed(calls.SessionsArgs, state_filter=state, model=model, limit=limit, offset=offset)
     print_result(run(lambda cwm: cwm.sessions(args)), as_json)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cwm_mcp.api import arguments as a
+from cwm_connector.protocol import calls
 from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.registration import ENGINE, command
 from cwm_mcp.cli.runner import Json, parsed, print_result, run
@@ -44,7 +44,7 @@ def policy(
     Options that you leave out keep their values.
     """
     args = parsed(
-        a.PolicyChange,
+        calls.PolicyArgs,
         enabled=enable,
         idle_timeout_minutes=idle,
         token_threshold=tokens,

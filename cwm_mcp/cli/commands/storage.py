@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 import typer
 
-from cwm_mcp.api import arguments as a
+from cwm_connector.protocol import calls
 from cwm_mcp.cli.commands.registration import STORAGE, command
 from cwm_mcp.cli.runner import Json, parsed, print_result, run, run_until_done, with_bar
 from cwm_mcp.cli.watch import watch_stats
@@ -39,7 +39,7 @@ def stats(
     elif seconds is not None:
         raise typer.BadParameter("seconds is the interval of --watch; add --watch or leave seconds out")
     else:
-        print_result(run(lambda cwm: cwm.stats(a.NoArguments())), as_json)
+        print_result(run(lambda cwm: cwm.stats(calls.NoArgs())), as_json)
 
 
 @command(
@@ -61,7 +61,7 @@ def verify(
     A bad copy never reaches a model, whether or not it is repaired. Its tokens are computed again. You can interrupt
     the command with Ctrl-C, and the next run continues from there. Needs the engine, which keeps serving requests.
     """
-    args = parsed(a.VerifyArguments, repair=repair, restart=restart, rate_mb_s=rate)
+    args = parsed(calls.VerifyArgs, repair=repair, restart=restart, rate_mb_s=rate)
     report = run(lambda cwm: with_bar("verifying", as_json, lambda on: cwm.verify(args, on)))
     print_result(report, as_json)
     if report.bad_copies > report.repaired:
@@ -75,4 +75,4 @@ def collect(as_json: Json = False) -> None:
     Deletes blocks left behind by an interrupted freeze or delete and reclaims unused space in the catalog. Windows are
     never touched. Needs the engine.
     """
-    print_result(run(lambda cwm: cwm.collect(a.NoArguments())), as_json)
+    print_result(run(lambda cwm: cwm.collect(calls.NoArgs())), as_json)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cwm_mcp.api import arguments as a
+from cwm_connector.protocol import calls
 from cwm_mcp.cli.commands.registration import WINDOWS, command
 from cwm_mcp.cli.runner import Json, Tags, Window, parsed, print_result, run, with_bar
 
@@ -27,7 +27,7 @@ def export_window(
     file appears under its name only when it is complete and on the disk, and only you can read it. It contains the
     conversation: its tokens and the KV cache computed from them.
     """
-    args = parsed(a.ExportArguments, window_name=window_name, path=_absolute(output), force=force)
+    args = parsed(calls.ExportArgs, window_name=window_name, path=_absolute(output), force=force)
     print_result(
         run(lambda cwm: with_bar(f"exporting {window_name}", as_json, lambda on: cwm.export(args, on))), as_json
     )
@@ -46,7 +46,7 @@ def import_window(
     difference. Checks the whole file before anything becomes visible, and stores only blocks that are not stored yet.
     Checksums detect damage, not tampering. Import only files from people you trust.
     """
-    args = parsed(a.ImportArguments, path=_absolute(file), window_name=name, tags=tag)
+    args = parsed(calls.ImportArgs, path=_absolute(file), window_name=name, tags=tag)
     print_result(
         run(lambda cwm: with_bar(f"importing {file}", as_json, lambda on: cwm.import_window(args, on))), as_json
     )

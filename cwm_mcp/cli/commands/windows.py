@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cwm_connector.protocol import calls
 from cwm_mcp.api import arguments as a
 from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.registration import WINDOWS, command
@@ -44,7 +45,7 @@ def freeze(
     undisturbed.
     """
     args = parsed(
-        a.FreezeArguments,
+        calls.FreezeArgs,
         session_id=session_id,
         window_name=window_name,
         description=description,
@@ -112,7 +113,7 @@ def clone(
     deleted. Without --tag and --description, the clone inherits those of its source.
     """
     args = parsed(
-        a.CloneArguments, source_window=source_window, target_window=target_window, description=description, tags=tag
+        calls.CloneArgs, source_window=source_window, target_window=target_window, description=description, tags=tag
     )
     print_result(run(lambda cwm: cwm.clone(args)), as_json)
 
@@ -141,7 +142,7 @@ def tag(
 
     Changes only what you specify. The window's content never changes. Prints the resulting tags and description.
     """
-    args = parsed(a.TagArguments, window_name=window_name, add=add, remove=remove, description=description)
+    args = parsed(calls.TagArgs, window_name=window_name, add=add, remove=remove, description=description)
     print_result(run(lambda cwm: cwm.tag(args)), as_json)
 
 

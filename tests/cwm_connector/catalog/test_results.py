@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
 from msgspec import to_builtins
 
@@ -179,7 +178,7 @@ def test_every_argument_reaches_the_query() -> None:
 )
 def test_a_wrong_argument_is_refused(wrong: dict, code: Code) -> None:
     with pytest.raises(CWMError) as refused:
-        parse_list_args(msgspec.convert(wrong, ListArgs))
+        parse_list_args(ListArgs(**wrong))
     assert refused.value.code is code
 
 
@@ -365,7 +364,7 @@ def test_sessions_are_filtered_and_paged() -> None:
 @pytest.mark.parametrize("wrong", [{"state_filter": "asleep"}, {"limit": 0}, {"limit": 101}, {"offset": -1}], ids=str)
 def test_a_wrong_argument_for_sessions_is_refused(wrong: dict) -> None:
     with pytest.raises(CWMError) as refused:
-        session_page([], msgspec.convert(wrong, SessionsArgs))
+        session_page([], SessionsArgs(**wrong))
     assert refused.value.code is Code.ARGUMENT
 
 

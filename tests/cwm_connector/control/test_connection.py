@@ -243,16 +243,16 @@ def test_a_failure_whose_context_cannot_be_sent_arrives_without_it(server: Serve
 
 def test_an_answer_over_the_frame_limit_is_an_internal_error_and_one_at_it_arrives(server: Served) -> None:
     async def sized(args: Any, progress: Any) -> dict[str, Any]:
-        return {"value": "x" * int(args.component)}
+        return {"value": "x" * int(args.window_name)}
 
-    server.bench.handlers[Op.HEALTH] = sized
+    server.bench.handlers[Op.DELETE] = sized
     around = len(encode(Result(1, {"value": "x" * (1 << 20)}))) - 4 - (1 << 20)
     with RawClient(server.path) as client:
         largest = MAX_FRAME_BYTES - around
-        answer = client.ask(Call(1, "health", {"component": str(largest)}))
+        answer = client.ask(Call(1, "window.delete", {"window_name": str(largest)}))
         assert isinstance(answer, Result)
         assert len(answer.value["value"]) == largest
-        failed(client.ask(Call(1, "health", {"component": str(largest + 1)})), Code.INTERNAL, 1)
+        failed(client.ask(Call(1, "window.delete", {"window_name": str(largest + 1)})), Code.INTERNAL, 1)
         assert isinstance(client.ask(Call(2, "ping")), Result)
 
 
@@ -290,8 +290,8 @@ def test_a_client_that_reads_slowly_gets_its_answer() -> None:
 def test_two_hundred_calls_over_four_connections_are_each_answered_once(shared: Served) -> None:
     clients = [RawClient(shared.path) for _ in range(4)]
     for client in clients:
-        client.send(*(Call(id, "session.list", {"limit": id}) for id in range(50)))
+        client.send(*(Call(id, "session.list", {"offset": id}) for id in range(50)))
     for client in clients:
         answers = {answer.id: answer for answer in (client.receive() for _ in range(50)) if isinstance(answer, Result)}
-        assert {id: answer.value["args"]["limit"] for id, answer in answers.items()} == {id: id for id in range(50)}
+        assert {id: answer.value["args"]["offset"] for id, answer in answers.items()} == {id: id for id in range(50)}
         client.socket.close()

@@ -14,7 +14,7 @@ import pytest
 
 from cwm_connector.control.connection import ConnectionLimits
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.protocol.calls import HealthArgs, ListArgs, NoArgs, Op, SessionsArgs, TokensArgs
+from cwm_connector.protocol.calls import ListArgs, NoArgs, Op, SessionsArgs, TokensArgs
 from cwm_connector.protocol.wire import (
     MAX_CALLS,
     MAX_FRAME_BYTES,
@@ -125,12 +125,12 @@ async def test_two_hundred_calls_at_once_share_one_connection_and_keep_apart() -
             most = max(most, running)
             await asyncio.sleep(0)
             running -= 1
-            return {"limit": args.limit}
+            return {"offset": args.offset}
 
         server.bench.handlers[Op.LIST] = crowded
         async with client_of(server.path) as client:
-            answers = await asyncio.gather(*(client.call(Op.LIST, ListArgs(limit=n)) for n in range(200)))
-    assert [answer["limit"] for answer in answers] == list(range(200))
+            answers = await asyncio.gather(*(client.call(Op.LIST, ListArgs(offset=n)) for n in range(200)))
+    assert [answer["offset"] for answer in answers] == list(range(200))
     assert 1 < most <= MAX_CALLS
 
 
@@ -147,20 +147,20 @@ async def test_large_answers_side_by_side_are_never_too_many_calls(server: Serve
 @pytest.mark.parametrize(
     "args",
     [
-        HealthArgs("x" * MAX_FRAME_BYTES),
-        HealthArgs("\ud800"),
+        ListArgs(search="x" * MAX_FRAME_BYTES),
+        ListArgs(search="\ud800"),
         ListArgs(limit=2**70),
     ],
     ids=["too long", "surrogate", "huge number"],
 )
 async def test_arguments_that_fit_into_no_message_are_1003_and_other_calls_go_on(
-    server: Served, args: HealthArgs | ListArgs
+    server: Served, args: ListArgs
 ) -> None:
     slow = server.bench.handlers[Op.STATS] = Waiting()
     async with client_of(server.path) as client:
         calling = asyncio.create_task(client.call(Op.STATS, NoArgs()))
         assert await happens(slow.started)
-        await assert_failing(client.call(Op.HEALTH, args), Code.ARGUMENT)
+        await assert_failing(client.call(Op.LIST, args), Code.ARGUMENT)
         slow.release()
         assert await calling == {"released": True}
 

@@ -1,16 +1,31 @@
-"""Schemas are short and still say what pydantic's own would."""
+"""Schemas are short, still say all that is needed, and follow the structs that they are made from."""
 
 from typing import Any
 
+import msgspec
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from cwm_connector.protocol import results
+from cwm_connector.protocol import calls, results
 from cwm_mcp.api import arguments
 from cwm_mcp.server.schema import input_schema, output_schema
 from cwm_mcp.server.tools import TOOLS
 from tests.cwm_mcp.canned import STATUS, STORE
 
+STRUCTS: dict[str, tuple[type[calls.Args], type[results.Answer]]] = {
+    "window_freeze": (calls.FreezeArgs, results.Frozen),
+    "window_thaw": (arguments.ThawArguments, results.Thawed),
+    "window_clone": (calls.CloneArgs, results.Cloned),
+    "window_list": (calls.ListArgs, results.WindowList),
+    "window_status": (calls.StatusArgs, results.Status),
+    "window_delete": (arguments.DeleteArguments, results.Deleted),
+    "window_tag": (calls.TagArgs, results.Tagged),
+    "session_list": (calls.SessionsArgs, results.SessionList),
+    "cache_stats": (calls.NoArgs, results.CacheStats),
+    "health_check": (calls.HealthArgs, results.Health),
+    "get_metrics_data": (arguments.MetricsArguments, results.Metrics),
+    "auto_freeze_policy": (calls.PolicyChange, results.AutoFreezePolicy),
+}
 VLLM = {"connected": False, "prefix_cache_hit_rate": None, "external_hit_rate": None, "cached_tokens": None}
 
 
@@ -19,6 +34,24 @@ def test_every_schema_is_one_and_refers_to_nothing(tool: Any) -> None:
     for schema in (tool.parameters, tool.output_schema):
         Draft202012Validator.check_schema(schema)
         assert "$ref" not in str(schema)
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
+def test_a_tools_schemas_have_the_fields_of_its_structs(tool: Any) -> None:
+    given, answered = STRUCTS[tool.name]
+    assert tuple(tool.parameters["properties"]) == given.__struct_fields__
+    assert tuple(tool.output_schema["properties"]) == answered.__struct_fields__
+
+
+def test_a_new_field_is_written_down_once() -> None:
+    wider = msgspec.defstruct("Wider", [("colour", str)], bases=(results.Cloned,), frozen=True)
+    schema = output_schema(wider)
+    assert schema["properties"]["colour"] == {"type": "string"}
+    assert "colour" in schema["required"]
+    asked: Any = msgspec.defstruct("Asked", [("colour", str, "red")], bases=(calls.CloneArgs,), frozen=True)
+    assert input_schema(asked)["properties"]["colour"] == {"default": "red", "type": "string"}
+    parsed: Any = arguments.parse(asked, {"source_window": "w", "target_window": "x", "colour": "blue"})
+    assert parsed.colour == "blue"
 
 
 @pytest.mark.parametrize(
@@ -45,6 +78,6 @@ def test_a_property_named_title_is_no_title() -> None:
 
 
 def test_an_optional_argument_is_one_that_may_be_left_out() -> None:
-    schema = input_schema(arguments.CloneArguments)
+    schema = input_schema(calls.CloneArgs)
     assert schema["required"] == ["source_window", "target_window"]
     assert schema["properties"]["tags"] == {"items": {"type": "string"}, "type": "array"}

@@ -1,0 +1,87 @@
+"""Each result is written down once, and clients and engines of different versions understand each other."""
+
+import msgspec
+import pytest
+
+from cwm_connector.protocol import results as m
+from cwm_connector.protocol.results import Answer, Frozen, Status, Thawed, TimedFreeze
+from cwm_connector.protocol.wire import Result, encode
+
+FREEZE = TimedFreeze(
+    window_name="w",
+    session_id="s",
+    token_count=700,
+    captured_tokens=640,
+    recomputed_tokens=0,
+    block_count=3,
+    total_size_bytes=3 << 20,
+    new_bytes=1 << 20,
+    storage_tier="disk",
+    tiers={"cpu": 2, "disk": 3},
+    parent_window=None,
+    duration_ms=312.5,
+    capture_ms=12.5,
+)
+STRUCTS = [each for each in vars(m).values() if isinstance(each, type) and issubclass(each, msgspec.Struct)]
+
+
+def over_the_wire(result: Answer) -> dict:
+    """What a client receives of it."""
+    message = msgspec.msgpack.decode(encode(Result(1, result))[4:], type=Result)
+    assert isinstance(message.value, dict)
+    return message.value
+
+
+def test_a_result_arrives_as_a_map_of_its_fields() -> None:
+    received = over_the_wire(FREEZE)
+    assert list(received) == list(TimedFreeze.__struct_fields__)
+    assert received["parent_window"] is None, "unknown is null and not left out"
+    assert msgspec.convert(received, TimedFreeze) == FREEZE
+
+
+def test_a_client_ignores_what_only_a_newer_engine_says() -> None:
+    received = msgspec.convert(over_the_wire(FREEZE) | {"colour": "blue"}, Frozen)
+    assert type(received) is Frozen
+    assert msgspec.to_builtins(received) == {
+        name: value for name, value in msgspec.to_builtins(FREEZE).items() if name != "capture_ms"
+    }
+
+
+def test_what_an_older_engine_does_not_say_has_its_default() -> None:
+    thawed = Thawed(
+        session_id="s",
+        cache_salt="salt",
+        window_name="w",
+        token_count=700,
+        restorable_tokens=640,
+        restored_by_tier={},
+        restoration_time_ms=1.0,
+        partial=False,
+        warning=None,
+        recompute_is_faster=None,
+    )
+    received = over_the_wire(thawed)
+    assert "reply" not in received
+    assert msgspec.convert(received, Thawed).reply is None
+
+
+def test_a_result_without_one_of_the_contracts_fields_is_refused() -> None:
+    incomplete = over_the_wire(FREEZE)
+    del incomplete["new_bytes"]
+    with pytest.raises(msgspec.ValidationError, match="new_bytes"):
+        msgspec.convert(incomplete, Frozen)
+
+
+@pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: struct.__name__)
+def test_results_can_not_be_changed(struct: type[msgspec.Struct]) -> None:
+    assert struct.__struct_config__.frozen
+
+
+def test_only_what_was_not_asked_for_may_be_left_out() -> None:
+    assert Status.__struct_defaults__ == (None,), "blocks"
+    with_defaults = {each.__name__ for each in STRUCTS if each.__struct_defaults__}
+    assert with_defaults == {"Thawed", "Status", "Metrics"}
+
+
+def test_token_ids_stay_out_of_logs() -> None:
+    assert "secret" not in repr(m.WindowTokens(window_name="w", token_ids=b"secret"))
