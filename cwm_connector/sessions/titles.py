@@ -5,7 +5,6 @@ so serving never waits. A head whose tokens can't be decoded has no title. A tit
 clients of the control socket and never logged.
 """
 
-import itertools
 import logging
 import re
 import threading
@@ -14,6 +13,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, Final, Protocol
+
+from cwm_connector.core.sequences import common_end_length
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +74,8 @@ def _marks(tokenizer: Tokenizer) -> tuple[str, str]:
     before_first, _, rest = text.partition("<user-1>")
     between, _, _ = rest.partition("<user-2>")
     after_first, _, before_second = between.partition("<assistant-1>")
-    return _common_end(before_first, before_second).rstrip(), after_first.strip().split("\n")[0]
-
-
-def _common_end(one: str, other: str) -> str:
-    pairs = zip(reversed(one), reversed(other), strict=False)
-    alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return one[len(one) - alike :]
+    shared = common_end_length(before_first, before_second)
+    return before_first[len(before_first) - shared :].rstrip(), after_first.strip().split("\n")[0]
 
 
 def _end_of(mark: list[int], token_ids: "array[int]") -> int | None:

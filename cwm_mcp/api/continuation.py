@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.sequences import common_end_length
 from cwm_connector.settings import Settings
 from cwm_mcp.api.vllm_http import Refused, post
 from cwm_mcp.settings import without_secrets
@@ -107,7 +108,8 @@ async def _new_turn(settings: Settings, text: str) -> tuple[list[int], int]:
             raise
         return await _tokenize(settings, {"prompt": text, "add_special_tokens": False})
     (one, limit), (other, _) = rendered
-    return common_end(one, other), limit
+    # Two conversations that differ in the model's words end with all that follows these.
+    return one[len(one) - common_end_length(one, other) :], limit
 
 
 def _conversation(said: str, text: str) -> list[dict[str, str]]:
@@ -125,16 +127,6 @@ async def _tokenize(settings: Settings, what: dict[str, Any]) -> tuple[list[int]
     if not isinstance(ids, list) or not isinstance(limit, int):
         raise _not_vllm(settings)
     return ids, limit
-
-
-def common_end(one: Sequence[int], other: Sequence[int]) -> list[int]:
-    """What both sequences end with: of two conversations that differ in the model's words, all that follows these."""
-    length = 0
-    for left, right in zip(reversed(one), reversed(other), strict=False):
-        if left != right:
-            break
-        length += 1
-    return list(one[len(one) - length :])
 
 
 def _already_said(recorded: Sequence[int], turn: Sequence[int]) -> int:

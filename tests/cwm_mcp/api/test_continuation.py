@@ -6,15 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from mcp import Client
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.calls import Op, ThawArgs
 from cwm_connector.settings import Settings
 from cwm_mcp.api import continuation
-from cwm_mcp.api.continuation import common_end
 from cwm_mcp.server.app import build_server
 from tests.cwm_mcp.canned import CannedEngine, canned_engine
 from tests.cwm_mcp.server.test_tools import answer, error
@@ -113,11 +110,6 @@ async def test_a_reply_never_asks_for_more_than_the_models_context_holds(served:
     past = vllm.ids(PAST)
     vllm.max_model_len = len(past) + len(vllm.ids(TURN)) + 3
     assert (await sent(served, vllm, past))["max_tokens"] == 3
-
-
-@given(st.lists(st.integers(0, 3), min_size=1), st.lists(st.integers(0, 3)), st.lists(st.integers(0, 3)))
-def test_what_two_conversations_end_with_is_found_whole(end: list[int], one: list[int], other: list[int]) -> None:
-    assert common_end([*one, 8, *end], [*other, 9, *end]) == end
 
 
 # --- what comes back ---
