@@ -21,7 +21,7 @@ class TimeSaved(msgspec.Struct, frozen=True):
     missed_tokens: int | None
     load_seconds: float | None
     prefill_tokens_per_second: float | None
-    """vLLM's speed: the prompt tokens it computed for finished requests, over the time this took."""
+    """The engine's speed in the last steps that computed mostly prompts."""
     seconds: float | None
     """An estimate: the time to compute `tokens` at that speed, minus `load_seconds`."""
 

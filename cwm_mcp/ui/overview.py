@@ -16,7 +16,6 @@ from cwm_connector.version import __version__
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.tree import all_windows, parents_of
-from cwm_mcp.api.vllm_http import exposition
 from cwm_mcp.ui.models import Overview, TimeSaved, TreeWindow
 from cwm_mcp.ui.time_saved import time_saved
 
@@ -79,12 +78,10 @@ class OverviewReader:
 
     async def _engine_and_time_saved(self, faults: list[str]) -> tuple[bool | None, TimeSaved]:
         """Return whether an engine answers, and the time that it saved."""
-        metrics, vllm = await asyncio.gather(
-            _or_none(self._operations.metrics(a.MetricsArguments()), faults), exposition(self._settings)
-        )
+        metrics = await _or_none(self._operations.metrics(a.MetricsArguments()), faults)
         samples = (metrics.metrics if metrics else None) or []
         up = next((bool(each.value) for each in samples if each.name == "cwm_engine_up"), None)
-        return up, time_saved(samples, vllm)
+        return up, time_saved(samples)
 
     async def _all_windows(self) -> list[TreeWindow]:
         async with self._list_lock:

@@ -125,6 +125,7 @@ def answers(settings: Settings, *sessions: dict[str, Any]) -> dict[str, Any]:
                 sample("cwm_loaded_tokens_total", 1680, tier="cpu"),
                 sample("cwm_missed_tokens_total", 256),
                 sample("cwm_load_seconds_sum", 1.5),
+                sample("cwm_prefill_tokens_per_second", 1200),
             ]
         },
         "HEALTH": HEALTH,
@@ -133,7 +134,7 @@ def answers(settings: Settings, *sessions: dict[str, Any]) -> dict[str, Any]:
 
 
 def sample(name: str, value: float, **labels: str) -> dict[str, Any]:
-    """Return a sample of a counter."""
+    """Return a sample of a series."""
     return {"name": name, "type": "counter", "value": value, "labels": labels, "help": name}
 
 
@@ -142,12 +143,4 @@ VLLM_METRICS: Final = """\
 vllm:prefix_cache_queries_total 1000
 # TYPE vllm:prefix_cache_hits counter
 vllm:prefix_cache_hits_total 625
-# TYPE vllm:request_prefill_kv_computed_tokens histogram
-vllm:request_prefill_kv_computed_tokens_bucket{le="+Inf"} 4
-vllm:request_prefill_kv_computed_tokens_count 4
-vllm:request_prefill_kv_computed_tokens_sum 9600
-# TYPE vllm:request_prefill_time_seconds histogram
-vllm:request_prefill_time_seconds_bucket{le="+Inf"} 4
-vllm:request_prefill_time_seconds_count 4
-vllm:request_prefill_time_seconds_sum 8
 """

@@ -25,10 +25,10 @@ from cwm_mcp.ui import server
 from cwm_mcp.ui.models import Overview
 from cwm_mcp.ui.open_browser import open_in_browser
 from cwm_mcp.ui.overview import OverviewReader
-from cwm_mcp.ui.time_saved import prefill_rate, time_saved
+from cwm_mcp.ui.time_saved import time_saved
 from tests.cwm_mcp import homes
 from tests.cwm_mcp.canned import canned_engine
-from tests.cwm_mcp.ui.serving import VLLM_METRICS, Served, answers, sample, serving, session
+from tests.cwm_mcp.ui.serving import Served, answers, sample, serving, session
 from tests.support.paths import ROOT
 
 PAGES = ["/", "/page.css", "/page.js", "/api/overview", "/api/windows/stem"]
@@ -247,7 +247,8 @@ async def test_with_an_engine_its_own_figures_are_told(filled: Path, settings: S
     assert told.sessions is not None
     assert [each.title for each in told.sessions] == ["a title", None]
     assert told.saved.by_tier == {"disk": 6000, "cpu": 1680}
-    assert (told.saved.tokens, told.saved.load_seconds, told.saved.seconds) == (7680, 1.5, None)
+    assert (told.saved.tokens, told.saved.load_seconds) == (7680, 1.5)
+    assert told.saved.seconds == pytest.approx(7680 / 1200 - 1.5)
     assert told.auto_freeze is not None
     assert told.auto_freeze.next_action is not None
     assert told.faults == []
@@ -290,21 +291,16 @@ async def test_a_thousand_windows_and_two_hundred_sessions_are_told_within_secon
 # --- figures ---
 
 
-def test_seconds_are_told_only_where_vllm_tells_its_rate() -> None:
-    samples = [Metric(**each) for each in (sample("cwm_loaded_tokens_total", 7680, tier="cpu"),)]
-    assert time_saved(samples, VLLM_METRICS).seconds is None  # no engine's counters: they always come together
-    samples += [Metric(**each) for each in (sample("cwm_missed_tokens_total", 0), sample("cwm_load_seconds_sum", 1.5))]
-    saved = time_saved(samples, VLLM_METRICS)
+def test_seconds_are_told_only_where_the_engine_tells_its_rate() -> None:
+    rate = Metric(**sample("cwm_prefill_tokens_per_second", 1200))
+    samples = [Metric(**sample("cwm_loaded_tokens_total", 7680, tier="cpu"))]
+    assert time_saved([*samples, rate]).seconds is None  # no engine's counters: they always come together
+    samples += [Metric(**sample("cwm_missed_tokens_total", 0)), Metric(**sample("cwm_load_seconds_sum", 1.5))]
+    saved = time_saved([*samples, rate])
     assert saved.prefill_tokens_per_second == 1200
     assert saved.seconds == pytest.approx(7680 / 1200 - 1.5)
-    assert time_saved(samples, None).seconds is None
-
-
-@pytest.mark.parametrize(
-    "text", ["", "garbage{", "vllm:request_prefill_kv_computed_tokens_sum 5\n", VLLM_METRICS.replace(" 8\n", " 0\n")]
-)
-def test_a_rate_that_nobody_measured_is_unknown(text: str) -> None:
-    assert prefill_rate(text) is None
+    assert time_saved(samples).seconds is None
+    assert time_saved([*samples, Metric(**sample("cwm_prefill_tokens_per_second", 0))]).seconds is None
 
 
 def test_the_page_names_nothing_from_elsewhere() -> None:
