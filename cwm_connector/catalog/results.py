@@ -1,7 +1,8 @@
-"""The catalog's rows as the contract's result fields: plain dictionaries, for the engine and for clients alike.
+"""Make the protocol's results from the catalog's rows, for the engine and for clients without one.
 
-Pure functions; nothing here opens a catalog or asks an engine. What only a running engine knows (what is in memory,
-what a session is doing) is handed in, and without it is None; the durable tiers stand in the chunks' rows.
+These are pure functions: nothing here opens a catalog, asks an engine or blocks. The caller passes in what only a
+running engine knows, such as what is in memory. Without it these fields are None. The chunks' rows name their durable
+tiers.
 
 In these fields a "block" is a stored chunk. Times are ISO 8601 in UTC to the millisecond: `2026-01-23T09:30:00.250Z`.
 """
@@ -33,14 +34,14 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class LocationLookup(Protocol):
-    """Where chunks lie right now."""
+    """Knows which tiers hold a chunk right now."""
 
     def tiers_of(self, keys: Sequence[ChunkKey]) -> dict[str, int]:
-        """How many of `keys` each tier holds; a chunk can be in several. Tiers with none are left out."""
+        """Return how many of `keys` each tier holds. A chunk can be in several. Tiers with none are left out."""
 
 
 class AsRecorded:
-    """The placement of chunks as their rows have it: all that a client without an engine knows."""
+    """The locations of chunks in their rows. A client without an engine knows no others."""
 
     def __init__(self, chunks: Iterable[ChunkRow]) -> None:
         self._tiers = {chunk.key: chunk.tiers for chunk in chunks}
@@ -67,33 +68,33 @@ class LiveSession:
     token_count: int
     heads: int
     cached_tokens: int | None
-    """Tokens that the prefix cache still has; None if the engine was too busy to say."""
+    """Tokens that are still in the prefix cache. None if the engine was too busy to answer."""
     created_at: Micros
     last_active_at: Micros
     title: str | None = None
     auto_freeze_at: Micros | None = None
-    """When auto-freeze will take it if it stays silent."""
+    """When auto-freeze will save it if it stays idle."""
 
 
 def iso(time: Micros) -> str:
-    """The time in the contract's form; what is under a millisecond is cut off."""
+    """Return the time in the contract's form, rounded down to a millisecond."""
     return (_EPOCH + timedelta(microseconds=time)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def parse_time(text: str) -> Micros:
-    """Any ISO 8601 time or date; one without an offset is UTC. Raises: CWM-1003."""
+    """Return an ISO 8601 time or date as a time. Without an offset it is UTC. Raises: `Code.ARGUMENT`."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise CWMError(
-            Code.ARGUMENT, f"{text[:80]!r} is no ISO 8601 time; write it as in 2026-01-23T09:30:00Z", time=text[:80]
+            Code.ARGUMENT, f"{text[:80]!r} is not an ISO 8601 time; write it like 2026-01-23T09:30:00Z", time=text[:80]
         ) from None
     aware = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
     return Micros((aware - _EPOCH) // timedelta(microseconds=1))
 
 
 def parse_list_args(args: ListArgs) -> WindowQuery:
-    """The checked query. Raises: CWM-1001 for the session id, CWM-1003 for anything else."""
+    """Return the checked query. Raises: `Code.SESSION_ID` for the session id, `Code.ARGUMENT` for anything else."""
     _check_page(args)
     if args.sort_by not in list(SortBy):
         raise CWMError(Code.ARGUMENT, f"sort_by is {args.sort_by!r}; use one of {', '.join(SortBy)}")
@@ -123,20 +124,20 @@ def _check_page(args: ListArgs | SessionsArgs) -> None:
 
 
 def storage_tier(tiers: Mapping[str, int]) -> str:
-    """The fastest tier that holds all the chunks, given how many each holds: where a thaw reads them."""
+    """Return the fastest tier that holds all chunks, which is where a thaw reads them. `tiers` counts them by tier."""
     whole = max(tiers.values(), default=0)
     return next((tier.value for tier in TierName if whole and tiers.get(tier.value) == whole), TierName.DISK.value)
 
 
 def tier_to_read(tiers: Mapping[str, int], chunks: int) -> str | None:
-    """The same of so many chunks that may lie apart: then the slowest tier that has some; None if no tier has any."""
+    """Return the fastest tier with all `chunks`, else the slowest with some of them, or None if no tier has any."""
     if max(tiers.values(), default=0) == chunks:
         return storage_tier(tiers)
     return next((tier.value for tier in reversed(TierName) if tiers.get(tier.value)), None)
 
 
 def window_state(row: WindowRow) -> str:
-    """Thawed once it has been; damaged if nothing but its name is known."""
+    """Return the state: damaged if only the name is known, thawed if it ever was, else frozen."""
     if row.damaged:
         return "damaged"
     return "frozen" if row.thawed_at is None else "thawed"

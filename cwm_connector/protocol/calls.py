@@ -31,7 +31,7 @@ def _check_offset(offset: int) -> int:
 
 
 def _in_order(choices: object) -> Meta:
-    """Pass the order of a `Literal` on to the schema's reader, where msgspec sorts it."""
+    """Return metadata that keeps the order of a `Literal`, which msgspec sorts in its schemas."""
     return Meta(extra_json_schema={ORDER: list(get_args(choices))})
 
 

@@ -17,15 +17,15 @@ from cwm_connector.core.errors import Code, CWMError
 PROTOCOL_MIN: Final = 1
 PROTOCOL_MAX: Final = 1
 MAX_FRAME_BYTES: Final = 16 << 20
-"""A longer frame is refused before it is read; 16 MiB hold the ids of about three million tokens."""
+"""A longer frame is refused before it is read. 16 MiB hold the ids of about three million tokens."""
 MAX_CALL_S: Final = 3600.0
 """The engine's own limit for a call, and what `timeout_s=None` means."""
 MAX_CALLS: Final = 64
-"""Calls in flight on one connection; the engine answers the next with CWM-7003."""
+"""Calls in flight on one connection. The engine answers the next with `Code.BUSY`."""
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True):
-    """The client's first message: the protocol versions it speaks, and what it is."""
+    """The client's first message: the protocol versions it speaks, and its name."""
 
     min_version: int
     max_version: int
@@ -33,7 +33,7 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
 
 
 class Call(msgspec.Struct, tag="call", frozen=True):
-    """One operation. `timeout_s` bounds it in the engine; None leaves it to the engine's own limit."""
+    """One operation. `timeout_s` limits it in the engine. None leaves it to the engine's own limit."""
 
     id: int
     op: str
@@ -42,7 +42,7 @@ class Call(msgspec.Struct, tag="call", frozen=True):
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
-    """Ends a call that is still running; it is then answered with a `Failure`. Unknown ids are ignored."""
+    """Ends a call that is still running. It is then answered with a `Failure`. Unknown ids are ignored."""
 
     id: int
 
@@ -55,7 +55,7 @@ class Welcome(msgspec.Struct, tag="welcome", frozen=True):
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True):
-    """How far a call is; `total` 0 where it can't be known."""
+    """The progress of a call. `total` is 0 if it can't be known."""
 
     id: int
     done: int
@@ -71,7 +71,7 @@ class Result(msgspec.Struct, tag="result", frozen=True):
 
 
 class Failure(msgspec.Struct, tag="failure", frozen=True):
-    """`id` is None where no call is concerned: a refused Hello, a frame that can't be read."""
+    """An error. `id` is None if it is not about a call: a refused Hello, or a frame that can't be read."""
 
     id: int | None
     code: int
@@ -84,7 +84,7 @@ class Failure(msgspec.Struct, tag="failure", frozen=True):
         return cls(id, int(error.code), error.message, error.retryable, error.context)
 
     def error(self) -> CWMError:
-        """The failure to raise. A code that only a newer engine knows becomes CWM-9001, with its number in the text."""
+        """Return the error to raise. A code of a newer engine becomes `Code.INTERNAL`, with its number in the text."""
         try:
             return CWMError(Code(self.code), self.message, **self.context)
         except ValueError:
@@ -97,15 +97,15 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def encode(message: FromClient | FromEngine) -> bytes:
-    """The message as one frame, its length in front."""
+    """Return the message as one frame that begins with its length."""
     body = _encoder.encode(message)
     return len(body).to_bytes(4, "big") + body
 
 
 async def read_frame(reader: asyncio.StreamReader) -> bytes:
-    """The body of the next frame.
+    """Return the body of the next frame.
 
-    Raises: asyncio.IncompleteReadError at the end of the stream, CWM-1003 for a frame over the limit.
+    Raises: asyncio.IncompleteReadError at the end of the stream, `Code.ARGUMENT` for a frame over the limit.
     """
     length = int.from_bytes(await reader.readexactly(4), "big")
     if length > MAX_FRAME_BYTES:

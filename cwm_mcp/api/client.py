@@ -1,7 +1,7 @@
-"""The control socket's client: one connection, made when it is needed and made anew when the engine came back.
+"""The control socket's client: one connection, opened when it is needed and opened again after the engine was away.
 
-It is imported by the MCP server, the command line and the hooks, all of which must start at once: msgspec and the
-standard library, nothing else.
+The MCP server, the command line and the hooks import it, and all of them must start fast. So it imports msgspec and the
+standard library, and nothing else.
 """
 
 import asyncio
@@ -63,12 +63,12 @@ class ControlClient:
     async def call(
         self, op: Op, args: Args, *, timeout_s: float | None = None, on_progress: OnProgress | None = None
     ) -> dict[str, Any]:
-        """The operation's result. `timeout_s` bounds it in the engine, by default an hour.
+        """Carry out an operation and return its fields. `timeout_s` limits it in the engine, by default to an hour.
 
         Cancelling the task that waits here cancels the operation.
-        Raises: the engine's own CWMError; 5001 if no engine answers or it goes away meanwhile; 6001 if it owes the
-        answer for longer than `timeout_s` and a grace; 1003 for arguments that don't fit into a message; 8001 for a
-        socket of another user.
+        Raises: the engine's own CWMError, `Code.ENGINE_UNREACHABLE` if no engine answers or it goes away meanwhile,
+        `Code.ENGINE_TIMEOUT` if no answer comes within `timeout_s` and a grace, `Code.ARGUMENT` for arguments that
+        don't fit into a message, `Code.NOT_ALLOWED` for a socket of another user.
         """
         limit_s = MAX_CALL_S if timeout_s is None else timeout_s
         try:
@@ -88,11 +88,11 @@ class ControlClient:
             ) from None
 
     async def welcome(self) -> Welcome:
-        """Who answers at the socket. Raises: what `call` raises where no engine can be reached."""
+        """Return the engine's greeting. Raises: what `call` raises if no engine can be reached."""
         return (await self._connected()).welcome
 
     async def aclose(self) -> None:
-        """Ends the connection; calls that still wait fail with CWM-5001."""
+        """Close the connection. Calls that still wait fail with `Code.ENGINE_UNREACHABLE`."""
         if self._connection is not None:
             await self._connection.aclose()
             self._connection = None
@@ -129,12 +129,12 @@ class _Connection:
         return self._listening.done() or self._writer.is_closing()
 
     def send(self, frame: bytes) -> bool:
-        """False if the engine turns out to have gone."""
+        """Send a frame. Return False if the engine turns out to have gone."""
         self._writer.write(frame)
         return not self.ended
 
     async def answer(self, call: Call, on_progress: OnProgress | None) -> dict[str, Any]:
-        """What the engine says to a call that was just sent, on this turn of the loop."""
+        """Return the answer to a call that was sent in this iteration of the loop."""
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[call.id] = _Waiting(call.op, answer, on_progress)
         try:
@@ -155,7 +155,7 @@ class _Connection:
             await self._writer.wait_closed()
 
     async def _listen(self) -> None:
-        """Until the engine ends the connection; then every waiting call fails."""
+        """Read messages until the engine closes the connection, then fail every waiting call."""
         reason: CWMError | None = None
         try:
             while True:
@@ -171,7 +171,7 @@ class _Connection:
                     waiting.answer.set_exception(_copy(reason) if reason else self._gone_during(waiting.op))
 
     def _take(self, message: FromEngine) -> None:
-        """Raises: CWMError where the engine gave the whole connection up."""
+        """Pass a message to the call it belongs to. Raises: CWMError if the engine gave up the whole connection."""
         match message:
             case Failure(id=None):
                 raise message.error()
@@ -188,14 +188,17 @@ class _Connection:
     def _gone_during(self, op: str) -> CWMError:
         return CWMError(
             Code.ENGINE_UNREACHABLE,
-            f"the engine at {self._path} went away during {op}; start it again with `cwm serve MODEL`, then look "
-            "whether it was still done",
+            f"the engine at {self._path} went away during {op}; start it again with `cwm serve MODEL`, then check "
+            "whether the operation was completed",
             socket=str(self._path),
         )
 
 
 async def _connect(path: Path, name: str) -> _Connection:
-    """Raises: CWM-5001, 6001, 8001, what the engine refuses a client with."""
+    """Connect and greet.
+
+    Raises: `Code.ENGINE_UNREACHABLE`, `Code.ENGINE_TIMEOUT`, `Code.NOT_ALLOWED`, what the engine refuses a client with.
+    """
     try:
         reader, writer = await asyncio.open_unix_connection(path)
     except PermissionError:
@@ -230,7 +233,11 @@ async def _first_answer(reader: asyncio.StreamReader, path: Path) -> FromEngine:
 
 
 async def _read(reader: asyncio.StreamReader, path: Path) -> FromEngine:
-    """Raises: asyncio.IncompleteReadError and OSError when the engine has gone; CWM-5001 for what is no message."""
+    """Return the next message.
+
+    Raises: asyncio.IncompleteReadError and OSError if the engine has gone, `Code.ENGINE_UNREACHABLE` for anything
+    that is not a message.
+    """
     try:
         message: FromEngine = _decoder.decode(await read_frame(reader))
     except (asyncio.IncompleteReadError, OSError):
@@ -241,7 +248,7 @@ async def _read(reader: asyncio.StreamReader, path: Path) -> FromEngine:
 
 
 def _call_frame(call: Call) -> bytes:
-    """Raises: CWM-1003."""
+    """Return the call as a frame. Raises: `Code.ARGUMENT` if it does not fit into one."""
     try:
         frame = encode(call)
     except (TypeError, ValueError, OverflowError) as problem:
@@ -254,7 +261,7 @@ def _call_frame(call: Call) -> bytes:
 
 
 def _show(on_progress: OnProgress, message: Progress) -> None:
-    """A fault in showing progress must not end the call, nor its neighbours."""
+    """Show progress. An error there must not end this call or others."""
     try:
         on_progress(message)
     except Exception:
@@ -279,5 +286,5 @@ def _not_ours(path: Path) -> CWMError:
 
 
 def _copy(problem: CWMError) -> CWMError:
-    """Each waiting call raises its own: an exception carries the traceback of whoever raised it."""
+    """Return a copy for one waiting call, because an exception carries the traceback of where it was raised."""
     return CWMError(problem.code, problem.message, **problem.context)

@@ -44,16 +44,16 @@ class Reply:
 
 
 def token_ids(recorded: bytes) -> Sequence[int]:
-    """A window's ids as the engine and the catalog hand them over: little-endian int32."""
+    """Return a window's ids from the form in which the engine and the catalog give them: little-endian int32."""
     ids = array("i")
     ids.frombytes(recorded)
     return ids
 
 
 async def prompt_after(settings: Settings, recorded: Sequence[int], text: str) -> Prompt:
-    """The recorded ids, then `text` as the user's next turn, or as plain text where the model has no chat template.
+    """Return the recorded ids with `text` as the user's next turn, or as plain text if the model has no chat template.
 
-    Raises: what `vllm_http.post` raises; CWM-1003 if no token is left for a reply.
+    Raises: what `vllm_http.post` raises, `Code.ARGUMENT` if no token is left for a reply.
     """
     turn, limit = await _new_turn(settings, text)
     ids = [*recorded, *turn[_already_said(recorded, turn) :]]
@@ -68,7 +68,7 @@ async def prompt_after(settings: Settings, recorded: Sequence[int], text: str) -
 
 
 async def reply_to(settings: Settings, prompt: Prompt, max_tokens: int | None, session_id: str, salt: str) -> Reply:
-    """The model's reply, of at most `max_tokens`, in the session and under the salt of a thaw."""
+    """Return the model's reply of at most `max_tokens`, in the session and with the salt of a thaw."""
     body = {
         "prompt": list(prompt.token_ids),
         "max_tokens": min(max_tokens or DEFAULT_MAX_TOKENS, prompt.room),
@@ -92,7 +92,7 @@ async def reply_to(settings: Settings, prompt: Prompt, max_tokens: int | None, s
 
 
 async def text_of(settings: Settings, ids: Sequence[int]) -> str:
-    """The ids as text, special tokens included."""
+    """Return the ids as text, special tokens included."""
     answer = await post(settings, "/detokenize", {"tokens": list(ids)}, timeout_s=_TEXT_TIMEOUT_S)
     if not isinstance(answer.get("prompt"), str):
         raise _not_vllm(settings)
@@ -100,7 +100,7 @@ async def text_of(settings: Settings, ids: Sequence[int]) -> str:
 
 
 async def _new_turn(settings: Settings, text: str) -> tuple[list[int], int]:
-    """The ids from the end of the model's last words to where it is to speak again, and the model's limit."""
+    """Return the ids between the model's last words and its next ones, and the model's limit."""
     try:
         rendered = [await _tokenize(settings, {"messages": _conversation(said, text)}) for said in _SAID]
     except Refused as refusal:
@@ -113,7 +113,7 @@ async def _new_turn(settings: Settings, text: str) -> tuple[list[int], int]:
 
 
 def _conversation(said: str, text: str) -> list[dict[str, str]]:
-    """A conversation that goes on with `text`. What comes before the model's words is of no account."""
+    """Return a conversation that goes on with `text`. The words before it do not matter."""
     return [
         {"role": "user", "content": "?"},
         {"role": "assistant", "content": said},
@@ -130,7 +130,7 @@ async def _tokenize(settings: Settings, what: dict[str, Any]) -> tuple[list[int]
 
 
 def _already_said(recorded: Sequence[int], turn: Sequence[int]) -> int:
-    """How many of the turn's first ids are the last ones recorded.
+    """Return how many of the turn's first ids are the last ones recorded.
 
     A turn begins with the end of the model's words. That is recorded if something followed it, and not if vLLM
     sampled it last: then its keys and values were never computed.
@@ -142,5 +142,5 @@ def _already_said(recorded: Sequence[int], turn: Sequence[int]) -> int:
 def _not_vllm(settings: Settings) -> CWMError:
     return CWMError(
         Code.ENGINE_UNREACHABLE,
-        f"what answers at {without_secrets(settings.vllm_url)} does not speak vLLM's API; set CWM_VLLM_URL",
+        f"the server at {without_secrets(settings.vllm_url)} does not speak vLLM's API; set CWM_VLLM_URL",
     )

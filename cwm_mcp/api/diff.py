@@ -70,7 +70,7 @@ async def diff_windows(operations: Operations, name_a: str, name_b: str, context
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many leading ids are the same; long runs are compared at once."""
+    """Return how many leading ids are the same. Long runs are compared at once."""
     shorter, start = min(len(one), len(other)), 0
     while start < shorter and one[start : start + _STRIDE] == other[start : start + _STRIDE]:
         start = min(start + _STRIDE, shorter)
@@ -91,7 +91,7 @@ async def _blocks(operations: Operations, name: str) -> dict[str, Block]:
 
 
 async def _texts(operations: Operations, passages: Sequence[list[int]]) -> tuple[list[str | None], str | None]:
-    """The passages as text, and why they are none."""
+    """Return the passages as text, or None for each and the reason why."""
 
     async def told(ids: list[int]) -> str:
         return await operations.text_of(ids) if ids else ""

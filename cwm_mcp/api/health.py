@@ -32,7 +32,7 @@ def overall(components: Sequence[Component]) -> HealthState:
 async def without_engine(
     settings: Settings, unreachable: CWMError, read_catalog: Callable[[], object]
 ) -> list[Component]:
-    """Every component but vLLM, when no engine answers. `read_catalog` raises CWMError where it can't be read."""
+    """Return every component but vLLM when no engine answers. `read_catalog` raises CWMError if it can't be read."""
     catalog, disk = await asyncio.gather(
         asyncio.to_thread(_catalog_health, settings, read_catalog), asyncio.to_thread(_disk_health, settings)
     )
@@ -75,7 +75,7 @@ def _disk_health(settings: Settings) -> Component:
 
 
 async def redis_health(settings: Settings) -> Component:
-    """Ping the server. A Redis that nobody configured is healthy."""
+    """Ping Redis and return its health. A Redis that is not configured is healthy."""
     if settings.redis_url is None:
         return Component(name="redis", status="healthy", message="not configured", latency_ms=None)
     begun = time.monotonic()

@@ -16,7 +16,7 @@ class Address:
 
     @classmethod
     def of(cls, text: str) -> "Address":
-        """[HOST:]PORT, with an IPv6 address in brackets. Raises: CWM-1003."""
+        """Parse [HOST:]PORT, with an IPv6 address in brackets. Raises: `Code.ARGUMENT`."""
         host, _, port = text.rpartition(":")
         if not (port.isascii() and port.isdigit() and int(port) < 1 << 16) or (":" in host and host[0] != "["):
             raise CWMError(Code.ARGUMENT, f"{text!r} is no address; write --http 8765 or --http 127.0.0.1:8765")
@@ -37,7 +37,7 @@ class Address:
             return False
 
     def listen(self) -> socket.socket:
-        """Raises: CWM-1003 for an address that is taken or not this machine's."""
+        """Return a listening socket. Raises: `Code.ARGUMENT` for an address that is taken or not this machine's."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
             return socket.create_server((self.host, self.port), family=family)
@@ -49,5 +49,5 @@ class Address:
 
 
 def bracketed(host: str) -> str:
-    """The host as it stands in a URL."""
+    """Return the host as it is written in a URL."""
     return f"[{host}]" if ":" in host else host

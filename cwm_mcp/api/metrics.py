@@ -13,7 +13,7 @@ def engine_up(up: bool) -> Metric:
 
 
 def catalog_samples(totals: CatalogTotals) -> list[Metric]:
-    """The engine's own gauges, under the same names, read from the catalog."""
+    """Return the engine's own gauges, under the same names, read from the catalog."""
     return [
         Metric(
             name="cwm_windows", type="gauge", value=float(totals.windows), labels={}, help="Windows in the catalog."
@@ -34,7 +34,7 @@ def with_prefix(samples: Iterable[Metric], prefix: str | None) -> list[Metric]:
 
 
 def exposition(samples: Sequence[Metric]) -> str:
-    """Prometheus' text format, version 0.0.4. Samples of one family must stand together."""
+    """Return Prometheus' text format, version 0.0.4. Samples of one family must be next to each other."""
     lines: list[str] = []
     described = None
     for sample in samples:

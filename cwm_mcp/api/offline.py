@@ -1,6 +1,6 @@
-"""What can be said without an engine: the catalog, opened read-only for each question and never written.
+"""Answers without an engine, from the catalog. It is opened read-only for each question and never written.
 
-What is in memory, what sessions are doing and what was hit only a running engine knows: it is None.
+Only a running engine knows what is in memory, what sessions are doing and what was hit. These fields are None.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,10 @@ T = TypeVar("T")
 
 
 class OfflineCatalog:
-    """Answers as the engine would, as far as it can. Every method blocks on the disk; any thread may call it.
+    """Answers as the engine would, as far as it can. Every method blocks on the disk. Any thread may call it.
 
-    A catalog that no engine has made yet is an empty one. Raises: CWM-4002 or CWM-4004 for one that can't be read.
+    A catalog that no engine has made yet is empty. Raises: `Code.READ_FAILED` or `Code.CORRUPT` for one that can't be
+    read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,16 +37,19 @@ class OfflineCatalog:
         return self._read(listed)
 
     def status(self, args: StatusArgs) -> Status:
-        """Raises: CWM-2002 for an unknown window; CWM-5001 for a session that only an engine could know."""
+        """Return the status of a window or a session.
+
+        Raises: `Code.WINDOW_NOT_FOUND`, `Code.ENGINE_UNREACHABLE` for a session that only an engine could know.
+        """
         return self._read(lambda catalog: _status(catalog, args))
 
     def token_ids(self, args: TokensArgs) -> WindowTokens:
-        """Raises: CWM-2002 for an unknown window."""
+        """Return a window's token ids. Raises: `Code.WINDOW_NOT_FOUND`."""
         ids = self._read(lambda catalog: catalog.token_ids_of(args.window_name))
         return WindowTokens(window_name=args.window_name, token_ids=ids)
 
     def sessions(self, args: SessionsArgs) -> SessionList:
-        """Those that were ever frozen or thawed, as they were then."""
+        """Return the sessions that were ever frozen or thawed, as they were then."""
         rows = self._read(lambda catalog: catalog.sessions())
         return results.session_page([results.session_item(row) for row in rows], args)
 
@@ -80,7 +84,7 @@ class OfflineCatalog:
 
 
 def _tier_of(catalog: Catalog, row: WindowRow) -> str | None:
-    """None for a window whose chunks the catalog can't tell any more: the list goes on without."""
+    """Return the tier that a thaw would read, or None if the window's rows are damaged."""
     try:
         chunks = catalog.chunks_of(row.name)
     except CWMError as problem:

@@ -1,7 +1,7 @@
-"""The contract's operations, whoever asks: the MCP tools and the command line are two faces of this.
+"""The contract's operations, for the MCP tools, the command line and the page.
 
-Each one asks the engine. Lists, status, statistics, health and metrics also work without it, from the catalog, which
-is read and never written; the rest says CWM-5001 until an engine is back.
+Each one asks the engine. Lists, status, statistics, health and metrics also work without it, from the catalog, which is
+read and never written. The others raise `Code.ENGINE_UNREACHABLE` until an engine is back.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from cwm_mcp.api.vllm_http import vllm_cache, vllm_health
 R = TypeVar("R", bound=m.Answer)
 
 _READ_TIMEOUT_S: Final = 30.0
-"""Reads come from a snapshot off the engine's thread; one that takes this long will not come."""
+"""Reads come from a snapshot and not from the engine's thread. One that takes this long will not come."""
 _HEALTH_TIMEOUT_S: Final = 5.0
 _CHILDREN_SHOWN: Final = 40
 
@@ -54,7 +54,7 @@ class Operations:
         return await self._ask(m.Frozen, Op.FREEZE, args, on_progress=on_progress)
 
     async def thaw(self, args: a.ThawArguments, on_progress: OnProgress | None = None) -> m.Thawed:
-        """With a `continuation_prompt` vLLM is asked too, and a prompt that can't be sent leaves no thaw behind."""
+        """Thaw a window, and get vLLM's reply to a `continuation_prompt`. If it can't be sent, nothing is thawed."""
         prompt = None
         if args.continuation_prompt is not None:
             recorded = await self._live_token_ids(args.window_name)
@@ -68,7 +68,7 @@ class Operations:
         return msgspec.structs.replace(thawed, **await self._reply(thawed, prompt, args.max_tokens))
 
     async def _reply(self, thawed: m.Thawed, prompt: Prompt, max_tokens: int | None) -> dict[str, Any]:
-        """The fields of a thaw's result that come from vLLM."""
+        """Return the fields of a thaw's result that come from vLLM."""
         try:
             reply = await reply_to(self._settings, prompt, max_tokens, thawed.session_id, thawed.cache_salt)
         except CWMError as problem:
@@ -107,7 +107,7 @@ class Operations:
         return await self._ask(m.AutoFreezePolicy, Op.POLICY, args)
 
     async def live_status(self, args: calls.StatusArgs) -> m.Status:
-        """The status as the engine has it; CWM-5001 without one."""
+        """Return the status from the engine. Raises: `Code.ENGINE_UNREACHABLE` without one."""
         return await self._ask(m.Status, Op.STATUS, args, timeout_s=_READ_TIMEOUT_S)
 
     async def _live_token_ids(self, window_name: str) -> Sequence[int]:
@@ -149,7 +149,7 @@ class Operations:
         )
 
     async def _list_item(self, name: str, created_at: str | None) -> m.WindowItem:
-        """A window's entry in the list, found by its time, which is told to the millisecond."""
+        """Return a window's entry in the list. It is found by its time, which is known to the millisecond."""
         around: dict[str, Any] = {"limit": 100}
         if created_at is not None:
             moment = datetime.fromisoformat(created_at)
@@ -167,7 +167,7 @@ class Operations:
         )
 
     async def token_ids(self, window_name: str) -> Sequence[int]:
-        """A window's exact token ids."""
+        """Return a window's exact token ids."""
         args = calls.TokensArgs(window_name=window_name)
         answer = await self._read(
             m.WindowTokens, Op.TOKENS, args, lambda: self._offline.token_ids(_wire(Op.TOKENS, args))
@@ -175,7 +175,7 @@ class Operations:
         return token_ids(answer.token_ids)
 
     async def text_of(self, ids: Sequence[int]) -> str:
-        """Token ids as text, by vLLM; CWM-5001 without one."""
+        """Return token ids as text, from vLLM. Raises: `Code.ENGINE_UNREACHABLE` without one."""
         return await text_of(self._settings, ids)
 
     async def sessions(self, args: calls.SessionsArgs) -> m.SessionList:
@@ -184,7 +184,7 @@ class Operations:
         )
 
     async def stats(self, args: calls.NoArgs) -> m.CacheStats:
-        """The store's figures are the engine's or the catalog's; vLLM's come from its own /metrics."""
+        """Return the figures of the engine or of the catalog, and vLLM's from its own /metrics."""
         store, vllm = await asyncio.gather(self._store_stats(args), vllm_cache(self._settings))
         return m.CacheStats(kv_store=store, vllm=vllm)
 
@@ -203,7 +203,7 @@ class Operations:
         return m.Metrics(text=exposition(chosen)) if args.format == "prometheus" else m.Metrics(metrics=chosen)
 
     async def health(self, args: calls.HealthArgs) -> m.Health:
-        """`uptime_seconds` is the engine's, or without one that of this process."""
+        """Return the health of all components or of one. Without an engine `uptime_seconds` is that of this process."""
         vllm, (uptime_s, others) = await asyncio.gather(vllm_health(self._settings), self._engine_health())
         components = [each for each in (vllm, *others) if args.component in (None, each.name)]
         return m.Health(
@@ -211,7 +211,7 @@ class Operations:
         )
 
     async def _engine_health(self) -> tuple[float, list[m.Component]]:
-        """Uptime, and every component but vLLM itself."""
+        """Return the uptime, and every component but vLLM itself."""
         try:
             answer = await self._ask(m.Health, Op.HEALTH, calls.HealthArgs(), timeout_s=_HEALTH_TIMEOUT_S)
         except CWMError as problem:

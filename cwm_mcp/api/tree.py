@@ -43,7 +43,7 @@ class WindowTree(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 async def all_windows(operations: Operations) -> list[WindowItem]:
-    """Every window, oldest first, each once. A list that changes while it is read is read again."""
+    """Return every window once, oldest first. A list that changes while it is read is read again."""
     found: dict[str, WindowItem] = {}
     for _ in range(_ATTEMPTS):
         found, totals, offset, more = {}, set(), 0, True
@@ -127,7 +127,7 @@ def _node(window: WindowItem, *, lost: bool) -> TreeNode:
 
 
 def walk(roots: Iterable[TreeNode]) -> Iterable[TreeNode]:
-    """Every node, parents first."""
+    """Return every node, parents first."""
     for node in roots:
         yield node
         yield from walk(node.children)

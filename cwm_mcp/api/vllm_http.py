@@ -1,6 +1,6 @@
-"""vLLM over HTTP: whether it serves, the counters of its prefix cache, and calls that are answered with JSON.
+"""vLLM over HTTP: its health, the counters of its prefix cache, and calls that are answered with JSON.
 
-Imports of httpx and prometheus_client wait until they are needed: they cost start-up time, and most runs never ask.
+httpx and prometheus_client are imported when they are needed. They cost start-up time, and most runs don't use them.
 """
 
 import json
@@ -59,10 +59,10 @@ async def post(
     timeout_s: float,
     headers: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The JSON object that vLLM answers with. Cancelling the task that waits here ends the request in vLLM too.
+    """Send a JSON body and return vLLM's JSON answer. Cancelling the waiting task ends the request in vLLM too.
 
-    Raises: `Refused` (CWM-1003) with vLLM's reason; 5001 if no vLLM answers there; 6001 after `timeout_s`; 8001 for a
-    key that vLLM does not accept.
+    Raises: `Refused` (`Code.ARGUMENT`) with vLLM's reason, `Code.ENGINE_UNREACHABLE` if no vLLM answers,
+    `Code.ENGINE_TIMEOUT` after `timeout_s`, `Code.NOT_ALLOWED` for a key that vLLM does not accept.
     """
     import httpx
 
@@ -91,7 +91,7 @@ async def post(
         raise CWMError(Code.ENGINE_UNREACHABLE, f"{url}{path} answers HTTP {response.status_code}; see vLLM's own log")
     answer = _parsed(response.text)
     if answer is None:
-        raise CWMError(Code.ENGINE_UNREACHABLE, f"what answers at {url} is no vLLM; set CWM_VLLM_URL")
+        raise CWMError(Code.ENGINE_UNREACHABLE, f"the server at {url} is not vLLM; set CWM_VLLM_URL")
     return answer
 
 
@@ -104,7 +104,7 @@ def _parsed(text: str) -> dict[str, Any] | None:
 
 
 def _reason(text: str) -> str:
-    """The first line of vLLM's complaint."""
+    """Return the first line of vLLM's error."""
     error = (_parsed(text) or {}).get("error")
     message = str(error.get("message", "")) if isinstance(error, dict) else text
     return (message.strip().splitlines() or ["no reason given"])[0][:_SHOWN].rstrip(".")
@@ -129,7 +129,7 @@ async def vllm_health(settings: Settings) -> Component:
 
 
 async def vllm_cache(settings: Settings) -> VllmCache:
-    """Hit rates since vLLM's start, None where nothing was looked up yet or vLLM does not say."""
+    """Return hit rates since vLLM's start. One is None if nothing was looked up yet or vLLM does not report it."""
     text = await exposition(settings)
     if text is None:
         return VllmCache(connected=False, prefix_cache_hit_rate=None, external_hit_rate=None, cached_tokens=None)
@@ -144,7 +144,7 @@ async def vllm_cache(settings: Settings) -> VllmCache:
 
 
 async def exposition(settings: Settings) -> str | None:
-    """vLLM's own metrics in Prometheus' text format; None if it gives none."""
+    """Return vLLM's own metrics in Prometheus' text format, or None if it gives none."""
     try:
         answer = await _get(settings, "/metrics")
     except _Unreachable:
@@ -153,7 +153,7 @@ async def exposition(settings: Settings) -> str | None:
 
 
 def counter_totals(exposition: str) -> dict[str, float]:
-    """Each counter of vLLM's, summed over its engines and models; an unreadable text has none."""
+    """Return vLLM's counters, each summed over engines and models. A text that can't be read has none."""
     from prometheus_client.parser import text_string_to_metric_families
 
     totals: dict[str, float] = {}

@@ -37,7 +37,7 @@ class WindowServer(MCPServer[Operations]):
 
 
 async def _announce_list_changes(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
-    """The library's `initialize` tells a client of the older era that no list ever changes; ours does."""
+    """Tell clients of the older protocol that lists can change. The library's `initialize` says that they don't."""
     result = await call_next(ctx)
     if ctx.method == "initialize" and isinstance(result, dict):
         result["capabilities"]["resources"]["listChanged"] = True
@@ -45,7 +45,7 @@ async def _announce_list_changes(ctx: ServerRequestContext[Any, Any], call_next:
 
 
 def build_server(settings: Settings, **options: Any) -> WindowServer:
-    """The server, to be run over a transport; `options` are further ones of the library's."""
+    """Return the server, ready to run over a transport. `options` are passed on to the library."""
     operations = Operations(settings, client_name="cwm_mcp")
 
     @asynccontextmanager

@@ -16,14 +16,14 @@ _MOST: Final = 100
 
 
 def register(server: MCPServer[Operations], operations: Operations) -> None:
-    """Adds the completion to the server."""
+    """Add the completion to the server."""
 
     async def complete(
         ref: PromptReference | ResourceTemplateReference,
         argument: CompletionArgument,
         context: CompletionContext | None,
     ) -> Completion | None:
-        """A courtesy: where nothing can be read there is nothing to offer."""
+        """Offer names. If nothing can be read, there is nothing to offer."""
         try:
             if argument.name in _WINDOWS:
                 return await _windows(operations, argument.value)
@@ -37,7 +37,7 @@ def register(server: MCPServer[Operations], operations: Operations) -> None:
 
 
 async def _windows(operations: Operations, begun: str) -> Completion:
-    """Names that begin with what was typed, newest first."""
+    """Return window names that begin with the typed text, newest first."""
     names: list[str] = []
     offset, more = 0, True
     while more and len(names) <= _MOST:
@@ -48,7 +48,7 @@ async def _windows(operations: Operations, begun: str) -> Completion:
 
 
 async def _sessions(operations: Operations, begun: str) -> Completion:
-    """Session ids that begin with what was typed, last active first."""
+    """Return session ids that begin with the typed text, last active first."""
     ids: list[str] = []
     offset, more = 0, True
     while more and len(ids) <= _MOST:

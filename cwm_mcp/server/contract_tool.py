@@ -1,4 +1,4 @@
-"""How a function becomes an MCP tool that keeps the contract: arguments, results and errors are made here, once.
+"""Make MCP tools from functions. Arguments, results and errors follow the contract here, in one place.
 
 Results go out as structured content with the same in compact text. An error is text and `_meta`, and never structured
 content: clients would check that against the result's schema and lose the code.
@@ -62,9 +62,9 @@ class ContractTool(Tool):
 def contract_tool(
     arguments: type[A], result: type[R], hints: ToolAnnotations
 ) -> Callable[[Callable[..., Awaitable[R]]], ContractTool]:
-    """Makes a tool of `async def name(args, ctx, …) -> result`; the docstring is what a model reads.
+    """Make a tool from `async def name(args, ctx, …) -> result`. A model reads its docstring.
 
-    Further parameters are the library's resolved ones. The function raises CWMError for what goes wrong.
+    Further parameters are the library's resolved ones. The function raises CWMError for every failure.
     """
 
     def decorate(body: Callable[..., Awaitable[R]]) -> ContractTool:
@@ -104,7 +104,7 @@ def failure(error: CWMError) -> CallToolResult:
 
 
 def about(error: CWMError) -> dict[str, Any]:
-    """What a program reads of an error, under `META_KEY`."""
+    """Return what a program reads about an error, under `META_KEY`."""
     return {
         "code": int(error.code),
         "message": error.message,

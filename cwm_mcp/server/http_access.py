@@ -45,7 +45,7 @@ class OneToken:
 
 
 def http_settings() -> HttpSettings:
-    """Raises: CWM-1003 naming the setting, never its value."""
+    """Return the settings. Raises: `Code.ARGUMENT`, which names the setting but never its value."""
     try:
         return HttpSettings()
     except ValidationError:
@@ -59,9 +59,9 @@ def token_path(settings: Settings) -> Path:
 
 
 def kept_token(settings: Settings) -> str:
-    """The token of before, or a new one.
+    """Return the stored token, or make and store a new one.
 
-    Raises: CWM-1003 if it can't be read or kept; CWM-8001 if others can read it.
+    Raises: `Code.ARGUMENT` if it can't be read or stored, `Code.NOT_ALLOWED` if other users can read it.
     """
     path = token_path(settings)
     private_folder(settings.home, "CWM_HOME")
@@ -90,7 +90,7 @@ def _read_token(path: Path) -> str:
 
 
 def allowed(address: Address, own: HttpSettings) -> TransportSecuritySettings:
-    """The names under which this server may be addressed, with any port: a proxy's may be another."""
+    """Return the names that clients may use for this server, with any port, because a proxy may use another one."""
     names = [*_LOOPBACK, *(name.strip() for name in own.hosts.split(",") if name.strip())]
     if address.is_any:
         names += _own_names()
@@ -108,7 +108,7 @@ def _any_port(names: Iterable[str]) -> Iterable[str]:
 
 
 def _own_names() -> list[str]:
-    """This machine's name and the addresses that it stands for."""
+    """Return this machine's name and its addresses."""
     name = socket.gethostname()
     try:
         found = socket.getaddrinfo(name, None)

@@ -27,7 +27,10 @@ _TALKATIVE: Final = ("mcp.server.streamable_http", "mcp.server.streamable_http_m
 
 
 def run(settings: Settings, where: str) -> None:
-    """Serves at [HOST:]PORT until a signal ends the process. Raises: CWM-1003 for what can't work, CWM-8001."""
+    """Serve at [HOST:]PORT until a signal ends the process.
+
+    Raises: `Code.ARGUMENT` for an address or a setting that can't work, `Code.NOT_ALLOWED`.
+    """
     import uvicorn
 
     address = Address.of(where)
@@ -54,7 +57,7 @@ def run(settings: Settings, where: str) -> None:
 
 
 def _how_to_enter(settings: Settings, own: HttpSettings, token: str | None) -> str:
-    """Where the token stands; the token itself is never printed."""
+    """Return where to find the token. The token itself is never printed."""
     if token is None:
         return ""
     where = "CWM_HTTP_TOKEN" if own.token else str(token_path(settings))

@@ -1,4 +1,4 @@
-"""CWMError where the protocol has no result to put it in, in resources and prompts: the code is in text and data."""
+"""CWMError in resources and prompts, where the protocol has no result to put it in. The code is in text and data."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ _WRONG: Final = _NOT_FOUND | {Code.ARGUMENT, Code.SESSION_ID}
 
 @contextmanager
 def prompt_errors() -> Iterator[None]:
-    """Raises: MCPError, whose code says whether the client's arguments are wrong."""
+    """Turn a CWMError into an MCPError whose code says if the client's arguments are wrong."""
     try:
         yield
     except CWMError as problem:
@@ -27,7 +27,7 @@ def prompt_errors() -> Iterator[None]:
 
 @contextmanager
 def resource_errors() -> Iterator[None]:
-    """Raises: ResourceNotFoundError for a window that is not there, MCPError for the rest."""
+    """Turn a CWMError into ResourceNotFoundError for a window that does not exist, or into MCPError."""
     with prompt_errors():
         try:
             yield

@@ -1,6 +1,6 @@
-"""What a person picks from a client's menu: resume a window, branch from it, hand it over.
+"""Prompts, which a person picks from a client's menu: resume a window, branch from it, hand it over.
 
-Each prompt tells a model which tools to call and holds what is known of the window, so that nothing must be looked up.
+Each prompt names the tools that a model should call, and contains what is known about the window.
 """
 
 import msgspec
@@ -14,7 +14,7 @@ from cwm_mcp.server.resources import PAGE_TEXT_TOKENS
 
 
 def register(server: MCPServer[Operations], operations: Operations) -> None:
-    """Adds the prompts to the server."""
+    """Add the prompts to the server."""
 
     async def resume(window: str, session: str = "") -> str:
         """Go on with a window's conversation."""

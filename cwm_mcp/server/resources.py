@@ -1,4 +1,4 @@
-"""What can be read as an MCP resource: windows, their token ids and text, and the lists of windows and sessions.
+"""MCP resources: windows, their token ids and text, and the lists of windows and sessions.
 
 A client shows a model what it reads, so every page stays under 10 kB and names the next one; a program may ask for
 longer pages of token ids. Failures are the library's own errors, with the contract's code in text and data.
@@ -31,7 +31,7 @@ _JSON: Final = "application/json"
 
 
 async def newest(operations: Operations) -> list[Resource]:
-    """The entries of resources/list that are windows: the newest, as many as fit on a page."""
+    """Return the entries of resources/list that are windows: the newest, as many as fit on a page."""
     with resource_errors():
         windows = (await operations.list_windows(calls.ListArgs(limit=100))).windows
     resources = [_entry(window) for window in windows]
@@ -47,37 +47,37 @@ def _entry(window: WindowItem) -> Resource:
 
 
 def register(server: MCPServer[Operations], operations: Operations) -> None:
-    """Adds the resources to the server."""
+    """Add the resources to the server."""
 
     async def windows_list(offset: str = "0") -> str:
-        """All windows, newest first."""
+        """Return all windows, newest first."""
         with resource_errors():
             start = _number("offset", offset, 0, calls.MAX_OFFSET)
             page = msgspec.to_builtins(await operations.list_windows(calls.ListArgs(limit=100, offset=start)))
         return _page("windows", page, start, uris.WINDOWS)
 
     async def sessions_list(offset: str = "0") -> str:
-        """All sessions, last active first."""
+        """Return all sessions, last active first."""
         with resource_errors():
             start = _number("offset", offset, 0, calls.MAX_OFFSET)
             page = msgspec.to_builtins(await operations.sessions(calls.SessionsArgs(limit=100, offset=start)))
         return _page("sessions", page, start, uris.SESSIONS)
 
     async def first_windows() -> str:
-        """All windows, newest first."""
+        """Return all windows, newest first."""
         return await windows_list()
 
     async def first_sessions() -> str:
-        """All sessions, last active first."""
+        """Return all sessions, last active first."""
         return await sessions_list()
 
     async def window(name: str) -> str:
-        """What is known of a window."""
+        """Return what is known about a window."""
         with resource_errors():
             return _text(msgspec.to_builtins(await operations.window(check_window_name(name))))
 
     async def tokens(name: str, offset: str = "0", limit: str = str(PAGE_IDS)) -> str:
-        """A window's exact token ids, for a request that goes on from them."""
+        """Return a window's exact token ids, for a request that continues from them."""
         with resource_errors():
             ids, start, end = await chosen(name, offset, limit, MAX_PAGE_IDS)
         more = None if end >= len(ids) else f"{uris.tokens_uri(name)}?offset={end}&limit={limit}"
@@ -85,7 +85,7 @@ def register(server: MCPServer[Operations], operations: Operations) -> None:
         return _text({**page, "next": more})
 
     async def transcript(name: str, offset: str = "0", limit: str = str(PAGE_TEXT_TOKENS)) -> str:
-        """A window's text, special tokens included; offset and limit count tokens."""
+        """Return a window's text, special tokens included. offset and limit count tokens."""
         with resource_errors():
             ids, start, end = await chosen(name, offset, limit, PAGE_TEXT_TOKENS)
             text, end = await _text_page(operations, ids, start, end)
@@ -110,7 +110,7 @@ def register(server: MCPServer[Operations], operations: Operations) -> None:
 
 
 async def _text_page(operations: Operations, ids: Sequence[int], start: int, end: int) -> tuple[str, int]:
-    """The text of `ids` from `start` on, and where it ends: at `end`, or earlier where that would be over a page."""
+    """Return the text of `ids` from `start` on, and where it ends: at `end`, or earlier if the page is full."""
     if start >= end:
         return "", end
     text = await operations.text_of(ids[start:end])
@@ -128,7 +128,7 @@ async def _text_page(operations: Operations, ids: Sequence[int], start: int, end
 
 
 def _page(name: str, page: dict[str, Any], start: int, uri: str) -> str:
-    """As many of the page's items as fit, and where the next ones are."""
+    """Return as many of the page's items as fit, and the address of the next ones."""
     items = page[name]
     shown = items[: _fitting([len(_text(item).encode()) for item in items])]
     end = start + len(shown)
@@ -137,7 +137,7 @@ def _page(name: str, page: dict[str, Any], start: int, uri: str) -> str:
 
 
 def _fitting(sizes: Sequence[int]) -> int:
-    """How many of the first items fit on a page; one that is too long alone is still shown."""
+    """Return how many of the first items fit on a page. One that is too long alone is still shown."""
     used = 0
     for count, size in enumerate(sizes):
         used += size + 1
@@ -147,7 +147,7 @@ def _fitting(sizes: Sequence[int]) -> int:
 
 
 def _number(name: str, text: str, least: int, most: int) -> int:
-    """Raises: CWM-1003."""
+    """Return the number in a text. Raises: `Code.ARGUMENT`."""
     if text.isascii() and text.isdigit() and len(text) <= len(str(most)) and least <= int(text) <= most:
         return int(text)
     raise CWMError(Code.ARGUMENT, f"{name} is {text[:20]!r}; give a number from {least} to {most}", argument=name)

@@ -31,7 +31,7 @@ def _operations(ctx: ToolContext) -> Operations:
 
 
 async def _reporting(ctx: ToolContext, run: Callable[[OnProgress], Awaitable[R]]) -> R:
-    """Runs an operation and passes its progress on, in order, before the result."""
+    """Run an operation and pass its progress on, in order, before the result."""
     updates: asyncio.Queue[Progress | None] = asyncio.Queue()
 
     async def pass_on() -> None:
@@ -46,8 +46,8 @@ async def _reporting(ctx: ToolContext, run: Callable[[OnProgress], Awaitable[R]]
         await passing
 
 
-async def _tell_changed(ctx: ToolContext) -> None:
-    """That there is another set of windows now: to the listeners of the newer era, and to the client of the older."""
+async def _notify_changed(ctx: ToolContext) -> None:
+    """Notify clients of both protocol eras that the set of windows has changed."""
     await ctx.notify_resources_changed()
     await ctx.session.send_resource_list_changed()
 
@@ -57,7 +57,7 @@ async def window_freeze(args: calls.FreezeArgs, ctx: ToolContext) -> m.Frozen:
     """Save a session's KV cache as a new, durable window. The session goes on and can be frozen again under another
     name. session_id "current" is this conversation; head: one of several heads, else the last active."""
     frozen = await _reporting(ctx, lambda report: _operations(ctx).freeze(args, report))
-    await _tell_changed(ctx)
+    await _notify_changed(ctx)
     return frozen
 
 
@@ -71,10 +71,10 @@ async def window_thaw(args: a.ThawArguments, ctx: ToolContext) -> m.Thawed:
 
 @contract_tool(calls.CloneArgs, m.Cloned, _ADDS)
 async def window_clone(args: calls.CloneArgs, ctx: ToolContext) -> m.Cloned:
-    """Branch: a second, independent window over the same stored blocks. Description and tags are inherited unless
-    given."""
+    """Branch a window: make a second, independent one over the same stored blocks. Description and tags are inherited
+    unless given."""
     cloned = await _operations(ctx).clone(args)
-    await _tell_changed(ctx)
+    await _notify_changed(ctx)
     return cloned
 
 
@@ -86,7 +86,7 @@ async def window_list(args: calls.ListArgs, ctx: ToolContext) -> m.WindowList:
 
 @contract_tool(calls.StatusArgs, m.Status, _READS)
 async def window_status(args: calls.StatusArgs, ctx: ToolContext) -> m.Status:
-    """Details of one window or one session; give exactly one of the two."""
+    """Show details of one window or one session; give exactly one of the two."""
     return await _operations(ctx).status(args)
 
 
@@ -97,8 +97,8 @@ class Confirm(BaseModel):
 
 
 async def ask_before_deleting(raw: dict[str, Any], ctx: ToolContext) -> Confirm | Elicit[Confirm]:
-    """Asks the person, where the client can and there is something to delete. A courtesy, not a protection: some
-    clients answer for their user."""
+    """Ask the person, if the client can and there is something to delete. This protects nothing, because some clients
+    answer for their user."""
     args = a.parse(a.DeleteArguments, raw)
     if args.force or not _can_ask(ctx):
         return Confirm()
@@ -127,7 +127,7 @@ async def window_delete(
             window_name=args.window_name,
         )
     deleted = await _operations(ctx).delete(args)
-    await _tell_changed(ctx)
+    await _notify_changed(ctx)
     return deleted
 
 
@@ -145,19 +145,19 @@ async def session_list(args: calls.SessionsArgs, ctx: ToolContext) -> m.SessionL
 
 @contract_tool(calls.NoArgs, m.CacheStats, _READS)
 async def cache_stats(args: calls.NoArgs, ctx: ToolContext) -> m.CacheStats:
-    """Stored blocks and bytes by tier, hit rates here and in vLLM. null: unknown."""
+    """Show stored blocks and bytes by tier, hit rates here and in vLLM. null: unknown."""
     return await _operations(ctx).stats(args)
 
 
 @contract_tool(calls.HealthArgs, m.Health, _READS)
 async def health_check(args: calls.HealthArgs, ctx: ToolContext) -> m.Health:
-    """Health of all components or of one, with what to do about it."""
+    """Check the health of all components or of one, with what to do about it."""
     return await _operations(ctx).health(args)
 
 
 @contract_tool(a.MetricsArguments, m.Metrics, _READS)
 async def get_metrics_data(args: a.MetricsArguments, ctx: ToolContext) -> m.Metrics:
-    """Metric samples whose name begins with prefix."""
+    """Return metric samples whose name begins with prefix."""
     return await _operations(ctx).metrics(args)
 
 
