@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
+from cwm_connector.core.types import TierName
 
 CHECK: Final = "check"
 """The key in a type's `Meta.extra` of the function that checks its values. It returns the value to use."""
@@ -20,6 +21,8 @@ ORDER: Final = "order"
 """The key in a schema made by msgspec that has an enum's values in the order of their `Literal`."""
 MAX_LIMIT: Final = 100
 """Entries of one page."""
+COMPONENTS: Final = ("vllm", "engine", "catalog", *(tier.value for tier in TierName))
+"""The parts of the system whose health can be asked for."""
 MAX_OFFSET: Final = (1 << 63) - 1
 
 
@@ -28,6 +31,16 @@ def _check_offset(offset: int) -> int:
     if offset > MAX_OFFSET:
         raise CWMError(Code.ARGUMENT, "the offset is larger than any list; give 0 to begin at the start")
     return offset
+
+
+def _check_component(name: str) -> str:
+    if name not in COMPONENTS:
+        raise CWMError(
+            Code.ARGUMENT,
+            f"component must be one of {', '.join(COMPONENTS)}, not {name[:80]!r}; correct it and call again",
+            argument="component",
+        )
+    return name
 
 
 def _in_order(choices: object) -> Meta:
@@ -43,7 +56,7 @@ Limit = Annotated[int, Meta(ge=1, le=MAX_LIMIT)]
 Offset = Annotated[int, Meta(ge=0, extra={CHECK: _check_offset})]
 SortKey = Literal["name", "created_at", "token_count", "size"]
 StateName = Literal["active", "frozen", "thawed", "expired"]
-ComponentName = Literal["vllm", "engine", "catalog", "cpu", "disk", "redis"]
+ComponentName = Annotated[str, Meta(extra={CHECK: _check_component}, extra_json_schema={"enum": list(COMPONENTS)})]
 
 
 class Args(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -138,7 +151,7 @@ class TokensArgs(Args, frozen=True):
 class HealthArgs(Args, frozen=True):
     """Ask for the health of all components, or of one."""
 
-    component: Annotated[ComponentName, _in_order(ComponentName)] | None = None
+    component: ComponentName | None = None
 
 
 class VerifyArgs(Args, frozen=True):

@@ -7,7 +7,6 @@ import typer
 
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.folders import private_folder
-from cwm_connector.core.types import TierName
 from cwm_connector.protocol import calls
 from cwm_mcp import serve as serving
 from cwm_mcp.api import arguments as a
@@ -15,11 +14,10 @@ from cwm_mcp.cli.commands.registration import ENGINE, command
 from cwm_mcp.cli.runner import Json, failed, parsed, print_result, run, settings
 
 app = typer.Typer()
-_COMPONENTS = ("vllm", "engine", "catalog", *(tier.value for tier in TierName))
 
 
 def _components(incomplete: str) -> list[str]:
-    return [name for name in _COMPONENTS if name.startswith(incomplete)]
+    return [name for name in calls.COMPONENTS if name.startswith(incomplete)]
 
 
 @command(
