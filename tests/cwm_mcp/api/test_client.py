@@ -262,7 +262,7 @@ async def test_a_path_that_is_no_socket_is_unreachable(folder: Path, name: str) 
 async def test_a_killed_engine_fails_its_calls_and_its_successor_serves_the_same_client(folder: Path) -> None:
     async with client_of(folder / "s") as client:
         with engine_process(folder / "s") as engine:
-            hanging = [asyncio.create_task(client.call(Op.SESSIONS, SessionsArgs(limit=n))) for n in range(3)]
+            hanging = [asyncio.create_task(client.call(Op.SESSIONS, SessionsArgs(offset=n))) for n in range(3)]
             assert await client.call(Op.PING, NoArgs()) == PONG
             engine.kill()
             for call in hanging:
