@@ -1,4 +1,4 @@
-"""The control socket: its server, the clients' connections, and the thread that serves them.
+"""The control socket: its server, the clients' connections, the thread that serves them and its helpers.
 
 Control thread. Never blocks its event loop. Imports `protocol` and `core`.
 """

@@ -11,11 +11,11 @@ from typing import Final, TypeVar
 
 from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.catalog.thread import CatalogThread
+from cwm_connector.control.async_helpers import wait_done
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import Geometry, Passport
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.metrics import Metrics
-from cwm_connector.operations.async_helpers import wait_done
 from cwm_connector.operations.claims import Claims
 from cwm_connector.sessions.thaw_bindings import ThawBindings
 from cwm_connector.settings import Settings

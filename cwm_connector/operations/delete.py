@@ -8,10 +8,10 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from cwm_connector.catalog.base import ChunkRow
+from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_window_name
 from cwm_connector.core.types import ChunkKey, TierName
-from cwm_connector.operations.async_helpers import finish_even_if_cancelled
 from cwm_connector.operations.context import EngineContext, claimed
 from cwm_connector.operations.recovery import Swept, sweep
 from cwm_connector.operations.tiering import Tiering

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Awaitable
 
+from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.names import check_description, check_tags, check_window_name
 from cwm_connector.core.types import now_micros
-from cwm_connector.operations.async_helpers import finish_even_if_cancelled
 from cwm_connector.operations.auto_freeze.freezer import AutoFreezer
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.delete import Deleter

@@ -21,11 +21,11 @@ from cwm_connector.catalog.base import (
     WindowRow,
 )
 from cwm_connector.catalog.results import storage_tier
+from cwm_connector.control.async_helpers import call_on_loop, finish_even_if_cancelled, wait_done
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, chunk_specs
 from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
-from cwm_connector.operations.async_helpers import call_on_loop, finish_even_if_cancelled, wait_done
 from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.window_commit import WindowCommit

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Final
 
+from cwm_connector.control.async_helpers import wait_done
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.folders import folder_state, free_space
 from cwm_connector.core.types import TierName
-from cwm_connector.operations.async_helpers import wait_done
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.protocol.calls import HealthArgs
 from cwm_connector.protocol.results import Component, Health, HealthState

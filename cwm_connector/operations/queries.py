@@ -13,10 +13,10 @@ from typing import Final
 from cwm_connector.catalog import results
 from cwm_connector.catalog.base import Catalog, CatalogTotals, ChunkRow, SessionRow, TierTotals, WindowRow
 from cwm_connector.catalog.results import LiveSession, SessionState
+from cwm_connector.control.async_helpers import wait_done
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_session_id, check_window_name
 from cwm_connector.core.types import ChunkKey, TierName
-from cwm_connector.operations.async_helpers import wait_done
 from cwm_connector.operations.auto_freeze.freezer import AutoFreezer
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.protocol.calls import ListArgs, SessionsArgs, StatusArgs, TokensArgs

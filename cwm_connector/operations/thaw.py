@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from cwm_connector.catalog.base import Binding, Catalog, ChunkRow, WindowRow
+from cwm_connector.control.async_helpers import call_on_loop, finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, specs_of
 from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
 from cwm_connector.core.types import ChunkKey, TierName, now_micros, salt_hash
-from cwm_connector.operations.async_helpers import call_on_loop, finish_even_if_cancelled
 from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.protocol.calls import CloneArgs, ThawArgs

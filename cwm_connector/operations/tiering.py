@@ -16,9 +16,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from cwm_connector.catalog.base import ChunkRow
+from cwm_connector.control.async_helpers import run_periodically
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Micros, TierName, now_micros
-from cwm_connector.operations.async_helpers import run_periodically
 from cwm_connector.operations.context import EngineContext, claimed
 from cwm_connector.tiers.policies import TierPolicy, new_policy
 

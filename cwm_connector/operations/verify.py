@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cwm_connector.catalog.base import ChunkRow
+from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.core.units import MIB
-from cwm_connector.operations.async_helpers import finish_even_if_cancelled
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.protocol.calls import VerifyArgs

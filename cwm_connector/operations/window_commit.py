@@ -6,11 +6,11 @@ The caller holds `chunk_lock`, except for `require_free` and the two functions t
 from collections.abc import Callable, Sequence
 
 from cwm_connector.catalog.base import ChunkRow, NewWindow, OutcomeUnknown, WindowRow
+from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.core.names import name_taken
 from cwm_connector.core.types import ChunkKey, TierName, now_micros
-from cwm_connector.operations.async_helpers import finish_even_if_cancelled
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.step.jobs import ClaimedChunk

@@ -18,9 +18,9 @@ from typing import Any, Final
 
 from cwm_connector.catalog.base import Catalog, WindowRow
 from cwm_connector.catalog.results import iso
+from cwm_connector.control.async_helpers import finish_even_if_cancelled, run_periodically
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros, now_micros
-from cwm_connector.operations.async_helpers import finish_even_if_cancelled, run_periodically
 from cwm_connector.operations.auto_freeze import policy as policies
 from cwm_connector.operations.auto_freeze.mark import TAG, Mark, Reason, mark_of
 from cwm_connector.operations.auto_freeze.retention import Retention

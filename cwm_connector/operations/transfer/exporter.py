@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cwm_connector.catalog.base import Catalog, ChunkRow, WindowRow
+from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import Geometry, chunk_specs
 from cwm_connector.core.names import check_window_name
 from cwm_connector.core.types import ChunkKey, TierName, now_micros
-from cwm_connector.operations.async_helpers import finish_even_if_cancelled
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.transfer.archive import ArchiveChunk, ArchiveHeader

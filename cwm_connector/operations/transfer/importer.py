@@ -21,12 +21,12 @@ from typing import Final
 
 from cwm_connector.catalog.base import NewWindow, WindowRow
 from cwm_connector.catalog.results import iso
+from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, chunk_specs
 from cwm_connector.core.names import check_description, check_tags, check_window_name
 from cwm_connector.core.types import Micros
-from cwm_connector.operations.async_helpers import finish_even_if_cancelled
 from cwm_connector.operations.context import EngineContext, passport_mismatch
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.transfer.archive import ArchiveHeader

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.operations.async_helpers import finish_even_if_cancelled
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.settings import Settings
 from cwm_connector.tiers.base import ChunkId
