@@ -48,7 +48,11 @@ def _entry(window: WindowItem) -> Resource:
 
 def register(server: MCPServer[Operations], operations: Operations) -> None:
     """Add the resources to the server."""
+    _register_lists(server, operations)
+    _register_windows(server, operations)
 
+
+def _register_lists(server: MCPServer[Operations], operations: Operations) -> None:
     async def windows_list(offset: str = "0") -> str:
         """Return all windows, newest first."""
         with resource_errors():
@@ -71,6 +75,13 @@ def register(server: MCPServer[Operations], operations: Operations) -> None:
         """Return all sessions, last active first."""
         return await sessions_list()
 
+    server.resource(uris.WINDOWS, name="windows", mime_type=_JSON)(first_windows)
+    server.resource(uris.SESSIONS, name="sessions", mime_type=_JSON)(first_sessions)
+    server.resource(f"{uris.WINDOWS}{{?offset}}", name="windows_page", mime_type=_JSON)(windows_list)
+    server.resource(f"{uris.SESSIONS}{{?offset}}", name="sessions_page", mime_type=_JSON)(sessions_list)
+
+
+def _register_windows(server: MCPServer[Operations], operations: Operations) -> None:
     async def window(name: str) -> str:
         """Return what is known about a window."""
         with resource_errors():
@@ -79,7 +90,7 @@ def register(server: MCPServer[Operations], operations: Operations) -> None:
     async def tokens(name: str, offset: str = "0", limit: str = str(PAGE_IDS)) -> str:
         """Return a window's exact token ids, for a request that continues from them."""
         with resource_errors():
-            ids, start, end = await chosen(name, offset, limit, MAX_PAGE_IDS)
+            ids, start, end = await _chosen(operations, name, offset, limit, MAX_PAGE_IDS)
         more = None if end >= len(ids) else f"{uris.tokens_uri(name)}?offset={end}&limit={limit}"
         page = {"window_name": name, "token_count": len(ids), "offset": start, "token_ids": list(ids[start:end])}
         return _text({**page, "next": more})
@@ -87,26 +98,26 @@ def register(server: MCPServer[Operations], operations: Operations) -> None:
     async def transcript(name: str, offset: str = "0", limit: str = str(PAGE_TEXT_TOKENS)) -> str:
         """Return a window's text, special tokens included. offset and limit count tokens."""
         with resource_errors():
-            ids, start, end = await chosen(name, offset, limit, PAGE_TEXT_TOKENS)
+            ids, start, end = await _chosen(operations, name, offset, limit, PAGE_TEXT_TOKENS)
             text, end = await _text_page(operations, ids, start, end)
         if end >= len(ids):
             return text
         return f"{text}\n\n[tokens {start} to {end} of {len(ids)}; go on at {uris.transcript_uri(name)}?offset={end}]"
 
-    async def chosen(name: str, offset: str, limit: str, most: int) -> tuple[Sequence[int], int, int]:
-        check_window_name(name)
-        length = _number("limit", limit, 1, most)
-        start = _number("offset", offset, 0, calls.MAX_OFFSET)
-        ids = await operations.token_ids(name)
-        return ids, start, max(start, min(start + length, len(ids)))
-
-    server.resource(uris.WINDOWS, name="windows", mime_type=_JSON)(first_windows)
-    server.resource(uris.SESSIONS, name="sessions", mime_type=_JSON)(first_sessions)
-    server.resource(f"{uris.WINDOWS}{{?offset}}", name="windows_page", mime_type=_JSON)(windows_list)
-    server.resource(f"{uris.SESSIONS}{{?offset}}", name="sessions_page", mime_type=_JSON)(sessions_list)
     server.resource(uris.WINDOW, mime_type=_JSON)(window)
     server.resource(f"{uris.TOKENS}{{?offset,limit}}", mime_type=_JSON)(tokens)
     server.resource(f"{uris.TRANSCRIPT}{{?offset,limit}}", mime_type="text/plain")(transcript)
+
+
+async def _chosen(
+    operations: Operations, name: str, offset: str, limit: str, most: int
+) -> tuple[Sequence[int], int, int]:
+    """Return all ids of the window, and where the part that was asked for starts and ends."""
+    check_window_name(name)
+    length = _number("limit", limit, 1, most)
+    start = _number("offset", offset, 0, calls.MAX_OFFSET)
+    ids = await operations.token_ids(name)
+    return ids, start, max(start, min(start + length, len(ids)))
 
 
 async def _text_page(operations: Operations, ids: Sequence[int], start: int, end: int) -> tuple[str, int]:
