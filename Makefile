@@ -48,7 +48,7 @@ check: setup ## Style, types and layers: ruff, mypy, the test of the imports
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
-	@$(PY) -m pytest --quiet tests/test_layers.py
+	@$(PY) -m pytest --quiet tests/test_layers.py tests/test_shape.py
 
 # One worker more than cores, since the engine's tests and the torture are mostly waiting; six at most for memory.
 WORKERS := $(shell cores=$$(nproc); echo $$((cores < 5 ? cores + 1 : 6)))
