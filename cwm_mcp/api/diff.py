@@ -93,10 +93,10 @@ async def _blocks(operations: Operations, name: str) -> dict[str, Block]:
 async def _texts(operations: Operations, passages: Sequence[list[int]]) -> tuple[list[str | None], str | None]:
     """Return the passages as text, or None for each and the reason why."""
 
-    async def told(ids: list[int]) -> str:
+    async def decoded(ids: list[int]) -> str:
         return await operations.text_of(ids) if ids else ""
 
     try:
-        return [*await asyncio.gather(*map(told, passages))], None
+        return [*await asyncio.gather(*map(decoded, passages))], None
     except CWMError as problem:
         return [None] * len(passages), problem.message
