@@ -1,10 +1,10 @@
-"""The control socket's messages and the error codes: what an engine and its clients agree on.
+"""The messages of the control socket, and the frames that carry them.
 
-A frame is a 4-byte big-endian length and that many bytes of msgpack. The client speaks first, with `Hello`; the
-engine answers `Welcome` or `Failure` and closes. After that calls are multiplexed by their id: for each `Call` the
-engine sends any number of `Progress` and then exactly one `Result` or `Failure`. KV bytes never cross this socket.
+A frame is a 4-byte big-endian length and that many bytes of msgpack. The client speaks first, with `Hello`. The engine
+answers `Welcome`, or `Failure` and closes. After that, calls are multiplexed by their id. For each `Call` the engine
+sends any number of `Progress` and then exactly one `Result` or `Failure`. KV bytes never cross this socket.
 
-This module is imported by both processes and by the command line: it must stay free of torch, vllm and lmcache.
+Both processes and the command line import this module, so it must stay free of torch, vllm and lmcache.
 """
 
 import asyncio
