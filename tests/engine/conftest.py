@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engine import ONE_THREAD, Engine, EngineOptions, model_folder
+from tests.support.engine import Engine, EngineOptions, model_folder
 
 _HERE = Path(__file__).parent
 _SECONDS = 420
@@ -46,7 +46,7 @@ def engine(model: Path) -> Iterator[Engine]:
     """A KV cache of 6,144 tokens: four sessions of 1,500 tokens push the first one out."""
     # Claude Code's requests always carry a list of tools, be it empty, which vLLM refuses without these two.
     tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    options = EngineOptions(model=model, max_model_len=4096, kv_tokens=6144, settings=ONE_THREAD, arguments=tools)
+    options = EngineOptions(model=model, max_model_len=4096, kv_tokens=6144, arguments=tools)
     with Engine(options) as engine:
         _running.append(engine)
         yield engine

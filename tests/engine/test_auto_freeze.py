@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cwm_connector.operations.auto_freeze.mark import Mark, Reason, mark_of
-from tests.support.engine import ONE_THREAD, Engine, EngineOptions
+from tests.support.engine import Engine, EngineOptions
 from tests.support.mcp_client import Tools, mcp_client
 from tests.support.talk import talked
 
@@ -20,7 +20,7 @@ _PATIENCE_S = 30.0
 def own_engine(model: Path) -> Iterator[Engine]:
     """A KV cache of 6,144 tokens, of which 1,536 count as near to eviction."""
     settings = {"CWM_AUTO_FREEZE_ENABLED": "true", "CWM_AUTO_FREEZE_NAMING_PATTERN": "{session_id}.g{generation}"}
-    options = EngineOptions(model=model, max_model_len=4096, kv_tokens=6144, settings=ONE_THREAD | settings)
+    options = EngineOptions(model=model, max_model_len=4096, kv_tokens=6144, settings=settings)
     with Engine(options) as engine:
         yield engine
 

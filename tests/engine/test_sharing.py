@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.api import Measured
-from tests.support.engine import ONE_THREAD, Engine, EngineOptions
+from tests.support.engine import Engine, EngineOptions
 from tests.support.mcp_client import ToolError, Tools, mcp_client
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.talk import Talk, talked
@@ -38,7 +38,7 @@ def shared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sh
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", small], capture_output=True)
     try:
         with redis_server(append_fsync="always") as redis:
-            common = ONE_THREAD | {"CWM_REDIS_URL": redis.url, "CWM_CATALOG": "redis"}
+            common = {"CWM_REDIS_URL": redis.url, "CWM_CATALOG": "redis"}
             one = EngineOptions(model=model, max_model_len=4096, kv_tokens=6144, settings=common)
             two = EngineOptions(
                 model=model,

@@ -38,10 +38,6 @@ _QUIET: Final = {
 }
 
 
-ONE_THREAD: Final = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-"""Settings for a server beside other work. A thread on each core spins whenever it waits for one that doesn't run."""
-
-
 class EngineDied(RuntimeError):
     """The server did not come up, or ended; the message holds the end of its log."""
 
