@@ -22,7 +22,7 @@ from cwm_connector.redis.errors import is_timeout, refusal
 Command = tuple[str | bytes | memoryview | int, ...]
 
 _READ_BYTES: Final = 65_536
-"""What one system call reads, of everything but a chunk."""
+"""Bytes that one system call reads of anything but a chunk."""
 _PACKET_BYTES: Final = 6_000
 """Arguments up to this length are joined into one packet, as redis-py does."""
 

@@ -58,7 +58,7 @@ A = TypeVar("A", bound=calls.Args)
 
 @dataclass(frozen=True, slots=True)
 class _Argument:
-    """What the check needs to know of one argument."""
+    """One argument, as the check sees it."""
 
     expected: str
     """Its type in words."""
