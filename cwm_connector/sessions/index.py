@@ -28,7 +28,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.names import is_session_id
+from cwm_connector.core.speaker import Speaker, parse_speaker
 from cwm_connector.core.types import Micros, now_micros, salt_hash
 from cwm_connector.sessions.heads import Chain, Heads, default_head
 from cwm_connector.sessions.unnamed import PREFIX as ANONYMOUS
@@ -62,22 +62,6 @@ def session_of_salt(cache_salt: str) -> str:
 def is_text_only(request: "Request") -> bool:
     """Return whether the token ids and the weights alone determine the KV: no adapter, no images, no embeddings."""
     return request.lora_request is None and not request.mm_features and request.prompt_embeds is None
-
-
-@dataclass(frozen=True, slots=True)
-class Speaker:
-    """The session that a request belongs to, and the head if the client named one."""
-
-    session_id: str
-    head: str | None = None
-
-
-def parse_speaker(session_id: str | None) -> Speaker | None:
-    """Parse a request's session id, `SESSION` or `SESSION/HEAD`. Return None if it is neither."""
-    session, _, head = (session_id or "").partition("/")
-    if not is_session_id(session) or (head and not is_session_id(head)):
-        return None
-    return Speaker(session, head or None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +140,7 @@ class SessionIndex:
     def request_added(self, request: "Request") -> None:
         """Assign the request to its session, which is opened if it is new."""
         speaker = self._named_speaker(request)
-        if speaker is not None:
+        if speaker is not None and speaker.session_id is not None:
             session = self._open(speaker.session_id)
         elif request.session_id or not is_text_only(request):
             return  # its session id is not valid, or its KV could never be frozen
@@ -169,7 +153,7 @@ class SessionIndex:
     def request_finished(self, request: "Request") -> None:
         """Make the request's computed tokens the new end of one of its session's heads."""
         speaker = self._speaking.pop(request.request_id, None)
-        session = None if speaker is None else self._known(speaker.session_id)
+        session = None if speaker is None or speaker.session_id is None else self._known(speaker.session_id)
         if speaker is None or session is None:
             return
         session.running.pop(request.request_id, None)
