@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     chunk_tokens: int = Field(default=256, gt=0)
     """Tokens in a chunk, rounded up to whole blocks of vLLM. Above 0. Default: 256."""
     auto_freeze_enabled: bool = False
-    """Whether sessions are frozen automatically. Default: false."""
+    """True to freeze sessions automatically. Default: false."""
     auto_freeze_idle_timeout_minutes: float = 30
     """Minutes without a request after which a session is frozen. 0 switches this off. Default: 30."""
     auto_freeze_token_threshold: int = 100_000

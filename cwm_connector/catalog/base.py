@@ -99,9 +99,9 @@ class WindowRow:
     updated_at: Micros
     thawed_at: Micros | None
     cloned: bool = False
-    """Whether a clone created it, and not a freeze."""
+    """True if a clone created it, and not a freeze."""
     damaged: bool = False
-    """Whether the row failed its checksum. Such a row appears only in a listing, and all fields but the name are empty
+    """True if the row failed its checksum. Such a row appears only in a listing, and all fields but the name are empty
     or 0."""
 
 

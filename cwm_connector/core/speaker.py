@@ -16,7 +16,7 @@ from cwm_connector.core.names import is_session_id
 
 
 class RequestKind(enum.StrEnum):
-    """What a client's request is for, as far as its fields tell."""
+    """The purpose of a request, as far as its fields tell."""
 
     TURN = "turn"
     """A turn of a conversation, or nothing is known."""
@@ -28,7 +28,7 @@ class RequestKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What the body of a request tells about it. Every field has a value for "not known"."""
+    """The facts that the body of a request tells. Every field has a value for "not known"."""
 
     kind: RequestKind = RequestKind.TURN
     opening: str | None = None

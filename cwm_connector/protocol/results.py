@@ -288,7 +288,7 @@ class AutoFreezePolicy(Answer, frozen=True):
 
 
 class TierStats(msgspec.Struct, frozen=True):
-    """What one tier holds, and the most it may hold."""
+    """The contents of one tier, and its limit."""
 
     blocks: int | None
     bytes: int | None

@@ -1,5 +1,7 @@
 """Completion of window and session names, in prompts and in the addresses of resources."""
 
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final
 
 from mcp.server.mcpserver import MCPServer
@@ -13,6 +15,14 @@ _WINDOWS: Final = frozenset({"window", "name"})
 _SESSIONS: Final = frozenset({"session"})
 _MOST: Final = 100
 """The protocol's limit, and a list's."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """One page of a list."""
+
+    names: list[str]
+    has_more: bool
 
 
 def register(server: MCPServer[Operations], operations: Operations) -> None:
@@ -38,21 +48,30 @@ def register(server: MCPServer[Operations], operations: Operations) -> None:
 
 async def _windows(operations: Operations, begun: str) -> Completion:
     """Return window names that begin with the typed text, newest first."""
-    names: list[str] = []
-    offset, more = 0, True
-    while more and len(names) <= _MOST:
+
+    async def page_at(offset: int) -> _Page:
         page = await operations.list_windows(calls.ListArgs(limit=_MOST, offset=offset))
-        names += [window.name for window in page.windows if window.name.startswith(begun)]
-        offset, more = offset + _MOST, page.has_more
-    return Completion(values=names[:_MOST], has_more=len(names) > _MOST)
+        return _Page([window.name for window in page.windows], page.has_more)
+
+    return await _beginning_with(begun, page_at)
 
 
 async def _sessions(operations: Operations, begun: str) -> Completion:
     """Return session ids that begin with the typed text, last active first."""
-    ids: list[str] = []
-    offset, more = 0, True
-    while more and len(ids) <= _MOST:
+
+    async def page_at(offset: int) -> _Page:
         page = await operations.sessions(calls.SessionsArgs(limit=_MOST, offset=offset))
-        ids += [session.session_id for session in page.sessions if session.session_id.startswith(begun)]
+        return _Page([session.session_id for session in page.sessions], page.has_more)
+
+    return await _beginning_with(begun, page_at)
+
+
+async def _beginning_with(begun: str, page_at: Callable[[int], Awaitable[_Page]]) -> Completion:
+    """Return the listed names that begin with the typed text, in the order of the list."""
+    names: list[str] = []
+    offset, more = 0, True
+    while more and len(names) <= _MOST:
+        page = await page_at(offset)
+        names += [name for name in page.names if name.startswith(begun)]
         offset, more = offset + _MOST, page.has_more
-    return Completion(values=ids[:_MOST], has_more=len(ids) > _MOST)
+    return Completion(values=names[:_MOST], has_more=len(names) > _MOST)

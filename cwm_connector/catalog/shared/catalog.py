@@ -75,7 +75,7 @@ class Sharing:
     behind: int | None
     """Records that it has not applied, or None if that is not known."""
     durable: bool
-    """Whether everything that this engine ever sent has a known outcome. See `Catalog.is_durable`."""
+    """True if everything that this engine ever sent has a known outcome. See `Catalog.is_durable`."""
     fault: CWMError | None
     """The reason why the last attempt to catch up failed."""
 
