@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.names import is_session_id
+from cwm_connector.core.names import legal_session_id
 from cwm_connector.operations.auto_freeze.mark import TAG, Mark, Reason
 from cwm_connector.protocol.calls import FreezeArgs, ListArgs, Op
 from cwm_mcp.api.client import ControlClient
@@ -38,14 +38,14 @@ Answer = dict[str, Any]
 
 def pre_tool_use(event: Mapping[str, Any]) -> Answer:
     """Return the tool's input with the real session id, or nothing if the input does not say "current"."""
-    tool_input, session = event.get("tool_input"), event.get("session_id")
-    if not isinstance(tool_input, dict) or not isinstance(session, str) or not is_session_id(session):
+    tool_input, session = event.get("tool_input"), _id_in(event, "session_id")
+    if not isinstance(tool_input, dict) or session is None:
         return {}
     real = {name: session for name in _SESSION_ARGUMENTS if tool_input.get(name) == CURRENT}
     if not real:
         return {}
-    agent, tool = event.get("agent_id"), str(event.get("tool_name"))
-    if tool.endswith("window_freeze") and "head" not in tool_input and isinstance(agent, str) and is_session_id(agent):
+    agent, tool = _id_in(event, "agent_id"), str(event.get("tool_name"))
+    if tool.endswith("window_freeze") and "head" not in tool_input and agent is not None:
         real["head"] = agent  # the subagent's own conversation, not that of its parent
     return {"hookSpecificOutput": {"hookEventName": "PreToolUse", "updatedInput": {**tool_input, **real}}}
 
@@ -62,9 +62,9 @@ async def session_end(event: Mapping[str, Any]) -> Answer:
 
 
 async def _freeze(event: Mapping[str, Any], kind: str, reason: Reason, text: str) -> Answer:
-    session = event.get("session_id")
-    if not isinstance(session, str) or not is_session_id(session):
-        return _message("not frozen: Claude Code gave no valid session id")
+    session = _id_in(event, "session_id")
+    if session is None:
+        return _message("not frozen: Claude Code gave no session id")
     client = ControlClient(socket_path(os.environ), "cwm_mcp.hooks")
     try:
         async with asyncio.timeout(FREEZE_LIMIT_S):
@@ -76,6 +76,12 @@ async def _freeze(event: Mapping[str, Any], kind: str, reason: Reason, text: str
     finally:
         await client.aclose()
     return _message(f"froze {frozen['token_count']} tokens as {frozen['window_name']}")
+
+
+def _id_in(event: Mapping[str, Any], field: str) -> str | None:
+    """Return the id that the engine has for the one in the event, or None if the event has none."""
+    text = event.get(field)
+    return legal_session_id(text) if isinstance(text, str) else None
 
 
 async def _freeze_new_generation(

@@ -24,7 +24,8 @@ from cwm_connector.catalog.base import (
     WindowRow,
 )
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.names import check_session_id, check_tags
+from cwm_connector.core.names import check_tags
+from cwm_connector.core.speaker import check_session_id
 from cwm_connector.core.types import ChunkKey, Micros, TierName
 from cwm_connector.protocol import results
 from cwm_connector.protocol.calls import MAX_LIMIT, MAX_OFFSET, ListArgs, SessionsArgs

@@ -1,16 +1,31 @@
 """Check the names that users choose for sessions, windows and tags, and the descriptions of windows.
 
+Clients name their sessions as they like, `alice@example.com` for instance. An identifier becomes a session id so:
+
+- White space at both ends is removed.
+- 1 to 128 ASCII letters, digits and . _ : - are a session id as they are.
+- Of anything else every other character becomes "-", and the result is cut to 119 characters. Then "-" and the first
+  8 hexadecimal digits of the SHA-256 of the identifier's UTF-8 follow, so that two identifiers stay two sessions.
+- An empty identifier is none, and neither is one of more than 1,024 bytes.
+
+The same rule makes the names of heads. Names of windows and tags are refused if they are not legal.
+
 Pure functions for any thread. Nothing here blocks.
 """
 
+import hashlib
 import re
 from typing import Final
 
 from cwm_connector.core.errors import Code, CWMError
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_NOT_IN_SESSION_ID = re.compile(r"[^A-Za-z0-9._:-]")
 _WINDOW_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}")
 _TAG = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_MAX_IDENTIFIER_BYTES: Final = 1024
+_DIGEST_DIGITS: Final = 8
+_MAX_SESSION_ID: Final = 128
 MAX_TAGS: Final = 32
 """Tags of one window."""
 MAX_DESCRIPTION: Final = 2000
@@ -22,15 +37,18 @@ def is_session_id(text: str) -> bool:
     return _SESSION_ID.fullmatch(text) is not None
 
 
-def check_session_id(text: str) -> str:
-    """Return the session id. Raises `Code.SESSION_ID` if it has characters that are not allowed."""
-    if not is_session_id(text):
-        raise CWMError(
-            Code.SESSION_ID,
-            f"{text!r} is not a session id; use 1 to 128 letters, digits and . _ : -",
-            session_id=text,
-        )
-    return text
+def legal_session_id(text: str) -> str | None:
+    """Return the session id that an identifier becomes. None if it is empty or longer than 1,024 bytes."""
+    text = text.strip()
+    if is_session_id(text):
+        return text
+    if not text or len(text) > _MAX_IDENTIFIER_BYTES:
+        return None
+    raw = text.encode("utf-8", "surrogatepass")
+    if len(raw) > _MAX_IDENTIFIER_BYTES:
+        return None
+    digest = hashlib.sha256(raw).hexdigest()[:_DIGEST_DIGITS]
+    return f"{_NOT_IN_SESSION_ID.sub('-', text)[: _MAX_SESSION_ID - _DIGEST_DIGITS - 1]}-{digest}"
 
 
 def check_window_name(text: str) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import msgspec
+
 from cwm_connector.catalog.base import (
     Catalog,
     ChunkRow,
@@ -25,7 +27,8 @@ from cwm_connector.control.async_helpers import call_on_loop, finish_even_if_can
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, chunk_specs
-from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
+from cwm_connector.core.names import check_description, check_tags, check_window_name, legal_session_id
+from cwm_connector.core.speaker import check_session
 from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.window_commit import WindowCommit
@@ -80,7 +83,7 @@ class Freezer:
         raises.
         """
         started = time.perf_counter()
-        check_session_id(args.session_id)
+        args = _with_legal_ids(args)
         name = check_window_name(args.window_name)
         description, tags = check_description(args.description), check_tags(args.tags)
         await self._window_commit.require_free(name)
@@ -261,6 +264,13 @@ class Freezer:
                 self._engine.step_queue.nudge()
                 await wait_done(ticket.finished, PERSIST_STEP_S)
         await self._window_commit.discard(order)
+
+
+def _with_legal_ids(args: FreezeArgs) -> FreezeArgs:
+    """Return the arguments with the ids that the engine uses. `SESSION/HEAD` as the session names the head too."""
+    speaker = check_session(args.session_id)
+    head = speaker.head if args.head is None else legal_session_id(args.head) or args.head
+    return msgspec.structs.replace(args, session_id=speaker.session_id, head=head)
 
 
 def _parent(catalog: Catalog, session_id: str) -> str | None:

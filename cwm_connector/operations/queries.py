@@ -15,7 +15,8 @@ from cwm_connector.catalog.base import Catalog, CatalogTotals, ChunkRow, Session
 from cwm_connector.catalog.results import LiveSession, SessionState
 from cwm_connector.control.async_helpers import wait_done
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.names import check_session_id, check_window_name
+from cwm_connector.core.names import check_window_name
+from cwm_connector.core.speaker import check_session_id
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.operations.auto_freeze.freezer import AutoFreezer
 from cwm_connector.operations.context import EngineContext

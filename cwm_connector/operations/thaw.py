@@ -18,7 +18,8 @@ from cwm_connector.control.async_helpers import call_on_loop, finish_even_if_can
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, specs_of
-from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
+from cwm_connector.core.names import check_description, check_tags, check_window_name
+from cwm_connector.core.speaker import check_session_id
 from cwm_connector.core.types import ChunkKey, TierName, now_micros, salt_hash
 from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
 from cwm_connector.operations.tiering import Tiering
@@ -71,15 +72,14 @@ class Thawer:
         """
         started = time.perf_counter()
         name = check_window_name(args.window_name)
-        if args.new_session_id is not None:
-            check_session_id(args.new_session_id)
+        new_session_id = None if args.new_session_id is None else check_session_id(args.new_session_id)
         stored = await self._stored(name)
         self._engine.require_same_passport(stored.row.passport, f"window {name!r}")
         specs = self._specs(stored)
         checked = await self._promote(specs, progress) if args.prewarm else self._recorded(specs)
         read_s = time.perf_counter() - started
         self._keep_warm(specs, checked)
-        session_id = args.new_session_id or stored.row.session_id
+        session_id = new_session_id or stored.row.session_id
         salt = f"cwm-{secrets.token_urlsafe(24)}"
         binding = Binding(window_name=name, session_id=session_id, salt_hash=salt_hash(salt), created_at=now_micros())
         await finish_even_if_cancelled(self._engine.catalog.run(lambda catalog: catalog.bind(binding)))

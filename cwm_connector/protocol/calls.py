@@ -12,7 +12,8 @@ import msgspec
 from msgspec import Meta
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.names import check_description, check_session_id, check_tags, check_window_name
+from cwm_connector.core.names import check_description, check_tags, check_window_name
+from cwm_connector.core.speaker import check_session_id
 from cwm_connector.core.types import TierName
 
 CHECK: Final = "check"

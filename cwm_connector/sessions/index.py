@@ -142,7 +142,7 @@ class SessionIndex:
         speaker = self._named_speaker(request)
         if speaker is not None and speaker.session_id is not None:
             session = self._open(speaker.session_id)
-        elif request.session_id or not is_text_only(request):
+        elif _is_no_id(request.session_id) or not is_text_only(request):
             return  # its session id is not valid, or its KV could never be frozen
         else:
             session = self._open_anonymous(request)
@@ -176,8 +176,8 @@ class SessionIndex:
 
         Return None for a request with a salt alone. It may load only what was thawed for that salt.
         """
-        if request.session_id:
-            named = parse_speaker(request.session_id)
+        named = parse_speaker(request.session_id)
+        if _is_no_id(request.session_id) or (named is not None and named.session_id is not None):
             return None if named is None else named.session_id
         speaker = self._speaking.get(request.request_id)
         return None if request.cache_salt or speaker is None else speaker.session_id
@@ -249,7 +249,8 @@ class SessionIndex:
 
     def _named_speaker(self, request: "Request") -> Speaker | None:
         """Return the speaker that the request names by its session id or its salt."""
-        if (named := parse_speaker(request.session_id)) is not None:
+        named = parse_speaker(request.session_id)
+        if named is not None and named.session_id is not None:
             return named
         if request.cache_salt:
             return Speaker(self._thawed_into(salt_hash(request.cache_salt)) or session_of_salt(request.cache_salt))
@@ -330,6 +331,11 @@ class SessionIndex:
 
 def _last_active(session: _Session) -> Micros:
     return session.last_active_at
+
+
+def _is_no_id(text: str | None) -> bool:
+    """Return whether the client sent something that can't be an id, which is not the same as sending nothing."""
+    return bool(text) and parse_speaker(text) is None
 
 
 def _view(session: _Session) -> SessionView:

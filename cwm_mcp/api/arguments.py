@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, inspect
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.names import check_session_id
+from cwm_connector.core.speaker import check_session_id
 from cwm_connector.protocol import calls
 
 CURRENT: Final = "current"
@@ -92,9 +92,13 @@ def parse(arguments: type[A], raw: Mapping[str, Any]) -> A:
 
 
 def _real_session_id(text: str) -> str:
-    """Return the id itself. "current" stands for the conversation of the client that started this process."""
+    """Return the id itself. "current" stands for the conversation of the client that started this process.
+
+    An id that is not legal stays as it is. The engine makes it legal, and reads the head in `SESSION/HEAD`.
+    """
     if text != CURRENT:
-        return check_session_id(text)
+        check_session_id(text)
+        return text
     current = os.environ.get(CURRENT_VARIABLE)
     if not current:
         raise CWMError(
@@ -102,7 +106,8 @@ def _real_session_id(text: str) -> str:
             "this client does not say which session is the current one; pass its id, session_list shows them",
             session_id=text,
         )
-    return check_session_id(current)
+    check_session_id(current)
+    return current
 
 
 def _list_from_text(value: object) -> object:

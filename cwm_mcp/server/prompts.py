@@ -6,7 +6,8 @@ Each prompt names the tools that a model should call, and contains what is known
 import msgspec
 from mcp.server.mcpserver import MCPServer
 
-from cwm_connector.core.names import check_session_id, check_window_name
+from cwm_connector.core.names import check_window_name
+from cwm_connector.core.speaker import check_session_id
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.results import WindowMetadata
 from cwm_mcp.server.library_errors import prompt_errors

@@ -20,6 +20,8 @@ from fastapi import FastAPI, Request
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cwm_connector.core.names import is_session_id, legal_session_id
+from cwm_connector.core.speaker import parse_speaker
 from cwm_connector.middleware import HEADER, SessionHeader
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,20 +60,36 @@ async def test_codexs_session_is_the_session(name: bytes) -> None:
     assert await session_of((name, UUID)) == UUID
 
 
-async def test_what_the_client_says_itself_wins() -> None:
-    for own in (b"mine", b""):
-        headers = [CLAUDE, (HEADER, own)]
-        assert (await through({"type": "http", "headers": headers}))["headers"] is headers
+async def test_what_the_client_says_in_vllms_own_header_stays() -> None:
+    for own in (b"mine", b"mine/head", b""):
+        headers = [(HEADER, own), (b"session-id", UUID)]
+        scope = await through({"type": "http", "headers": headers})
+        assert (scope["headers"] is headers) == bool(own)
+
+
+async def test_a_clients_own_header_wins_over_the_one_that_a_proxy_adds() -> None:
+    for name, value in (CLAUDE, (b"thread-id", UUID), (b"x-openwebui-chat-id", UUID), (b"x-session-affinity", UUID)):
+        for headers in ([(HEADER, b"proxy"), (name, value)], [(name, value), (HEADER, b"proxy")]):
+            scope = await through({"type": "http", "headers": headers})
+            assert [each for each in scope["headers"] if each[0] == HEADER] == [(HEADER, UUID)]
 
 
 async def test_a_repeated_header_counts_once_and_first() -> None:
     assert await session_of(CLAUDE, (CLAUDE[0], b"other")) == UUID
 
 
-@pytest.mark.parametrize("value", [b"", b"no spaces", b"a/b", b"x" * 129, b"\xff\x00", "ü".encode()])
+@pytest.mark.parametrize("value", [b"", b" ", b"x" * 1025])
 async def test_what_can_be_no_session_id_makes_none(value: bytes) -> None:
     assert await session_of((CLAUDE[0], value)) is None
     assert await session_of(CLAUDE, (AGENT[0], value)) == UUID
+
+
+@pytest.mark.parametrize("value", ["alice@example.com", "no spaces", "a/b", "x" * 129, "ü", "\x00", "s;kind=side"])
+async def test_an_illegal_id_becomes_the_same_legal_one_everywhere(value: str) -> None:
+    legal = legal_session_id(value)
+    assert legal is not None and is_session_id(legal)
+    assert await session_of((CLAUDE[0], value.encode())) == legal.encode()
+    assert await session_of(CLAUDE, (AGENT[0], value.encode())) == UUID + b"/" + legal.encode()
 
 
 async def test_an_agent_without_a_session_is_nobody() -> None:
@@ -95,7 +113,9 @@ async def test_the_servers_own_list_of_headers_is_left_alone() -> None:
 @given(st.lists(st.tuples(st.sampled_from([HEADER, CLAUDE[0], AGENT[0], b"session-id", b"x"]), st.binary())))
 def test_no_header_makes_it_fail(headers: list[tuple[bytes, bytes]]) -> None:
     scope = asyncio.run(through({"type": "http", "headers": headers}))
-    assert scope["headers"][: len(headers)] == headers
+    assert [each for each in scope["headers"] if each[0] != HEADER] == [each for each in headers if each[0] != HEADER]
+    session = parse_speaker(dict(reversed(scope["headers"])).get(HEADER, b"").decode("latin-1"))
+    assert session is None or session.session_id is None or is_session_id(session.session_id)
 
 
 async def test_it_costs_microseconds() -> None:
@@ -151,6 +171,11 @@ async def serving() -> AsyncIterator[httpx.AsyncClient]:
         await running
 
 
+async def in_parts(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
 async def test_the_header_arrives_through_the_server_and_nothing_of_a_request_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -158,5 +183,8 @@ async def test_the_header_arrives_through_the_server_and_nothing_of_a_request_is
     secrets = {"Authorization": "Bearer s3cret-key", "X-Claude-Code-Session-Id": UUID.decode()}
     async with serving() as client:
         answer = await client.post("/v1/messages?beta=true", content="a s3cret prompt", headers=secrets)
+        streamed = await client.post("/v1/messages", content=in_parts(b'{"system": "s3cret', b" and", b' long"}'))
     assert answer.json() == {"session": UUID.decode(), "body": "a s3cret prompt"}
+    assert streamed.json()["body"] == '{"system": "s3cret and long"}'
+    assert streamed.json()["session"].startswith(";opening=")
     assert "s3cret" not in caplog.text

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cwm_connector.control.server import ControlServer
+from cwm_connector.core.names import legal_session_id
 from cwm_connector.operations.auto_freeze.mark import Mark, Reason, mark_of
 from cwm_connector.protocol.calls import Op
 from cwm_connector.settings import Settings
@@ -138,9 +139,9 @@ async def test_no_input_breaks_a_hook_or_is_repeated(home: Path, odd: bytes) -> 
     assert set(answer) <= {"systemMessage"} and err == ""
 
 
-@pytest.mark.parametrize("session_id", [None, 7, "", "a b", "../../x", "x" * 200])
+@pytest.mark.parametrize("session_id", [None, 7, "", "  ", "x" * 1025])
 async def test_what_is_no_session_id_reaches_no_engine(home: Path, session_id: object) -> None:
-    assert await said("SessionEnd", session_id) == "CWM: not frozen: Claude Code gave no valid session id"
+    assert await said("SessionEnd", session_id) == "CWM: not frozen: Claude Code gave no session id"
 
 
 async def test_another_event_is_none_of_ours(home: Path) -> None:
@@ -203,11 +204,15 @@ def test_a_subagent_s_current_is_its_own_conversation() -> None:
     named = {**given, "head": "h1"}
     assert updated("window_freeze", named, agent_id="a1b2") == {**named, "session_id": SESSION}
     assert updated("window_status", {"session_id": "current"}, agent_id="a1b2") == {"session_id": SESSION}
-    assert updated("window_freeze", given, agent_id="no id") == {**given, "session_id": SESSION}
+    assert updated("window_freeze", given, agent_id="") == {**given, "session_id": SESSION}
+    illegal = {**given, "session_id": SESSION, "head": legal_session_id("agent 1")}
+    assert updated("window_freeze", given, agent_id="agent 1") == illegal
 
 
 def test_without_a_session_current_stays_what_the_server_makes_of_it() -> None:
-    assert updated("window_freeze", {"session_id": "current"}, session_id="no id") is None
+    assert updated("window_freeze", {"session_id": "current"}, session_id=" ") is None
+    illegal = {"session_id": legal_session_id("alice@example.com")}
+    assert updated("window_freeze", {"session_id": "current"}, session_id="alice@example.com") == illegal
 
 
 # --- start ------------------------------------------------------------------------------------------------------------

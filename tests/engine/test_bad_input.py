@@ -39,9 +39,9 @@ async def refused(cwm: Tools, tool: str, **arguments: Any) -> ToolError:
 
 WRONG: list[tuple[str, dict[str, Any], int]] = [
     ("window_freeze", {"session_id": "nobody", "window_name": "w"}, 2001),
-    ("window_freeze", {"session_id": "a b", "window_name": "w"}, 1001),
+    ("window_freeze", {"session_id": "a b", "window_name": "w"}, 2001),
     ("window_freeze", {"session_id": "", "window_name": "w"}, 1001),
-    ("window_freeze", {"session_id": "s" * 129, "window_name": "w"}, 1001),
+    ("window_freeze", {"session_id": "s" * 1025, "window_name": "w"}, 1001),
     ("window_freeze", {"session_id": "live", "window_name": "../../etc/passwd"}, 1002),
     ("window_freeze", {"session_id": "live", "window_name": ".hidden"}, 1002),
     ("window_freeze", {"session_id": "live", "window_name": "w" * 129}, 1002),
@@ -55,7 +55,7 @@ WRONG: list[tuple[str, dict[str, Any], int]] = [
     ("window_freeze", {"session_id": 7, "window_name": "w"}, 1003),
     ("window_freeze", {"session_id": "live"}, 1003),
     ("window_thaw", {"window_name": "nothing"}, 2002),
-    ("window_thaw", {"window_name": "live-1", "new_session_id": "a/b"}, 1001),
+    ("window_thaw", {"window_name": "live-1", "new_session_id": " "}, 1001),
     ("window_thaw", {"window_name": "live-1", "prewarm": "perhaps"}, 1003),
     ("window_clone", {"source_window": "nothing", "target_window": "w"}, 2002),
     ("window_clone", {"source_window": "live-1", "target_window": "live-1"}, 3003),

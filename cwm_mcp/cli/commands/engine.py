@@ -38,8 +38,8 @@ def serve(
     """Run vLLM with the connector.
 
     Prints the complete command, then replaces itself with vLLM. Options after MODEL are passed to vLLM and override
-    these defaults: the connector, prefix caching, the middleware that recognizes the sessions of Claude Code and Codex,
-    cached tokens in the usage, and 20 seconds for a clean shutdown.
+    these defaults: the connector, prefix caching, the middleware that recognizes the sessions of known clients, cached
+    tokens in the usage, and 20 seconds for a clean shutdown.
     """
     options = [option for option in context.args if option != "--dry-run"]
     checked = settings()

@@ -172,7 +172,8 @@ def test_every_argument_reaches_the_query() -> None:
         ({"search": "x" * 201}, Code.ARGUMENT),
         ({"created_after": "soon"}, Code.ARGUMENT),
         ({"created_before": ""}, Code.ARGUMENT),
-        ({"session_id": "not one"}, Code.SESSION_ID),
+        ({"session_id": ""}, Code.SESSION_ID),
+        ({"session_id": "x" * 1025}, Code.SESSION_ID),
     ],
     ids=str,
 )

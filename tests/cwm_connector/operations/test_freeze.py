@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.names import legal_session_id
 from cwm_connector.protocol.calls import Op
 from tests.support.miniature import Miniature, chunk_files
 from tests.support.stores import blocks_of, on_disk
@@ -65,12 +66,37 @@ async def test_stored_chunks_are_loaded_rather_than_computed_again(engine: Minia
     assert frozen["recomputed_tokens"] == 4 * BLOCK_TOKENS  # four whole chunks of two blocks were there
 
 
+@pytest.mark.parametrize("name", ["alice@example.com", "no spaces", "/home/alice", "x" * 200, "\u00fcber", "a;b"])
+async def test_a_session_with_an_illegal_id_is_found_by_that_id_everywhere(engine: Miniature, name: str) -> None:
+    legal = legal_session_id(name)
+    await engine.serve(TEXT, name)
+    frozen = await engine.call(Op.FREEZE, session_id=name, window_name="w")
+    assert frozen["session_id"] == legal
+    assert (await engine.call(Op.STATUS, session_id=name))["id"] == legal
+    assert [each["name"] for each in (await engine.call(Op.LIST, session_id=name))["windows"]] == ["w"]
+    assert (await engine.call(Op.LIST, session_id=f"{name}!"))["windows"] == []
+    assert (await engine.call(Op.THAW, window_name="w", new_session_id=name))["session_id"] == legal
+
+
+async def test_a_head_is_named_with_its_session_or_beside_it(engine: Miniature) -> None:
+    await engine.serve(TEXT, "team/alice")
+    await engine.serve(range(1000, 1000 + 12 * BLOCK_TOKENS), "team/agent 1")
+    for number, args in enumerate(
+        ({"session_id": "team/agent 1"}, {"session_id": "team", "head": "agent 1"}, {"session_id": "team/alice"})
+    ):
+        frozen = await engine.call(Op.FREEZE, window_name=f"w{number}", **args)  # type: ignore[arg-type]
+        assert frozen["session_id"] == "team"
+        assert (frozen["token_count"] == len(TEXT)) == (number == 2), args
+
+
 @pytest.mark.parametrize(
     ("args", "code"),
     [
         ({"session_id": "nobody", "window_name": "w"}, Code.SESSION_NOT_FOUND),
         ({"session_id": "alice", "window_name": "w", "head": "h9"}, Code.SESSION_NOT_FOUND),
-        ({"session_id": "no spaces", "window_name": "w"}, Code.SESSION_ID),
+        ({"session_id": "no spaces", "window_name": "w"}, Code.SESSION_NOT_FOUND),
+        ({"session_id": " ", "window_name": "w"}, Code.SESSION_ID),
+        ({"session_id": "x" * 1025, "window_name": "w"}, Code.SESSION_ID),
         ({"session_id": "alice", "window_name": "../w"}, Code.WINDOW_NAME),
         ({"session_id": "alice", "window_name": ".w"}, Code.WINDOW_NAME),
         ({"session_id": "alice", "window_name": "taken"}, Code.WINDOW_EXISTS),

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from cwm_connector.core.errors import CWMError
+from cwm_connector.core.names import legal_session_id
 from cwm_connector.core.types import salt_hash
 from cwm_connector.sessions.heads import MAX_HEADS
 from cwm_connector.sessions.index import EXPIRES_AFTER, session_of_salt
@@ -88,9 +89,17 @@ def test_a_thawed_salt_belongs_to_the_session_it_was_thawed_into() -> None:
 
 def test_what_is_no_session_id_makes_no_session() -> None:
     sessions = index()
-    for number, illegal in enumerate(("no spaces", "/head", "a/b/c", "x" * 129)):
+    for number, illegal in enumerate((" ", "x" * 1025)):
         finish(sessions, Request(f"r{number}", list(range(10)), session_id=illegal))
     assert sessions.views() == ()
+
+
+def test_an_illegal_id_makes_a_session_of_the_legal_id_that_it_becomes() -> None:
+    sessions = index()
+    identifiers = ("alice@example.com", "no spaces", "/head", "a/b/c", "x" * 129, "ü")
+    for number, identifier in enumerate(identifiers):
+        finish(sessions, Request(f"r{number}", list(range(10)), session_id=identifier))
+    assert {view.session_id for view in sessions.views()} == {legal_session_id(each) for each in identifiers}
 
 
 def test_adapters_and_images_mark_the_head_as_not_text_only() -> None:
@@ -178,7 +187,7 @@ def test_a_session_s_windows_are_open_to_its_subagents_and_to_no_other_session()
     sessions = index()
     assert sessions.session_id_of(Request("r", [1], session_id="alice/a1b2")) == "alice"
     assert sessions.session_id_of(Request("r", [1], session_id="bob")) == "bob"
-    assert sessions.session_id_of(Request("r", [1], session_id="not one")) is None
+    assert sessions.session_id_of(Request("r", [1], session_id="x" * 1025)) is None
     assert sessions.session_id_of(Request("r", [1], session_id=None, cache_salt="s")) is None
 
 

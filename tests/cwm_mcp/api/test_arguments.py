@@ -22,11 +22,11 @@ TWIN: dict[Op, type[calls.Args]] = {
 }
 
 WRONG = [
-    (calls.FreezeArgs, {"session_id": "a b", "window_name": "w"}, 1001),
+    (calls.FreezeArgs, {"session_id": " \n", "window_name": "w"}, 1001),
     (calls.FreezeArgs, {"session_id": "", "window_name": "w"}, 1001),
-    (calls.FreezeArgs, {"session_id": "s" * 129, "window_name": "w"}, 1001),
-    (a.ThawArguments, {"window_name": "w", "new_session_id": "a/b"}, 1001),
-    (calls.ListArgs, {"session_id": "a/b"}, 1001),
+    (calls.FreezeArgs, {"session_id": "s" * 1025, "window_name": "w"}, 1001),
+    (a.ThawArguments, {"window_name": "w", "new_session_id": ""}, 1001),
+    (calls.ListArgs, {"session_id": "é" * 513}, 1001),
     (calls.FreezeArgs, {"session_id": "s", "window_name": "../w"}, 1002),
     (calls.FreezeArgs, {"session_id": "s", "window_name": ".w"}, 1002),
     (calls.FreezeArgs, {"session_id": "s", "window_name": "w\0"}, 1002),

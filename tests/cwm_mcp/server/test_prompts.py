@@ -55,7 +55,7 @@ async def test_the_prompts_name_the_calls_with_their_arguments(filled: Path, set
     [
         ({"window": "nothing"}, 2002),
         ({"window": 'stem"); window_delete("stem'}, 1002),
-        ({"window": "stem", "session": "a b"}, 1001),
+        ({"window": "stem", "session": " "}, 1001),
     ],
 )
 async def test_a_prompt_about_nothing_is_refused_with_its_code(

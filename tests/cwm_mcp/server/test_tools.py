@@ -253,7 +253,7 @@ async def test_a_home_that_no_engine_has_used_yet_is_empty(settings: Settings) -
 @pytest.mark.parametrize(
     ("tool", "arguments", "code"),
     [
-        ("window_freeze", {"session_id": "a b", "window_name": "w"}, 1001),
+        ("window_freeze", {"session_id": " ", "window_name": "w"}, 1001),
         ("window_freeze", {"session_id": "current", "window_name": "w"}, 1001),
         ("window_thaw", {"window_name": "../x"}, 1002),
         ("window_clone", {"source_window": "stem"}, 1003),
