@@ -278,6 +278,12 @@ async def test_a_kind_is_seen_by_what_only_a_program_writes(body: dict[str, Any]
     assert (await speaker_of(body, {"x-session-id": "alice"})).hints.kind is kind
 
 
+async def test_a_system_message_after_the_users_hides_no_marker() -> None:
+    body = asked("[SUGGESTION MODE: …]")
+    body["messages"].append({"role": "system", "content": "# Environment"})
+    assert (await speaker_of(body, {"x-session-id": "alice"})).hints.kind is RequestKind.SIDE
+
+
 async def test_codexs_own_labels_count() -> None:
     for said, kind in (
         ({"request_kind": "compaction"}, RequestKind.COMPACTION),
@@ -336,6 +342,20 @@ async def test_a_large_body_goes_on_unread(monkeypatch: pytest.MonkeyPatch) -> N
     assert await Server(chunks(b"{}")).handle("POST", COMPLETIONS, said) == b"t;tools=no"
     for odd in ("", "-1", "²", "9" * 5000):
         assert await Server(chunks(b"{}")).handle("POST", COMPLETIONS, [*said, ("content-length", odd)]) is not None
+
+
+async def test_a_body_is_read_no_further_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "MAX_BODY_BYTES", 100)
+    given: list[int] = []
+
+    async def receive() -> Any:
+        given.append(len(given))
+        return {"type": "http.request", "body": b"x" * 40, "more_body": True}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert given == [0, 1, 2]
+
+    await SessionHeader(app)({"type": "http", "method": "POST", "path": COMPLETIONS, "headers": []}, receive, None)  # type: ignore[arg-type]
 
 
 async def test_an_odd_field_spoils_no_other() -> None:

@@ -97,6 +97,7 @@ def test_no_text_makes_the_parser_fail(text: str) -> None:
         ("a;b", Speaker(legal_session_id("a;b"))),
         ("a;kind=other", Speaker(legal_session_id("a;kind=other"))),
         ("a;kind=side;b", Speaker(legal_session_id("a;kind=side;b"))),
+        ("a;tools=no;tools=yes", Speaker(legal_session_id("a;tools=no"), None, Hints(has_tools=True))),
         (";opening=0123abcd;tools=no", Speaker(None, None, Hints(opening="0123abcd", has_tools=False))),
     ],
 )
