@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.core import EngineCoreProc
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.metrics.cache_hit_source import CacheHitSource
+    from vllm.v1.request import Request
 
 
 # --- the engine loop; any thread, but `find_engine_core` -------------------------------------------------------------
@@ -89,9 +90,9 @@ def submit_prefill(engine: "EngineCoreProc", request_id: str, token_ids: Sequenc
 # --- blocks; engine thread only --------------------------------------------------------------------------------------
 
 
-def cached_blocks(pool: "BlockPool", hashes: "Sequence[BlockHash]") -> "list[KVCacheBlock | None]":
+def cached_blocks(pool: "BlockPool", hashes: Sequence[bytes]) -> "list[KVCacheBlock | None]":
     """Return for each hash the block that the prefix cache holds, or None."""
-    found = (pool.get_cached_block(block_hash, [0]) for block_hash in hashes)
+    found = (pool.get_cached_block(cast("BlockHash", block_hash), [0]) for block_hash in hashes)
     return [blocks[0] if blocks else None for blocks in found]
 
 
@@ -114,6 +115,24 @@ def next_evicted(pool: "BlockPool", count: int) -> set[int]:
         found.add(block.block_id)
         block = block.next_free_block
     return found
+
+
+# --- requests; engine thread only ------------------------------------------------------------------------------------
+
+
+def answers_by_schema(request: "Request") -> bool:
+    """Return whether the request's answer must be JSON."""
+    params = getattr(request, "sampling_params", None)  # None for a pooling request
+    outputs = None if params is None else params.structured_outputs
+    return outputs is not None and bool(outputs.json is not None or outputs.json_object)
+
+
+def streams_its_answer(request: "Request") -> bool:
+    """Return whether the client reads the answer while it is computed."""
+    from vllm.sampling_params import RequestOutputKind
+
+    params = getattr(request, "sampling_params", None)
+    return params is None or params.output_kind is not RequestOutputKind.FINAL_ONLY
 
 
 # --- text; any thread but the engine's -------------------------------------------------------------------------------

@@ -119,6 +119,7 @@ def build_engine(
         thaw_bindings.thawed_into,
         request_title,
         continued=thaw_bindings.continued_by,
+        chunk_tokens=geometry.blocks_per_chunk * geometry.block_tokens,
     )
     scheduler = SchedulerSide(
         geometry=geometry,

@@ -34,8 +34,8 @@ from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.window_commit import WindowCommit
 from cwm_connector.protocol.calls import FreezeArgs
 from cwm_connector.protocol.results import TimedFreeze
-from cwm_connector.sessions.index import HeadSnapshot
 from cwm_connector.sessions.thaw_bindings import BoundWindow
+from cwm_connector.sessions.views import HeadSnapshot
 from cwm_connector.step.job_board import JobResult, Ticket
 from cwm_connector.step.scheduler import SaveOrder, SavePlan
 

@@ -31,7 +31,7 @@ from cwm_connector.protocol.results import (
     WindowList,
     WindowTokens,
 )
-from cwm_connector.sessions.index import SessionView
+from cwm_connector.sessions.views import SessionView
 
 REMEMBERED_WINDOWS: Final = 1024
 """Windows whose chunk keys are kept, so that the next list need not read them again."""

@@ -1,130 +1,294 @@
-"""The heads of one session: the chains of tokens and blocks that its requests continue.
+"""The heads of one session, kept as the rules in `choice.py` say.
 
-Engine thread only. Nothing here blocks. A `Chain` is immutable and may be handed to other threads.
+Engine thread only. Nothing here blocks.
+
+The same rules are applied to a finished request, whose chain goes into the tree, and to a running one, whose chain
+stays in the request. The second happens on a copy of the table of heads. The tree is not copied.
 """
 
+import copy
 from array import array
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
 
 from cwm_connector.core.types import Micros
+from cwm_connector.sessions.block_tree import BlockTree, ChainHashes, HashRun, Match, Node, common_blocks
+from cwm_connector.sessions.choice import Decision, Effect, becomes_main, decide, default_head, is_of_main_line
+from cwm_connector.sessions.head import Chain, Head, Progress
+from cwm_connector.sessions.views import HeadKind, HeadReason
 
-if TYPE_CHECKING:
-    from vllm.v1.core.kv_cache_utils import BlockHash
-
-MAX_HEADS: Final = 16
-"""Heads of one session. When there are more, the one that was unused for longest is dropped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """The tokens that a request has computed so far."""
-
-    token_ids: "array[int]" = field(repr=False)
-    block_hashes: "tuple[BlockHash, ...]" = field(repr=False)
-    """vLLM's hashes of the full blocks among the tokens."""
-    cache_salt: str | None = field(repr=False)
-    text_only: bool
+MAX_HEADS: Final = 256
+"""Heads of one session. A request is compared with each of them."""
 
 
 @dataclass(slots=True)
-class Head:
-    """A chain with the name that a freeze can ask for."""
+class HeadTable:
+    """The heads of a session by name, and which one is the conversation."""
 
-    name: str
-    named: bool
-    """Whether the client chose the name, as it does for a subagent. `default_head` prefers the other heads."""
-    chain: Chain
-    last_active_at: Micros
-    title: str | None = None
+    by_name: dict[str, Head] = field(default_factory=dict)
+    main_name: str | None = None
+    opened: int = 0
+    """How many heads were named by us."""
+
+    @property
+    def main(self) -> Head | None:
+        """Return the main head."""
+        return None if self.main_name is None else self.by_name.get(self.main_name)
+
+    def default(self) -> tuple[Head, HeadReason] | None:
+        """Return the head that a freeze takes when none is asked for, and why."""
+        return default_head(self.by_name, self.main)
+
+    def copy(self) -> "HeadTable":
+        """Return a copy. Heads are replaced in it and not changed."""
+        return HeadTable(dict(self.by_name), self.main_name, self.opened)
+
+    def next_name(self) -> str:
+        """Return a name for a head that no client has named."""
+        self.opened += 1
+        while f"h{self.opened}" in self.by_name:
+            self.opened += 1
+        return f"h{self.opened}"
 
 
 class Heads:
-    """The heads of one session, the last active one last."""
+    """The heads of one session."""
 
-    def __init__(self) -> None:
-        self._heads: OrderedDict[str, Head] = OrderedDict()
-        self._opened = 0
-
-    def __iter__(self) -> Iterator[Head]:
-        return iter(self._heads.values())
+    def __init__(self, block_tokens: int) -> None:
+        self._block_tokens = block_tokens
+        self._tree = BlockTree(block_tokens)
+        self._heads_bytes = 0
+        self.table = HeadTable()
 
     def __len__(self) -> int:
-        return len(self._heads)
+        return len(self.table.by_name)
 
     @property
-    def tokens(self) -> int:
-        """Return the number of tokens in all heads together."""
-        return sum(len(head.chain.token_ids) for head in self)
+    def size_bytes(self) -> int:
+        """Return the bytes that the heads take in memory."""
+        return self._tree.size_bytes + self._heads_bytes
 
-    def extend(self, chain: Chain, name: str | None, now: Micros) -> Head:
-        """Make the chain the new end of the head called `name`, or of the head that it continues if `name` is None."""
-        head = self._continued(chain, name, now)
-        if head.name not in self._heads and not head.named:
-            self._opened += 1
-        head.chain = _following(head.chain, chain)
-        head.last_active_at = now
-        self._heads[head.name] = head
-        self._heads.move_to_end(head.name)
-        while len(self._heads) > MAX_HEADS:
-            self._heads.popitem(last=False)
+    # --- requests ---
+
+    def finish(self, progress: Progress, now: Micros) -> Head | None:
+        """Apply a finished request. Return the head that it moved, opened or repeated, if there is one."""
+        match = self._tree.match(progress.chain.block_hashes, progress.chain.blocks)
+        before = Counter(head.node for head in self.table.by_name.values())
+        head = self._apply(self.table, progress, now, match)
+        left = before - Counter(head.node for head in self.table.by_name.values() if head.running is None)
+        if head is not None and head.running is not None:
+            self._store(head, progress.chain, match)
+        for node in left.elements():
+            self._tree.detach(_stored(node))
+        self._heads_bytes = sum(each.size_bytes for each in self.table.by_name.values())
         return head
 
-    def with_running(self, running: Iterable[tuple[Chain, str | None]], now: Micros) -> dict[str, Head]:
-        """Return the heads by name as they would be if the running requests ended now.
+    def with_running(self, running: Iterable[Progress], now: Micros) -> HeadTable:
+        """Return the heads as they would be if the running requests ended now."""
+        table = self.table.copy()
+        for progress in running:
+            match = self._tree.match(progress.chain.block_hashes, progress.chain.blocks)
+            self._apply(table, progress, now, match)
+        return table
 
-        A running request counts as soon as it has more full blocks than the head that it continues.
-        """
-        heads = dict(self._heads)
-        for chain, name in running:
-            head = self._continued(chain, name, now)
-            if chain.block_hashes and (head.chain is chain or len(chain.block_hashes) > len(head.chain.block_hashes)):
-                heads.pop(head.name, None)
-                heads[head.name] = replace(head, chain=_following(head.chain, chain), last_active_at=now)
-        return heads
+    def drop(self, name: str) -> None:
+        """Remove a head, and the blocks that no other head uses."""
+        head = self.table.by_name.pop(name)
+        self._heads_bytes -= head.size_bytes
+        self._tree.detach(_stored(head.node))
 
-    def _continued(self, chain: Chain, name: str | None, now: Micros) -> Head:
-        """Return the head that the chain belongs to. If there is none, return a new one that is not yet stored."""
-        found = self._nearest(chain) if name is None else self._heads.get(name)
-        return found or Head(name=name or self._next_name(), named=name is not None, chain=chain, last_active_at=now)
+    # --- reading ---
 
-    def _nearest(self, chain: Chain) -> Head | None:
-        """Return the head with which the chain has most in common, at least half of the head's blocks."""
-        shared = [(_common_blocks(head.chain, chain), head) for head in self if not head.named]
-        fitting = [(count, head) for count, head in shared if count and 2 * count >= len(head.chain.block_hashes)]
-        return max(fitting, key=lambda pair: pair[0])[1] if fitting else None
+    def token_ids(self, head: Head) -> "array[int]":
+        """Return the ids of the head's tokens. Those that the tree has are copied from there, which is cheaper."""
+        if head.running is None:
+            return self._tree.token_ids(_stored(head.node), 0, head.token_count) + head.tail
+        chain = head.running.chain
+        match = self._tree.match(chain.block_hashes, chain.blocks)
+        known = match.blocks * self._block_tokens
+        return self._tree.token_ids(match.node, 0, known) + chain.ids(known)
 
-    def _next_name(self) -> str:
-        number = self._opened + 1
-        while f"h{number}" in self._heads:
-            number += 1
-        return f"h{number}"
+    def block_hashes(self, head: Head) -> ChainHashes:
+        """Return the hashes of the head's blocks, which do not change any more."""
+        if head.running is None:
+            return ChainHashes([node.hashes.copy() for node in _stored(head.node).path()])
+        chain = head.running.chain
+        return ChainHashes([HashRun(chain.block_hashes[: chain.blocks])])
 
+    def live_hashes(self, head: Head) -> ChainHashes:
+        """Return the hashes of a stored head without a copy. They are valid until the next request ends."""
+        return ChainHashes([node.hashes for node in _stored(head.node).path()])
 
-def default_head(heads: Iterable[Head]) -> Head | None:
-    """Return the head to use when none is asked for: the last one that no client named, or else the last one."""
-    chosen = None
-    for head in heads:
-        if chosen is None or chosen.named or not head.named:
-            chosen = head
-    return chosen
+    def common_tokens(self, chain: Chain, heads: Iterable[Head]) -> dict[str, int]:
+        """Return how many tokens the chain has in common with each of the heads."""
+        match = self._tree.match(chain.block_hashes, chain.blocks)
+        return {head.name: self._common(head, chain, match) for head in heads}
 
+    def own_tokens(self, heads: Iterable[Head]) -> dict[str, int]:
+        """Return for each head how many of its tokens no longer head has."""
+        seen = {self._tree.root}
+        own = {}
+        for head in sorted(heads, key=lambda each: each.token_count, reverse=True):
+            node = head.node
+            path = []
+            while node is not None and node not in seen:
+                path.append(node)
+                node = node.parent
+            shared = 0 if node is None else node.end
+            own[head.name] = head.token_count - shared * self._block_tokens
+            seen.update(path)
+        return own
 
-def _following(old: Chain, new: Chain) -> Chain:
-    """Return `new` as the successor of `old`. A head that once contained an image never counts as text again."""
-    return new if old.text_only else replace(new, text_only=False)
+    # --- inside ---
 
-
-def _common_blocks(one: Chain, other: Chain) -> int:
-    """Return how many leading hashes agree. Each hash covers those before it, so a binary search finds the last."""
-    ours, theirs = one.block_hashes, other.block_hashes
-    low, high = 0, min(len(ours), len(theirs))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if ours[middle - 1] == theirs[middle - 1]:
-            low = middle
+    def _apply(self, table: HeadTable, progress: Progress, now: Micros, match: Match) -> Head | None:
+        """Change the table as the rules say. A head that is moved or opened gets the request as its chain."""
+        heads = list(table.by_name.values())
+        shared = {head: self._common(head, progress.chain, match) for head in heads}
+        main = table.main
+        decision = decide(heads, main, progress, shared.__getitem__)
+        if decision.effect is Effect.NONE:
+            return None
+        if decision.effect is Effect.REPEAT and not progress.is_whole:
+            return decision.head
+        if decision.effect is Effect.OPEN:
+            head = self._opened(table, decision, progress, shared)
         else:
-            high = middle - 1
-    return low
+            assert decision.head is not None
+            head = copy.copy(decision.head)
+        if decision.effect is not Effect.REPEAT:
+            _move(head, progress, 0 if decision.head is None else shared[decision.head])
+            _absorb(table, head, shared)
+        head.activity, head.last_active_at = progress.turn.activity, now
+        if progress.is_whole:
+            _note_turn(head, decision, progress)
+        # The last active head comes last.
+        table.by_name.pop(head.name, None)
+        table.by_name[head.name] = head
+        if becomes_main(heads, main, head, progress, shared.__getitem__, now):
+            _make_main(table, head, progress, max((shared[each] for each in heads if each.is_main_line), default=0))
+        return head
+
+    def _opened(self, table: HeadTable, decision: Decision, progress: Progress, shared: dict[Head, int]) -> Head:
+        name = progress.turn.name if decision.kind is HeadKind.SUBAGENT else None
+        if name is not None and name in table.by_name:
+            _rename(table, name)
+        parent = max(shared, key=shared.__getitem__, default=None)
+        return Head(
+            name=name or table.next_name(),
+            kind=decision.kind,
+            token_count=0,
+            cache_salt=progress.chain.cache_salt,
+            text_only=True,
+            prompt_tokens=0,
+            is_partial=True,
+            activity=0,
+            last_active_at=Micros(0),
+            covered_tokens=0 if parent is None else min(parent.covered_tokens, shared[parent]),
+            coverage_known=parent is not None and parent.coverage_known and shared[parent] > 0,
+        )
+
+    def _store(self, head: Head, chain: Chain, match: Match) -> None:
+        """Put the chain into the tree as the head's."""
+        size, end = self._block_tokens, chain.blocks
+        hashes = chain.block_hashes[match.blocks : end]
+        head.node = self._tree.attach(match, hashes, chain.ids(match.blocks * size, end * size))
+        head.tail = chain.ids(end * size)
+        head.running = None
+
+    def _common(self, head: Head, chain: Chain, match: Match) -> int:
+        """Return how many leading tokens the head and the chain have in common."""
+        if head.running is not None:
+            other = head.running.chain
+            blocks = common_blocks(other.block_hashes, chain.block_hashes, min(other.blocks, chain.blocks))
+        else:
+            blocks = match.common_blocks(_stored(head.node))
+        start = blocks * self._block_tokens
+        alike = head.cache_salt == chain.cache_salt and head.text_only and chain.text_only
+        if not blocks and not alike:  # the hashes would tell, but no full block is equal
+            return 0
+        end = min(start + self._block_tokens, head.token_count, chain.token_count)
+        return start + _common_start(self._part(head, start, end), chain.ids(start, end))
+
+    def _part(self, head: Head, start: int, end: int) -> "array[int]":
+        if head.running is not None:
+            return head.running.chain.ids(start, end)
+        node = _stored(head.node)
+        full = node.end * self._block_tokens
+        if start >= full:
+            return head.tail[start - full : end - full]
+        return self._tree.token_ids(node, start, min(end, full))
+
+
+def _stored(node: Node | None) -> Node:
+    """Return the node of a head that is in the tree."""
+    assert node is not None
+    return node
+
+
+def _common_start(ours: "array[int]", theirs: "array[int]") -> int:
+    if ours == theirs:
+        return len(ours)
+    return next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), 0)
+
+
+def _move(head: Head, progress: Progress, shared: int) -> None:
+    """Make the request's chain the head's."""
+    chain, turn = progress.chain, progress.turn
+    if head.token_count:
+        head.covered_tokens = min(head.covered_tokens, shared)
+    head.covered_tokens = max(head.covered_tokens, min(turn.covered_tokens, chain.token_count))
+    head.coverage_known = head.coverage_known or turn.coverage_known
+    head.running = progress
+    head.token_count = chain.token_count
+    head.cache_salt = chain.cache_salt
+    head.text_only = head.text_only and chain.text_only  # a head that once contained an image never counts as text
+    if progress.is_whole:
+        head.is_partial = False
+        head.prompt_tokens = progress.prompt_tokens
+    elif head.is_partial:
+        head.prompt_tokens = chain.token_count
+
+
+def _note_turn(head: Head, decision: Decision, progress: Progress) -> None:
+    """Record a request whose prompt was computed whole."""
+    hints = progress.turn.hints
+    head.turns += decision.continued
+    head.streams = progress.streams
+    head.has_tools = head.has_tools if hints.has_tools is None else hints.has_tools
+    head.opening = hints.opening or head.opening
+
+
+def _absorb(table: HeadTable, head: Head, shared: dict[Head, int]) -> None:
+    """Remove side heads and attempts that were cut off, if the head has all of them now."""
+    for other, tokens in shared.items():
+        is_less = other.kind is HeadKind.SIDE or (other.is_partial and head.kind is HeadKind.CONVERSATION)
+        if other.name != head.name and head.kind is not HeadKind.SUBAGENT and is_less and tokens == other.token_count:
+            table.by_name.pop(other.name, None)
+
+
+def _make_main(table: HeadTable, head: Head, progress: Progress, shared: int) -> None:
+    main = table.main
+    if main is None or not is_of_main_line(main, progress, shared):
+        for other in [each for each in table.by_name.values() if each.is_main_line]:
+            table.by_name[other.name] = other if other is head else _off_main_line(other)
+    head.is_main_line = True
+    table.main_name = head.name
+
+
+def _off_main_line(head: Head) -> Head:
+    other = copy.copy(head)
+    other.is_main_line = False
+    return other
+
+
+def _rename(table: HeadTable, name: str) -> None:
+    """Give the head another name, because a client calls another head so."""
+    head = copy.copy(table.by_name[name])
+    head.name = table.next_name()
+    table.by_name = {(head.name if each == name else each): old for each, old in table.by_name.items()}
+    table.by_name[head.name] = head
+    if table.main_name == name:
+        table.main_name = head.name

@@ -1,4 +1,4 @@
-"""Keep the sessions of an engine, and the chain of tokens and blocks of each of their heads.
+"""Keep the sessions of an engine, and the heads of each of them.
 
 Engine thread only. Nothing here blocks. A `HeadSnapshot` is immutable and may be handed to any thread.
 
@@ -6,46 +6,59 @@ A session is identified by the session id of its requests. Without one it is ide
 ever shown as a hash. A request with neither belongs to the anonymous session whose conversation it continues, or it
 opens a new one (see `unnamed.py`). A request that has a session id, valid or not, or a salt is never anonymous.
 
-A session can have several unrelated chains: subagents, title generation, a branch that begins after a thaw. Each of
-them is a head. The client can name the head in the session id, as `SESSION/HEAD`. The middleware does this for
-subagents. Otherwise a finished request extends the head of which it repeats at least half of the blocks, or it opens a
-new head.
+A session can have several chains: subagents, title generation, another answer, edited history. Each of them is a head.
+The client can name the head in the session id, as `SESSION/HEAD`. The middleware does this for subagents. `choice.py`
+says which head a request belongs to and which one is the conversation.
 
-A session expires when it was unused for `EXPIRES_AFTER` and the prefix cache has lost its beginning. Nothing of it
-could be hit then. It stays in the list, but its tokens are dropped and it can't be frozen. Expiry is checked whenever
-sessions are listed, and a new request revives the session. The number of sessions is limited. Anonymous sessions have a
-lower limit and a limit on their tokens, because a benchmark opens thousands of them. The session that was unused for
-longest is dropped first.
+The index takes a bounded number of bytes. `bounds.py` says what is dropped first. A session without an id that has no
+full block is not kept when its last request has ended.
+
+A session expires when it was unused for `EXPIRES_AFTER` and the prefix cache has lost the end of each of its heads. It
+stays in the list, but its tokens are dropped and it can't be frozen. A new request revives it. Each request and the
+control thread's maintenance check a few sessions, so that expiry does not depend on somebody who lists them.
 """
 
+import logging
 import secrets
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.speaker import Speaker, parse_speaker
+from cwm_connector.core.speaker import NO_HINTS, Speaker, parse_speaker
 from cwm_connector.core.types import Micros, now_micros, salt_hash
-from cwm_connector.sessions.heads import Chain, Heads, default_head
+from cwm_connector.sessions.block_tree import ChainHashes
+from cwm_connector.sessions.bounds import (
+    MAX_EMPTY_SESSIONS,
+    MAX_INDEX_BYTES,
+    MAX_SESSIONS,
+    SESSION_SHARE,
+    EvictionClass,
+    EvictionQueue,
+    trim_heads,
+)
+from cwm_connector.sessions.head import Head, Turn, is_text_only, progress_of
+from cwm_connector.sessions.heads import Heads
+from cwm_connector.sessions.session import Session
 from cwm_connector.sessions.unnamed import PREFIX as ANONYMOUS
 from cwm_connector.sessions.unnamed import Beginnings
+from cwm_connector.sessions.views import HeadSnapshot, SessionView
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_utils import BlockHash
     from vllm.v1.request import Request
 
-MAX_SESSIONS: Final = 4096
-"""Sessions with an id or a salt."""
-MAX_ANONYMOUS: Final = 1024
-"""Anonymous sessions."""
-MAX_ANONYMOUS_TOKENS: Final = 8_000_000
-"""Tokens in all anonymous sessions together: 32 MB of ids and as much of hashes, at 16 tokens a block."""
+logger = logging.getLogger(__name__)
+
+_SALTED: Final = "salt-"
+"""The first characters of the ids of sessions that are identified by their salt."""
 EXPIRES_AFTER: Final = 24 * 3600 * 1_000_000
 """Microseconds."""
+EXPIRY_SLICE: Final = 64
+"""Sessions that one call of `expire` looks at."""
 
 RequestTitle = Callable[["array[int]", Callable[[str], None]], None]
 """Takes the token ids and a function to call with the title. See `Titler.request_title`."""
@@ -56,54 +69,7 @@ Continued = Callable[[Sequence[int], int], str | None]
 
 def session_of_salt(cache_salt: str) -> str:
     """Return the id of a session that is identified by its salt alone."""
-    return f"salt-{salt_hash(cache_salt).hex()[:24]}"
-
-
-def is_text_only(request: "Request") -> bool:
-    """Return whether the token ids and the weights alone determine the KV: no adapter, no images, no embeddings."""
-    return request.lora_request is None and not request.mm_features and request.prompt_embeds is None
-
-
-@dataclass(frozen=True, slots=True)
-class HeadSnapshot:
-    """A head at one instant: the tokens whose KV was computed, and vLLM's hashes of the full blocks among them."""
-
-    session_id: str
-    head: str
-    model: str
-    token_ids: "array[int]" = field(repr=False)
-    block_hashes: "tuple[BlockHash, ...]" = field(repr=False)
-    cache_salt: str | None = field(repr=False)
-    text_only: bool
-    created_at: Micros
-    last_active_at: Micros
-
-
-@dataclass(frozen=True, slots=True)
-class SessionView:
-    """A session as listed. Tokens, hashes and title are those of the default head."""
-
-    session_id: str
-    created_at: Micros
-    last_active_at: Micros
-    token_count: int
-    heads: tuple[str, ...]
-    running: bool
-    block_hashes: "tuple[BlockHash, ...]" = field(repr=False)
-    title: str | None = field(default=None, repr=False)
-    expired: bool = False
-
-
-@dataclass(slots=True)
-class _Session:
-    session_id: str
-    created_at: Micros
-    last_active_at: Micros
-    heads: Heads = field(default_factory=Heads)
-    running: "dict[str, tuple[Request, str | None]]" = field(default_factory=dict)
-    """By request id: the request, and the head that its client named."""
-    expired: SessionView | None = None
-    """The session as it was listed when its tokens were dropped. None if it has not expired."""
+    return f"{_SALTED}{salt_hash(cache_salt).hex()[:24]}"
 
 
 class SessionIndex:
@@ -117,6 +83,8 @@ class SessionIndex:
         request_title: RequestTitle | None = None,
         clock: Callable[[], Micros] = now_micros,
         continued: Continued | None = None,
+        max_bytes: int = MAX_INDEX_BYTES,
+        chunk_tokens: int = 256,
     ) -> None:
         """Start without sessions.
 
@@ -129,58 +97,68 @@ class SessionIndex:
         self._request_title = request_title
         self._clock = clock
         self._continued = continued
-        self._sessions: OrderedDict[str, _Session] = OrderedDict()
-        self._anonymous: OrderedDict[str, _Session] = OrderedDict()
-        self._anonymous_tokens = 0
+        self._max_bytes = max_bytes
+        self._chunk_tokens = chunk_tokens
+        self._protects_unfrozen = False
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        """The last active one comes last."""
+        self._eviction = EvictionQueue(self._eviction_class)
+        self._size_bytes = 0
         self._beginnings = Beginnings(block_tokens)
-        self._speaking: dict[str, Speaker] = {}
+        self._speaking: dict[str, str] = {}
+        """The session of each request that is being answered."""
+        self._activity = 0
+        self._to_expire: list[str] = []
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes that all sessions take in memory."""
+        return self._size_bytes
 
     # --- requests ---
 
     def request_added(self, request: "Request") -> None:
         """Assign the request to its session, which is opened if it is new."""
-        speaker = self._named_speaker(request)
-        if speaker is not None and speaker.session_id is not None:
-            session = self._open(speaker.session_id)
-        elif _is_no_id(request.session_id) or not is_text_only(request):
+        named = parse_speaker(request.session_id)
+        if (session_id := self._session_named(request, named)) is not None:
+            session = self._open(session_id)
+        elif (request.session_id and named is None) or not is_text_only(request):
             return  # its session id is not valid, or its KV could never be frozen
         else:
             session = self._open_anonymous(request)
-            speaker = Speaker(session.session_id)
-        self._speaking[request.request_id] = speaker
-        session.running[request.request_id] = (request, speaker.head)
+        self._speaking[request.request_id] = session.session_id
+        session.running[request.request_id] = Turn(
+            request=request,
+            name=None if named is None else named.head,
+            hints=NO_HINTS if named is None else named.hints,
+            prompt_tokens=request.num_tokens,
+            activity=self._next_activity(),
+        )
+        self._bring_within_bounds(session)
 
     def request_finished(self, request: "Request") -> None:
-        """Make the request's computed tokens the new end of one of its session's heads."""
-        speaker = self._speaking.pop(request.request_id, None)
-        session = None if speaker is None or speaker.session_id is None else self._known(speaker.session_id)
-        if speaker is None or session is None:
+        """Apply the request's computed tokens to its session's heads."""
+        session = self._sessions.get(self._speaking.pop(request.request_id, ""))
+        turn = None if session is None else session.running.pop(request.request_id, None)
+        if session is None or turn is None:
             return
-        session.running.pop(request.request_id, None)
-        before = session.heads.tokens
         self._touch(session)
-        computed = self._chain(request)
-        # Without a full block there is nothing to freeze.
-        if computed.block_hashes:
-            head = session.heads.extend(computed, speaker.head, session.last_active_at)
-            if head.title is None and self._request_title is not None:
-                self._request_title(computed.token_ids, lambda title: setattr(head, "title", title))
-        if session.session_id in self._anonymous:
-            self._anonymous_tokens += session.heads.tokens - before
-            if not session.heads and not session.running:
-                self._drop_anonymous(session.session_id)
-            self._trim_anonymous()
+        turn.activity = self._next_activity()
+        head = session.heads.finish(progress_of(turn, self._block_tokens), session.last_active_at)
+        if head is not None and head.title is None and self._request_title is not None:
+            self._ask_for_title(self._request_title, session.heads, head)
+        self._bring_within_bounds(session)
 
     def session_id_of(self, request: "Request") -> str | None:
         """Return the session whose windows the request may load: the one it names, or its anonymous session.
 
         Return None for a request with a salt alone. It may load only what was thawed for that salt.
         """
-        named = parse_speaker(request.session_id)
-        if _is_no_id(request.session_id) or (named is not None and named.session_id is not None):
-            return None if named is None else named.session_id
-        speaker = self._speaking.get(request.request_id)
-        return None if request.cache_salt or speaker is None else speaker.session_id
+        if request.session_id:
+            named = parse_speaker(request.session_id)
+            if named is None or named.session_id is not None:
+                return None if named is None else named.session_id
+        return None if request.cache_salt else self._speaking.get(request.request_id)
 
     # --- queries ---
 
@@ -192,7 +170,7 @@ class SessionIndex:
         Raises `Code.SESSION_NOT_FOUND` if there is no such session or head, `Code.STATE` if no full block has been
         computed yet.
         """
-        session = self._known(session_id) or self._known(session_of_salt(session_id))
+        session = self._known(session_id)
         if session is None or session.expired is not None:
             state = "has no session" if session is None else "has dropped the tokens of the expired session"
             raise CWMError(
@@ -200,155 +178,191 @@ class SessionIndex:
                 f"this engine {state} {session_id!r}; session_list shows the sessions that it has",
                 session_id=session_id,
             )
-        running = [(self._chain(request), name) for request, name in session.running.values()]
-        candidates = session.heads.with_running(running, session.last_active_at)
-        chosen = default_head(candidates.values()) if head is None else candidates.get(head)
-        if not candidates:
-            raise CWMError(
-                Code.STATE,
-                f"session {session_id!r} has no full block of {self._block_tokens} tokens yet; freeze it later",
-                session_id=session_id,
-            )
-        if chosen is None:
-            raise CWMError(
-                Code.SESSION_NOT_FOUND,
-                f"session {session_id!r} has no head {head!r}; it has {', '.join(candidates)}",
-                session_id=session_id,
-                head=head,
-            )
-        return HeadSnapshot(
-            session_id=session.session_id,
-            head=chosen.name,
-            model=self._model,
-            token_ids=chosen.chain.token_ids,
-            block_hashes=chosen.chain.block_hashes,
-            cache_salt=chosen.chain.cache_salt,
-            text_only=chosen.chain.text_only,
-            created_at=session.created_at,
-            last_active_at=chosen.last_active_at,
-        )
+        return session.snapshot(self._model, head)
 
     def views(self) -> tuple[SessionView, ...]:
         """Return all sessions, the last active one first."""
-        return tuple(_view(session) for session in sorted(self._all(), key=_last_active, reverse=True))
+        return tuple(view for view, _ in self.listed())
 
-    def expire(self, is_cached: "Callable[[BlockHash], bool]") -> None:
-        """Drop the tokens of the sessions that have expired. The module's docstring says which have."""
+    def listed(self) -> Iterator[tuple[SessionView, ChainHashes]]:
+        """Yield all sessions, the last active one first, each with the hashes of its tokens.
+
+        The hashes are valid until the next request ends. A session that can't be shown is logged and left out.
+        """
+        for session in reversed(self._sessions.values()):
+            try:
+                yield session.listed()
+            except Exception:
+                logger.exception("session %s can't be listed", session.session_id)
+
+    def unfrozen(self) -> Iterator[tuple[Session, Head, bool]]:
+        """Yield the heads of at least a chunk that hold unfrozen tokens, each with whether it is the default head.
+
+        A side head counts if a chunk of it belongs to no longer head. A session that fails is logged and left out.
+        """
+        for session in reversed(self._sessions.values()):
+            try:
+                found = session.unfrozen_heads(self._chunk_tokens)
+                default = session.table().default() if found else None
+            except Exception:
+                logger.exception("session %s can't be searched for unfrozen tokens", session.session_id)
+                continue
+            for head in found:
+                yield session, head, default is not None and default[0].name == head.name
+
+    # --- frozen ---
+
+    def mark_frozen(self, session_id: str, token_ids: "array[int]", block_hashes: "Sequence[BlockHash]") -> None:
+        """Record that a window holds these tokens.
+
+        Every head of the session counts as frozen up to what it has in common with them.
+        """
+        if (session := self._known(session_id)) is not None:
+            session.mark_frozen(token_ids, block_hashes)
+            self._eviction.used(session.session_id)
+
+    def mark_covered(self, session_id: str, head: str, tokens: int) -> None:
+        """Record that windows from before the engine's start hold the first `tokens` of a head."""
+        if (session := self._known(session_id)) is not None:
+            session.mark_covered(head, tokens)
+            self._eviction.used(session.session_id)
+
+    def protect_unfrozen(self, enabled: bool) -> None:
+        """Set whether sessions and heads with unfrozen tokens are dropped last, as they are while auto-freeze is on."""
+        self._protects_unfrozen = enabled
+
+    # --- expiry ---
+
+    def expire(self, is_cached: "Callable[[BlockHash], bool]", limit: int = EXPIRY_SLICE) -> None:
+        """Drop the tokens of the sessions that have expired, among the next `limit` sessions."""
+        if not self._to_expire:
+            self._to_expire = list(self._sessions)
         latest = self._clock() - EXPIRES_AFTER
-        for session in self._all():
-            if session.expired is not None or session.running or session.last_active_at > latest:
+        for _ in range(min(limit, len(self._to_expire))):
+            session = self._sessions.get(self._to_expire.pop())
+            if session is None or session.expired is not None or session.running or session.last_active_at > latest:
                 continue
-            if any(is_cached(head.chain.block_hashes[0]) for head in session.heads):
-                continue
-            session.expired = replace(_view(session), block_hashes=(), expired=True)
-            if session.session_id in self._anonymous:
-                self._anonymous_tokens -= session.heads.tokens
-            session.heads = Heads()
+            if not any(is_cached(block) for block in session.last_blocks()):
+                session.expired = replace(session.view(), expired=True)
+                session.heads = Heads(self._block_tokens)
+                self._count(session)
+                self._eviction.used(session.session_id)
 
     # --- internal ---
 
-    def _named_speaker(self, request: "Request") -> Speaker | None:
-        """Return the speaker that the request names by its session id or its salt."""
-        named = parse_speaker(request.session_id)
+    def _session_named(self, request: "Request", named: Speaker | None) -> str | None:
+        """Return the session that the request names by its session id or its salt."""
         if named is not None and named.session_id is not None:
-            return named
+            return named.session_id
         if request.cache_salt:
-            return Speaker(self._thawed_into(salt_hash(request.cache_salt)) or session_of_salt(request.cache_salt))
+            return self._thawed_into(salt_hash(request.cache_salt)) or session_of_salt(request.cache_salt)
         return None
 
-    def _all(self) -> Iterator[_Session]:
-        return chain(self._sessions.values(), self._anonymous.values())
+    def _next_activity(self) -> int:
+        self._activity += 1
+        return self._activity
 
-    def _known(self, name: str) -> _Session | None:
-        return self._sessions.get(name) or self._anonymous.get(name)
+    def _known(self, name: str) -> Session | None:
+        return self._sessions.get(name) or self._sessions.get(session_of_salt(name))
 
-    def _open(self, name: str) -> _Session:
-        if name not in self._sessions:
+    def _open(self, name: str) -> Session:
+        session = self._sessions.get(name)
+        if session is None:
+            session = self._new(name, is_anonymous=False)
+        elif session.is_anonymous:
             # The name of an anonymous session can be read in a list. A request that uses it makes it a named session.
-            self._sessions[name] = self._drop_anonymous(name) or self._new(name)
-            while len(self._sessions) > MAX_SESSIONS:
-                self._sessions.popitem(last=False)
-        return self._touch(self._sessions[name])
+            session.is_anonymous = False
+            self._beginnings.remove(name)
+        return self._touch(session)
 
-    def _open_anonymous(self, request: "Request") -> _Session:
+    def _open_anonymous(self, request: "Request") -> Session:
         name = self._beginnings.find(request)
-        if name is None:
-            name = self._session_before_restart(request) or self._new_name()
-            self._beginnings.add(name, request)
-            self._anonymous[name] = self._new(name)
-            self._trim_anonymous()
-        return self._touch(self._anonymous[name])
+        if name is not None:
+            return self._touch(self._sessions[name])
+        name = self._session_before_restart(request) or self._new_name()
+        session = self._new(name, is_anonymous=True)
+        self._beginnings.add(name, request)
+        return self._touch(session)
 
     def _session_before_restart(self, request: "Request") -> str | None:
         """Return the session from before a restart that the request continues, if a window was thawed into it."""
         if self._continued is None:
             return None
         name = self._continued(request.all_token_ids, self._block_tokens)
-        return None if name is None or self._known(name) else name
+        return None if name is None or name in self._sessions else name
 
-    def _new(self, name: str) -> _Session:
+    def _new(self, name: str, *, is_anonymous: bool) -> Session:
         now = self._clock()
-        return _Session(name, now, now)
+        heads = Heads(self._block_tokens)
+        self._sessions[name] = session = Session(name, is_anonymous, now, now, heads, self._block_tokens)
+        return session
 
     def _new_name(self) -> str:
         """Return a name with the time and a random part, so that two engines hardly ever choose the same name."""
         begun = datetime.fromtimestamp(self._clock() / 1e6, UTC)
         name = f"{ANONYMOUS}{begun:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-        return self._new_name() if self._known(name) else name
+        return self._new_name() if name in self._sessions else name
 
-    def _touch(self, session: _Session) -> _Session:
+    def _touch(self, session: Session) -> Session:
         session.last_active_at = self._clock()
         session.expired = None
-        (self._anonymous if session.session_id in self._anonymous else self._sessions).move_to_end(session.session_id)
+        self._sessions.move_to_end(session.session_id)
         return session
 
-    def _trim_anonymous(self) -> None:
-        while len(self._anonymous) > MAX_ANONYMOUS or (
-            self._anonymous_tokens > MAX_ANONYMOUS_TOKENS and len(self._anonymous) > 1
-        ):
-            self._drop_anonymous(next(iter(self._anonymous)))
+    def _ask_for_title(self, request_title: RequestTitle, heads: Heads, head: Head) -> None:
+        name = head.name
 
-    def _drop_anonymous(self, name: str) -> _Session | None:
-        session = self._anonymous.pop(name, None)
-        if session is not None:
-            self._beginnings.remove(name)
-            self._anonymous_tokens -= session.heads.tokens
-        return session
+        def set_title(title: str) -> None:
+            if (titled := heads.table.by_name.get(name)) is not None:
+                titled.title = title
 
-    def _chain(self, request: "Request") -> Chain:
-        """Return the request's computed tokens and the hashes of their full blocks.
+        request_title(heads.token_ids(head), set_title)
 
-        vLLM counts the tokens of unfinished steps as computed. They are left out here.
-        """
-        computed = min(request.num_computed_tokens - request.num_in_flight_tokens, request.num_tokens)
-        return Chain(
-            array("i", request.all_token_ids[:computed]),
-            tuple(request.block_hashes[: computed // self._block_tokens]),
-            request.cache_salt,
-            is_text_only(request),
+    # --- memory ---
+
+    def _eviction_class(self, session_id: str) -> EvictionClass:
+        return self._sessions[session_id].eviction_class(self._protects_unfrozen, self._chunk_tokens)
+
+    def _count(self, session: Session) -> None:
+        size = session.size_bytes + self._beginnings.size_bytes(session.session_id)
+        self._size_bytes += size - session.counted_bytes
+        session.counted_bytes = size
+
+    def _bring_within_bounds(self, session: Session) -> None:
+        """Count the session again, and drop what exceeds the bounds."""
+        nameless = session.is_anonymous or session.session_id.startswith(_SALTED)
+        if nameless and not session.heads and not session.running:
+            self._drop(session.session_id)
+            return
+        limit = self._max_bytes // SESSION_SHARE
+        if session.needs_trimming(limit):
+            running = [head.name for head in session.table().by_name.values() if head.running is not None]
+            unfrozen = session.unfrozen_heads(self._chunk_tokens) if self._protects_unfrozen else []
+            trim_heads(session.session_id, session.heads, limit, running, [head.name for head in unfrozen])
+        self._count(session)
+        self._eviction.used(session.session_id)
+        while len(self._sessions) > 1 and self._is_over():
+            found = self._eviction.next()
+            if found is None:
+                return
+            session_id, why = found
+            if why >= EvictionClass.UNFROZEN:
+                logger.warning(
+                    "session %s was dropped to keep the index of sessions within its memory, although it %s",
+                    session_id,
+                    "was being answered" if why is EvictionClass.RUNNING else "has tokens that no window holds",
+                )
+            self._drop(session_id)
+
+    def _is_over(self) -> bool:
+        return (
+            self._size_bytes > self._max_bytes
+            or len(self._sessions) > MAX_SESSIONS
+            or self._eviction.count(EvictionClass.EMPTY) > MAX_EMPTY_SESSIONS
         )
 
-
-def _last_active(session: _Session) -> Micros:
-    return session.last_active_at
-
-
-def _is_no_id(text: str | None) -> bool:
-    """Return whether the client sent something that can't be an id, which is not the same as sending nothing."""
-    return bool(text) and parse_speaker(text) is None
-
-
-def _view(session: _Session) -> SessionView:
-    if session.expired is not None:
-        return session.expired
-    head = default_head(session.heads)
-    return SessionView(
-        session_id=session.session_id,
-        created_at=session.created_at,
-        last_active_at=session.last_active_at,
-        token_count=len(head.chain.token_ids) if head else 0,
-        heads=tuple(each.name for each in session.heads),
-        running=bool(session.running),
-        block_hashes=head.chain.block_hashes if head else (),
-        title=head.title if head else None,
-    )
+    def _drop(self, session_id: str) -> None:
+        session = self._sessions.pop(session_id)
+        self._eviction.remove(session_id)
+        self._beginnings.remove(session_id)
+        self._size_bytes -= session.counted_bytes

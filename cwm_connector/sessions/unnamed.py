@@ -11,6 +11,8 @@ tokens before it, and the tokens after that block. A look-up costs one probe of 
 request, and a comparison of a few tokens for each conversation with the same hash.
 """
 
+import sys
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +31,13 @@ _LEFT_OUT: Final = 4
 """Tokens at the end of a prompt that are not compared, at most an eighth of a short prompt. The chat template opens the
 answer there, for example with an empty thought, and may render it differently once it is part of the history."""
 _NO_BLOCK: Final = b""
+_BEGINNING_BYTES: Final = 600
+"""Python's own overhead for a beginning: the object and its entries in the two tables."""
+
+
+def compared_tokens(prompt_tokens: int) -> int:
+    """Return how many tokens of a prompt are compared."""
+    return prompt_tokens - min(_LEFT_OUT, prompt_tokens // 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +45,11 @@ class _Beginning:
     """The tokens of a prompt from `start`, the end of its last full block. The last few tokens are left out."""
 
     start: int
-    rest: list[int] = field(repr=False)
+    rest: "array[int]" = field(repr=False)
 
     def begins(self, token_ids: Sequence[int]) -> bool:
         """Return whether the tokens have `rest` at `start`."""
-        return token_ids[self.start : self.start + len(self.rest)] == self.rest
+        return array("i", token_ids[self.start : self.start + len(self.rest)]) == self.rest
 
 
 class Beginnings:
@@ -54,12 +63,12 @@ class Beginnings:
     def add(self, name: str, request: "Request") -> None:
         """Store the prompt of a request that was just added as the beginning of `name`."""
         tokens = request.all_token_ids
-        compared = len(tokens) - min(_LEFT_OUT, len(tokens) // 8)
+        compared = compared_tokens(len(tokens))
         blocks = compared // self._block_tokens
         block = request.block_hashes[blocks - 1] if blocks else _NO_BLOCK
         start = blocks * self._block_tokens
         alike = self._alike.setdefault(block, OrderedDict())
-        alike[name] = _Beginning(start, list(tokens[start:compared]))
+        alike[name] = _Beginning(start, array("i", tokens[start:compared]))
         self._block_of[name] = block
         if len(alike) > MAX_ALIKE:
             self.remove(next(iter(alike)))
@@ -72,6 +81,11 @@ class Beginnings:
         del self._alike[block][name]
         if not self._alike[block]:
             del self._alike[block]
+
+    def size_bytes(self, name: str) -> int:
+        """Return the bytes that the beginning of `name` takes in memory. 0 if there is none."""
+        block = self._block_of.get(name)
+        return 0 if block is None else _BEGINNING_BYTES + sys.getsizeof(self._alike[block][name].rest)
 
     def find(self, request: "Request") -> str | None:
         """Return the conversation that the request continues. Of several, return the one with the longest beginning."""

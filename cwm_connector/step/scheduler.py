@@ -6,7 +6,7 @@ queue.
 
 import logging
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -16,8 +16,10 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, Geometry
 from cwm_connector.core.types import Claim, Micros, TierName, salt_hash
 from cwm_connector.metrics import Metrics
-from cwm_connector.sessions.index import HeadSnapshot, SessionIndex, SessionView, is_text_only
+from cwm_connector.sessions.head import is_text_only
+from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.thaw_bindings import BoundWindow, ThawBindings
+from cwm_connector.sessions.views import HeadKind, HeadSnapshot, SessionView
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard, JobResult, Ticket
 from cwm_connector.step.jobs import ChunkBlocks, LoadJob, SaveJob, StepJobs, StepReports
@@ -59,15 +61,23 @@ class SavePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Freezable:
-    """A session that was active since its last freeze, with the facts that auto-freeze decides by."""
+class FreezableHead:
+    """A head with unfrozen tokens, with the facts that auto-freeze decides by."""
 
     session_id: str
+    head: str
     token_count: int
+    unfrozen_tokens: int
+    activity: int
+    """The index's count of turns when the head was last active. It grows with each turn, which a clock need not."""
     last_active_at: Micros
     running: bool
     near_eviction: bool
-    """vLLM will soon reuse the blocks at its end, or has begun to."""
+    """vLLM will soon reuse the block at its end, or has done so."""
+    is_default: bool
+    kind: HeadKind
+    coverage_known: bool
+    """False until the catalog was asked which of its tokens a window from before the start holds."""
 
 
 @dataclass(slots=True)
@@ -126,6 +136,7 @@ class SchedulerSide:
     def request_added(self, request: "Request") -> None:
         """Assign a new request to its session, unless it is a recompute of our own."""
         if request.request_id not in self._recomputes:
+            self.expire_some()
             self._sessions.request_added(request)
 
     def matched_tokens(self, request: "Request", computed_tokens: int) -> int:
@@ -203,40 +214,56 @@ class SchedulerSide:
 
     def session_views(self) -> list[tuple[SessionView, int]]:
         """Return the sessions, each with the number of its tokens that the prefix cache still has."""
-        size = self._geometry.block_tokens
-        pool = self._require_pool()
-        self._sessions.expire(lambda block: compat.cached_blocks(pool, [block])[0] is not None)
-        return [
-            (view, size * sum(block is not None for block in compat.cached_blocks(pool, view.block_hashes)))
-            for view in self._sessions.views()
-        ]
+        pool, size = self._require_pool(), self._geometry.block_tokens
+        return [(view, size * _cached_blocks(pool, hashes)) for view, hashes in self._sessions.listed()]
 
-    def freezable(self, frozen_at: Mapping[str, Micros], near: float) -> list[Freezable]:
-        """Return the sessions of at least one chunk that were active after their time in `frozen_at`.
+    def freezable(self, near: float) -> list[FreezableHead]:
+        """Return every head of at least one chunk that holds unfrozen tokens, the last active sessions first.
 
-        A session that has no time in `frozen_at` counts as active. `near` is the fraction of vLLM's blocks, of those
-        that it reuses next, that counts as near eviction. vLLM evicts the end of a session before its beginning, so
-        only the last block is checked and the cost does not depend on the length of the session.
+        A side head counts if a chunk of it belongs to no longer head. `near` is the fraction of vLLM's blocks, of those
+        that it reuses next, that counts as near eviction. vLLM evicts the end of a head before its beginning, so only
+        the last block is checked and the cost does not depend on the length of the head.
         """
         pool = self._require_pool()
         near_eviction = compat.next_evicted(pool, int(near * pool.num_gpu_blocks))
         found = []
-        for view in self._sessions.views():
-            blocks = len(view.block_hashes)
-            active = view.last_active_at > frozen_at.get(view.session_id, -1)
-            if view.expired or not active or blocks < self._geometry.blocks_per_chunk:
-                continue
-            (last,) = compat.cached_blocks(pool, view.block_hashes[-1:])
+        for session, head, is_default in self._sessions.unfrozen():
+            running = head.running is not None
+            (last,) = compat.cached_blocks(pool, [head.last_block])
             found.append(
-                Freezable(
-                    session_id=view.session_id,
-                    token_count=view.token_count,
-                    last_active_at=view.last_active_at,
-                    running=view.running,
-                    near_eviction=not view.running and (last is None or last.block_id in near_eviction),
+                FreezableHead(
+                    session_id=session.session_id,
+                    head=head.name,
+                    token_count=head.token_count,
+                    unfrozen_tokens=head.unfrozen_tokens,
+                    activity=head.activity,
+                    last_active_at=head.last_active_at,
+                    running=running,
+                    near_eviction=not running and (last is None or last.block_id in near_eviction),
+                    is_default=is_default,
+                    kind=head.kind,
+                    coverage_known=head.coverage_known,
                 )
             )
         return found
+
+    def mark_frozen(self, snapshot: HeadSnapshot) -> None:
+        """Record that a window holds the tokens of the snapshot."""
+        self._sessions.mark_frozen(snapshot.session_id, snapshot.token_ids, snapshot.block_hashes)
+
+    def mark_covered(self, session_id: str, head: str, tokens: int) -> None:
+        """Record that windows from before the start hold the first `tokens` of a head."""
+        self._sessions.mark_covered(session_id, head, tokens)
+
+    def protect_unfrozen(self, enabled: bool) -> None:
+        """Set whether sessions and heads with unfrozen tokens are forgotten last, as auto-freeze needs it."""
+        self._sessions.protect_unfrozen(enabled)
+
+    def expire_some(self) -> None:
+        """Drop the tokens of sessions that have expired. Each call looks at a few sessions."""
+        pool = self._pool
+        if pool is not None:
+            self._sessions.expire(lambda block: compat.cached_blocks(pool, [block])[0] is not None)
 
     def plan_save(self, snapshot: HeadSnapshot, order: SaveOrder) -> SavePlan:
         """Pin the blocks of the order and post their save. If some blocks are lost, pin nothing and report them."""
@@ -326,6 +353,19 @@ class SchedulerSide:
         if self._pool is None:
             raise CWMError(Code.STATE, "the engine is still starting and has no block pool yet; try again in a moment")
         return self._pool
+
+
+def _cached_blocks(pool: "BlockPool", hashes: Sequence[bytes]) -> int:
+    """Return how many leading blocks the prefix cache has. vLLM evicts a chain from its end."""
+    low, high = 0, len(hashes)
+    middle = high  # most chains are cached to their end
+    while low < high:
+        if compat.cached_blocks(pool, [hashes[middle - 1]])[0] is not None:
+            low = middle
+        else:
+            high = middle - 1
+        middle = (low + high + 1) // 2
+    return low
 
 
 def _parts(

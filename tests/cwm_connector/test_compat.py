@@ -16,7 +16,7 @@ from vllm.v1.request import Request
 
 from cwm_connector import compat
 from cwm_connector.core.errors import CWMError
-from cwm_connector.sessions.index import is_text_only
+from cwm_connector.sessions.head import is_text_only
 from tests.support.vllm_parts import BLOCK_TOKENS as BLOCK
 from tests.support.vllm_parts import HASHER, compute, new_pool, request
 

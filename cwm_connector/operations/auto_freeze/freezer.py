@@ -29,7 +29,7 @@ from cwm_connector.operations.delete import Deleter
 from cwm_connector.operations.freeze import Freezer
 from cwm_connector.protocol.calls import FreezeArgs, PolicyArgs
 from cwm_connector.protocol.results import AutoFreezePolicy, Frozen, NextFreeze
-from cwm_connector.step.scheduler import Freezable
+from cwm_connector.step.scheduler import FreezableHead
 
 logger = logging.getLogger(__name__)
 
@@ -145,11 +145,13 @@ class AutoFreezer:
 
     # --- inside ---
 
-    async def _freezable(self) -> list[Freezable]:
-        frozen_at = dict(self._frozen_at)
-        return await self._engine.on_engine_thread(lambda side: side.freezable(frozen_at, NEAR_EVICTION))
+    async def _freezable(self) -> list[FreezableHead]:
+        heads = await self._engine.on_engine_thread(lambda side: side.freezable(NEAR_EVICTION))
+        return [
+            head for head in heads if head.is_default and head.last_active_at > self._frozen_at.get(head.session_id, -1)
+        ]
 
-    async def _reason(self, session: Freezable, now: Micros) -> Reason | None:
+    async def _reason(self, session: FreezableHead, now: Micros) -> Reason | None:
         """Return why the session is to be frozen now. None if it is not."""
         if self._not_before.get(session.session_id, 0.0) > time.monotonic():
             return None
@@ -171,7 +173,7 @@ class AutoFreezer:
             self._remember(self._crossings, session_id, self._policy.crossings(window.token_count if window else 0))
         return self._crossings[session_id]
 
-    async def _is_frozen(self, session: Freezable) -> bool:
+    async def _is_frozen(self, session: FreezableHead) -> bool:
         """Return True if a window holds all of the session, whoever froze it."""
         window = await self._last_window(session.session_id)
         frozen = window is not None and window.created_at >= session.last_active_at
@@ -186,7 +188,7 @@ class AutoFreezer:
 
         return await self._engine.catalog.run(read)
 
-    async def _freeze(self, session: Freezable, reason: Reason) -> None:
+    async def _freeze(self, session: FreezableHead, reason: Reason) -> None:
         """Freeze the session and delete its windows beyond the retention limit. A failure is logged, not raised."""
         session_id = session.session_id
         try:
@@ -214,7 +216,7 @@ class AutoFreezer:
         self._remember(self._crossings, session_id, self._policy.crossings(result.token_count))
         await self._retention.prune(session_id, self._policy.keep_last)
 
-    async def _freeze_under_a_new_name(self, session: Freezable, reason: Reason) -> Frozen:
+    async def _freeze_under_a_new_name(self, session: FreezableHead, reason: Reason) -> Frozen:
         policy, session_id = self._policy, session.session_id
         mark = Mark(reason, await self._retention.next_generation(session_id))
         description = mark.described(_TEXTS[reason].format(policy=policy, tokens=session.token_count))
@@ -251,7 +253,7 @@ class AutoFreezer:
         table[session_id] = value
 
 
-def _most_urgent_first(sessions: Sequence[Freezable]) -> list[Freezable]:
+def _most_urgent_first(sessions: Sequence[FreezableHead]) -> list[FreezableHead]:
     """Return sessions near eviction first, the longest unused at the front, because it is evicted next."""
     return sorted(sessions, key=lambda session: (not session.near_eviction, session.last_active_at))
 

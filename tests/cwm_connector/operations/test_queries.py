@@ -9,12 +9,12 @@ from cwm_connector.catalog.base import SessionEvent, SessionRow
 from cwm_connector.core.types import Micros
 from cwm_connector.operations.queries import _state
 from cwm_connector.protocol.calls import Op
-from cwm_connector.sessions.index import SessionView
+from cwm_connector.sessions.views import SessionView
 from tests.support.miniature import Miniature
 
 
 def view(last_active_at: int, running: bool = False, expired: bool = False) -> SessionView:
-    return SessionView("alice", Micros(1), Micros(last_active_at), 9, ("h1",), running, (), expired=expired)
+    return SessionView("alice", Micros(1), Micros(last_active_at), 9, ("h1",), running, "h1", expired=expired)
 
 
 FROZEN = SessionRow("alice", "m", 9, SessionEvent.FROZEN, Micros(1), Micros(50))

@@ -9,6 +9,7 @@ from cwm_connector.core.names import legal_session_id
 from cwm_connector.core.types import salt_hash
 from cwm_connector.sessions.heads import MAX_HEADS
 from cwm_connector.sessions.index import EXPIRES_AFTER, session_of_salt
+from cwm_connector.sessions.views import HeadReason
 from tests.cwm_connector.sessions.samples import Clock, Request, finish, index, nobody
 
 
@@ -28,13 +29,13 @@ def test_the_next_turn_extends_the_same_head() -> None:
     assert view.heads == ("h1",) and view.token_count == 19
 
 
-def test_an_unrelated_chain_is_a_head_of_its_own_and_the_last_one_is_meant() -> None:
+def test_an_unrelated_chain_is_a_head_of_its_own_and_not_what_a_freeze_takes() -> None:
     sessions = index()
     finish(sessions, Request("r1", list(range(20))))
     finish(sessions, Request("title", list(range(100, 110))))
-    newest, first = sessions.snapshot("alice", None), sessions.snapshot("alice", "h1")
-    assert newest.head == "h2"
-    assert len(first.token_ids) == 19
+    conversation, title = sessions.snapshot("alice", None), sessions.snapshot("alice", "h2")
+    assert (conversation.head, len(conversation.token_ids)) == ("h1", 19)
+    assert (title.reason, len(title.token_ids)) == (HeadReason.ASKED, 9)
     with pytest.raises(CWMError, match=r"CWM-2001.*h1, h2"):
         sessions.snapshot("alice", "h9")
 
@@ -151,7 +152,7 @@ def test_a_session_is_meant_by_its_own_head_even_if_a_subagent_spoke_last() -> N
     sessions.request_added(Request("running", list(range(200, 260)), session_id="alice/c3d4"))
     (view,) = sessions.views()
     assert sessions.snapshot("alice", None).head == "h1"
-    assert (view.token_count, len(view.block_hashes)) == (39, 9)
+    assert (view.head, view.token_count) == ("h1", 39)
 
 
 def test_a_session_s_own_words_never_go_on_with_a_subagent_s_head() -> None:
@@ -212,7 +213,7 @@ def test_a_session_expires_once_it_is_old_and_the_prefix_cache_has_lost_it() -> 
     sessions = index(clock=clock)
     finish(sessions, Request("r", list(range(10))))
     finish(sessions, Request("r", list(range(50, 60)), session_id="kept"))
-    kept = sessions.snapshot("kept", None).block_hashes[0]
+    kept = sessions.snapshot("kept", None).block_hashes[-1]
     sessions.expire(lambda block: False)
     assert not any(view.expired for view in sessions.views()), "too young"
     clock.now += EXPIRES_AFTER
@@ -232,7 +233,7 @@ def test_an_expired_session_is_listed_and_not_frozen_until_it_speaks_again() -> 
     clock.now += EXPIRES_AFTER + 10
     sessions.expire(lambda block: False)
     (view,) = sessions.views()
-    assert (view.token_count, view.expired, view.block_hashes) == (9, True, ())
+    assert (view.token_count, view.expired) == (9, True)
     with pytest.raises(CWMError, match=r"CWM-2001.*expired"):
         sessions.snapshot(view.session_id, None)
     finish(sessions, nobody("again", list(range(20))))

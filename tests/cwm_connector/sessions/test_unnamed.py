@@ -7,7 +7,6 @@ import time
 import pytest
 
 from cwm_connector.core.types import Micros
-from cwm_connector.sessions import index as sessions_module
 from cwm_connector.sessions import unnamed
 from cwm_connector.sessions.index import EXPIRES_AFTER, session_of_salt
 from cwm_connector.sessions.unnamed import Beginnings
@@ -147,37 +146,23 @@ def test_what_could_never_be_frozen_opens_no_anonymous_session() -> None:
     assert sessions.views() == ()
 
 
-def test_anonymous_sessions_are_bounded_and_push_no_named_one_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions_module, "MAX_ANONYMOUS", 5)
-    sessions = index()
+def test_anonymous_sessions_are_bounded_and_push_no_named_one_out() -> None:
+    sessions = index(max_bytes=60_000, chunk_tokens=8)
     finish(sessions, Request("named", list(range(10))))
-    for number in range(20):
+    for number in range(100):
         finish(sessions, nobody(f"r{number}", list(range(100 * number, 100 * number + 10))))
-    assert len(sessions.views()) == 6 and sessions.views()[-1].session_id == "alice"
-    finish(sessions, nobody("first-again", list(range(10))))
-    assert len(sessions.views()) == 6
+    assert 5 < len(sessions.views()) < 20 and sessions.views()[-1].session_id == "alice"
+    assert sessions.size_bytes <= 60_000
 
 
-def test_anonymous_sessions_are_bounded_by_their_tokens_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions_module, "MAX_ANONYMOUS_TOKENS", 100)
-    sessions = index()
-    for number in range(20):
-        finish(sessions, nobody(f"r{number}", list(range(100 * number, 100 * number + 31))))
-        finish(sessions, nobody(f"on{number}", list(range(100 * number, 100 * number + 41))))
-    assert [view.token_count for view in sessions.views()] == [40, 40]
-    finish(sessions, nobody("long", list(range(9000, 9300))))
-    assert [view.token_count for view in sessions.views()] == [299]
-
-
-def test_the_tokens_of_an_expired_anonymous_session_count_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions_module, "MAX_ANONYMOUS_TOKENS", 100)
+def test_an_expired_anonymous_session_takes_hardly_any_memory() -> None:
     clock = Clock()
     sessions = index(clock=clock)
-    finish(sessions, nobody("old", list(range(91))))
+    finish(sessions, nobody("old", list(range(9_000))))
+    before = sessions.size_bytes
     clock.now += EXPIRES_AFTER + 10
     sessions.expire(lambda block: False)
-    finish(sessions, nobody("new", list(range(500, 591))))
-    assert len(sessions.views()) == 2
+    assert sessions.size_bytes < before / 5 and sessions.views()[0].expired
 
 
 def test_finding_a_long_conversation_among_a_thousand_is_cheap() -> None:

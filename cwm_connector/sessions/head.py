@@ -1,0 +1,171 @@
+"""One head of a session, and how far a request has come.
+
+Engine thread only. Nothing here blocks.
+"""
+
+import sys
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from cwm_connector import compat
+from cwm_connector.core.speaker import Hints, RequestKind
+from cwm_connector.core.types import Micros
+from cwm_connector.sessions.block_tree import Node
+from cwm_connector.sessions.unnamed import compared_tokens
+from cwm_connector.sessions.views import HeadKind, HeadSummary
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
+
+HEAD_BYTES: Final = 900
+"""Python's own overhead for a head: the object, its name, its numbers and its entry in the session's table."""
+
+
+def is_text_only(request: "Request") -> bool:
+    """Return whether the token ids and the weights alone determine the KV: no adapter, no images, no embeddings."""
+    return request.lora_request is None and not request.mm_features and request.prompt_embeds is None
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The first `token_count` of some tokens, and the hashes of the full blocks among them."""
+
+    token_ids: Sequence[int] = field(repr=False)
+    block_hashes: Sequence[bytes] = field(repr=False)
+    token_count: int
+    blocks: int
+    cache_salt: str | None = field(repr=False)
+    text_only: bool
+
+    def ids(self, start: int, end: int | None = None) -> "array[int]":
+        """Return the ids of the tokens [start, end)."""
+        limit = self.token_count if end is None else min(end, self.token_count)
+        return array("i", self.token_ids[start:limit])
+
+
+def computed_chain(request: "Request", block_tokens: int) -> Chain:
+    """Return the request's computed tokens.
+
+    vLLM counts the tokens of unfinished steps as computed. They are left out here. After a preemption there can be more
+    of them than it counts as computed.
+    """
+    computed = max(0, min(request.num_computed_tokens - request.num_in_flight_tokens, request.num_tokens))
+    blocks = min(computed // block_tokens, len(request.block_hashes))
+    return Chain(
+        token_ids=request.all_token_ids,
+        block_hashes=request.block_hashes,
+        token_count=min(computed, (blocks + 1) * block_tokens - 1),
+        blocks=blocks,
+        cache_salt=request.cache_salt,
+        text_only=is_text_only(request),
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """A request of a session, from its arrival to its end."""
+
+    request: "Request"
+    name: str | None
+    """The head that the client named."""
+    hints: Hints
+    prompt_tokens: int
+    activity: int
+    """The index's counter when it arrived, then when it ended."""
+    covered_tokens: int = 0
+    """How many of its tokens a window was made of while it ran."""
+    coverage_known: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a turn has come."""
+
+    turn: Turn
+    chain: Chain
+    is_whole: bool
+    """Its whole prompt is computed. The last few tokens of a prompt are not compared and do not count."""
+    is_structured: bool
+    """Its answer must match a schema, and no tools ask for that."""
+    streams: bool
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Return the length of its prompt."""
+        return self.turn.prompt_tokens
+
+
+def progress_of(turn: Turn, block_tokens: int) -> Progress:
+    """Return how far the turn has come."""
+    chain = computed_chain(turn.request, block_tokens)
+    return Progress(
+        turn=turn,
+        chain=chain,
+        is_whole=chain.token_count >= compared_tokens(turn.prompt_tokens),
+        is_structured=compat.answers_by_schema(turn.request) and turn.hints.has_tools is not True,
+        streams=compat.streams_its_answer(turn.request),
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Head:
+    """A chain that a freeze can take."""
+
+    name: str
+    kind: HeadKind
+    token_count: int
+    cache_salt: str | None = field(repr=False)
+    text_only: bool
+    prompt_tokens: int
+    """The length of the last prompt that was computed whole. The length of the chain if none was."""
+    is_partial: bool
+    """No prompt was computed whole yet."""
+    activity: int
+    last_active_at: Micros
+    has_tools: bool | None = None
+    opening: str | None = None
+    streams: bool = True
+    turns: int = 0
+    """How many requests have continued it."""
+    is_main_line: bool = False
+    """It was the main head, and so was every main head after it a branch of it."""
+    covered_tokens: int = 0
+    """How many of its tokens a window holds."""
+    coverage_known: bool = False
+    """A window made before the engine's start may hold some of it. The control thread has not looked yet."""
+    title: str | None = field(default=None, repr=False)
+    node: Node | None = field(default=None, repr=False)
+    """The end of its full blocks in the tree. None for a head that a running request has opened."""
+    tail: "array[int]" = field(default_factory=lambda: array("i"), repr=False)
+    """The tokens after its last full block."""
+    running: Progress | None = field(default=None, repr=False)
+    """The running request that is ahead of what was stored. Its chain is then the head's."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes that the head takes in memory, without its blocks."""
+        return HEAD_BYTES + sys.getsizeof(self.tail) + (0 if self.title is None else sys.getsizeof(self.title))
+
+    @property
+    def last_block(self) -> bytes:
+        """Return the hash of its last full block."""
+        if self.running is not None:
+            return self.running.chain.block_hashes[self.running.chain.blocks - 1]
+        assert self.node is not None
+        return self.node.hashes[-1]
+
+    @property
+    def unfrozen_tokens(self) -> int:
+        """Return how many of its tokens no window holds."""
+        return self.token_count - self.covered_tokens
+
+    def summary(self) -> HeadSummary:
+        """Return what is listed of it."""
+        return HeadSummary(self.name, self.token_count, self.last_active_at, self.title, self.kind)
+
+
+def is_hinted_side(hints: Hints) -> bool:
+    """Return whether the client's own fields say that the request is not a turn of the conversation."""
+    return hints.kind is not RequestKind.TURN
