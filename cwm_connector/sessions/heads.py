@@ -9,12 +9,12 @@ stays in the request. The second happens on a copy of the table of heads. The tr
 import copy
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from cwm_connector.core.types import Micros
-from cwm_connector.sessions.block_tree import BlockTree, ChainHashes, HashRun, Match, Node, common_blocks
+from cwm_connector.sessions.block_tree import BlockTree, ChainHashes, Match, Node, common_blocks
 from cwm_connector.sessions.choice import Decision, Effect, becomes_main, decide, default_head, is_of_main_line
 from cwm_connector.sessions.head import Chain, Head, Progress
 from cwm_connector.sessions.views import HeadKind, HeadReason
@@ -110,12 +110,12 @@ class Heads:
         known = match.blocks * self._block_tokens
         return self._tree.token_ids(match.node, 0, known) + chain.ids(known)
 
-    def block_hashes(self, head: Head) -> ChainHashes:
+    def block_hashes(self, head: Head) -> Sequence[bytes]:
         """Return the hashes of the head's blocks, which do not change any more."""
         if head.running is None:
             return ChainHashes([node.hashes.copy() for node in _stored(head.node).path()])
         chain = head.running.chain
-        return ChainHashes([HashRun(chain.block_hashes[: chain.blocks])])
+        return tuple(chain.block_hashes[: chain.blocks])
 
     def live_hashes(self, head: Head) -> ChainHashes:
         """Return the hashes of a stored head without a copy. They are valid until the next request ends."""
@@ -127,10 +127,13 @@ class Heads:
         return {head.name: self._common(head, chain, match) for head in heads}
 
     def own_tokens(self, heads: Iterable[Head]) -> dict[str, int]:
-        """Return for each head how many of its tokens no longer head has."""
+        """Return for each head how many of its tokens no weightier head has.
+
+        A side head weighs less than any other. Of two alike the longer one weighs more.
+        """
         seen = {self._tree.root}
         own = {}
-        for head in sorted(heads, key=lambda each: each.token_count, reverse=True):
+        for head in sorted(heads, key=lambda each: (each.kind is HeadKind.SIDE, -each.token_count)):
             node = head.node
             path = []
             while node is not None and node not in seen:

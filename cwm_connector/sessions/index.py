@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Final
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.speaker import NO_HINTS, Speaker, parse_speaker
 from cwm_connector.core.types import Micros, now_micros, salt_hash
-from cwm_connector.sessions.block_tree import ChainHashes
 from cwm_connector.sessions.bounds import (
     MAX_EMPTY_SESSIONS,
     MAX_INDEX_BYTES,
@@ -184,7 +183,7 @@ class SessionIndex:
         """Return all sessions, the last active one first."""
         return tuple(view for view, _ in self.listed())
 
-    def listed(self) -> Iterator[tuple[SessionView, ChainHashes]]:
+    def listed(self) -> Iterator[tuple[SessionView, Sequence[bytes]]]:
         """Yield all sessions, the last active one first, each with the hashes of its tokens.
 
         The hashes are valid until the next request ends. A session that can't be shown is logged and left out.
@@ -198,7 +197,7 @@ class SessionIndex:
     def unfrozen(self) -> Iterator[tuple[Session, Head, bool]]:
         """Yield the heads of at least a chunk that hold unfrozen tokens, each with whether it is the default head.
 
-        A side head counts if a chunk of it belongs to no longer head. A session that fails is logged and left out.
+        A side head counts if a chunk of it is not part of another head. A session that fails is logged and left out.
         """
         for session in reversed(self._sessions.values()):
             try:

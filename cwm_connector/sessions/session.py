@@ -3,13 +3,12 @@
 Engine thread only. Nothing here blocks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros
-from cwm_connector.sessions.block_tree import ChainHashes
 from cwm_connector.sessions.bounds import EvictionClass, exceeds
 from cwm_connector.sessions.head import Chain, Head, Turn, progress_of
 from cwm_connector.sessions.heads import Heads, HeadTable
@@ -17,7 +16,6 @@ from cwm_connector.sessions.views import HeadKind, HeadReason, HeadSnapshot, Ses
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Sequence
 
 SESSION_BYTES: Final = 3000
 """Python's own overhead for a session: its objects, its id, and its entries in the index's tables."""
@@ -72,7 +70,7 @@ class Session:
     def unfrozen_heads(self, chunk_tokens: int) -> list[Head]:
         """Return the heads of at least a chunk with tokens that no window holds.
 
-        A side head counts if a chunk of it belongs to no longer head.
+        A side head counts if a chunk of it is not part of another head. See `Heads.own_tokens`.
         """
         heads = self.table().by_name.values()
         found = [head for head in heads if head.token_count >= chunk_tokens and head.unfrozen_tokens > 0]
@@ -121,13 +119,13 @@ class Session:
         """Return the session as it is listed."""
         return self.listed()[0]
 
-    def listed(self) -> tuple[SessionView, ChainHashes]:
+    def listed(self) -> tuple[SessionView, Sequence[bytes]]:
         """Return the session as it is listed, and the hashes of its tokens.
 
         The hashes are valid until the next request ends.
         """
         if self.expired is not None:
-            return self.expired, ChainHashes([])
+            return self.expired, ()
         table = self.table()
         default = table.default()
         head, reason = default or (None, None)
@@ -144,7 +142,7 @@ class Session:
             title=None if head is None else head.title,
         )
         if stored is None:
-            return view, ChainHashes([])
+            return view, ()
         return view, self.heads.block_hashes(stored) if stored.running else self.heads.live_hashes(stored)
 
     def last_blocks(self) -> Iterator[bytes]:
@@ -153,7 +151,7 @@ class Session:
 
     # --- frozen ---
 
-    def mark_frozen(self, token_ids: "array[int]", block_hashes: "Sequence[bytes]") -> None:
+    def mark_frozen(self, token_ids: "array[int]", block_hashes: Sequence[bytes]) -> None:
         """Record that a window holds these tokens: for every head, what it has in common with them."""
         chain = Chain(token_ids, block_hashes, len(token_ids), len(block_hashes), None, True)
         heads = list(self.table().by_name.values())

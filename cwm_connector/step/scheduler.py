@@ -220,9 +220,9 @@ class SchedulerSide:
     def freezable(self, near: float) -> list[FreezableHead]:
         """Return every head of at least one chunk that holds unfrozen tokens, the last active sessions first.
 
-        A side head counts if a chunk of it belongs to no longer head. `near` is the fraction of vLLM's blocks, of those
-        that it reuses next, that counts as near eviction. vLLM evicts the end of a head before its beginning, so only
-        the last block is checked and the cost does not depend on the length of the head.
+        A side head counts if a chunk of it is not part of another head. `near` is the fraction of vLLM's blocks, of
+        those that it reuses next, that counts as near eviction. vLLM evicts the end of a head before its beginning, so
+        only the last block is checked and the cost does not depend on the length of the head.
         """
         pool = self._require_pool()
         near_eviction = compat.next_evicted(pool, int(near * pool.num_gpu_blocks))
