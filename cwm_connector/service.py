@@ -127,7 +127,8 @@ class EngineSide:
         server = ControlServer(self._settings.socket_path, operations, engine.model, __version__)
         await server.start()
         self._operations = operations
-        self._background = [asyncio.create_task(operations.tiering.run()), asyncio.create_task(operations.auto.run())]
+        tasks = (operations.tiering.run(), operations.auto.run(), operations.expire_sessions())
+        self._background = [asyncio.create_task(task) for task in tasks]
         if engine.claims.shared:
             sync = self._parts.shared_catalog_sync
             self._background.append(asyncio.create_task(sync.run(engine, operations.tiering)))

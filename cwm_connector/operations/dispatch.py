@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Awaitable
+from typing import Final
 
-from cwm_connector.control.async_helpers import finish_even_if_cancelled
+from cwm_connector.control.async_helpers import finish_even_if_cancelled, run_periodically
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.names import check_description, check_tags, check_window_name
@@ -39,6 +40,8 @@ from cwm_connector.protocol.calls import (
 )
 from cwm_connector.protocol.results import Answer, EngineInfo, Metrics, Tagged, TimedFreeze
 
+EXPIRE_EVERY_S: Final = 60.0
+
 
 class Dispatcher:
     """The operations of a running engine: the control server's `CallHandler`."""
@@ -61,6 +64,10 @@ class Dispatcher:
         await self.tiering.load_from_catalog()
         await self.auto.load_from_catalog()
         await self._thawer.rebind()
+
+    async def expire_sessions(self) -> None:
+        """Let the engine look for expired sessions once a minute until cancelled, also when no request arrives."""
+        await run_periodically(self._expire_some, EXPIRE_EVERY_S, "expiry of sessions")
 
     async def call(self, op: Op, args: Args, progress: ProgressSink) -> Answer:
         """Carry out one call and return the contract's fields. Raises: what the operation raises."""
@@ -126,6 +133,9 @@ class Dispatcher:
             self._engine.catalog.run(lambda catalog: catalog.tag_window(name, add, remove, description, now_micros()))
         )
         return Tagged(window_name=row.name, tags=list(row.tags), description=row.description)
+
+    async def _expire_some(self) -> None:
+        await self._engine.on_engine_thread(lambda side: side.expire_some())
 
     async def _metrics(self) -> Metrics:
         totals = await self._engine.catalog.run(lambda catalog: catalog.totals())

@@ -1,14 +1,17 @@
 """queries.py: what of a session the list tells."""
 
+import asyncio
 import threading
 from pathlib import Path
 
 import pytest
 
 from cwm_connector.catalog.base import SessionEvent, SessionRow
-from cwm_connector.core.types import Micros
+from cwm_connector.core.types import Micros, now_micros
+from cwm_connector.operations import dispatch
 from cwm_connector.operations.queries import _state
 from cwm_connector.protocol.calls import Op
+from cwm_connector.sessions.index import EXPIRES_AFTER
 from cwm_connector.sessions.views import SessionView
 from tests.support.miniature import Miniature
 
@@ -72,3 +75,20 @@ async def test_the_list_shows_the_title_of_a_session(tmp_path: Path) -> None:
     engine.close()
     (session,) = listed["sessions"]
     assert (session["title"], session["heads"], session["cached_tokens"]) == ("What is this?", 1, 32)
+
+
+async def test_a_session_expires_without_a_request_and_without_a_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await Miniature.started(tmp_path / "home")
+    await engine.serve(range(40), "alice")
+    await engine.evict()
+    index = engine.scheduler._sessions
+    monkeypatch.setattr(index, "_clock", lambda: Micros(now_micros() + 2 * EXPIRES_AFTER))
+    monkeypatch.setattr(dispatch, "EXPIRE_EVERY_S", 0.01)
+    task = asyncio.create_task(engine.operations.expire_sessions())
+    async with asyncio.timeout(20):
+        while not index.views()[0].expired:
+            await engine.engine.on_engine_thread(lambda side: None)
+    task.cancel()
+    engine.close()

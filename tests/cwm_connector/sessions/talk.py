@@ -6,9 +6,6 @@ import pytest
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-from cwm_connector.core.speaker import Hints, RequestKind, Speaker
-from cwm_connector.core.speaker import parse_speaker as parse_name
-from cwm_connector.sessions import index as index_module
 from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.views import HeadSnapshot
 from tests.support.vllm_parts import BLOCK_TOKENS, request
@@ -19,6 +16,10 @@ CHUNK = 256
 def words(seed: int, count: int) -> list[int]:
     """Return tokens that no other seed has."""
     return list(range(seed * 100_000, seed * 100_000 + count))
+
+
+SYSTEM = words(1, 300)
+"""More tokens than make a branch part of the main line."""
 
 
 class Talk:
@@ -75,25 +76,13 @@ class Talk:
         return list(self.frozen(session, head).token_ids)
 
 
-def parse_hinted(text: str | None) -> Speaker | None:
-    """Parse `SESSION[/HEAD][;kind=…][;opening=…][;tools=yes|no]`."""
-    name, *hints = (text or "").split(";")
-    told = dict(each.split("=") for each in hints)
-    speaker = parse_name(name)
-    if not told:
-        return speaker
-    return Speaker(
-        None if speaker is None else speaker.session_id,
-        None if speaker is None else speaker.head,
-        Hints(
-            kind=RequestKind(told.get("kind", "turn")),
-            opening=told.get("opening"),
-            has_tools={"yes": True, "no": False}.get(told.get("tools", "")),
-        ),
-    )
-
-
 @pytest.fixture
-def talk(monkeypatch: pytest.MonkeyPatch) -> Talk:
-    monkeypatch.setattr(index_module, "parse_speaker", parse_hinted)
+def talk() -> Talk:
     return Talk()
+
+
+def conversation(talk: Talk, session: str | None = "alice", turns: int = 3) -> list[int]:
+    said = SYSTEM
+    for turn in range(turns):
+        said = talk.say([*said, *words(10 + turn, 400)], words(20 + turn, 200), session)
+    return said

@@ -1,7 +1,5 @@
 """What a freeze takes in the situations that real clients bring about."""
 
-from typing import Any
-
 import pytest
 
 from cwm_connector.core.errors import CWMError
@@ -10,19 +8,11 @@ from cwm_connector.sessions.bounds import MAX_SIDE_HEADS
 from cwm_connector.sessions.choice import SILENT_AFTER
 from cwm_connector.sessions.index import session_of_salt
 from cwm_connector.sessions.views import HeadKind, HeadReason
-from tests.cwm_connector.sessions.talk import Talk, parse_hinted, talk, words
+from tests.cwm_connector.sessions.talk import SYSTEM, Talk, conversation, talk, words
 
 __all__ = ["talk"]
 
-SYSTEM = words(1, 300)
 SHORT_SYSTEM = words(1, 40)
-
-
-def conversation(talk: Talk, session: str | None = "alice", turns: int = 3) -> list[int]:
-    said = SYSTEM
-    for turn in range(turns):
-        said = talk.say([*said, *words(10 + turn, 400)], words(20 + turn, 200), session)
-    return said
 
 
 # --- requests that were cut off --------------------------------------------------------------------------------------
@@ -373,71 +363,7 @@ def test_several_running_requests_count_in_the_order_of_their_arrival(talk: Talk
     assert talk.index._sessions["alice"].heads.table.by_name.keys() == {"h1"}, "nothing is stored yet"
 
 
-# --- frozen tokens ---------------------------------------------------------------------------------------------------
-
-
-def unfrozen(talk: Talk) -> dict[str, int]:
-    return {head.name: head.unfrozen_tokens for _, head, _ in talk.index.unfrozen()}
-
-
-def test_a_turn_that_ends_between_the_snapshot_and_its_commit_is_not_frozen(talk: Talk) -> None:
-    said = conversation(talk)
-    snapshot = talk.frozen()
-    talk.say([*said, *words(30, 100)], words(31, 40))
-    talk.index.mark_frozen("alice", snapshot.token_ids, snapshot.block_hashes)
-    assert unfrozen(talk) == {"h1": 140}
-
-
-def test_what_is_frozen_while_it_runs_stays_frozen_when_it_ends(talk: Talk) -> None:
-    one = talk.answer(talk.begin(words(1, 400)), words(2, 40))
-    snapshot = talk.frozen()
-    talk.index.mark_frozen("alice", snapshot.token_ids, snapshot.block_hashes)
-    assert unfrozen(talk) == {}
-    talk.finish(one)
-    assert unfrozen(talk) == {}
-
-
-def test_a_branch_is_frozen_as_far_as_it_shares_what_is_frozen(talk: Talk) -> None:
-    said = conversation(talk)
-    snapshot = talk.frozen()
-    talk.index.mark_frozen("alice", snapshot.token_ids, snapshot.block_hashes)
-    talk.say([*said[:905], *words(30, 100)], words(31, 40))
-    assert unfrozen(talk) == {"h2": 140}
-
-
-def test_each_head_of_a_chunk_with_unfrozen_tokens_is_seen_and_small_side_heads_are_not(talk: Talk) -> None:
-    said = conversation(talk)
-    talk.say([*said, *words(60, 30)], words(61, 30), "alice;kind=side")
-    talk.say(words(70, 500), words(61, 30), "alice;kind=side")
-    talk.say(words(80, 400), words(81, 30), "alice/agent")
-    talk.say(words(90, 100), words(91, 30), "alice/tiny")
-    found = {head.name: is_default for _, head, is_default in talk.index.unfrozen()}
-    assert found == {"h1": True, "h3": False, "agent": False}
-
-
-def test_what_the_catalog_covers_is_taken_down_by_head(talk: Talk) -> None:
-    said = conversation(talk)
-    assert not any(head.coverage_known for _, head, _ in talk.index.unfrozen())
-    talk.index.mark_covered("alice", "h1", 1024)
-    ((_, head, _),) = talk.index.unfrozen()
-    assert (head.unfrozen_tokens, head.coverage_known) == (len(said) - 1024, True)
-    talk.index.mark_covered("alice", "h1", 10**9)
-    assert unfrozen(talk) == {}
-
-
-def test_a_session_that_fails_hides_no_other(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    conversation(talk, "bad")
-    said = conversation(talk, "good")
-    bad = talk.index._sessions["bad"]
-    monkeypatch.setattr(bad, "heads", None)
-    assert [session.session_id for session, _, _ in talk.index.unfrozen()] == ["good"]
-    assert [view.session_id for view in talk.index.views()] == ["good"]
-    assert talk.takes("good") == said
-
-
-def test_hints_are_read_from_the_session_id() -> None:
-    speaker: Any = parse_hinted("alice/a1;kind=side;tools=no;opening=1f3a9c2e")
-    assert (speaker.session_id, speaker.head, speaker.hints.has_tools) == ("alice", "a1", False)
+# --- hints ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_anonymous_request_can_have_hints(talk: Talk) -> None:

@@ -2,31 +2,23 @@
 
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cwm_connector.core.identity import Geometry
 from cwm_connector.metrics import Metrics
-from cwm_connector.sessions import index as index_module
 from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.thaw_bindings import ThawBindings
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard
 from cwm_connector.step.scheduler import SchedulerSide
 from cwm_connector.step.step_queue import StepQueue
-from tests.cwm_connector.sessions.talk import parse_hinted, words
+from tests.cwm_connector.sessions.talk import SYSTEM, words
 from tests.support.vllm_parts import BLOCK_TOKENS, new_pool, request
 
-SYSTEM = words(1, 300)
-"""More than what makes a branch part of the main line."""
 MAX_BYTES = 1_500_000
 SIZES = st.integers(1, 90)
-
-
-def with_hints(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(index_module, "parse_speaker", parse_hinted)
 
 
 class Conversation(RuleBasedStateMachine):
@@ -38,8 +30,6 @@ class Conversation(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch = pytest.MonkeyPatch()
-        with_hints(self.patch)
         self.pool = new_pool(400)
         bindings = ThawBindings()
         self.index = SessionIndex("m", BLOCK_TOKENS, bindings.thawed_into, max_bytes=MAX_BYTES, chunk_tokens=32)
@@ -52,9 +42,6 @@ class Conversation(RuleBasedStateMachine):
         self.earlier: list[list[int]] = []
         self.running: list[tuple[Any, list[int]]] = []
         self.computed: list[list[int]] = []
-
-    def teardown(self) -> None:
-        self.patch.undo()
 
     # --- the engine ---
 

@@ -1,17 +1,19 @@
 """scheduler.py against vLLM's own block pool and requests; the workers are played by the test."""
 
 from array import array
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from cwm_connector import compat
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, Geometry, Passport, chunk_specs
-from cwm_connector.core.types import NO_CLAIM, TierName, salt_hash
+from cwm_connector.core.types import NO_CLAIM, Micros, TierName, now_micros, salt_hash
 from cwm_connector.metrics import Metrics
-from cwm_connector.sessions.index import SessionIndex
+from cwm_connector.sessions.index import EXPIRES_AFTER, SessionIndex
 from cwm_connector.sessions.thaw_bindings import BoundWindow, ThawBindings
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard
@@ -28,7 +30,7 @@ PASSPORT = Passport({"weights": "w"})
 class Side:
     """A scheduler side with its neighbours and a real pool of 32 blocks."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], Micros] = now_micros) -> None:
         self.pool = new_pool(32)
         self.thaw_bindings = ThawBindings()
         self.board = JobBoard(world_size=1)
@@ -36,7 +38,7 @@ class Side:
         self.metrics = Metrics()
         self.woken = 0
         self.step_queue = StepQueue(self._wake)
-        sessions = SessionIndex("m", BLOCK_TOKENS, self.thaw_bindings.thawed_into)
+        sessions = SessionIndex("m", BLOCK_TOKENS, self.thaw_bindings.thawed_into, clock=clock)
         self.scheduler = SchedulerSide(
             GEOMETRY, sessions, self.thaw_bindings, self.board, self.step_queue, self.locations, self.metrics
         )
@@ -247,3 +249,42 @@ def test_sessions_are_listed_with_what_the_prefix_cache_still_has() -> None:
     assert (view.session_id, cached) == ("alice", 64)
     side.pool.get_new_blocks(29)
     assert side.scheduler.session_views()[0][1] == 32
+
+
+def test_a_head_is_near_eviction_when_the_block_at_its_end_is() -> None:
+    side = Side()
+    side.serve(request(range(256), session_id="alice"))
+    side.serve(request(range(1000, 1256), session_id="bob"))
+    assert {head.session_id: head.near_eviction for head in side.scheduler.freezable(0.25)} == {
+        "alice": True,  # its end is gone, 31 blocks are not enough for both
+        "bob": False,
+    }
+    (alice,) = [head for head in side.scheduler.freezable(0.25) if head.session_id == "alice"]
+    assert (alice.token_count, alice.unfrozen_tokens, alice.is_default, alice.running) == (256, 256, True, False)
+
+
+def test_what_a_snapshot_holds_is_frozen_once_it_is_marked() -> None:
+    side = Side()
+    side.serve(request(range(256), session_id="alice"))
+    snapshot = side.scheduler.snapshot("alice", None)
+    side.serve(request(range(272), session_id="alice"))
+    side.scheduler.mark_frozen(snapshot)
+    (head,) = side.scheduler.freezable(0.25)
+    assert head.unfrozen_tokens == 16 and head.activity > snapshot.activity
+    side.scheduler.mark_covered("alice", "h1", 272)
+    assert side.scheduler.freezable(0.25) == []
+
+
+def test_sessions_under_one_system_prompt_expire_while_others_keep_it_cached() -> None:
+    now = [0]
+    side = Side(lambda: Micros(now[0]))
+    system = list(range(32))
+    for number in range(20):
+        side.serve(request([*system, *range(1000 * number, 1000 * number + 64)], session_id=f"s{number}"))
+        now[0] += 1
+    now[0] += EXPIRES_AFTER
+    for number in range(20):
+        side.serve(request([*system, *range(70_000, 70_032)], f"r{number}", session_id="busy"))
+    expired = {view.session_id for view, _ in side.scheduler.session_views() if view.expired}
+    assert len(expired) >= 14, "the pool has blocks of the last few only"
+    assert compat.cached_blocks(side.pool, request(system).block_hashes)[0] is not None

@@ -1,0 +1,68 @@
+"""sessions/block_tree.py: chains share what they have in common, and nothing is left when they go."""
+
+from array import array
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cwm_connector.sessions.block_tree import BlockTree, ChainHashes, HashRun, Node
+
+BLOCK = 4
+
+
+def hashes_of(chain: list[int]) -> list[bytes]:
+    """Return hashes that differ in length, each for all blocks up to its own."""
+    return [repr(chain[: at + 1]).encode() for at in range(len(chain))]
+
+
+def tokens_of(chain: list[int]) -> "array[int]":
+    return array("i", [token for block in chain for token in range(block * BLOCK, block * BLOCK + BLOCK)])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 2), min_size=1, max_size=7)), max_size=12))
+def test_every_chain_is_found_again_whatever_was_added_and_removed(steps: list[tuple[bool, list[int]]]) -> None:
+    tree = BlockTree(BLOCK)
+    heads: list[tuple[Node, list[int]]] = []
+    for remove, chain in steps:
+        if remove and heads:
+            node, _ = heads.pop(len(chain) % len(heads))
+            tree.detach(node)
+        else:
+            hashes = hashes_of(chain)
+            match = tree.match(hashes, len(hashes))
+            known = max((_common(chain, other) for _, other in heads), default=0)
+            assert match.blocks == known
+            heads.append((tree.attach(match, hashes[known:], tokens_of(chain)[known * BLOCK :]), chain))
+        for node, kept in heads:
+            assert list(ChainHashes([each.hashes for each in node.path()])) == hashes_of(kept)
+            assert tree.token_ids(node, 0, len(kept) * BLOCK) == tokens_of(kept)
+            assert tree.token_ids(node, 3, 9) == tokens_of(kept)[3:9]
+            match = tree.match(hashes_of(kept), len(kept))
+            assert [match.common_blocks(other) for other, _ in heads] == [_common(kept, chain) for _, chain in heads]
+    for node, _ in heads:
+        tree.detach(node)
+    assert (tree.size_bytes, tree.root.children) == (0, {})
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    return next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None) or (
+        0 if one[:1] != other[:1] else min(len(one), len(other))
+    )
+
+
+def test_a_run_of_hashes_reads_like_a_list() -> None:
+    hashes = [b"a", b"bcd", b"", b"ef"]
+    run = HashRun(hashes[:2])
+    run.extend(hashes[2:])
+    assert list(run) == hashes and run[-1] == b"ef" and run[1:3] == (b"bcd", b"")
+    first = run.take_first(1)
+    assert (list(first), list(run)) == ([b"a"], hashes[1:])
+    first.append_run(run)
+    assert list(first) == hashes
+
+
+def test_a_chain_over_several_runs_reads_like_a_list() -> None:
+    chain = ChainHashes([HashRun([b"a", b"b"]), HashRun([b"c"]), HashRun([b"d", b"e"])])
+    assert list(chain) == [b"a", b"b", b"c", b"d", b"e"]
+    assert (chain[-1], chain[1:4], len(chain)) == (b"e", (b"b", b"c", b"d"), 5)
