@@ -90,9 +90,9 @@ class EngineSide:
     def has_pending_work(self) -> bool:
         """Return True while the engine must go on stepping although no request runs. Engine thread; never waits.
 
-        Operations wait for a step, or vLLM shuts down and sessions are still being frozen.
+        Operations wait for a step, or vLLM shuts down and freezes are still under way.
         """
-        return self.scheduler.wants_step or self._freezing_before_shutdown()
+        return self.scheduler.wants_step or self._is_finishing_freezes()
 
     def forget_thaws(self) -> None:
         """Unbind every thaw, because vLLM was asked to drop its caches. Windows stay and can be thawed again."""
@@ -108,13 +108,13 @@ class EngineSide:
         self._parts.close()
         self._lock.release()
 
-    def _freezing_before_shutdown(self) -> bool:
+    def _is_finishing_freezes(self) -> bool:
         if self._core is None or self._operations is None or self._control is None:
             return False
         if self._shutdown_freezes is None:
             if not compat.is_shutting_down(self._core):
                 return False
-            self._shutdown_freezes = self._control.submit(self._operations.auto.freeze_before_shutdown())
+            self._shutdown_freezes = self._control.submit(self._operations.finish_before_shutdown())
         return not self._shutdown_freezes.done()
 
     def _wake(self) -> None:

@@ -5,6 +5,8 @@
 - PreToolUse replaces "current" by the real session id in a call of one of our tools. Only Claude Code knows the current
   session: the environment of the MCP server is as old as the server, and /clear starts a new session.
 
+The engine carries on a freeze that it has accepted, even if Claude Code kills the hook.
+
 A hook never breaks Claude Code. It always exits with 0 and says in one line what it could not do. Its input and
 environment contain prompts and secrets, so it never logs or repeats them. It imports only the standard library and
 msgspec, because Claude Code waits for it to start.
@@ -14,6 +16,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +29,10 @@ from cwm_mcp.api.client import ControlClient
 
 CURRENT: Final = "current"
 FREEZE_LIMIT_S: Final = 50.0
-"""Less than the 60 s of hooks.json, after which Claude Code kills the hook without a message."""
+"""For all calls of one hook together. With `_GRACE_S` it is less than the 60 s of hooks.json, after which Claude Code
+kills the hook without a message."""
+_GRACE_S: Final = 3.0
+"""For the engine to answer that a freeze goes on."""
 _SESSION_ARGUMENTS: Final = ("session_id", "new_session_id")
 _ATTEMPTS: Final = 20
 """Names to try."""
@@ -65,13 +71,14 @@ async def _freeze(event: Mapping[str, Any], kind: str, reason: Reason, text: str
     session = _id_in(event, "session_id")
     if session is None:
         return _message("not frozen: Claude Code gave no session id")
-    client = ControlClient(socket_path(os.environ), "cwm_mcp.hooks")
+    client = ControlClient(socket_path(os.environ), "cwm_mcp.hooks", grace_s=min(_GRACE_S, FREEZE_LIMIT_S))
     try:
-        async with asyncio.timeout(FREEZE_LIMIT_S):
-            frozen = await _freeze_new_generation(client, session, kind, reason, text)
-    except TimeoutError:
-        return _message(f"not frozen: the engine did not finish within {FREEZE_LIMIT_S:g} s; run cwm health engine")
+        frozen = await _freeze_new_generation(client, session, kind, reason, text)
     except CWMError as problem:
+        if (name := problem.context.get("carried_on")) is not None:
+            return _message(f"still freezing {name}: {problem.message}")
+        if problem.code is Code.ENGINE_TIMEOUT:
+            return _message(f"not frozen: the engine did not finish within {FREEZE_LIMIT_S:g} s; run cwm health engine")
         return _message(f"not frozen: {problem}")
     finally:
         await client.aclose()
@@ -88,17 +95,21 @@ async def _freeze_new_generation(
     client: ControlClient, session: str, kind: str, reason: Reason, text: str
 ) -> dict[str, Any]:
     """Freeze the session as `KIND-SESSION-gN` with the next free N."""
+    deadline = time.monotonic() + FREEZE_LIMIT_S
     stem = f"{kind}-{session.replace(':', '-').lstrip('.')[:8]}-g"
-    windows = await client.call(Op.LIST, ListArgs(session_id=session, limit=_LISTED))
+    windows = await client.call(Op.LIST, ListArgs(session_id=session, limit=_LISTED), timeout_s=FREEZE_LIMIT_S)
     taken = [int(end) for each in windows["windows"] if (end := _after(stem, each["name"])).isdecimal()]
     first = max(taken, default=0) + 1
     for generation in range(first, first + _ATTEMPTS):
         name = f"{stem}{generation}"
         try:
             args = FreezeArgs(session, name, Mark(reason, generation).described(text), [TAG, kind])
-            return await client.call(Op.FREEZE, args, timeout_s=FREEZE_LIMIT_S)
+            left_s = max(deadline - time.monotonic(), _GRACE_S)
+            return await client.call(Op.FREEZE, args, timeout_s=left_s)
         except CWMError as problem:
             # Taken by a session with the same first characters, or by the same session at the same moment.
+            if problem.context.get("carried_on"):
+                raise CWMError(problem.code, problem.message, carried_on=name) from None
             if problem.code is not Code.WINDOW_EXISTS:
                 raise
     raise CWMError(

@@ -1,5 +1,6 @@
 """One call of a client: the running operation, its progress and its one answer.
 
+An operation in `CARRIED_ON` goes on when its client leaves or its time is over. `AcceptedWork` limits how many do.
 Control thread. Nothing here blocks its event loop.
 """
 
@@ -8,10 +9,10 @@ import contextlib
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.protocol.calls import Args, Op
+from cwm_connector.protocol.calls import CARRIED_ON, Args, Op
 from cwm_connector.protocol.results import Answer
 from cwm_connector.protocol.wire import Failure, FromEngine, Progress, Result
 
@@ -67,44 +68,103 @@ class ProgressFlow:
                     await self._finished.wait()
 
 
+class AcceptedWork:
+    """The operations that go on without a client. One for each server."""
+
+    def __init__(self, limit: int, limit_s: float) -> None:
+        """Take the most operations at once, and the seconds after which one of them is cancelled."""
+        self.limit_s: Final = limit_s
+        self._limit = limit
+        self._carried: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def adopt(self, op: Op, work: asyncio.Task[Answer]) -> bool:
+        """Carry `work` on without its client. Return False if it must be cancelled instead."""
+        if op not in CARRIED_ON or len(self._carried) >= self._limit or self._closed:
+            return False
+        task = asyncio.create_task(self._see_through(op, work))
+        self._carried.add(task)
+        task.add_done_callback(self._carried.discard)
+        return True
+
+    async def close(self) -> None:
+        """Cancel what is carried on, wait for it, and adopt nothing more."""
+        self._closed = True
+        for task in self._carried:
+            task.cancel()
+        if self._carried:
+            await asyncio.wait(self._carried)
+
+    async def _see_through(self, op: Op, work: asyncio.Task[Answer]) -> None:
+        try:
+            await asyncio.wait({work}, timeout=self.limit_s)
+        finally:
+            work.cancel()
+            await asyncio.wait({work})
+        try:
+            work.result()
+        except asyncio.CancelledError:
+            logger.warning("%s was cancelled: its client has left, and it took too long", op.value)
+        except CWMError as problem:
+            logger.warning("%s, whose client has left, failed with CWM-%d", op.value, problem.code)
+        except Exception as problem:
+            log_unexpected(op, problem)
+        else:
+            logger.info("%s, whose client has left, is done", op.value)
+
+
 class RunningCall:
     """One operation from its start to its answer."""
 
-    def __init__(self, call_id: int, op: Op, work: asyncio.Task[Answer], limit_s: float) -> None:
+    def __init__(
+        self, call_id: int, op: Op, work: asyncio.Task[Answer], limit_s: float, accepted: AcceptedWork
+    ) -> None:
         self._id = call_id
         self._op = op
         self._work = work
         self._limit_s = limit_s
+        self._accepted = accepted
         self._cancel_reason: CWMError | None = None
+        self._carried_on: asyncio.Future[CWMError] = asyncio.get_running_loop().create_future()
+        """Set to the answer when nobody waits for the operation any more and it goes on all the same."""
 
     def cancel(self, reason: CWMError) -> None:
         """Cancel the operation, once. `reason` is the answer unless the operation ends with a result all the same."""
-        if self._cancel_reason is None:
+        if self._cancel_reason is None and not self._carried_on.done():
             self._cancel_reason = reason
             self._work.cancel()
 
+    def give_up(self, why: str) -> None:
+        """Stop waiting for the operation. Carry it on if it is one of those that go on, or else cancel it."""
+        if self._cancel_reason is None and not self._work.done() and self._accepted.adopt(self._op, self._work):
+            goes_on = f"{why}; it goes on, and window_status shows its progress"
+            self._carried_on.set_result(CWMError(Code.OPERATION_TIMEOUT, goes_on, carried_on=True))
+        else:
+            self.cancel(CWMError(Code.OPERATION_TIMEOUT, f"{why} and was cancelled; allow it more time"))
+
     async def answer(self) -> Result | Failure:
-        """Wait for the operation and return its answer. Cancel it once its time is over."""
-        finished, _ = await asyncio.wait({self._work}, timeout=self._limit_s)
+        """Wait for the operation and return its answer. Give it up once its time is over."""
+        ends: set[asyncio.Future[Any]] = {self._work, self._carried_on}
+        finished, _ = await asyncio.wait(ends, timeout=self._limit_s, return_when=asyncio.FIRST_COMPLETED)
         if not finished:
-            self.cancel(
-                CWMError(
-                    Code.OPERATION_TIMEOUT,
-                    f"{self._op.value} was not done after {self._limit_s:g} s and was cancelled; allow it more time",
-                )
-            )
+            self.give_up(f"{self._op.value} was not done after {self._limit_s:g} s")
+        if not self._carried_on.done():
             await asyncio.wait({self._work})
         try:
+            if self._carried_on.done():
+                raise self._carried_on.result()
             return Result(self._id, self._work.result())
         except asyncio.CancelledError as stray:
-            return Failure.of(self._cancel_reason or self._unexpected(stray), self._id)
+            return Failure.of(self._cancel_reason or log_unexpected(self._op, stray), self._id)
         except CWMError as problem:
             return Failure.of(problem, self._id)
         except Exception as problem:
-            return Failure.of(self._unexpected(problem), self._id)
+            return Failure.of(log_unexpected(self._op, problem), self._id)
 
-    def _unexpected(self, problem: BaseException) -> CWMError:
-        kind = type(problem).__name__
-        # Only the stack is logged: the exception's text may hold arguments such as a prompt or a salt.
-        logger.error("%s failed with %s\n%s", self._op.value, kind, "".join(traceback.format_tb(problem.__traceback__)))
-        return CWMError(Code.INTERNAL, f"{self._op.value} failed with {kind}; see the engine's log, and report it")
+
+def log_unexpected(op: Op, problem: BaseException) -> CWMError:
+    """Write the stack of an exception that is a defect, and return what to tell the client."""
+    kind = type(problem).__name__
+    # Only the stack is logged: the exception's text may hold arguments such as a prompt or a salt.
+    logger.error("%s failed with %s\n%s", op.value, kind, "".join(traceback.format_tb(problem.__traceback__)))
+    return CWMError(Code.INTERNAL, f"{op.value} failed with {kind}; see the engine's log, and report it")

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from cwm_connector.control.calls import CallHandler, ProgressFlow, RunningCall
+from cwm_connector.control.calls import AcceptedWork, CallHandler, ProgressFlow, RunningCall
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.calls import parse_arguments
 from cwm_connector.protocol.wire import (
@@ -52,6 +52,8 @@ class ConnectionLimits:
     call_s: float = MAX_CALL_S
     calls: int = MAX_CALLS
     connections: int = 32
+    carried_on: int = 8
+    """Operations of all clients together that go on after their client has left. The next one is cancelled."""
     progress_interval_s: float = 0.05
     """Seconds between two Progress messages of one call."""
 
@@ -66,12 +68,14 @@ class Connection:
         operations: CallHandler,
         welcome: Welcome,
         limits: ConnectionLimits,
+        accepted: AcceptedWork,
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._operations = operations
         self._welcome = welcome
         self._limits = limits
+        self._accepted = accepted
         self._writing = asyncio.Lock()
         self._calls: dict[int, RunningCall] = {}
         self._answering: set[asyncio.Task[None]] = set()
@@ -86,7 +90,7 @@ class Connection:
             self._writer.transport.abort()
 
     async def serve(self) -> None:
-        """Serve the client until it leaves or breaks the protocol, then cancel its calls."""
+        """Serve the client until it leaves or breaks the protocol, then give up its calls."""
         try:
             await self._greet()
             while True:
@@ -95,10 +99,14 @@ class Connection:
             await self._send(Failure.of(reason))
         except (asyncio.IncompleteReadError, OSError):
             pass  # the client has left
+        except asyncio.CancelledError:
+            for call in self._calls.values():
+                call.cancel(CWMError(Code.OPERATION_TIMEOUT, "cancelled: the engine shuts down"))
+            raise
         finally:
             self._writer.transport.abort()
             for call in self._calls.values():
-                call.cancel(CWMError(Code.OPERATION_TIMEOUT, "cancelled: the client has left"))
+                call.give_up("the client has left")
 
     async def wait_for_calls(self) -> None:
         """Wait for cancelled operations that finish what must not stop half-way."""
@@ -159,7 +167,7 @@ class Connection:
         flow = ProgressFlow(call.id, self._limits.progress_interval_s, self._send)
         work = asyncio.create_task(self._operations.call(op, args, flow.report))
         limit_s = min(self._limits.call_s, math.inf if call.timeout_s is None else call.timeout_s)
-        running = self._calls[call.id] = RunningCall(call.id, op, work, limit_s)
+        running = self._calls[call.id] = RunningCall(call.id, op, work, limit_s, self._accepted)
         answering = asyncio.create_task(self._answer(call.id, running, flow))
         self._answering.add(answering)
         answering.add_done_callback(self._answering.discard)

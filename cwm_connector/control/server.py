@@ -15,7 +15,7 @@ import struct
 from pathlib import Path
 from typing import Any, Final
 
-from cwm_connector.control.calls import CallHandler
+from cwm_connector.control.calls import AcceptedWork, CallHandler
 from cwm_connector.control.connection import Connection, ConnectionLimits
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.wire import Welcome
@@ -41,6 +41,7 @@ class ControlServer:
         self._operations = operations
         self._welcome = Welcome(0, version, os.getpid(), model)
         self._limits = limits
+        self._accepted = AcceptedWork(limits.carried_on, limits.call_s)
         self._open_connections = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -59,6 +60,7 @@ class ControlServer:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self._accepted.close()
 
     async def _until_cancelled(self, listener: asyncio.Server, inode: int) -> None:
         """Hold the socket until the task is cancelled, which the end of the event loop does too."""
@@ -78,7 +80,7 @@ class ControlServer:
         task = asyncio.current_task()
         assert task is not None
         self._track(task)
-        connection = Connection(reader, writer, self._operations, self._welcome, self._limits)
+        connection = Connection(reader, writer, self._operations, self._welcome, self._limits, self._accepted)
         if not _may_connect(writer):
             return await connection.refuse(
                 CWMError(Code.NOT_ALLOWED, "this engine belongs to another user; call as the user that runs it")

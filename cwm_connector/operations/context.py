@@ -17,6 +17,7 @@ from cwm_connector.core.identity import Geometry, Passport
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations.claims import Claims
+from cwm_connector.operations.freeze.under_way import FreezesUnderWay
 from cwm_connector.sessions.thaw_bindings import ThawBindings
 from cwm_connector.settings import Settings
 from cwm_connector.step.chunk_locations import ChunkLocations
@@ -58,6 +59,7 @@ class EngineContext:
     durable_tiers: Mapping[TierName, DurableTier]
     """As this process sees them, for maintenance that needs no worker. Fastest first."""
     claims: Claims
+    freezes: FreezesUnderWay = field(default_factory=FreezesUnderWay)
     chunk_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held to write, move or remove chunks, so that no operation drops a chunk that another has decided to refer to."""
 

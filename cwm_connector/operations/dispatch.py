@@ -1,5 +1,7 @@
 """Hands each call of the control socket to the operation that carries it out, and counts it. Control thread."""
 
+import asyncio
+import logging
 import math
 from collections.abc import Awaitable
 from typing import Final
@@ -9,10 +11,10 @@ from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.names import check_description, check_tags, check_window_name
 from cwm_connector.core.types import now_micros
-from cwm_connector.operations.auto_freeze.freezer import AutoFreezer
+from cwm_connector.operations.auto_freeze.freezer import SHUTDOWN_LIMIT_S, AutoFreezer
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.delete import Deleter
-from cwm_connector.operations.freeze import Freezer
+from cwm_connector.operations.freeze.freezer import Freezer
 from cwm_connector.operations.health import HealthReader
 from cwm_connector.operations.queries import Queries
 from cwm_connector.operations.thaw import Thawer
@@ -39,6 +41,8 @@ from cwm_connector.protocol.calls import (
     VerifyArgs,
 )
 from cwm_connector.protocol.results import Answer, EngineInfo, Metrics, Tagged, TimedFreeze
+
+logger = logging.getLogger(__name__)
 
 EXPIRE_EVERY_S: Final = 60.0
 
@@ -69,6 +73,10 @@ class Dispatcher:
         """Let the engine look for expired sessions once a minute until cancelled, also when no request arrives."""
         await run_periodically(self._expire_some, EXPIRE_EVERY_S, "expiry of sessions")
 
+    async def finish_before_shutdown(self) -> None:
+        """Carry through the freezes that are under way, and freeze what the auto-freeze policy saves at the end."""
+        await asyncio.gather(self.auto.freeze_before_shutdown(), self._finish_freezes())
+
     async def call(self, op: Op, args: Args, progress: ProgressSink) -> Answer:
         """Carry out one call and return the contract's fields. Raises: what the operation raises."""
         outcome = "failed"
@@ -89,6 +97,7 @@ class Dispatcher:
             case ThawArgs():
                 return self._thawer.thaw(args, progress)
             case CloneArgs():
+                self._engine.freezes.require_free(args.target_window)
                 return self._thawer.clone(args)
             case DeleteArgs():
                 return self._deleter.delete(args)
@@ -119,6 +128,13 @@ class Dispatcher:
             Op.PING: self._ping,
         }
         return without_arguments[op]()
+
+    async def _finish_freezes(self) -> None:
+        try:
+            async with asyncio.timeout(SHUTDOWN_LIMIT_S):
+                await self._engine.freezes.wait_until_done()
+        except TimeoutError:
+            logger.warning("not every freeze could be completed before the shutdown")
 
     async def _freeze(self, args: FreezeArgs, progress: ProgressSink) -> TimedFreeze:
         result = await self._freezer.freeze(args, progress)

@@ -136,6 +136,11 @@ class Queries:
         return results.tier_to_read(self._engine.locations.tiers_of(keys), len(keys))
 
     async def _window_status(self, name: str, include_blocks: bool) -> Status:
+        # In this order: a freeze is under way until its window can be found in the catalog.
+        freezing = self._engine.freezes.status(name, self._engine.model)
+        if freezing is not None:
+            return freezing
+
         def read(catalog: Catalog) -> Status:
             chunks = catalog.chunks_of(name)
             self._engine.locations.load_from_catalog(chunks)
@@ -148,7 +153,15 @@ class Queries:
                 hit_rate=self._engine.metrics.hit_rate(),
             )
 
-        return await self._engine.catalog.run(read)
+        try:
+            return await self._engine.catalog.run(read)
+        except CWMError as problem:
+            failure = self._engine.freezes.failure(name)
+            if problem.code is not Code.WINDOW_NOT_FOUND or failure is None:
+                raise
+            raise CWMError(
+                problem.code, f"no window named {name!r}; its freeze failed: {failure}", window_name=name
+            ) from None
 
     async def _session_status(self, session_id: str) -> Status:
         item = next((each for each in await self._session_items(STATUS_WAITS_S) if each.session_id == session_id), None)

@@ -25,7 +25,11 @@ class WindowCommit:
         self._tiering = tiering
 
     async def require_free(self, name: str) -> None:
-        """Raise `Code.WINDOW_EXISTS` for a taken name before any work is done. The commit checks it again."""
+        """Raise `Code.WINDOW_EXISTS` for a taken name before any work is done. The commit checks it again.
+
+        The name of a window that is being frozen is taken too.
+        """
+        self._engine.freezes.require_free(name)
         try:
             await self._engine.catalog.run(lambda catalog: catalog.window(name))
         except CWMError as problem:

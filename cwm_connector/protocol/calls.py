@@ -223,6 +223,10 @@ class Op(enum.StrEnum):
     PING = "ping"
 
 
+CARRIED_ON: Final = frozenset({Op.FREEZE})
+"""Operations that go on when their client leaves or its time is over. What they save can be lost for ever, and every
+other operation can be called again. A Cancel message ends them too."""
+
 ARGUMENTS: Final[Mapping[Op, type[Args]]] = {
     Op.FREEZE: FreezeArgs,
     Op.THAW: ThawArgs,

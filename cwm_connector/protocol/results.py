@@ -140,18 +140,28 @@ class Block(msgspec.Struct, frozen=True):
     storage_tier: str | None
 
 
+class FreezeProgress(msgspec.Struct, frozen=True):
+    """How far a freeze that is under way has come."""
+
+    stage: str
+    done: Annotated[int, Meta(description="Blocks stored.")]
+    total: int | None
+    started_at: str
+
+
 class Status(Answer, frozen=True):
-    """Details of one window or one session."""
+    """Details of one window or one session. A window in the state `freezing` does not exist yet."""
 
     type: Literal["window", "session"]
     id: str
     state: str
     model: str | None
-    token_count: int
+    token_count: int | None
     kv_cache: KvCache
     timestamps: Timestamps
     lineage: Lineage
     blocks: list[Block] | None = None
+    progress: FreezeProgress | None = None
 
 
 class WindowTokens(Answer, frozen=True):

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.protocol.calls import Args, Op
+from cwm_connector.protocol.calls import CARRIED_ON, Args, Op
 from cwm_connector.protocol.wire import (
     MAX_CALL_S,
     MAX_CALLS,
@@ -65,14 +65,15 @@ class ControlClient:
     ) -> dict[str, Any]:
         """Carry out an operation and return its fields. `timeout_s` limits it in the engine, by default to an hour.
 
-        Cancelling the task that waits here cancels the operation.
+        Cancelling the task that waits here cancels the operation. So does the end of its time, unless the operation is
+        one of `CARRIED_ON`.
         Raises: the engine's own CWMError, `Code.ENGINE_UNREACHABLE` if no engine answers or it goes away meanwhile,
         `Code.ENGINE_TIMEOUT` if no answer comes within `timeout_s` and a grace, `Code.ARGUMENT` for arguments that
         don't fit into a message, `Code.NOT_ALLOWED` for a socket of another user.
         """
         limit_s = MAX_CALL_S if timeout_s is None else timeout_s
         try:
-            async with asyncio.timeout(limit_s + self._grace_s), self._places:
+            async with asyncio.timeout(limit_s + self._grace_s) as deadline, self._places:
                 call = Call(next(self._ids), op.value, args, timeout_s)
                 frame = _call_frame(call)
                 connection = await self._connected()
@@ -80,7 +81,12 @@ class ControlClient:
                     # The engine had gone unnoticed; nothing was sent, so that its successor can have the call.
                     connection = await self._connected()
                     connection.send(frame)
-                return await connection.answer(call, on_progress)
+                try:
+                    return await connection.answer(call, on_progress)
+                except asyncio.CancelledError:
+                    if not (deadline.expired() and op in CARRIED_ON):
+                        connection.cancel(call)
+                    raise
         except TimeoutError:
             raise CWMError(
                 Code.ENGINE_TIMEOUT,
@@ -139,13 +145,13 @@ class _Connection:
         self._waiting[call.id] = _Waiting(call.op, answer, on_progress)
         try:
             return await answer
-        except asyncio.CancelledError:
-            # The caller's own task was cancelled, or its time is over.
-            if not self.ended:
-                self.send(encode(Cancel(call.id)))
-            raise
         finally:
             self._waiting.pop(call.id, None)
+
+    def cancel(self, call: Call) -> None:
+        """Tell the engine, if it is still there, that nobody wants the call any more."""
+        if not self.ended:
+            self.send(encode(Cancel(call.id)))
 
     async def aclose(self) -> None:
         self._listening.cancel()

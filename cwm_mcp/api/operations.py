@@ -126,6 +126,12 @@ class Operations:
     async def window(self, name: str) -> WindowMetadata:
         """Return what list and status know of a window, in one."""
         status = await self.status(calls.StatusArgs(window_name=name))
+        if status.progress is not None or status.token_count is None:
+            raise CWMError(
+                Code.STATE,
+                f"window {name!r} is still being frozen; read it when window_status no longer says so",
+                window_name=name,
+            )
         item = await self._list_item(name, status.timestamps.created_at)
         return WindowMetadata(
             name=item.name,

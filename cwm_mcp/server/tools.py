@@ -46,6 +46,13 @@ async def _reporting(ctx: ToolContext, run: Callable[[OnProgress], Awaitable[R]]
         await passing
 
 
+async def _detached(work: Awaitable[R]) -> R:
+    """Wait for `work`, which goes on when the client cancels the call, runs out of patience or leaves."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to read it
+    return await asyncio.shield(task)
+
+
 async def _notify_changed(ctx: ToolContext) -> None:
     """Notify clients of both protocol eras that the set of windows has changed."""
     await ctx.notify_resources_changed()
@@ -56,7 +63,7 @@ async def _notify_changed(ctx: ToolContext) -> None:
 async def window_freeze(args: calls.FreezeArgs, ctx: ToolContext) -> m.Frozen:
     """Save a session's KV cache as a new, durable window. The session goes on and can be frozen again under another
     name. session_id "current" is this conversation; head: one of several heads, else the last active."""
-    frozen = await _reporting(ctx, lambda report: _operations(ctx).freeze(args, report))
+    frozen = await _reporting(ctx, lambda report: _detached(_operations(ctx).freeze(args, report)))
     await _notify_changed(ctx)
     return frozen
 
@@ -103,6 +110,8 @@ async def ask_before_deleting(raw: dict[str, Any], ctx: ToolContext) -> Confirm 
     if args.force or not _can_ask(ctx):
         return Confirm()
     window = await _operations(ctx).live_status(calls.StatusArgs(window_name=args.window_name))
+    if window.progress is not None:
+        return Confirm()  # it is not there yet, and the call says so
     return Elicit(f"Delete window '{args.window_name}' ({window.token_count} tokens)? This can't be undone.", Confirm)
 
 

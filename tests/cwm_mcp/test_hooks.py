@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -106,6 +107,45 @@ async def test_hooks_at_the_same_moment_freeze_under_different_names(home: Path)
         await engine.serve(range(41), SESSION)
         await asyncio.gather(*(said("PreCompact") for _ in range(3)))
         assert len(await windows(engine)) == 3
+
+
+async def killed_while_it_freezes(engine: Miniature, event: str, name: str) -> None:
+    """Run the hook until the engine has accepted its freeze, then kill it and wait until it is gone."""
+    hook = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cwm_mcp.hooks"), cwd=ROOT, stdin=asyncio.subprocess.PIPE
+    )
+    assert hook.stdin is not None
+    hook.stdin.write(json.dumps({"hook_event_name": event, "session_id": SESSION}).encode())
+    hook.stdin.close()
+    while engine.engine.freezes.status(name, "small") is None:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    hook.kill()
+    assert await hook.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("event", "name"), [("PreCompact", "compact-8b1f9c1e-g1"), ("SessionEnd", "end-8b1f9c1e-g1")])
+async def test_the_engine_completes_the_freeze_of_a_hook_that_is_killed(home: Path, event: str, name: str) -> None:
+    async with engine_at(home) as engine, asyncio.timeout(60):
+        await engine.serve(range(41), SESSION)
+        async with engine.engine.chunk_lock:  # as while another freeze takes long
+            await killed_while_it_freezes(engine, event, name)
+            assert (await engine.call(Op.STATUS, window_name=name))["state"] == "freezing"
+        await engine.engine.freezes.wait_until_done()
+        assert (await windows(engine))[name]["token_count"] == 41
+
+
+async def test_a_freeze_that_takes_longer_than_a_hook_may_is_said_to_go_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "FREEZE_LIMIT_S", 0.1)
+    monkeypatch.setattr(hooks, "_GRACE_S", 0.1)
+    async with engine_at(home) as engine:
+        await engine.serve(range(41), SESSION)
+        async with engine.engine.chunk_lock:
+            line = (await hooks.pre_compact({"session_id": SESSION}))["systemMessage"]
+        await engine.engine.freezes.wait_until_done()
+        assert list(await windows(engine)) == ["compact-8b1f9c1e-g1"]
+    assert line.startswith("CWM: still freezing compact-8b1f9c1e-g1: ") and "window_status" in line
 
 
 async def test_without_an_engine_a_hook_says_so_and_breaks_nothing(home: Path) -> None:

@@ -23,7 +23,7 @@ from cwm_connector.control.server import ControlServer
 from cwm_connector.control.thread import ControlThread
 from cwm_connector.core.errors import Code
 from cwm_connector.protocol.calls import Args, Op
-from cwm_connector.protocol.wire import Call, Failure, FromClient, FromEngine, Hello, Result, encode
+from cwm_connector.protocol.wire import Call, Cancel, Failure, FromClient, FromEngine, Hello, Result, encode
 
 MODEL: Final = "smollm2"
 VERSION: Final = "1.2.3"
@@ -106,7 +106,7 @@ class RawClient:
     def receive_all(self) -> list[FromEngine]:
         return list(iter(self.receive, None))
 
-    def ask(self, call: Call) -> FromEngine | None:
+    def ask(self, call: Call | Cancel) -> FromEngine | None:
         self.send(call)
         return self.receive()
 

@@ -26,7 +26,7 @@ from cwm_connector.operations.auto_freeze.mark import TAG, Mark, Reason, mark_of
 from cwm_connector.operations.auto_freeze.retention import Retention
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.delete import Deleter
-from cwm_connector.operations.freeze import Freezer
+from cwm_connector.operations.freeze.freezer import Freezer
 from cwm_connector.protocol.calls import FreezeArgs, PolicyArgs
 from cwm_connector.protocol.results import AutoFreezePolicy, Frozen, NextFreeze
 from cwm_connector.step.scheduler import FreezableHead

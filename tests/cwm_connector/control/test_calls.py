@@ -165,6 +165,160 @@ def test_a_shielded_commit_is_completed_after_the_client_has_left(server: Served
     assert_serving(server.path)
 
 
+# --- accepted work ---------------------------------------------------------------------------------------------------
+
+FREEZE = {"session_id": "s", "window_name": "w"}
+
+
+class Freezing(Waiting):
+    """A freeze that reports progress, waits, and signals that it has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = threading.Event()
+
+    async def __call__(self, args: Any, progress: Any) -> dict[str, Any]:
+        progress(1, 2, "chunks stored")
+        result = await super().__call__(args, progress)
+        progress(2, 2, "chunks stored")
+        self.done.set()
+        return result
+
+
+def test_a_freeze_goes_on_when_its_client_leaves(server: Served) -> None:
+    freezing = server.bench.handlers[Op.FREEZE] = Freezing()
+    with RawClient(server.path) as client:
+        client.send(Call(1, "window.freeze", FREEZE))
+        assert freezing.started.wait(PATIENCE_S)
+    assert_serving(server.path)  # by now the engine has seen the client leave
+    freezing.release()
+    assert freezing.done.wait(PATIENCE_S) and not freezing.cancelled.is_set()
+
+
+def test_a_freeze_whose_client_leaves_at_once_is_carried_out(server: Served) -> None:
+    freezing = server.bench.handlers[Op.FREEZE] = Freezing()
+    with RawClient(server.path) as client:
+        client.send(Call(1, "window.freeze", FREEZE))
+    assert freezing.started.wait(PATIENCE_S)
+    freezing.release()
+    assert freezing.done.wait(PATIENCE_S)
+
+
+def test_a_freeze_goes_on_when_its_client_breaks_the_protocol(server: Served) -> None:
+    freezing = server.bench.handlers[Op.FREEZE] = Freezing()
+    with RawClient(server.path) as client:
+        client.send(Call(1, "window.freeze", FREEZE))
+        assert freezing.started.wait(PATIENCE_S)
+        client.send_bytes(b"\0\0\0\1\xc0")
+        assert any(isinstance(answer, Failure) for answer in client.receive_all())
+    freezing.release()
+    assert freezing.done.wait(PATIENCE_S)
+
+
+def test_a_freeze_over_its_client_s_time_is_answered_and_goes_on(server: Served) -> None:
+    freezing = server.bench.handlers[Op.FREEZE] = Freezing()
+    with RawClient(server.path) as client:
+        client.send(Call(1, "window.freeze", FREEZE, 0.02))
+        assert isinstance(client.receive(), Progress)
+        answer = failed(client.receive(), Code.OPERATION_TIMEOUT, 1)
+        assert "goes on" in answer.message and answer.context == {"carried_on": True}
+        client.send(Cancel(1), Call(2, "ping"))  # the call has ended, and its number means nothing any more
+        assert isinstance(client.receive(), Result)
+        freezing.release()
+        assert freezing.done.wait(PATIENCE_S)
+
+
+def test_a_cancel_ends_a_freeze(server: Served) -> None:
+    freezing = server.bench.handlers[Op.FREEZE] = Freezing()
+    with RawClient(server.path) as client:
+        client.send(Call(1, "window.freeze", FREEZE), Cancel(1))
+        failed(client.receive(), Code.OPERATION_TIMEOUT, 1)
+        client.send(Call(2, "window.freeze", FREEZE))
+        assert freezing.started.wait(PATIENCE_S)
+        assert isinstance(client.receive(), Progress)
+        failed(client.ask(Cancel(2)), Code.OPERATION_TIMEOUT, 2)
+    assert freezing.cancelled.is_set()
+
+
+def test_only_so_many_freezes_go_on_without_a_client() -> None:
+    with served(ConnectionLimits(carried_on=2)) as server:
+        freezes = [Freezing() for _ in range(3)]
+        for number, freezing in enumerate(freezes):
+            server.bench.handlers[Op.FREEZE] = freezing
+            with RawClient(server.path) as client:
+                client.send(Call(number, "window.freeze", FREEZE))
+                assert freezing.started.wait(PATIENCE_S)
+            assert_serving(server.path)
+        assert freezes[2].cancelled.wait(PATIENCE_S)
+        for freezing in freezes[:2]:
+            freezing.release()
+            assert freezing.done.wait(PATIENCE_S) and not freezing.cancelled.is_set()
+        later = server.bench.handlers[Op.FREEZE] = Freezing()
+        with RawClient(server.path) as client:
+            client.send(Call(1, "window.freeze", FREEZE))
+            assert later.started.wait(PATIENCE_S)
+        later.release()
+        assert later.done.wait(PATIENCE_S)
+
+
+def test_a_freeze_without_a_client_ends_with_the_engine_s_own_limit() -> None:
+    with served(ConnectionLimits(call_s=0.05)) as server:
+        freezing = server.bench.handlers[Op.FREEZE] = Freezing()
+        with RawClient(server.path) as client:
+            client.send(Call(1, "window.freeze", FREEZE))
+            assert freezing.started.wait(PATIENCE_S)
+        assert freezing.cancelled.wait(PATIENCE_S)
+
+
+def test_a_freeze_without_a_client_ends_with_its_server() -> None:
+    with served() as server:
+        freezing = server.bench.handlers[Op.FREEZE] = Freezing()
+        with RawClient(server.path) as client:
+            client.send(Call(1, "window.freeze", FREEZE))
+            assert freezing.started.wait(PATIENCE_S)
+        assert_serving(server.path)
+    assert freezing.cancelled.is_set()
+
+
+class _Lines(logging.Handler):
+    """Keeps the lines of a log, and signals the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+        self.heard = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text += self.format(record)
+        self.heard.set()
+
+
+def test_a_failure_without_a_client_is_logged_by_its_code(server: Served) -> None:
+    lines, started, ended = _Lines(), threading.Event(), threading.Event()
+
+    async def failing(args: Any, progress: Any) -> dict[str, Any]:
+        started.set()
+        await asyncio.to_thread(ended.wait, PATIENCE_S)
+        raise CWMError(Code.QUOTA, "no room for s3cret")
+
+    server.bench.handlers[Op.FREEZE] = failing
+    log = logging.getLogger("cwm_connector.control.calls")
+    log.addHandler(lines)
+    try:
+        with RawClient(server.path) as client:
+            client.send(Call(1, "window.freeze", FREEZE))
+            assert started.wait(PATIENCE_S)
+        assert_serving(server.path)
+        ended.set()
+        assert lines.heard.wait(PATIENCE_S)
+    finally:
+        log.removeHandler(lines)
+    assert "CWM-4003" in lines.text and "s3cret" not in lines.text
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
 def test_progress_is_coalesced_and_the_last_comes_before_the_result() -> None:
     async def busy(args: Any, progress: Any) -> dict[str, Any]:
         for done in range(1, 1001):

@@ -30,6 +30,7 @@ from cwm_connector.core.identity import ChunkSpec, chunk_specs
 from cwm_connector.core.names import check_description, check_tags, check_window_name, legal_session_id
 from cwm_connector.core.speaker import check_session
 from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
+from cwm_connector.operations.freeze.under_way import FreezeUnderWay, Stage
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.window_commit import WindowCommit
 from cwm_connector.protocol.calls import FreezeArgs
@@ -82,28 +83,37 @@ class Freezer:
         `Code.STATE`, `Code.WINDOW_EXISTS`, `Code.WRITE_FAILED`, `Code.QUOTA`, `Code.MEMORY` and what the catalog
         raises.
         """
-        started = time.perf_counter()
         args = _with_legal_ids(args)
-        name = check_window_name(args.window_name)
-        description, tags = check_description(args.description), check_tags(args.tags)
-        await self._window_commit.require_free(name)
+        check_window_name(args.window_name)
+        args = msgspec.structs.replace(
+            args, description=check_description(args.description), tags=check_tags(args.tags)
+        )
+        await self._window_commit.require_free(args.window_name)
+        with self._engine.freezes.begin(args.window_name, progress) as freeze:
+            return await self._freeze(args, freeze, recompute)
+
+    # --- steps ---
+
+    async def _freeze(self, args: FreezeArgs, freeze: FreezeUnderWay, recompute: bool) -> TimedFreeze:
+        started = time.perf_counter()
         async with self._engine.chunk_lock:
             snapshot = await self._snapshot(args)
+            freeze.stage, freeze.token_count = Stage.COPYING, len(snapshot.token_ids)
             chunks = await asyncio.to_thread(
                 chunk_specs, self._engine.passport, self._engine.geometry, snapshot.token_ids
             )
             parent = await self._engine.catalog.run(lambda catalog: _parent(catalog, snapshot.session_id))
             new = self._window_commit.new_window(
-                name=name,
-                description=description,
-                tags=tags,
+                name=args.window_name,
+                description=args.description,
+                tags=args.tags,
                 session_id=snapshot.session_id,
                 head=snapshot.head,
                 parent=parent,
                 token_ids=snapshot.token_ids.tobytes(),
                 chunks=chunks,
             )
-            saved, row = await self._store(snapshot, chunks, new, progress, recompute)
+            saved, row = await self._store(snapshot, chunks, new, freeze, recompute)
             keys = [chunk.key for chunk in chunks[: row.block_count]]
             self._tiering.used(keys)
         metrics = self._engine.metrics
@@ -128,14 +138,12 @@ class Freezer:
             duration_ms=round((time.perf_counter() - started) * 1000, 3),
         )
 
-    # --- steps ---
-
     async def _store(
         self,
         snapshot: HeadSnapshot,
         chunks: Sequence[ChunkSpec],
         new: NewWindow,
-        progress: ProgressSink,
+        freeze: FreezeUnderWay,
         recompute: bool,
     ) -> tuple[_Saved, WindowRow]:
         """Save missing chunks and commit. Begin again if another engine has deleted some chunks meanwhile."""
@@ -143,7 +151,8 @@ class Freezer:
         while True:
             order = await self._window_commit.order_missing(chunks)
             try:
-                saved = await self._save(snapshot, chunks, order, progress, recompute)
+                saved = await self._save(snapshot, chunks, order, freeze, recompute)
+                freeze.stage = Stage.COMMITTING
                 return saved, await self._window_commit.commit(self._window_over(chunks, new, saved), order)
             except _Evicted as evicted:
                 chunks = chunks[: chunks.index(evicted.first)]
@@ -184,12 +193,12 @@ class Freezer:
         snapshot: HeadSnapshot,
         chunks: Sequence[ChunkSpec],
         order: SaveOrder,
-        progress: ProgressSink,
+        freeze: FreezeUnderWay,
         recompute: bool,
     ) -> _Saved:
         if not order.chunks:
             return _Saved(captured_at=time.perf_counter())
-        planning = asyncio.ensure_future(self._plan(snapshot, chunks, order, progress, recompute))
+        planning = asyncio.ensure_future(self._plan(snapshot, chunks, order, freeze, recompute))
         try:
             plan = await asyncio.shield(planning)
         except asyncio.CancelledError:
@@ -205,21 +214,21 @@ class Freezer:
                 f"{plan.lost_blocks} blocks of the session were evicted and could not be computed again; "
                 "give vLLM more KV memory and try again",
             )
-        result, captured_at = await self._persist(plan.ticket, order, progress)
+        result, captured_at = await self._persist(plan.ticket, order, freeze)
         rows = self._window_commit.new_rows(order, lambda chunk: result.outcomes[chunk.key].size_bytes)
         return _Saved(rows=rows, recomputed_tokens=plan.computed_tokens, captured_at=captured_at)
 
-    async def _persist(self, ticket: Ticket, order: SaveOrder, progress: ProgressSink) -> tuple[JobResult, float]:
+    async def _persist(self, ticket: Ticket, order: SaveOrder, freeze: FreezeUnderWay) -> tuple[JobResult, float]:
         """Wait until every rank has written its chunks. Return the outcomes and when the last block was copied out."""
 
         def report_stored(done: int) -> None:
-            progress(done, len(order.chunks), "chunks stored")
+            freeze.report(Stage.STORING, done, len(order.chunks), "chunks stored")
 
         ticket.on_progress = call_on_loop(report_stored)
         try:
             await self._engine.wait_for_workers(ticket.captured, CAPTURE_STEP_S)
             captured_at = time.perf_counter()
-            progress(0, len(order.chunks), "captured")
+            freeze.report(Stage.STORING, 0, len(order.chunks), "captured")
             return await self._engine.wait_for_workers(ticket.finished, PERSIST_STEP_S), captured_at
         except BaseException:
             await finish_even_if_cancelled(self._finish_and_discard(ticket, order))
@@ -230,13 +239,13 @@ class Freezer:
         snapshot: HeadSnapshot,
         chunks: Sequence[ChunkSpec],
         order: SaveOrder,
-        progress: ProgressSink,
+        freeze: FreezeUnderWay,
         recompute: bool,
     ) -> SavePlan:
         plan = await self._engine.on_engine_thread(lambda side: side.plan_save(snapshot, order))
         if plan.ticket is not None or not recompute:
             return plan
-        progress(0, len(order.chunks), f"computing {plan.lost_blocks} evicted blocks again")
+        freeze.report(Stage.COMPUTING, 0, len(order.chunks), f"computing {plan.lost_blocks} evicted blocks again")
         return await self._recompute(snapshot, chunks, order)
 
     async def _recompute(self, snapshot: HeadSnapshot, chunks: Sequence[ChunkSpec], order: SaveOrder) -> SavePlan:

@@ -1,4 +1,4 @@
-"""freeze.py over real tiers, a real catalog and vLLM's block pool. Only the model is missing."""
+"""freezer.py over real tiers, a real catalog and vLLM's block pool. Only the model is missing."""
 
 import asyncio
 import threading
