@@ -75,6 +75,8 @@ class LiveSession:
     title: str | None = None
     auto_freeze_at: Micros | None = None
     """When auto-freeze will save it if it stays idle."""
+    head: str | None = None
+    head_reason: str | None = None
 
 
 def iso(time: Micros) -> str:
@@ -261,6 +263,8 @@ def live_session_item(live: LiveSession, row: SessionRow | None) -> results.Sess
         windows=[] if row is None else list(row.windows),
         title=live.title,
         auto_freeze_at=None if live.auto_freeze_at is None else iso(live.auto_freeze_at),
+        head=live.head,
+        head_reason=live.head_reason,
     )
 
 

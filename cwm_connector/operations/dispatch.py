@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Awaitable
 from typing import Final
 
@@ -74,8 +75,14 @@ class Dispatcher:
         await run_periodically(self._expire_some, EXPIRE_EVERY_S, "expiry of sessions")
 
     async def finish_before_shutdown(self) -> None:
-        """Carry through the freezes that are under way, and freeze what the auto-freeze policy saves at the end."""
-        await asyncio.gather(self.auto.freeze_before_shutdown(), self._finish_freezes())
+        """Wait for the freezes that are under way, then freeze what the auto-freeze policy saves at the end."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(SHUTDOWN_LIMIT_S):
+                await self._engine.freezes.wait_until_done()
+        except TimeoutError:
+            logger.warning("not every freeze could be completed before the shutdown")
+        await self.auto.freeze_before_shutdown(max(0.0, SHUTDOWN_LIMIT_S - (time.monotonic() - began)))
 
     async def call(self, op: Op, args: Args, progress: ProgressSink) -> Answer:
         """Carry out one call and return the contract's fields. Raises: what the operation raises."""
@@ -129,16 +136,9 @@ class Dispatcher:
         }
         return without_arguments[op]()
 
-    async def _finish_freezes(self) -> None:
-        try:
-            async with asyncio.timeout(SHUTDOWN_LIMIT_S):
-                await self._engine.freezes.wait_until_done()
-        except TimeoutError:
-            logger.warning("not every freeze could be completed before the shutdown")
-
     async def _freeze(self, args: FreezeArgs, progress: ProgressSink) -> TimedFreeze:
         result = await self._freezer.freeze(args, progress)
-        await self.auto.prune_after(args)
+        await self.auto.prune_after(args, result)
         return result
 
     async def _tag(self, args: TagArgs) -> Tagged:

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Final
 
 from cwm_connector.catalog import results
-from cwm_connector.catalog.base import Catalog, CatalogTotals, ChunkRow, SessionRow, TierTotals, WindowRow
+from cwm_connector.catalog.base import Catalog, CatalogTotals, ChunkRow, SessionEvent, SessionRow, TierTotals, WindowRow
 from cwm_connector.catalog.results import LiveSession, SessionState
 from cwm_connector.control.async_helpers import wait_done
 from cwm_connector.core.errors import Code, CWMError
@@ -192,9 +192,9 @@ class Queries:
                 created_at=view.created_at,
                 last_active_at=view.last_active_at,
                 title=view.title,
-                auto_freeze_at=None
-                if view.running or state is not SessionState.ACTIVE
-                else self._auto.due_at(view.session_id, view.last_active_at, view.token_count),
+                auto_freeze_at=None if view.running or state is not SessionState.ACTIVE else self._auto.due_at(view),
+                head=view.head or None,
+                head_reason=None if view.head_reason is None else view.head_reason.sentence,
             )
             items.append(results.live_session_item(session, row))
         return items + [results.session_item(row) for row in stored.values()]
@@ -216,7 +216,16 @@ def _tier(totals: TierTotals, limit_bytes: int | None) -> TierStats:
 
 
 def _state(view: SessionView, row: SessionRow | None) -> SessionState:
-    """Return the session's state. It stays frozen or thawed until it speaks again."""
-    if row is None or view.running or view.last_active_at > row.updated_at:
+    """Return the session's state.
+
+    It is frozen while a window holds its default head, and thawed until it speaks again.
+    """
+    if row is None or view.running or _has_gone_on(view, row):
         return SessionState.EXPIRED if view.expired else SessionState.ACTIVE
     return SessionState(row.event.value)
+
+
+def _has_gone_on(view: SessionView, row: SessionRow) -> bool:
+    if row.event is SessionEvent.FROZEN and view.unfrozen_tokens is not None and not view.expired:
+        return view.unfrozen_tokens > 0
+    return view.last_active_at > row.updated_at

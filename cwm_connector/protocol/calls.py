@@ -71,7 +71,7 @@ class FreezeArgs(Args, frozen=True):
     window_name: WindowName
     description: Description = ""
     tags: Tags = []
-    head: Annotated[str | None, Meta(description="One of several heads. Default: the one last active.")] = None
+    head: Annotated[str | None, Meta(description="One of several heads. Default: the conversation.")] = None
 
 
 class ThawArgs(Args, frozen=True):

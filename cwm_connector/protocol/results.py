@@ -20,8 +20,17 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """Base of every result."""
 
 
+class OtherHead(msgspec.Struct, frozen=True):
+    """A head of a session that a freeze did not take."""
+
+    head: str
+    token_count: int
+    last_active_at: str
+    title: str | None
+
+
 class Frozen(Answer, frozen=True):
-    """A window that a freeze has made."""
+    """A window that a freeze has made. The fields on heads say which one it holds, why, and which others there are."""
 
     window_name: str
     session_id: str
@@ -35,9 +44,13 @@ class Frozen(Answer, frozen=True):
     tiers: Annotated[dict[str, int], Meta(description="How many of the stored blocks each tier holds.")]
     parent_window: str | None
     duration_ms: float
+    head: str | None = None
+    head_reason: str | None = None
+    other_heads: Annotated[list[OtherHead] | None, Meta(description="The last active one first.")] = None
+    more_heads: Annotated[int, Meta(description="How many further heads there are.")] = 0
 
 
-class TimedFreeze(Frozen, frozen=True):
+class TimedFreeze(Frozen, frozen=True, kw_only=True):
     """The engine's answer to a freeze, with a measurement that only benchmarks read."""
 
     capture_ms: Annotated[float, Meta(description="From the call to the last block read from the KV cache.")]
@@ -267,6 +280,8 @@ class SessionItem(msgspec.Struct, frozen=True):
     windows: list[str]
     title: str | None
     auto_freeze_at: Annotated[str | None, Meta(description="When auto-freeze saves it if it stays idle.")]
+    head: Annotated[str | None, Meta(description="What a freeze without a head takes.")] = None
+    head_reason: str | None = None
 
 
 class SessionList(Answer, frozen=True):
@@ -277,12 +292,13 @@ class SessionList(Answer, frozen=True):
     has_more: bool
 
 
-class NextFreeze(msgspec.Struct, frozen=True):
-    """The automatic freeze that comes next."""
+class NextFreeze(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The automatic freeze that comes next. `head` is left out if it is the session's default head."""
 
     session_id: str
     reason: str
     due_at: str
+    head: str | None = None
 
 
 class AutoFreezePolicy(Answer, frozen=True):

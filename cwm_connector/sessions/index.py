@@ -226,6 +226,12 @@ class SessionIndex:
             session.mark_covered(head, tokens)
             self._eviction.used(session.session_id)
 
+    def unfrozen_tokens(self, session_id: str, head: str) -> int:
+        """Return how many tokens of a head no window holds. 0 for a head that is not there."""
+        session = self._known(session_id)
+        found = None if session is None else session.table().by_name.get(head)
+        return 0 if found is None else found.unfrozen_tokens
+
     def protect_unfrozen(self, enabled: bool) -> None:
         """Set whether sessions and heads with unfrozen tokens are dropped last, as they are while auto-freeze is on."""
         self._protects_unfrozen = enabled

@@ -140,6 +140,9 @@ class Session:
             head="" if head is None else head.name,
             head_reason=reason,
             title=None if head is None else head.title,
+            unfrozen_tokens=None if head is None else head.unfrozen_tokens,
+            head_active_at=None if head is None else head.last_active_at,
+            head_activity=0 if head is None else head.activity,
         )
         if stored is None:
             return view, ()

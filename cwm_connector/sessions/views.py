@@ -92,3 +92,7 @@ class SessionView:
     head_reason: HeadReason | None = None
     title: str | None = field(default=None, repr=False)
     expired: bool = False
+    unfrozen_tokens: int | None = None
+    """Tokens of the default head that no window holds. None without such a head."""
+    head_active_at: Micros | None = None
+    head_activity: int = 0

@@ -255,6 +255,10 @@ class SchedulerSide:
         """Record that windows from before the start hold the first `tokens` of a head."""
         self._sessions.mark_covered(session_id, head, tokens)
 
+    def unfrozen_tokens(self, session_id: str, head: str) -> int:
+        """Return how many tokens of a head no window holds. 0 for a head that is not there."""
+        return self._sessions.unfrozen_tokens(session_id, head)
+
     def protect_unfrozen(self, enabled: bool) -> None:
         """Set whether sessions and heads with unfrozen tokens are forgotten last, as auto-freeze needs it."""
         self._sessions.protect_unfrozen(enabled)

@@ -48,7 +48,20 @@ def _(result: m.SessionList) -> RenderableType:
             *(each.session_id, each.state, each.token_count, each.cached_tokens, minute(each.last_active_at)),
             *(*([each.model] if models else ()), each.title, each.windows),
         )
-    return _page(table, len(result.sessions), result.total)
+    page = _page(table, len(result.sessions), result.total)
+    several = [each for each in result.sessions if each.head is not None and (each.heads or 0) > 1]
+    choices = [_cell(f"{each.session_id}: a freeze takes head {each.head}; {each.head_reason}") for each in several]
+    return Group(page, Text(), *choices) if choices else page
+
+
+@renderable.register
+def _(result: m.Frozen) -> RenderableType:
+    values = _without(result, "other_heads")
+    more = values.pop("more_heads", 0)
+    others = [f"{each.head} ({each.token_count} tokens)" for each in result.other_heads or ()]
+    if others:
+        values["other_heads"] = ", ".join(others) + (f" and {more} more" if more else "")
+    return _fields(values)
 
 
 @renderable.register

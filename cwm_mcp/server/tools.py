@@ -62,7 +62,7 @@ async def _notify_changed(ctx: ToolContext) -> None:
 @contract_tool(calls.FreezeArgs, m.Frozen, _ADDS)
 async def window_freeze(args: calls.FreezeArgs, ctx: ToolContext) -> m.Frozen:
     """Save a session's KV cache as a new, durable window. The session goes on and can be frozen again under another
-    name. session_id "current" is this conversation; head: one of several heads, else the last active."""
+    name. session_id "current" is this conversation; head: one of several heads, else the conversation."""
     frozen = await _reporting(ctx, lambda report: _detached(_operations(ctx).freeze(args, report)))
     await _notify_changed(ctx)
     return frozen

@@ -1,13 +1,16 @@
-"""Freezes sessions without being asked, once a second and before a shutdown.
+"""Freezes heads of sessions without being asked, once a second and before a shutdown.
 
-    once a second   sessions that were active since their last freeze and
+    once a second   heads with tokens that no window holds, which
                         are near eviction (at once, while their blocks are still there),
-                        have grown by the token threshold again, or
+                        have passed another multiple of the token threshold since they were frozen, or
                         have been idle for the time-out
-    shutdown        every session that was active since its last freeze, while the engine still steps
+    shutdown        every head with such tokens, while the engine still steps
+
+The index of the sessions counts the tokens of each head that no window holds, and every freeze that commits lowers that
+count. No time is compared for it. After a restart the catalog says once for each head what its windows hold already.
 
 Evicted blocks are never computed again for it. The window then ends before them and says so. Each freeze is an ordinary
-one. A failure (a full disk, say) is logged and tried again later. Control thread.
+one. A failure (a full disk, say) is logged and tried again later, and it holds up no other head. Control thread.
 """
 
 import asyncio
@@ -16,12 +19,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from cwm_connector.catalog.base import Catalog, WindowRow
 from cwm_connector.catalog.results import iso
 from cwm_connector.control.async_helpers import finish_even_if_cancelled, run_periodically
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros, now_micros
 from cwm_connector.operations.auto_freeze import policy as policies
+from cwm_connector.operations.auto_freeze.coverage import covered_tokens
 from cwm_connector.operations.auto_freeze.mark import TAG, Mark, Reason, mark_of
 from cwm_connector.operations.auto_freeze.retention import Retention
 from cwm_connector.operations.context import EngineContext
@@ -29,25 +32,30 @@ from cwm_connector.operations.delete import Deleter
 from cwm_connector.operations.freeze.freezer import Freezer
 from cwm_connector.protocol.calls import FreezeArgs, PolicyArgs
 from cwm_connector.protocol.results import AutoFreezePolicy, Frozen, NextFreeze
+from cwm_connector.sessions.views import SessionView
 from cwm_connector.step.scheduler import FreezableHead
 
 logger = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
 NEAR_EVICTION: Final = 0.25
-"""Share of vLLM's blocks. A session is frozen if its end is among the blocks that vLLM will take next. At 50,000
-tokens a second this leaves one H100 some seconds."""
+"""Share of vLLM's blocks. A head is frozen if its end is among the blocks that vLLM will take next. At 50,000 tokens a
+second this leaves one H100 some seconds."""
 RETRY_AFTER_S: Final = 300.0
 SHUTDOWN_LIMIT_S: Final = 15.0
 """`cwm serve` gives vLLM 20 s to end."""
 NOTE: Final = "auto-freeze policy"
 _NAMES_TRIED: Final = 20
+_NEXT_LOOKED_AT: Final = 16
+"""Heads that are looked up in the catalog to find the next freeze."""
 _REMEMBERED: Final = 16_384
-"""Sessions. Beyond that, all are forgotten and looked up in the catalog again."""
+"""Heads. Beyond that, all are forgotten and tried again."""
+_FINAL: Final = frozenset({Code.CHUNK_MISSING, Code.SESSION_NOT_FOUND, Code.STATE})
+"""None of the head is left, or none of it can be frozen. That holds until it is active again."""
 
 _TEXTS: Final = {
     Reason.IDLE: "idle for {policy.idle_timeout_minutes:g} minutes",
-    Reason.THRESHOLD: "{tokens} tokens, over {policy.token_threshold} more than at its last freeze",
+    Reason.THRESHOLD: "{tokens} tokens, over a multiple of {policy.token_threshold} since its last freeze",
     Reason.EVICTION: "vLLM was about to reuse its blocks",
     Reason.SHUTDOWN: "the engine was stopped",
 }
@@ -62,10 +70,11 @@ class AutoFreezer:
         self._retention = Retention(engine, deleter)
         self._settings = policies.initial(engine.settings)
         self._policy = self._settings
-        self._frozen_at: dict[str, Micros] = {}
-        """The last activity of each session that its newest window holds."""
-        self._crossings: dict[str, int] = {}
-        self._not_before: dict[str, float] = {}
+        self._one_at_a_time = asyncio.Lock()
+        self._shuts_down = False
+        self._given_up: dict[tuple[str, str], int] = {}
+        """By session and head: the activity up to which nothing more of the head can be frozen."""
+        self._not_before: dict[tuple[str, str], float] = {}
 
     async def load_from_catalog(self) -> None:
         """Load the changes to the policy of before a restart. A note that can't be read is logged and kept."""
@@ -74,6 +83,7 @@ class AutoFreezer:
             self._policy = policies.from_note(note, self._settings)
         except CWMError as problem:
             logger.warning("auto-freeze: %s", problem)
+        self._protect_unfrozen()
 
     # --- called by operations ---
 
@@ -87,7 +97,7 @@ class AutoFreezer:
             note = policies.as_note(policy, self._settings)
             await finish_even_if_cancelled(self._engine.catalog.run(lambda catalog: catalog.note(NOTE, note)))
             self._policy = policy
-            self._crossings.clear()
+            self._protect_unfrozen()
         return AutoFreezePolicy(
             enabled=policy.enabled,
             idle_timeout_minutes=policy.idle_timeout_minutes,
@@ -98,20 +108,24 @@ class AutoFreezer:
             next_action=await self._next_action(),
         )
 
-    def due_at(self, session_id: str, last_active_at: Micros, token_count: int) -> Micros | None:
-        """Return when the session will be frozen if it stays idle. None if it won't be."""
-        if token_count < self._engine.settings.chunk_tokens or self._frozen_at.get(session_id, -1) >= last_active_at:
+    def due_at(self, view: SessionView) -> Micros | None:
+        """Return when the session's default head will be frozen if it stays idle. None if it won't be."""
+        if view.head_active_at is None or not view.unfrozen_tokens:
             return None
-        return self._policy.idle_due_at(last_active_at)
+        if view.token_count < self._engine.settings.chunk_tokens:
+            return None
+        if self._given_up.get((view.session_id, view.head), -1) >= view.head_activity:
+            return None
+        return self._policy.idle_due_at(view.head_active_at)
 
-    async def prune_after(self, args: FreezeArgs) -> None:
+    async def prune_after(self, args: FreezeArgs, frozen: Frozen) -> None:
         """Delete windows beyond the retention limit after a client's freeze that carries the mark of a hook."""
         if not self._policy.enabled or mark_of(args.description, args.tags) is None:
             return
         try:
-            await self._retention.prune(args.session_id, self._policy.keep_last)
+            await self._retention.prune(frozen.session_id, frozen.head or "", self._policy.keep_last)
         except CWMError as problem:
-            logger.warning("auto-freeze: old windows of session %s stay for now: %s", args.session_id, problem)
+            logger.warning("auto-freeze: old windows of session %s stay for now: %s", frozen.session_id, problem)
 
     # --- the task ---
 
@@ -120,110 +134,127 @@ class AutoFreezer:
         await run_periodically(self.tick, TICK_S, "auto-freeze")
 
     async def tick(self) -> None:
-        """Freeze the sessions that are due, the most urgent first."""
-        if not self._policy.enabled:
+        """Freeze the heads that are due, the most urgent first."""
+        if not self._policy.enabled or self._shuts_down:
             return
-        now = now_micros()
-        for session in _most_urgent_first(await self._freezable()):
-            reason = await self._reason(session, now)
-            if reason is not None:
-                await self._freeze(session, reason)
+        for head in _most_urgent_first(await self._freezable()):
+            async with self._one_at_a_time:
+                if self._shuts_down:
+                    return
+                await self._freeze_if_due(head)
 
-    async def freeze_before_shutdown(self) -> None:
-        """Freeze every session that was active since its last freeze, the last active first, within the time limit."""
+    async def freeze_before_shutdown(self, limit_s: float = SHUTDOWN_LIMIT_S) -> None:
+        """Freeze every head with tokens that no window holds, within the time limit.
+
+        The sessions' default heads come first, and of these the one that was active last.
+        """
         if not self._policy.enabled:
             return
+        self._shuts_down = True
+        left: list[FreezableHead] | None = None
         try:
-            async with asyncio.timeout(SHUTDOWN_LIMIT_S):
-                for session in await self._freezable():
-                    if not await self._is_frozen(session):
-                        await self._freeze(session, Reason.SHUTDOWN)
+            async with asyncio.timeout(limit_s), self._one_at_a_time:
+                left = _conversations_first(await self._freezable())
+                while left:
+                    await self._freeze_unless_covered(left[0], Reason.SHUTDOWN)
+                    left.pop(0)
         except TimeoutError:
-            logger.warning("auto-freeze: not every session could be frozen before the shutdown")
-        except CWMError as problem:
-            logger.warning("auto-freeze before the shutdown: %s", problem)
+            unsaved = "no head" if left is None else f"{len(left)} of the heads that auto-freeze watches not"
+            logger.warning("auto-freeze: %s could be frozen before the shutdown", unsaved)
+        except Exception as problem:
+            logger.warning("auto-freeze before the shutdown failed: %s", _named(problem))
 
     # --- inside ---
 
+    def _protect_unfrozen(self) -> None:
+        """Tell the index of the sessions what to drop last. Nobody waits, because the engine may not step yet."""
+        enabled = self._policy.enabled
+        self._engine.step_queue.call(lambda: self._engine.scheduler.protect_unfrozen(enabled))
+
     async def _freezable(self) -> list[FreezableHead]:
+        """Return the heads with unfrozen tokens, without those of which nothing more can be frozen."""
         heads = await self._engine.on_engine_thread(lambda side: side.freezable(NEAR_EVICTION))
-        return [
-            head for head in heads if head.is_default and head.last_active_at > self._frozen_at.get(head.session_id, -1)
-        ]
+        return [head for head in heads if self._given_up.get(_key(head), -1) < head.activity]
 
-    async def _reason(self, session: FreezableHead, now: Micros) -> Reason | None:
-        """Return why the session is to be frozen now. None if it is not."""
-        if self._not_before.get(session.session_id, 0.0) > time.monotonic():
-            return None
-        due_at = self._policy.idle_due_at(session.last_active_at)
-        crossings = self._policy.crossings(session.token_count)
-        if session.near_eviction:
-            reason = Reason.EVICTION
-        elif crossings and crossings > await self._crossed(session.session_id):
-            reason = Reason.THRESHOLD
-        elif due_at is not None and due_at <= now and not session.running:
-            reason = Reason.IDLE
-        else:
-            return None
-        return None if await self._is_frozen(session) else reason
+    async def _freeze_if_due(self, head: FreezableHead) -> None:
+        reason = self._reason(head, now_micros())
+        if reason is not None and self._not_before.get(_key(head), 0.0) <= time.monotonic():
+            await self._freeze_unless_covered(head, reason)
 
-    async def _crossed(self, session_id: str) -> int:
-        if session_id not in self._crossings:
-            window = await self._last_window(session_id)
-            self._remember(self._crossings, session_id, self._policy.crossings(window.token_count if window else 0))
-        return self._crossings[session_id]
-
-    async def _is_frozen(self, session: FreezableHead) -> bool:
-        """Return True if a window holds all of the session, whoever froze it."""
-        window = await self._last_window(session.session_id)
-        frozen = window is not None and window.created_at >= session.last_active_at
-        if frozen:
-            self._remember(self._frozen_at, session.session_id, session.last_active_at)
-        return frozen
-
-    async def _last_window(self, session_id: str) -> WindowRow | None:
-        def read(catalog: Catalog) -> WindowRow | None:
-            row = catalog.session(session_id)
-            return catalog.window(row.windows[0]) if row and row.windows else None
-
-        return await self._engine.catalog.run(read)
-
-    async def _freeze(self, session: FreezableHead, reason: Reason) -> None:
-        """Freeze the session and delete its windows beyond the retention limit. A failure is logged, not raised."""
-        session_id = session.session_id
+    async def _freeze_unless_covered(self, head: FreezableHead, reason: Reason) -> None:
+        """Freeze a head, if no window from before a restart holds it. A failure of any kind is logged, not raised."""
         try:
-            result = await self._freeze_under_a_new_name(session, reason)
-        except CWMError as problem:
-            self._engine.metrics.auto_freezes.labels(reason.value, f"CWM-{int(problem.code)}").inc()
-            if problem.code in (Code.CHUNK_MISSING, Code.SESSION_NOT_FOUND, Code.STATE):
-                # None of it is left, or none of it can be frozen. That holds until the session is active again.
-                self._remember(self._frozen_at, session_id, session.last_active_at)
-                logger.info("session %s is not frozen (%s): %s", session_id, reason.value, problem)
-            else:
-                self._remember(self._not_before, session_id, time.monotonic() + RETRY_AFTER_S)
-                logger.warning("session %s can't be frozen now (%s): %s", session_id, reason.value, problem)
-            return
+            unfrozen = await self._unfrozen_tokens(head)
+            if unfrozen and (reason is not Reason.THRESHOLD or self._has_crossed(head.token_count, unfrozen)):
+                await self._freeze(head, reason)
+        except Exception as problem:
+            self._note_failure(head, reason, problem)
+
+    def _reason(self, head: FreezableHead, now: Micros) -> Reason | None:
+        """Return why the head is to be frozen now. None if it is not."""
+        due_at = self._policy.idle_due_at(head.last_active_at)
+        if head.near_eviction:
+            return Reason.EVICTION
+        if self._has_crossed(head.token_count, head.unfrozen_tokens):
+            return Reason.THRESHOLD
+        if due_at is not None and due_at <= now and not head.running:
+            return Reason.IDLE
+        return None
+
+    def _has_crossed(self, tokens: int, unfrozen: int) -> bool:
+        """Return whether the head has passed a multiple of the threshold since it was frozen."""
+        return self._policy.crossings(tokens) > self._policy.crossings(max(0, tokens - unfrozen))
+
+    async def _unfrozen_tokens(self, head: FreezableHead) -> int:
+        """Return how many tokens of the head no window holds now. A freeze may have ended since the head was listed."""
+        session_id, name = _key(head)
+        if not head.coverage_known:
+            snapshot = await self._engine.on_engine_thread(lambda side: side.snapshot(session_id, name))
+            tokens = await covered_tokens(self._engine, snapshot)
+            await self._engine.on_engine_thread(lambda side: side.mark_covered(session_id, name, tokens))
+        return await self._engine.on_engine_thread(lambda side: side.unfrozen_tokens(session_id, name))
+
+    async def _freeze(self, head: FreezableHead, reason: Reason) -> None:
+        """Freeze the head and delete its windows beyond the retention limit."""
+        result = await self._freeze_under_a_new_name(head, reason)
         self._engine.metrics.auto_freezes.labels(reason.value, "done").inc()
         logger.info(
-            "session %s frozen as %s (%s): %d of %d tokens",
-            session_id,
-            result.window_name,
-            reason.value,
-            result.captured_tokens,
-            result.token_count,
+            "session %s, head %s, frozen as %s (%s): %d of %d tokens",
+            *(head.session_id, head.head, result.window_name, reason.value),
+            *(result.captured_tokens, result.token_count),
         )
-        self._remember(self._frozen_at, session_id, session.last_active_at)
-        self._remember(self._crossings, session_id, self._policy.crossings(result.token_count))
-        await self._retention.prune(session_id, self._policy.keep_last)
+        size = self._engine.geometry.block_tokens
+        if result.captured_tokens < result.token_count - result.token_count % size:
+            self._remember(self._given_up, head, head.activity)  # the rest was evicted
+        try:
+            await self._retention.prune(head.session_id, head.head, self._policy.keep_last)
+        except CWMError as problem:
+            logger.warning("auto-freeze: old windows of session %s stay for now: %s", head.session_id, problem)
 
-    async def _freeze_under_a_new_name(self, session: FreezableHead, reason: Reason) -> Frozen:
-        policy, session_id = self._policy, session.session_id
+    def _note_failure(self, head: FreezableHead, reason: Reason, problem: Exception) -> None:
+        """Log and count a failure, and decide when the head is tried again."""
+        code = f"CWM-{int(problem.code)}" if isinstance(problem, CWMError) else "failed"
+        self._engine.metrics.auto_freezes.labels(reason.value, code).inc()
+        if isinstance(problem, CWMError) and problem.code in _FINAL:
+            self._remember(self._given_up, head, head.activity)
+            logger.info("session %s, head %s, is not frozen (%s): %s", *_key(head), reason.value, problem)
+            return
+        self._remember(self._not_before, head, time.monotonic() + RETRY_AFTER_S)
+        logger.warning("session %s, head %s, can't be frozen now (%s): %s", *_key(head), reason.value, _named(problem))
+
+    async def _freeze_under_a_new_name(self, head: FreezableHead, reason: Reason) -> Frozen:
+        policy, session_id = self._policy, head.session_id
         mark = Mark(reason, await self._retention.next_generation(session_id))
-        description = mark.described(_TEXTS[reason].format(policy=policy, tokens=session.token_count))
-        stem = policy.window_name(session_id, now_micros(), mark.generation)
+        description = mark.described(_TEXTS[reason].format(policy=policy, tokens=head.token_count))
+        speaker = session_id if head.is_default else f"{session_id}-{head.head}"
+        stem = policy.window_name(speaker, now_micros(), mark.generation)
         for name in _names(stem):
             args = FreezeArgs(
-                session_id=session_id, window_name=name, description=description, tags=[TAG, *policy.tags]
+                session_id=session_id,
+                window_name=name,
+                description=description,
+                tags=[TAG, *policy.tags],
+                head=head.head,
             )
             try:
                 return await self._freezer.freeze(args, lambda *_: None, recompute=False)
@@ -234,28 +265,54 @@ class AutoFreezer:
         raise CWMError(Code.WINDOW_EXISTS, f"{taken}; delete some of those windows")
 
     async def _next_action(self) -> NextFreeze | None:
-        """Return the session whose idle time-out ends first."""
+        """Return the head whose idle time-out ends first."""
         if not self._policy.enabled:
             return None
         idle = [
-            (due_at, session.session_id)
-            for session in await self._freezable()
-            if (due_at := self._policy.idle_due_at(session.last_active_at)) is not None and not session.running
+            (due_at, head)
+            for head in await self._freezable()
+            if (due_at := self._policy.idle_due_at(head.last_active_at)) is not None and not head.running
         ]
-        if not idle:
-            return None
-        due_at, session_id = min(idle)
-        return NextFreeze(session_id=session_id, reason=Reason.IDLE.value, due_at=iso(due_at))
+        for due_at, head in sorted(idle, key=lambda pair: pair[0])[:_NEXT_LOOKED_AT]:
+            if await self._is_unfrozen(head):
+                return NextFreeze(
+                    session_id=head.session_id,
+                    reason=Reason.IDLE.value,
+                    due_at=iso(due_at),
+                    head=None if head.is_default else head.head,
+                )
+        return None
 
-    def _remember(self, table: dict[str, Any], session_id: str, value: Any) -> None:
+    async def _is_unfrozen(self, head: FreezableHead) -> bool:
+        try:
+            return await self._unfrozen_tokens(head) > 0
+        except Exception as problem:  # it may have gone since it was listed
+            logger.debug("session %s, head %s: %s", *_key(head), _named(problem))
+            return False
+
+    def _remember(self, table: dict[tuple[str, str], Any], head: FreezableHead, value: Any) -> None:
         if len(table) >= _REMEMBERED:
             table.clear()
-        table[session_id] = value
+        table[_key(head)] = value
 
 
-def _most_urgent_first(sessions: Sequence[FreezableHead]) -> list[FreezableHead]:
-    """Return sessions near eviction first, the longest unused at the front, because it is evicted next."""
-    return sorted(sessions, key=lambda session: (not session.near_eviction, session.last_active_at))
+def _key(head: FreezableHead) -> tuple[str, str]:
+    return head.session_id, head.head
+
+
+def _named(problem: Exception) -> str:
+    """Return what to log of a failure. The text of an unexpected exception may hold tokens or a salt."""
+    return str(problem) if isinstance(problem, CWMError) else type(problem).__name__
+
+
+def _most_urgent_first(heads: Sequence[FreezableHead]) -> list[FreezableHead]:
+    """Return heads near eviction first, the longest unused at the front, because it is evicted next."""
+    return sorted(heads, key=lambda head: (not head.near_eviction, head.last_active_at))
+
+
+def _conversations_first(heads: Sequence[FreezableHead]) -> list[FreezableHead]:
+    """Return the sessions' default heads before all others, the last active one first."""
+    return sorted(heads, key=lambda head: (not head.is_default, -head.activity))
 
 
 def _names(stem: str) -> Iterator[str]:

@@ -1,4 +1,7 @@
-"""Retention of a session's automatic windows: their generations, and which of them are deleted. Control thread."""
+"""Retention of a session's automatic windows: their generations, and which of them are deleted.
+
+Each head keeps its own newest windows, so that subagents never push out those of the conversation. Control thread.
+"""
 
 import logging
 from collections import defaultdict
@@ -29,21 +32,22 @@ class Retention:
         """Return the generation of the session's next automatic window."""
         return max((mark.generation for _, mark in await self._automatic(session_id)), default=0) + 1
 
-    async def prune(self, session_id: str, keep_last: int) -> None:
-        """Delete all but the newest `keep_last` windows of each kind. 0 keeps all.
+    async def prune(self, session_id: str, head: str, keep_last: int) -> None:
+        """Delete all but the head's newest `keep_last` windows of each kind. 0 keeps all.
 
         A window that a user has thawed, cloned or described is left alone.
         """
         if not keep_last:
             return
-        for name in _beyond(await self._automatic(session_id), keep_last):
+        windows = [(row, mark) for row, mark in await self._automatic(session_id) if row.head == head]
+        for name in _beyond(windows, keep_last):
             try:
                 await self._deleter.delete(DeleteArgs(name))
             except CWMError as problem:
                 if problem.code is not Code.WINDOW_NOT_FOUND:
                     logger.warning("window %s is beyond the retention limit and stays for now: %s", name, problem)
                 continue
-            logger.info("deleted window %s: %d newer ones of session %s are kept", name, keep_last, session_id)
+            logger.info("deleted window %s: %d newer ones of that head are kept", name, keep_last)
 
     async def _automatic(self, session_id: str) -> list[tuple[WindowRow, Mark]]:
         """Newest first."""

@@ -22,7 +22,7 @@ from cwm_connector.catalog.base import (
     NewWindow,
     WindowRow,
 )
-from cwm_connector.catalog.results import storage_tier
+from cwm_connector.catalog.results import iso, storage_tier
 from cwm_connector.control.async_helpers import call_on_loop, finish_even_if_cancelled, wait_done
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
@@ -34,9 +34,9 @@ from cwm_connector.operations.freeze.under_way import FreezeUnderWay, Stage
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.window_commit import WindowCommit
 from cwm_connector.protocol.calls import FreezeArgs
-from cwm_connector.protocol.results import TimedFreeze
+from cwm_connector.protocol.results import OtherHead, TimedFreeze
 from cwm_connector.sessions.thaw_bindings import BoundWindow
-from cwm_connector.sessions.views import HeadSnapshot
+from cwm_connector.sessions.views import HeadSnapshot, HeadSummary
 from cwm_connector.step.job_board import JobResult, Ticket
 from cwm_connector.step.scheduler import SaveOrder, SavePlan
 
@@ -116,6 +116,7 @@ class Freezer:
             saved, row = await self._store(snapshot, chunks, new, freeze, recompute)
             keys = [chunk.key for chunk in chunks[: row.block_count]]
             self._tiering.used(keys)
+            self._mark_frozen(snapshot, row)
         metrics = self._engine.metrics
         metrics.recomputed_tokens.inc(saved.recomputed_tokens)
         metrics.stored_bytes.inc(sum(chunk.size_bytes for chunk in saved.rows))
@@ -136,7 +137,23 @@ class Freezer:
             parent_window=row.parent,
             capture_ms=round((saved.captured_at - started) * 1000, 3),
             duration_ms=round((time.perf_counter() - started) * 1000, 3),
+            head=snapshot.head,
+            head_reason=snapshot.reason.sentence,
+            other_heads=[_other_head(head) for head in snapshot.others],
+            more_heads=snapshot.more_heads,
         )
+
+    def _mark_frozen(self, snapshot: HeadSnapshot, row: WindowRow) -> None:
+        """Tell the index of the sessions what the window holds. Nobody waits for the engine's next step."""
+        size = self._engine.geometry.block_tokens
+        blocks = row.restorable_tokens // size
+        if blocks < len(snapshot.token_ids) // size:
+            snapshot = replace(
+                snapshot,
+                token_ids=snapshot.token_ids[: blocks * size],
+                block_hashes=tuple(snapshot.block_hashes)[:blocks],
+            )
+        self._engine.step_queue.call(lambda: self._engine.scheduler.mark_frozen(snapshot))
 
     async def _store(
         self,
@@ -280,6 +297,12 @@ def _with_legal_ids(args: FreezeArgs) -> FreezeArgs:
     speaker = check_session(args.session_id)
     head = speaker.head if args.head is None else legal_session_id(args.head) or args.head
     return msgspec.structs.replace(args, session_id=speaker.session_id, head=head)
+
+
+def _other_head(head: HeadSummary) -> OtherHead:
+    return OtherHead(
+        head=head.head, token_count=head.token_count, last_active_at=iso(head.last_active_at), title=head.title
+    )
 
 
 def _parent(catalog: Catalog, session_id: str) -> str | None:

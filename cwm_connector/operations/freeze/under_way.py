@@ -104,8 +104,9 @@ class FreezesUnderWay:
         return self._failures.get(name)
 
     async def wait_until_done(self) -> None:
-        """Wait until no freeze is under way."""
-        while self._under_way:
+        """Wait until all freezes that are under way now have ended."""
+        waiting = set(map(id, self._under_way.values()))
+        while not waiting.isdisjoint(map(id, self._under_way.values())):
             self._one_ended.clear()
             await self._one_ended.wait()
 

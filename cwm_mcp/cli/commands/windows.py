@@ -34,7 +34,7 @@ def freeze(
     ],
     description: Description = None,
     tag: Tags = None,
-    head: Annotated[str | None, typer.Option(help="A head of the session; the last active one by default.")] = None,
+    head: Annotated[str | None, typer.Option(help="A head of the session; the conversation by default.")] = None,
     as_json: Json = False,
 ) -> None:
     """Save a session's KV cache as a new window.

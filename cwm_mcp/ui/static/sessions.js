@@ -59,6 +59,9 @@ function sessionRow(session, active, due) {
       {},
       element("div", { class: "label" }, session.title ?? session.session_id),
       session.title === null ? null : element("div", { class: "quiet id" }, session.session_id),
+      session.heads > 1 && session.head
+        ? element("div", { class: "quiet" }, `A freeze takes head ${session.head}; ${session.head_reason}.`)
+        : null,
     ),
     element("td", {}, element("span", { class: `state ${session.state}` }, session.state)),
     element("td", { class: "number" }, count(session.token_count)),

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from cwm_connector.protocol import results as m
-from cwm_connector.protocol.results import Answer, Frozen, Status, Thawed, TimedFreeze
+from cwm_connector.protocol.results import Answer, Frozen, OtherHead, Status, Thawed, TimedFreeze
 from cwm_connector.protocol.wire import Result, encode
 
 FREEZE = TimedFreeze(
@@ -21,6 +21,10 @@ FREEZE = TimedFreeze(
     parent_window=None,
     duration_ms=312.5,
     capture_ms=12.5,
+    head="h1",
+    head_reason="it is the conversation that was continued last",
+    other_heads=[OtherHead(head="h2", token_count=300, last_active_at="2026-01-23T09:30:00.250Z", title=None)],
+    more_heads=1,
 )
 STRUCTS = [each for each in vars(m).values() if isinstance(each, type) and issubclass(each, msgspec.Struct)]
 
@@ -65,6 +69,17 @@ def test_what_an_older_engine_does_not_say_has_its_default() -> None:
     assert msgspec.convert(received, Thawed).reply is None
 
 
+def test_a_freeze_says_that_there_are_no_other_heads_and_leaves_out_how_many_more() -> None:
+    received = over_the_wire(msgspec.structs.replace(FREEZE, other_heads=[], more_heads=0))
+    assert received["other_heads"] == [] and "more_heads" not in received
+
+
+def test_an_engine_that_does_not_know_heads_is_understood() -> None:
+    older = {name: value for name, value in over_the_wire(FREEZE).items() if "head" not in name}
+    frozen = msgspec.convert(older, Frozen)
+    assert (frozen.head, frozen.other_heads, frozen.more_heads) == (None, None, 0)
+
+
 def test_a_result_without_one_of_the_contracts_fields_is_refused() -> None:
     incomplete = over_the_wire(FREEZE)
     del incomplete["new_bytes"]
@@ -80,7 +95,10 @@ def test_results_can_not_be_changed(struct: type[msgspec.Struct]) -> None:
 def test_only_what_was_not_asked_for_may_be_left_out() -> None:
     assert Status.__struct_defaults__ == (None, None), "blocks and progress"
     with_defaults = {each.__name__ for each in STRUCTS if each.__struct_defaults__}
-    assert with_defaults == {"Thawed", "Status", "Metrics"}
+    assert with_defaults == {
+        *("Thawed", "Status", "Metrics"),
+        *("Frozen", "TimedFreeze", "SessionItem", "NextFreeze"),  # the fields on heads, which are newer
+    }
 
 
 def test_token_ids_stay_out_of_logs() -> None:

@@ -1,6 +1,7 @@
 """Tables for a terminal."""
 
 import io
+from typing import Any
 
 import msgspec
 import pytest
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from cwm_connector.protocol import results as m
 from cwm_mcp.cli.render import renderable, size
+from tests.cwm_mcp.canned import FROZEN
 
 
 def drawn(result: msgspec.Struct) -> str:
@@ -54,6 +56,26 @@ def test_the_unknown_is_a_dash_and_not_a_zero() -> None:
 def test_a_page_says_how_much_there_is_beyond_it() -> None:
     assert "1 of 7" in drawn(m.SessionList(sessions=[a_session(None)], total=7, has_more=True))
     assert " of " not in drawn(m.SessionList(sessions=[a_session(None)], total=1, has_more=False))
+
+
+def test_a_session_with_several_heads_says_which_one_a_freeze_takes_and_why() -> None:
+    several = msgspec.structs.replace(a_session(None), heads=3, head="h2", head_reason="it is the longest")
+    assert "s: a freeze takes head h2; it is the longest" in drawn(m.SessionList([several], 1, False))
+    one = msgspec.structs.replace(several, heads=1)
+    assert "a freeze takes" not in drawn(m.SessionList([one], 1, False))
+
+
+def test_a_freeze_shows_its_head_why_and_the_others_in_one_line() -> None:
+    others = [
+        m.OtherHead(head=f"h{number}", token_count=10 * number, last_active_at="", title=None) for number in (2, 3)
+    ]
+    told: dict[str, Any] = {**FROZEN, "head": "h1", "head_reason": "it is the longest", "more_heads": 7}
+    frozen = m.Frozen(**told, other_heads=others)
+    lines = [line.rstrip().split(maxsplit=1) for line in drawn(frozen).splitlines()]
+    assert ["head", "h1"] in lines and ["head_reason", "it is the longest"] in lines
+    assert ["other_heads", "h2 (20 tokens), h3 (30 tokens) and 7 more"] in lines
+    alone = msgspec.structs.replace(frozen, other_heads=[], more_heads=0)
+    assert "other_heads" not in drawn(alone)
 
 
 @pytest.mark.parametrize(

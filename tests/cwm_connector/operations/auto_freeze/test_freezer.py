@@ -1,6 +1,5 @@
 """freezer.py and retention.py, in an engine in miniature: what is frozen by itself, when, and what goes again."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,6 @@ from cwm_connector.protocol.calls import Op
 from tests.support.miniature import Miniature
 from tests.support.stores import CHUNK_BYTES, text
 from tests.support.vllm_parts import BLOCK_TOKENS, request
-
-
-@pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[Miniature]:
-    one = await Miniature.started(tmp_path, auto_freeze_enabled=True)
-    yield one
-    one.close()
 
 
 async def windows(engine: Miniature) -> list[dict[str, Any]]:
