@@ -29,7 +29,7 @@ Times are whole microseconds since 1970 in UTC.
 """
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -37,6 +37,8 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, Micros, TierName
 
 DISK_ALONE: Final = frozenset({TierName.DISK})
+BEFORE_ALL: Final = Micros(-1)
+"""Earlier than every window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class NewWindow:
     stored: Sequence[ChunkRow]
     """The chunks that this freeze has written."""
     created_at: Micros
+    private: bool = False
+    """Whether the head had a cache salt. Only the salt of a thaw opens such a window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,8 @@ class WindowRow:
     thawed_at: Micros | None
     cloned: bool = False
     """True if a clone created it, and not a freeze."""
+    private: bool = False
+    """True if it was frozen under a cache salt. Only the salt of a thaw opens such a window."""
     damaged: bool = False
     """True if the row failed its checksum. Such a row appears only in a listing, and all fields but the name are empty
     or 0."""
@@ -152,8 +158,20 @@ class DeletedWindow:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenWindows:
+    """Windows that are not private, as far as they meet all conditions."""
+
+    session_id: str | None = None
+    after: Micros = BEFORE_ALL
+    """They were created later than this."""
+    max_chunks: int | None = None
+    """They have at most so many chunks."""
+
+
+@dataclass(frozen=True, slots=True)
 class Binding:
-    """A thaw: the window that requests with this session id or with the salt may load."""
+    """A thaw: the window that requests with this session id or with the salt may load. A private window is opened by
+    the salt alone."""
 
     window_name: str
     session_id: str
@@ -288,6 +306,19 @@ class Catalog(Protocol):
 
     def windows_with(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[str, ...]]:
         """Return for each of `keys` the names of the windows that hold the chunk, oldest first."""
+
+    def follow_beginnings(self, follow: Callable[[ChunkKey, int], None]) -> None:
+        """Call `follow` with the first chunk of every window that is not private: its key and its number of tokens.
+
+        It is called now for the windows that are there, and later for each new one, before the transaction ends. It
+        must not block. The same chunk may come several times.
+        """
+
+    def is_open(self, key: ChunkKey, windows: OpenWindows) -> bool:
+        """Return whether one of these windows holds the chunk."""
+
+    def open_windows_with(self, key: ChunkKey, windows: OpenWindows, limit: int) -> tuple[str, ...]:
+        """Return the names of those of these windows that hold the chunk, the newest first, at most `limit`."""
 
     def place(self, tier: TierName, came: Sequence[ChunkKey], went: Sequence[ChunkKey]) -> None:
         """Record that this engine's `tier` now holds `came` and no longer holds `went`. Ignore keys without a row."""

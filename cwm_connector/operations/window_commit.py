@@ -63,6 +63,7 @@ class WindowCommit:
         parent: str | None,
         token_ids: bytes,
         chunks: Sequence[ChunkSpec],
+        private: bool,
         stored: Sequence[ChunkRow] = (),
     ) -> NewWindow:
         """Return this engine's window over `chunks`, created now. `stored`: rows of those that were written for it."""
@@ -80,6 +81,7 @@ class WindowCommit:
             chunks=[chunk.key for chunk in chunks],
             stored=stored,
             created_at=now_micros(),
+            private=private,
         )
 
     def new_rows(self, order: SaveOrder, size_bytes: Callable[[ChunkSpec], int]) -> list[ChunkRow]:

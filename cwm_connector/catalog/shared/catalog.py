@@ -32,6 +32,7 @@ from cwm_connector.catalog.base import (
     ChunkRow,
     DeletedWindow,
     NewWindow,
+    OpenWindows,
     OutcomeUnknown,
     SessionRow,
     WindowPage,
@@ -233,6 +234,17 @@ class RedisCatalog:
 
     def totals(self) -> CatalogTotals:
         return self._follower.fresh().totals()
+
+    # --- look-ups for requests that wait, which never ask Redis: the engine follows the log once a second ---
+
+    def follow_beginnings(self, follow: Callable[[ChunkKey, int], None]) -> None:
+        self._replica.catalog.follow_beginnings(follow)
+
+    def is_open(self, key: ChunkKey, windows: OpenWindows) -> bool:
+        return self._replica.catalog.is_open(key, windows)
+
+    def open_windows_with(self, key: ChunkKey, windows: OpenWindows, limit: int) -> tuple[str, ...]:
+        return self._replica.catalog.open_windows_with(key, windows, limit)
 
     # --- data of this engine, which is in the replica alone ---
 

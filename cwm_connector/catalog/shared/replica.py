@@ -150,6 +150,7 @@ class Replica:
                 for name in notes:
                     incoming.note(name, self.catalog.noted(name))
             self.file.take_over(image)
+        self.catalog.repeat_beginnings()
         self.at = checkpoint.at
         return gone
 

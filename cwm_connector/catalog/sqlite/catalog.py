@@ -9,7 +9,7 @@ may block on the disk. Each method that writes is durable when it returns.
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from cwm_connector.catalog.base import (
     ChunkRow,
     DeletedWindow,
     NewWindow,
+    OpenWindows,
     SessionEvent,
     SessionRow,
     WindowPage,
@@ -27,7 +28,18 @@ from cwm_connector.catalog.base import (
     WindowRow,
 )
 from cwm_connector.catalog.sqlite.check import first_inconsistency, table_damage
-from cwm_connector.catalog.sqlite.chunks import by_use, chunk_entries, chunks_where, delete_chunks, next_id, place
+from cwm_connector.catalog.sqlite.chunks import (
+    by_use,
+    chunk_entries,
+    chunks_where,
+    delete_chunks,
+    first_chunk,
+    is_open,
+    next_id,
+    open_beginnings,
+    open_windows_with,
+    place,
+)
 from cwm_connector.catalog.sqlite.chunks import windows_with as names_with
 from cwm_connector.catalog.sqlite.file import BUSY_TIMEOUT_S, SqliteFile
 from cwm_connector.catalog.sqlite.notes import read_note, write_note
@@ -78,6 +90,7 @@ class SqliteCatalog:
         self._read_only = read_only
         self._compared: set[str] = set()
         """The tables that a reader has compared with their indexes and found undamaged."""
+        self._follow_beginning: Callable[[ChunkKey, int], None] = lambda key, tokens: None
 
     @classmethod
     def open(cls, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S, home_id: str = "") -> "SqliteCatalog":
@@ -110,8 +123,11 @@ class SqliteCatalog:
                 created_at=new.created_at,
                 updated_at=new.created_at,
                 thawed_at=None,
+                private=int(new.private),
             )
             add_window(db, window, new.tags)
+            if not new.private and new.chunks:
+                self._follow_beginning(*first_chunk(db, snapshot.id))
             count_windows(db, snapshot.id, 1)
             remember_session(db, new.session_id, window, SessionEvent.FROZEN, new.created_at)
             return contract_row(db, read_window(db, window.id))
@@ -220,6 +236,24 @@ class SqliteCatalog:
         """Return the names of the windows for each of `keys`, an empty tuple for a key that no window holds."""
         with self._reading("windows", "snapshot_chunks", "chunks") as db:
             return {key: names_with(db, key) for key in keys}
+
+    def follow_beginnings(self, follow: Callable[[ChunkKey, int], None]) -> None:
+        with self._reading() as db:
+            for key, tokens in open_beginnings(db):
+                follow(key, tokens)
+        self._follow_beginning = follow
+
+    def repeat_beginnings(self) -> None:
+        """Call what follows the beginnings with all of them again, because the file has another content now."""
+        self.follow_beginnings(self._follow_beginning)
+
+    def is_open(self, key: ChunkKey, windows: OpenWindows) -> bool:
+        with self._reading() as db:
+            return is_open(db, key, windows)
+
+    def open_windows_with(self, key: ChunkKey, windows: OpenWindows, limit: int) -> tuple[str, ...]:
+        with self._reading() as db:
+            return open_windows_with(db, key, windows, limit)
 
     def place(self, tier: TierName, came: Sequence[ChunkKey], went: Sequence[ChunkKey]) -> None:
         """Record the changes of a tier. A key in both lists counts as gone."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from cwm_connector.catalog.base import ChunkRow
+from cwm_connector.catalog.base import ChunkRow, OpenWindows
 from cwm_connector.catalog.sqlite.rows import damaged, seal
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Claim, Micros, TierName
@@ -28,6 +28,22 @@ _BY_USE: Final = """
     SELECT c.key, ifnull(max(used.at), 0) AS at
     FROM chunks c LEFT JOIN snapshot_chunks h ON h.chunk_id = c.id LEFT JOIN used ON used.snapshot_id = h.snapshot_id
     GROUP BY c.id ORDER BY at, c.id
+"""
+_BEGINNINGS: Final = """
+    SELECT c.key, c.tokens FROM snapshots s
+        JOIN snapshot_chunks h ON h.snapshot_id = s.id AND h.position = 0 JOIN chunks c ON c.id = h.chunk_id
+    WHERE EXISTS (SELECT 1 FROM windows w WHERE w.snapshot_id = s.id AND w.private = 0)
+"""
+_FIRST: Final = """
+    SELECT c.key, c.tokens FROM snapshot_chunks h JOIN chunks c ON c.id = h.chunk_id
+    WHERE h.snapshot_id = ? AND h.position = 0
+"""
+_HOLDING: Final = """
+    FROM chunks c JOIN snapshot_chunks h ON h.chunk_id = c.id JOIN snapshots s ON s.id = h.snapshot_id
+        JOIN windows w ON w.snapshot_id = h.snapshot_id
+    WHERE c.key = :key AND w.private = 0 AND w.created_at > :after
+        AND (:session_id IS NULL OR w.session_id = :session_id)
+        AND (:max_chunks IS NULL OR s.block_count <= :max_chunks)
 """
 
 
@@ -179,6 +195,44 @@ def windows_with(db: sqlite3.Connection, key: ChunkKey) -> tuple[str, ...]:
         (key,),
     )
     return tuple(name for (name,) in rows)
+
+
+def open_beginnings(db: sqlite3.Connection) -> list[tuple[ChunkKey, int]]:
+    """Return the first chunks of the windows that are not private, each with its number of tokens."""
+    return [(ChunkKey(key), tokens) for key, tokens in db.execute(_BEGINNINGS)]
+
+
+def first_chunk(db: sqlite3.Connection, snapshot: int) -> tuple[ChunkKey, int]:
+    """Return the first chunk of a snapshot and its number of tokens."""
+    key, tokens = db.execute(_FIRST, (snapshot,)).fetchone()
+    return ChunkKey(key), tokens
+
+
+def is_open(db: sqlite3.Connection, key: ChunkKey, windows: OpenWindows) -> bool:
+    """Return whether one of `windows` holds the chunk."""
+    return db.execute(f"SELECT 1 {_HOLDING} LIMIT 1", _values_of(key, windows)).fetchone() is not None
+
+
+def open_windows_with(db: sqlite3.Connection, key: ChunkKey, windows: OpenWindows, limit: int) -> tuple[str, ...]:
+    """Return the names of those of `windows` that hold the chunk, the newest first, at most `limit`.
+
+    The rows are not checked. A damaged row can only lead to a window that does not fit, and its checksum is checked
+    when the window itself is read.
+    """
+    rows = db.execute(
+        f"SELECT w.name {_HOLDING} ORDER BY w.created_at DESC, w.id DESC LIMIT :limit",
+        {**_values_of(key, windows), "limit": limit},
+    )
+    return tuple(name for (name,) in rows)
+
+
+def _values_of(key: ChunkKey, windows: OpenWindows) -> dict[str, object]:
+    return {
+        "key": key,
+        "after": windows.after,
+        "session_id": windows.session_id,
+        "max_chunks": windows.max_chunks,
+    }
 
 
 def _lookup_of(keys: int) -> str:

@@ -20,7 +20,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Final
 
-from cwm_connector.catalog.sqlite.sealing import seal_everything
+from cwm_connector.catalog.sqlite.sealing import seal_everything, seal_private
 
 APPLICATION_ID: Final = 0x43574D63
 """'CWMc' in the header of the file, which distinguishes our files from those of other programs."""
@@ -242,6 +242,12 @@ def _second(db: sqlite3.Connection) -> None:
     seal_everything(db)
 
 
-MIGRATIONS: Final = (_run(*_FIRST), _second)
+def _third(db: sqlite3.Connection) -> None:
+    # Whether a window was frozen under a cache salt. Older versions did not record it.
+    db.execute("ALTER TABLE windows ADD COLUMN private INTEGER NOT NULL DEFAULT 0")
+    seal_private(db)
+
+
+MIGRATIONS: Final = (_run(*_FIRST), _second, _third)
 """The steps, each a function that runs inside the caller's transaction."""
 SCHEMA_VERSION: Final = len(MIGRATIONS)

@@ -1,10 +1,12 @@
-"""A part of the schema's second migration step, which adds checksums: seal every row that a version without them wrote.
+"""Parts of the schema's migration steps: seal the rows that an older version wrote without a checksum, or with another.
 
-The fields listed here are those of that step and must not change. The modules that write a row define what its checksum
+The fields listed here are those of the steps and must not change. The modules that write a row define what its checksum
 covers today.
 """
 
 import sqlite3
+from collections.abc import Iterator
+from typing import Any
 
 from cwm_connector.catalog.sqlite.rows import seal, seal_bytes
 
@@ -26,7 +28,7 @@ _SEALED = (
 
 
 def seal_everything(db: sqlite3.Connection) -> None:
-    """Seal all rows, inside the transaction of the step."""
+    """Seal all rows, inside the transaction of the second step."""
     db.create_function("seal", -1, seal)
     for (snapshot,) in db.execute("SELECT id FROM snapshots").fetchall():
         (token_ids,) = db.execute("SELECT token_ids FROM snapshot_tokens WHERE snapshot_id = ?", (snapshot,)).fetchone()
@@ -41,6 +43,24 @@ def seal_everything(db: sqlite3.Connection) -> None:
         db.execute("UPDATE snapshots SET tokens_digest = ?, chunks_digest = ? WHERE id = ?", (*digests, snapshot))
     for statement in _SEALED:
         db.execute(statement)
+    for fields, tags in _windows(db):
+        db.execute("UPDATE windows SET digest = ? WHERE id = ?", (seal("window", *fields, *tags), fields[0]))
+    db.create_function("seal", -1, None)
+
+
+def seal_private(db: sqlite3.Connection) -> None:
+    """Let the checksums of the windows cover `private`, inside the transaction of the third step.
+
+    A window whose checksum is wrong keeps it, so that its damage stays known.
+    """
+    for fields, tags in _windows(db):
+        before = seal("window", *fields, *tags)
+        after = seal("window", *fields, 0, *tags)
+        db.execute("UPDATE windows SET digest = ? WHERE id = ? AND digest = ?", (after, fields[0], before))
+
+
+def _windows(db: sqlite3.Connection) -> Iterator[tuple[tuple[Any, ...], list[str]]]:
+    """Yield the fields of each window as they were at the second step, and its tags."""
     windows = db.execute(
         """
         SELECT id, name, snapshot_id, description, session_id, head, parent, cloned, model, token_count, size_bytes,
@@ -50,6 +70,4 @@ def seal_everything(db: sqlite3.Connection) -> None:
     )
     for fields in windows.fetchall():
         tags = db.execute("SELECT tag FROM window_tags WHERE window_id = ? ORDER BY position", fields[:1])
-        digest = seal("window", *fields, *(tag for (tag,) in tags))
-        db.execute("UPDATE windows SET digest = ? WHERE id = ?", (digest, fields[0]))
-    db.create_function("seal", -1, None)
+        yield fields, [tag for (tag,) in tags]

@@ -18,9 +18,9 @@ from cwm_connector.core.types import Micros
 
 _FIELDS: Final = (
     "id, name, snapshot_id, description, session_id, head, parent, cloned, model, token_count, size_bytes, "
-    "created_at, updated_at, thawed_at"
+    "created_at, updated_at, thawed_at, private"
 )
-_INSERT: Final = f"INSERT INTO windows ({_FIELDS}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT: Final = f"INSERT INTO windows ({_FIELDS}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _WORDS: Final = "window_words (rowid, name, description, tags) VALUES (?, ?, ?, ?)"
 _UNKNOWN: Final = Micros(0)
 
@@ -43,6 +43,7 @@ class Window:
     created_at: Micros
     updated_at: Micros
     thawed_at: Micros | None
+    private: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ def contract_row(db: sqlite3.Connection, found: Tagged) -> WindowRow:
         updated_at=window.updated_at,
         thawed_at=window.thawed_at,
         cloned=bool(window.cloned),
+        private=bool(window.private),
     )
 
 

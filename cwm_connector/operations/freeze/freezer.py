@@ -112,6 +112,7 @@ class Freezer:
                 parent=parent,
                 token_ids=snapshot.token_ids.tobytes(),
                 chunks=chunks,
+                private=snapshot.cache_salt is not None,
             )
             saved, row = await self._store(snapshot, chunks, new, freeze, recompute)
             keys = [chunk.key for chunk in chunks[: row.block_count]]

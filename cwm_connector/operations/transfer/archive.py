@@ -60,7 +60,7 @@ class ArchiveChunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     sizes: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=1024)]
 
 
-class ArchiveHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ArchiveHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The window as the file describes it. Names of sessions, heads and parents mean nothing in another engine."""
 
     name: Name
@@ -81,6 +81,8 @@ class ArchiveHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_id: Name
     head: Text
     parent: Name | None
+    private: bool = False
+    """Whether the window was frozen under a cache salt. Left out if it was not, as in the files of older versions."""
 
     @property
     def ranks(self) -> int:

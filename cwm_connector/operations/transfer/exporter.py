@@ -110,6 +110,7 @@ class Exporter:
             session_id=row.session_id,
             head=row.head,
             parent=row.parent,
+            private=row.private,
         )
 
     def _chunk_tokens(self, window: _Window) -> int:

@@ -210,6 +210,7 @@ class Importer:
             parent=None,
             token_ids=wanted.token_ids,
             chunks=wanted.chunks,
+            private=header.private,
             stored=self._window_commit.new_rows(order, lambda chunk: self._engine.stored_bytes(chunk.blocks)),
         )
 

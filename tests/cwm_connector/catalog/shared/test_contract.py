@@ -10,7 +10,14 @@ from hypothesis import settings
 from cwm_connector.catalog.base import Catalog
 from cwm_connector.catalog.shared.catalog import RedisCatalog
 from tests.cwm_connector.catalog.engines import namespace
-from tests.cwm_connector.catalog.sqlite import test_catalog, test_chunks, test_states, test_thaws, test_windows
+from tests.cwm_connector.catalog.sqlite import (
+    test_catalog,
+    test_chunks,
+    test_open_windows,
+    test_states,
+    test_thaws,
+    test_windows,
+)
 from tests.support.redis_server import RedisServer, redis_server
 
 _URL: list[str] = []
@@ -36,7 +43,7 @@ def test_it_is_a_catalog(catalog: RedisCatalog) -> None:
     assert promised.state() is None
 
 
-for _module in (test_catalog, test_chunks, test_thaws, test_windows):
+for _module in (test_catalog, test_chunks, test_open_windows, test_thaws, test_windows):
     globals().update(
         {name: test for name, test in vars(_module).items() if name.startswith("test_") and name not in globals()}
     )
