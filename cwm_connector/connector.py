@@ -185,10 +185,13 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
 
     @hook(lambda: (0, False))
     def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int | None, bool]:
-        """Return how many tokens beyond the computed ones can be loaded, and whether the load is asynchronous."""
+        """Return how many tokens beyond the computed ones can be loaded, and whether the load is asynchronous.
+
+        None in place of the number makes vLLM ask again in its next step.
+        """
         assert self._service is not None
         tokens = self._service.scheduler.matched_tokens(request, num_computed_tokens)
-        return tokens, tokens > 0
+        return tokens, bool(tokens)
 
     @hook(_nothing)
     def update_state_after_alloc(self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int) -> None:

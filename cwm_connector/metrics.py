@@ -36,6 +36,9 @@ class Metrics:
         self.auto_freezes = Counter(
             "cwm_auto_freezes", "Automatic freezes by outcome.", ["reason", "outcome"], registry=self.registry
         )
+        self.auto_thaws = Counter(
+            "cwm_auto_thaws", "Loads of a window that nobody has thawed for the request.", registry=self.registry
+        )
         self.capture_seconds = Histogram(
             "cwm_capture_seconds",
             "Seconds from the call of a freeze until its blocks are read.",

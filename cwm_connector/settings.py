@@ -40,6 +40,17 @@ class PolicyName(enum.StrEnum):
     """Chunks that were used only once before chunks that were used again, each in the order of their last use."""
 
 
+class AutoThaw(enum.StrEnum):
+    """Which windows a request without a cache salt loads although nobody has thawed them. Never a private one."""
+
+    SESSION = "session"
+    """The windows of the session that it names, or else a window whose conversation it continues."""
+    PREFIX = "prefix"
+    """Any window that it begins with."""
+    OFF = "off"
+    """None."""
+
+
 class Settings(BaseSettings):
     """The settings. `cpu_cache_gb` is set by the environment variable `CWM_CPU_CACHE_GB`, the others likewise."""
 
@@ -85,6 +96,8 @@ class Settings(BaseSettings):
     """Automatic windows of each kind that are kept for a session. 0 keeps all. Default: 3.
 
     The limits of these five settings are checked in operations/auto_freeze/policy.py."""
+    auto_thaw: AutoThaw = AutoThaw.SESSION
+    """Which windows requests load without a thaw, session, prefix or off. Default: session."""
     log_level: str = "INFO"
     """The lowest level of the connector's log lines: DEBUG, INFO, WARNING or ERROR. Default: INFO."""
 

@@ -29,6 +29,7 @@ from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard
 from cwm_connector.step.scheduler import SchedulerSide
 from cwm_connector.step.step_queue import StepQueue
+from cwm_connector.step.window_matches import WindowMatches
 from cwm_connector.store.pairing import open_home, require_catalog
 from cwm_connector.tiers.base import DurableTier
 from cwm_connector.tiers.open import open_tiers
@@ -113,18 +114,19 @@ def build_engine(
     geometry = Geometry.of(shape.block_tokens, settings.chunk_tokens)
     board, locations = JobBoard(shape.world_size), ChunkLocations(shape.world_size)
     thaw_bindings, step_queue, metrics = ThawBindings(), StepQueue(wake), Metrics()
+    window_matches = WindowMatches(geometry, thaw_bindings)
     sessions = SessionIndex(
         shape.model,
         shape.block_tokens,
         thaw_bindings.thawed_into,
         request_title,
-        continued=thaw_bindings.continued_by,
+        continued=window_matches.continued,
         chunk_tokens=geometry.blocks_per_chunk * geometry.block_tokens,
     )
     scheduler = SchedulerSide(
         geometry=geometry,
         sessions=sessions,
-        thaw_bindings=thaw_bindings,
+        window_matches=window_matches,
         board=board,
         step_queue=step_queue,
         locations=locations,

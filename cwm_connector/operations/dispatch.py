@@ -18,7 +18,8 @@ from cwm_connector.operations.delete import Deleter
 from cwm_connector.operations.freeze.freezer import Freezer
 from cwm_connector.operations.health import HealthReader
 from cwm_connector.operations.queries import Queries
-from cwm_connector.operations.thaw import Thawer
+from cwm_connector.operations.thaw.finder import CatalogFinder
+from cwm_connector.operations.thaw.thaw import Thawer
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.transfer.exporter import Exporter
 from cwm_connector.operations.transfer.importer import Importer
@@ -56,6 +57,7 @@ class Dispatcher:
         self.tiering = Tiering(engine)
         self._freezer = Freezer(engine, self.tiering)
         self._thawer = Thawer(engine, self.tiering)
+        self._finder = CatalogFinder(engine, self.tiering)
         self._deleter = Deleter(engine, self.tiering)
         self._verifier = Verifier(engine, self.tiering)
         self._exporter = Exporter(engine, self.tiering)
@@ -65,10 +67,14 @@ class Dispatcher:
         self._health = HealthReader(engine)
 
     async def prepare(self) -> None:
-        """Load the chunks' locations, the policy and the thaws of before a restart. Call it after recovery."""
+        """Load the chunks' locations, the policy and the thaws of before a restart. Call it after recovery.
+
+        From then on requests find their windows.
+        """
         await self.tiering.load_from_catalog()
         await self.auto.load_from_catalog()
         await self._thawer.rebind()
+        await self._finder.start()
 
     async def expire_sessions(self) -> None:
         """Let the engine look for expired sessions once a minute until cancelled, also when no request arrives."""

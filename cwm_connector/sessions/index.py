@@ -62,8 +62,8 @@ EXPIRY_SLICE: Final = 64
 RequestTitle = Callable[["array[int]", Callable[[str], None]], None]
 """Takes the token ids and a function to call with the title. See `Titler.request_title`."""
 
-Continued = Callable[[Sequence[int], int], str | None]
-"""Takes the token ids and the tokens per block. See `ThawBindings.continued_by`."""
+Continued = Callable[[str], str | None]
+"""Takes the id of a request. See `WindowMatches.continued`."""
 
 
 def session_of_salt(cache_salt: str) -> str:
@@ -88,7 +88,7 @@ class SessionIndex:
         """Start without sessions.
 
         `thawed_into` returns the session for which a thaw made the salt with this hash, or None if no thaw made it.
-        `continued` returns the anonymous session whose thawed window the tokens continue.
+        `continued` returns the anonymous session of before a restart that the request continues.
         """
         self._model = model
         self._block_tokens = block_tokens
@@ -290,10 +290,10 @@ class SessionIndex:
         return self._touch(session)
 
     def _session_before_restart(self, request: "Request") -> str | None:
-        """Return the session from before a restart that the request continues, if a window was thawed into it."""
+        """Return the session from before a restart that the request continues, if one of its windows shows it."""
         if self._continued is None:
             return None
-        name = self._continued(request.all_token_ids, self._block_tokens)
+        name = self._continued(request.request_id)
         return None if name is None or name in self._sessions else name
 
     def _new(self, name: str, *, is_anonymous: bool) -> Session:

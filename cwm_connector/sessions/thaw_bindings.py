@@ -1,24 +1,48 @@
-"""Which windows a request may load: those thawed into its session or for its cache salt, and no others.
+"""Which windows a request may load because of a thaw, and the windows that are in memory for loading.
 
-The control thread writes and the engine thread reads. The tables are replaced as a whole and never changed in place, so
-neither thread waits for the other.
+A request with a cache salt may load the window that was thawed for this salt and nothing else. A request without one
+may load what was thawed into its session. A private window is never bound to a session.
+
+The control thread writes and the engine thread reads. A table is replaced as a whole, or changed by one assignment that
+a reader sees or does not see, so neither thread waits for the other.
 """
 
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from cwm_connector.core.identity import ChunkSpec
+from cwm_connector.core.types import Micros, now_micros
 from cwm_connector.sessions.unnamed import PREFIX as ANONYMOUS
 
 MAX_BOUND: Final = 32
 """Windows that one session can load from. A newer thaw replaces the oldest one."""
+MAX_THAWS: Final = 1024
+"""Sessions and salts with a thaw. The oldest ones are forgotten, as in the catalog."""
+MAX_BYTES: Final = 64 * 1024 * 1024
+"""Tokens and chunks of windows in memory: about a hundred windows of 128,000 tokens. Others are read again when needed.
+"""
+_CHUNK_BYTES: Final = 200
+"""Memory that a chunk's key and its object take."""
 
 
-@dataclass(slots=True)
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Lease:
+    """Whether requests may still load the windows that share it: all that were read under one name."""
+
+    __slots__ = ("__weakref__", "withdrawn")
+
+    def __init__(self) -> None:
+        self.withdrawn = False
+
+
+@dataclass(slots=True, eq=False)
 class BoundWindow:
     """The tokens and chunks of a window, as far as requests may use them."""
 
@@ -27,6 +51,17 @@ class BoundWindow:
     chunks: tuple[ChunkSpec, ...] = field(repr=False)
     usable_blocks: int
     """Leading blocks whose chunks were not found bad. Only the engine thread changes it, and only lowers it."""
+    lease: Lease = field(default_factory=Lease, repr=False)
+
+    @property
+    def n_bytes(self) -> int:
+        """Return about how much memory the window takes."""
+        return len(self.token_ids) * self.token_ids.itemsize + len(self.chunks) * _CHUNK_BYTES
+
+    @property
+    def blocks(self) -> int:
+        """Return how many blocks the window's chunks cover."""
+        return self.chunks[-1].end_block if self.chunks else 0
 
     def common_blocks(self, token_ids: "array[int]", block_tokens: int, limit: int) -> int:
         """Return how many leading blocks of the request, at most `limit`, this window holds."""
@@ -36,61 +71,129 @@ class BoundWindow:
         different = np.flatnonzero(ours != theirs)
         return int(different[0]) // block_tokens if different.size else blocks
 
+    def loadable(self, common: int) -> int:
+        """Return how many of the `common` blocks can still be loaded."""
+        return 0 if self.lease.withdrawn else min(common, self.usable_blocks)
 
-class ThawBindings:
-    """The windows that each session and each salt may load."""
+
+class _Memory:
+    """Windows by name, the least recently used first."""
 
     def __init__(self) -> None:
-        self._by_session: dict[str, tuple[BoundWindow, ...]] = {}
-        self._by_salt: dict[bytes, tuple[BoundWindow, ...]] = {}
-        self._session_of: dict[bytes, str] = {}
+        self.windows: dict[str, BoundWindow] = {}
+        self.leases: WeakValueDictionary[str, Lease] = WeakValueDictionary()
+        """Also those of windows that are no longer in memory, but that a request is about to load."""
+        self._n_bytes = 0
 
-    def bind(self, session_id: str, salt_hash: bytes, window: BoundWindow) -> None:
-        """Allow the session and the salt to load `window`. It replaces an older thaw of the same name."""
-        others = tuple(each for each in self._by_session.get(session_id, ()) if each.name != window.name)
-        self._by_session = {**self._by_session, session_id: (window, *others)[:MAX_BOUND]}
-        self._by_salt = {**self._by_salt, salt_hash: (window,)}
-        self._session_of = {**self._session_of, salt_hash: session_id}
+    def put(self, window: BoundWindow, max_bytes: int) -> None:
+        """Add the window, or make it the most recently used one. It replaces another one of its name."""
+        self.take(window.name)
+        window.lease = self.leases.setdefault(window.name, window.lease)
+        self.windows[window.name] = window
+        self._n_bytes += window.n_bytes
+        while self._n_bytes > max_bytes and len(self.windows) > 1:
+            self.take(next(iter(self.windows)))
+
+    def take(self, name: str) -> None:
+        """Remove the window if it is there."""
+        window = self.windows.pop(name, None)
+        self._n_bytes -= window.n_bytes if window is not None else 0
+
+    def withdraw(self, name: str) -> None:
+        """Remove the window, and let no request load it any more."""
+        self.take(name)
+        lease = self.leases.pop(name, None)
+        if lease is not None:
+            lease.withdrawn = True
+
+
+class ThawBindings:
+    """The windows that each session and each salt may load, and the bounded memory of windows."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._by_session: dict[str, tuple[str, ...]] = {}
+        self._by_salt: dict[bytes, str] = {}
+        self._session_of: dict[bytes, str] = {}
+        self._memory = _Memory()
+        self.changes = 0
+        """Counts the calls that withdraw windows. A window that was read before the last of them is not remembered."""
+        self.cleared_at = Micros(-1)
+        """When all windows were last withdrawn. Older windows load only after a new thaw."""
+
+    # --- the control thread ---
+
+    def bind(self, session_id: str, salt_hash: bytes, window: BoundWindow, *, private: bool = False) -> None:
+        """Allow the salt, and the session unless `private`, to load `window`. It replaces an older thaw of the name."""
+        self._memory.put(window, self._max_bytes)
+        self.bind_name(session_id, salt_hash, window.name, private=private)
+
+    def bind_name(self, session_id: str, salt_hash: bytes, name: str, *, private: bool) -> None:
+        """Do the same for a window that is read when a request needs it."""
+        if not private:
+            others = tuple(each for each in self._by_session.get(session_id, ()) if each != name)
+            self._by_session = _newest(self._by_session, session_id, (name, *others)[:MAX_BOUND])
+        self._by_salt = _newest(self._by_salt, salt_hash, name)
+        self._session_of = _newest(self._session_of, salt_hash, session_id)
+
+    def remember(self, window: BoundWindow, changes: int) -> bool:
+        """Keep a window in memory that was read while `changes` was the count. Return whether it may be loaded."""
+        if changes == self.changes:
+            self._memory.put(window, self._max_bytes)
+        return changes == self.changes
 
     def unbind(self, window_name: str) -> None:
         """Stop all requests from loading the window."""
-
-        def without(table: dict, name: str) -> dict:  # type: ignore[type-arg]
-            remaining = {key: tuple(each for each in bound if each.name != name) for key, bound in table.items()}
-            return {key: bound for key, bound in remaining.items() if bound}
-
-        self._by_session = without(self._by_session, window_name)
-        self._by_salt = without(self._by_salt, window_name)
+        self.changes += 1
+        self._memory.withdraw(window_name)
+        named = {session: tuple(each for each in names if each != window_name) for session, names in self._bound()}
+        self._by_session = {session: names for session, names in named.items() if names}
+        self._by_salt = {salt: name for salt, name in self._by_salt.items() if name != window_name}
 
     def clear(self) -> None:
-        """Stop all requests from loading any window."""
+        """Stop all requests from loading any window that there is now, unless it is thawed again. Any thread."""
+        self.changes += 1
+        self.cleared_at = now_micros()
         self._by_session, self._by_salt = {}, {}
+        memory, self._memory = self._memory, _Memory()
+        for name in list(memory.leases):
+            memory.withdraw(name)
 
-    def continued_by(self, token_ids: Sequence[int], block_tokens: int) -> str | None:
-        """Return the anonymous session that these tokens continue, or None.
+    def anonymous_session_of(self, window_name: str) -> str | None:
+        """Return the anonymous session that the window was thawed into, or None."""
+        return next(
+            (session for session, names in self._bound() if session.startswith(ANONYMOUS) and window_name in names),
+            None,
+        )
 
-        The tokens continue a session if they repeat at least three quarters of the blocks of a window thawed into it.
-        A client that sends no session id is recognised by this after a restart.
-        """
-        first = list(token_ids[:block_tokens])
-        found: list[tuple[int, str]] = []
-        for session_id, windows in self._by_session.items():
-            if not session_id.startswith(ANONYMOUS):
-                continue
-            for window in windows:
-                if window.usable_blocks and window.token_ids[:block_tokens].tolist() == first:
-                    limit = len(token_ids) // block_tokens
-                    common = window.common_blocks(array("i", token_ids), block_tokens, limit)
-                    if 4 * common >= 3 * window.usable_blocks:
-                        found.append((common, session_id))
-        return max(found)[1] if found else None
+    # --- any thread ---
 
     def thawed_into(self, salt_hash: bytes) -> str | None:
         """Return the session for which a thaw made this salt, or None if no thaw made it."""
         return self._session_of.get(salt_hash)
 
+    def names_of(self, session_id: str | None, salt_hash: bytes | None) -> tuple[str, ...]:
+        """Return the names of the windows that a request may load, the newest thaw first. A salt alone decides."""
+        if salt_hash is not None:
+            return (name,) if (name := self._by_salt.get(salt_hash)) is not None else ()
+        return self._by_session.get(session_id, ()) if session_id else ()
+
     def of(self, session_id: str | None, salt_hash: bytes | None) -> tuple[BoundWindow, ...]:
-        """Return the windows that a request with this session id and salt may load, the newest thaw first."""
-        by_session = self._by_session.get(session_id, ()) if session_id else ()
-        by_salt = self._by_salt.get(salt_hash, ()) if salt_hash else ()
-        return (*by_salt, *by_session)
+        """Return those of these windows that are in memory."""
+        found = (self._memory.windows.get(name) for name in self.names_of(session_id, salt_hash))
+        return tuple(window for window in found if window is not None)
+
+    def window(self, name: str) -> BoundWindow | None:
+        """Return the window if it is in memory."""
+        return self._memory.windows.get(name)
+
+    # --- internal ---
+
+    def _bound(self) -> list[tuple[str, tuple[str, ...]]]:
+        return list(self._by_session.items())
+
+
+def _newest(table: dict[K, V], key: K, value: V) -> dict[K, V]:
+    """Return the table with the key as its newest one, and without the oldest ones beyond `MAX_THAWS`."""
+    others = [(each, known) for each, known in table.items() if each != key]
+    return dict([*others[-MAX_THAWS + 1 :], (key, value)])

@@ -5,7 +5,6 @@ queue.
 """
 
 import logging
-from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -14,17 +13,17 @@ from typing import TYPE_CHECKING, Protocol
 from cwm_connector import compat
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, Geometry
-from cwm_connector.core.types import Claim, Micros, TierName, salt_hash
+from cwm_connector.core.types import Claim, Micros, TierName
 from cwm_connector.metrics import Metrics
-from cwm_connector.sessions.head import is_text_only
 from cwm_connector.sessions.index import SessionIndex
-from cwm_connector.sessions.thaw_bindings import BoundWindow, ThawBindings
+from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.sessions.views import HeadKind, HeadSnapshot, SessionView
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard, JobResult, Ticket
 from cwm_connector.step.jobs import ChunkBlocks, LoadJob, SaveJob, StepJobs, StepReports
 from cwm_connector.step.prefill_speed import PrefillSpeed
 from cwm_connector.step.step_queue import StepQueue
+from cwm_connector.step.window_matches import Match, WindowMatches, is_anonymous
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
@@ -81,15 +80,6 @@ class FreezableHead:
 
 
 @dataclass(slots=True)
-class _Match:
-    """The blocks that a waiting request will load. Valid from vLLM's question until it allocates the blocks."""
-
-    window: BoundWindow
-    from_block: int
-    to_block: int
-
-
-@dataclass(slots=True)
 class _Recompute:
     """A request of our own that computes evicted blocks again. The order is saved as soon as it finishes."""
 
@@ -107,7 +97,7 @@ class SchedulerSide:
         self,
         geometry: Geometry,
         sessions: SessionIndex,
-        thaw_bindings: ThawBindings,
+        window_matches: WindowMatches,
         board: JobBoard,
         step_queue: StepQueue,
         locations: ChunkLocations,
@@ -115,14 +105,16 @@ class SchedulerSide:
     ) -> None:
         self._geometry = geometry
         self._sessions = sessions
-        self._thaw_bindings = thaw_bindings
+        self.window_matches = window_matches
         self._board = board
         self._step_queue = step_queue
         self._locations = locations
         self._metrics = metrics
         self.prefill_speed = PrefillSpeed()
         self._pool: BlockPool | None = None
-        self._matches: dict[str, _Match] = {}
+        self._unassigned: dict[str, Request] = {}
+        """Requests without an id that wait for the finder, which may know the session that they continue."""
+        self._matches: dict[str, Match] = {}
         self._no_more_loads: set[str] = set()
         self._sources: dict[str, dict[TierName, int]] = {}
         self._recomputes: dict[str, _Recompute] = {}
@@ -134,18 +126,27 @@ class SchedulerSide:
         self._pool = pool
 
     def request_added(self, request: "Request") -> None:
-        """Assign a new request to its session, unless it is a recompute of our own."""
-        if request.request_id not in self._recomputes:
-            self.expire_some()
+        """Assign a new request to its session, unless it is a recompute of our own, and look for its windows."""
+        if request.request_id in self._recomputes:
+            return
+        self.expire_some()
+        waits = self.window_matches.added(request, self._sessions.session_id_of(request))
+        if waits and is_anonymous(request):
+            self._unassigned[request.request_id] = request
+        else:
             self._sessions.request_added(request)
 
-    def matched_tokens(self, request: "Request", computed_tokens: int) -> int:
+    def matched_tokens(self, request: "Request", computed_tokens: int) -> int | None:
         """Return how many tokens after `computed_tokens` can be loaded, in whole blocks.
 
-        At least one token is left for vLLM to compute. vLLM may ask several times before it allocates blocks.
+        At least one token is left for vLLM to compute. vLLM may ask several times before it allocates blocks. It has to
+        ask again if the answer is None, because the windows of the request are still being looked for.
         """
         self._matches.pop(request.request_id, None)
         size = self._geometry.block_tokens
+        if self.window_matches.is_waiting(request, computed_tokens // size):
+            return None
+        self._assign(request.request_id)
         match = self._match(request, computed_tokens // size)
         loadable = 0 if match is None else (match.to_block - match.from_block) * size
         if match is not None:
@@ -159,6 +160,9 @@ class SchedulerSide:
         if external_tokens == 0:
             return
         match = self._matches.pop(request.request_id)
+        if match.automatic:
+            self._metrics.auto_thaws.inc()
+            logger.debug("a request loads window %s without a thaw", match.window.name)
         ids = blocks.get_block_ids()[0]
         parts = tuple(_parts(match.window.chunks, match.from_block, match.to_block, ids))
         self._sources[request.request_id] = self._tokens_by_tier(parts)
@@ -189,6 +193,8 @@ class SchedulerSide:
         """Add the request's tokens to its session. Save the order of a recompute of our own."""
         for table in (self._matches, self._sources):
             table.pop(request.request_id, None)
+        self._assign(request.request_id)
+        self.window_matches.finished(request.request_id)
         self._no_more_loads.discard(request.request_id)
         recompute = self._recomputes.pop(request.request_id, None)
         if recompute is None:
@@ -284,25 +290,22 @@ class SchedulerSide:
 
     # --- internal ---
 
-    def _match(self, request: "Request", from_block: int) -> _Match | None:
-        if request.request_id in self._no_more_loads or not is_text_only(request):
-            return None
-        windows = self._windows_for(request)
-        if not windows:
-            return None
-        size = self._geometry.block_tokens
-        limit = (request.num_tokens - 1) // size
-        tokens = array("i", request.all_token_ids[: limit * size])
-        found = [_Match(window, from_block, window.common_blocks(tokens, size, limit)) for window in windows]
-        best = max(found, key=lambda match: match.to_block)
-        return best if best.to_block > from_block else None
+    def _assign(self, request_id: str) -> None:
+        """Assign a request that has waited for the finder to its session."""
+        request = self._unassigned.pop(request_id, None)
+        if request is not None:
+            self._sessions.request_added(request)
 
-    def _windows_for(self, request: "Request") -> tuple[BoundWindow, ...]:
+    def _match(self, request: "Request", from_block: int) -> Match | None:
+        if request.request_id in self._no_more_loads:
+            return None
         recompute = self._recomputes.get(request.request_id)
-        if recompute is not None:
-            return (recompute.loadable,)
-        salt = salt_hash(request.cache_salt) if request.cache_salt else None
-        return self._thaw_bindings.of(self._sessions.session_id_of(request), salt)
+        if recompute is None:
+            return self.window_matches.best(request, self._sessions.session_id_of(request), from_block)
+        # The window has the tokens of the request.
+        limit = (request.num_tokens - 1) // self._geometry.block_tokens
+        to_block = min(recompute.loadable.usable_blocks, limit)
+        return Match(recompute.loadable, from_block, to_block, automatic=False) if to_block > from_block else None
 
     def _tokens_by_tier(self, parts: Sequence[ChunkBlocks]) -> dict[TierName, int]:
         tokens: dict[TierName, int] = {}

@@ -7,8 +7,10 @@ have made. The engine thread steps when it is woken, as vLLM's does.
 
 import asyncio
 import hashlib
+import itertools
 import queue
 import threading
+import time
 from array import array
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -82,6 +84,9 @@ class Miniature:
         self.worker, self.cpu, self.durable_tiers = worker.side, worker.cpu, worker.durable_tiers  # the worker's own
         self.disk = self.durable_tiers[0]
         self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self.asked_again: set[str] = set()
+        """Requests that vLLM had to ask about more than once."""
+        self._numbers = itertools.count(1)
         self._stopped = False
         self.parts = build_engine(
             settings,
@@ -139,18 +144,18 @@ class Miniature:
         Assert that every loaded page is the one that computing would have left there.
         """
         ids = [*token_ids, 7]
-        one = request(ids, request_id=f"resume-{id(ids)}", session_id=session_id, cache_salt=salt)
-        return await asyncio.to_thread(self._resume, one, ids)
-
-    async def resume_anonymous(self, token_ids: Iterable[int]) -> int:
-        """Do the same as an anonymous client, whose session the engine finds."""
-        ids = [*token_ids, 7]
-        one = request(ids, request_id=f"resume-{id(ids)}")
-        self._do(lambda: self.scheduler.request_added(one)).result(10)
+        one = request(ids, request_id=f"resume-{next(self._numbers)}", session_id=session_id, cache_salt=salt)
         return await asyncio.to_thread(self._resume, one, ids)
 
     def _resume(self, one: Any, ids: list[int]) -> int:
-        loadable = self._do(lambda: self.scheduler.matched_tokens(one, 0)).result(10)
+        self._do(lambda: self.scheduler.request_added(one)).result(10)
+        try:
+            return self._load(one, ids)
+        finally:
+            self._do(lambda: self.scheduler.request_finished(one)).result(10)
+
+    def _load(self, one: Any, ids: list[int]) -> int:
+        loadable = self._do(lambda: self._matched(one)).result(10)
         if not loadable:
             return 0
         blocks = self._do(lambda: self.pool.get_new_blocks(len(one.block_hashes))).result(10)
@@ -199,13 +204,20 @@ class Miniature:
     def _serve(self, request_id: str, ids: list[int], session_id: str | None, salt: str | None) -> None:
         one = request(ids, request_id=request_id, session_id=session_id, cache_salt=salt)
         self.scheduler.request_added(one)
-        self.scheduler.matched_tokens(one, 0)
+        self._matched(one)
         blocks = compute(self.pool, one)
         for at, block in enumerate(blocks):
             self.cache[:, block.block_id] = page_of(ids[: (at + 1) * BLOCK_TOKENS])
         self.scheduler.request_finished(one)
         self._step()
         self.pool.free_blocks(reversed(blocks))
+
+    def _matched(self, one: Any) -> int:
+        """Ask how much can be loaded, again and again like vLLM while the answer is None."""
+        while (matched := self.scheduler.matched_tokens(one, 0)) is None:
+            self.asked_again.add(one.request_id)
+            time.sleep(0.001)
+        return matched
 
     def _prefill(self, request_id: str, token_ids: "memoryview[int]", salt: str | None) -> None:
         self._do(lambda: self._serve(request_id, token_ids.tolist(), None, salt))

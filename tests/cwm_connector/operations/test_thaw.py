@@ -14,17 +14,19 @@ from tests.support.vllm_parts import BLOCK_TOKENS
 TEXT = range(1000, 1000 + 9 * BLOCK_TOKENS)  # four chunks and one block
 
 
-async def test_a_thaw_restores_every_page_for_its_session_and_its_salt_and_for_nobody_else(engine: Miniature) -> None:
-    await engine.serve(TEXT, "alice")
-    await engine.call(Op.FREEZE, session_id="alice", window_name="w")
-    thawed = await engine.call(Op.THAW, window_name="w", new_session_id="bob")
+async def test_a_thaw_restores_every_page_for_its_session_and_its_salt_and_for_nobody_else(
+    thaw_only: Miniature,
+) -> None:
+    await thaw_only.serve(TEXT, "alice")
+    await thaw_only.call(Op.FREEZE, session_id="alice", window_name="w")
+    thawed = await thaw_only.call(Op.THAW, window_name="w", new_session_id="bob")
     assert (thawed["session_id"], thawed["restorable_tokens"], thawed["partial"]) == ("bob", 144, False)
     assert thawed["restored_by_tier"] == {"cpu": 144}
-    assert await engine.resume(TEXT, session_id="bob") == 144
-    assert await engine.resume(TEXT, salt=thawed["cache_salt"]) == 144
-    assert await engine.resume(TEXT, session_id="alice") == 0
-    assert await engine.resume(TEXT, salt="cwm-guess") == 0
-    assert await engine.resume(TEXT) == 0
+    assert await thaw_only.resume(TEXT, session_id="bob") == 144
+    assert await thaw_only.resume(TEXT, salt=thawed["cache_salt"]) == 144
+    assert await thaw_only.resume(TEXT, session_id="alice") == 0
+    assert await thaw_only.resume(TEXT, salt="cwm-guess") == 0
+    assert await thaw_only.resume(TEXT) == 0
 
 
 @pytest.mark.parametrize(("tokens_per_step", "faster"), [(1, None), (1_000_000_000, True), (200, False)])
@@ -55,13 +57,13 @@ async def test_after_a_restart_an_anonymous_client_continues_its_thawed_session(
     ((name,),) = [[each["session_id"]] for each in (await first.call(Op.SESSIONS))["sessions"]]
     await first.call(Op.FREEZE, session_id=name, window_name="w")
     first.close()
-    later = await Miniature.started(tmp_path)
+    later = await Miniature.started(tmp_path, auto_thaw="off")
     assert await later.resume(TEXT) == 0  # nobody has thawed it
     await later.call(Op.THAW, window_name="w")
     await later.serve([*TEXT, 7, 7, 7])
     assert [each["session_id"] for each in (await later.call(Op.SESSIONS))["sessions"]] == [name]
-    assert await later.resume_anonymous(TEXT) == 144
-    assert await later.resume_anonymous(range(500, 700)) == 0
+    assert await later.resume(TEXT) == 144
+    assert await later.resume(range(500, 700)) == 0
     later.close()
 
 

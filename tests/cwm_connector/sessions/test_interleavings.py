@@ -14,6 +14,7 @@ from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard
 from cwm_connector.step.scheduler import SchedulerSide
 from cwm_connector.step.step_queue import StepQueue
+from cwm_connector.step.window_matches import WindowMatches
 from tests.cwm_connector.sessions.talk import SYSTEM, words
 from tests.support.vllm_parts import BLOCK_TOKENS, new_pool, request
 
@@ -33,8 +34,9 @@ class Conversation(RuleBasedStateMachine):
         self.pool = new_pool(400)
         bindings = ThawBindings()
         self.index = SessionIndex("m", BLOCK_TOKENS, bindings.thawed_into, max_bytes=MAX_BYTES, chunk_tokens=32)
-        parts = (bindings, JobBoard(1), StepQueue(lambda: None), ChunkLocations(1), Metrics())
-        self.side = SchedulerSide(Geometry.of(BLOCK_TOKENS, 32), self.index, *parts)
+        geometry = Geometry.of(BLOCK_TOKENS, 32)
+        parts = (WindowMatches(geometry, bindings), JobBoard(1), StepQueue(lambda: None), ChunkLocations(1), Metrics())
+        self.side = SchedulerSide(geometry, self.index, *parts)
         self.side.bind_pool(self.pool)
         self.seed = 10
         self.said: list[int] = []

@@ -20,6 +20,7 @@ from cwm_connector.step.job_board import JobBoard
 from cwm_connector.step.jobs import ChunkOutcome, LoadJob, Phase, Report, SaveJob, StepReports
 from cwm_connector.step.scheduler import SaveOrder, SchedulerSide
 from cwm_connector.step.step_queue import StepQueue
+from cwm_connector.step.window_matches import WindowMatches
 from cwm_connector.tiers.base import ChunkId
 from tests.support.vllm_parts import BLOCK_TOKENS, compute, new_pool, request
 
@@ -33,6 +34,7 @@ class Side:
     def __init__(self, clock: Callable[[], Micros] = now_micros) -> None:
         self.pool = new_pool(32)
         self.thaw_bindings = ThawBindings()
+        self.window_matches = WindowMatches(GEOMETRY, self.thaw_bindings)
         self.board = JobBoard(world_size=1)
         self.locations = ChunkLocations(world_size=1)
         self.metrics = Metrics()
@@ -40,7 +42,7 @@ class Side:
         self.step_queue = StepQueue(self._wake)
         sessions = SessionIndex("m", BLOCK_TOKENS, self.thaw_bindings.thawed_into, clock=clock)
         self.scheduler = SchedulerSide(
-            GEOMETRY, sessions, self.thaw_bindings, self.board, self.step_queue, self.locations, self.metrics
+            GEOMETRY, sessions, self.window_matches, self.board, self.step_queue, self.locations, self.metrics
         )
         self.scheduler.bind_pool(self.pool)
 

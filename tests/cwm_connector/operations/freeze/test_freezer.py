@@ -45,7 +45,7 @@ async def test_two_sessions_with_the_same_beginning_share_its_chunks(engine: Min
         block["hash"] for block in await blocks_of(engine, "b")
     ][:4]
     assert bob["new_bytes"] == (await blocks_of(engine, "b"))[4]["size_bytes"]
-    assert await engine.resume(TEXT, session_id="bob") == 0
+    assert await engine.resume(TEXT, session_id="bob") == 128  # of its own window, and no more than it shares
 
 
 async def test_evicted_blocks_are_computed_again_and_counted(engine: Miniature) -> None:
@@ -53,8 +53,8 @@ async def test_evicted_blocks_are_computed_again_and_counted(engine: Miniature) 
     await engine.evict()
     frozen = await engine.call(Op.FREEZE, session_id="alice", window_name="w")
     assert frozen["captured_tokens"] == 144 and frozen["recomputed_tokens"] == 144
-    await engine.call(Op.THAW, window_name="w", new_session_id="bob")
-    assert await engine.resume(TEXT, session_id="bob") == 144
+    thawed = await engine.call(Op.THAW, window_name="w", new_session_id="bob")
+    assert await engine.resume(TEXT, session_id="bob", salt=thawed["cache_salt"]) == 144
 
 
 async def test_stored_chunks_are_loaded_rather_than_computed_again(engine: Miniature) -> None:

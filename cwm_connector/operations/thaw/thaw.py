@@ -11,7 +11,6 @@ import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from cwm_connector.catalog.base import Binding, Catalog, ChunkRow, WindowRow
 from cwm_connector.control.async_helpers import call_on_loop, finish_even_if_cancelled
@@ -30,9 +29,6 @@ from cwm_connector.step.job_board import JobResult
 from cwm_connector.step.jobs import PromoteJob
 
 logger = logging.getLogger(__name__)
-
-REBOUND_AT_START: Final = 256
-"""The newest thaws, which survive a restart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +63,7 @@ class Thawer:
     async def thaw(self, args: ThawArgs, progress: ProgressSink) -> Thawed:
         """Make a window loadable for its session and for a new salt. With `prewarm`, read and verify its chunks first.
 
+        A private window becomes loadable for the salt alone.
         Chunks that can't be verified are not an error. They end the part of the window that can be restored.
         Raises: `Code.SESSION_ID`, `Code.WINDOW_NAME`, `Code.WINDOW_NOT_FOUND`, `Code.PASSPORT`.
         """
@@ -119,30 +116,22 @@ class Thawer:
         return Cloned(source_window=source, target_window=target, shared_blocks=row.block_count, new_bytes=0)
 
     async def rebind(self) -> int:
-        """Bind the thaws of before a restart again and return how many. A damaged window is left out."""
-        bindings = (await self._engine.catalog.run(lambda catalog: catalog.bindings()))[-REBOUND_AT_START:]
-        windows: dict[str, _Stored | None] = {}
-        rebound = 0
-        for binding in bindings:
-            if binding.window_name not in windows:
-                windows[binding.window_name] = await self._stored_if_fitting(binding.window_name)
-            stored = windows[binding.window_name]
-            if stored is not None:
-                specs = self._specs(stored)
-                self._bind(binding, stored, specs, specs[-1].end_block)
-                rebound += 1
-        return rebound
+        """Bind the thaws of before a restart again and return how many.
 
-    async def _stored_if_fitting(self, name: str) -> _Stored | None:
-        """Return the window, or None if it can't be read or belongs to another model's engine, where it stays bound."""
-        try:
-            stored = await self._stored(name)
-        except CWMError as problem:
-            if problem.code is not Code.CORRUPT:
-                raise
-            logger.warning("the thaws of window %s can't be restored: %s", name, problem)
-            return None
-        return stored if self._engine.passport.first_difference(stored.row.passport) is None else None
+        A damaged window is left out, and so is one of another model, which stays bound in the catalog. The windows
+        themselves are read when a request needs them.
+        """
+        bindings = await self._engine.catalog.run(lambda catalog: catalog.bindings())
+        names = tuple(dict.fromkeys(binding.window_name for binding in bindings))
+        rows = await self._engine.catalog.run(lambda catalog: _readable(catalog, names))
+        fitting = {row.name: row for row in rows if self._engine.passport.first_difference(row.passport) is None}
+        rebound = [binding for binding in bindings if binding.window_name in fitting]
+        for binding in rebound:
+            name = binding.window_name
+            self._engine.thaw_bindings.bind_name(
+                binding.session_id, binding.salt_hash, name, private=fitting[name].private
+            )
+        return len(rebound)
 
     # --- steps ---
 
@@ -215,4 +204,17 @@ class Thawer:
 
     def _bind(self, binding: Binding, stored: _Stored, specs: tuple[ChunkSpec, ...], blocks: int) -> None:
         window = BoundWindow(name=binding.window_name, token_ids=stored.token_ids, chunks=specs, usable_blocks=blocks)
-        self._engine.thaw_bindings.bind(binding.session_id, binding.salt_hash, window)
+        self._engine.thaw_bindings.bind(binding.session_id, binding.salt_hash, window, private=stored.row.private)
+
+
+def _readable(catalog: Catalog, names: Sequence[str]) -> list[WindowRow]:
+    """Return the rows of the windows, without damaged ones."""
+    rows = []
+    for name in names:
+        try:
+            rows.append(catalog.window(name))
+        except CWMError as problem:
+            if problem.code is not Code.CORRUPT:
+                raise
+            logger.warning("the thaws of window %s can't be restored: %s", name, problem)
+    return rows
