@@ -2,6 +2,7 @@
 
 - PreCompact and SessionEnd freeze the session before Claude Code loses it, each time under a new name. They call the
   engine over its socket, because no MCP server is connected any more when a session ends.
+- SessionStart says what a resumed session loads by itself, or what can be thawed into it.
 - PreToolUse replaces "current" by the real session id in a call of one of our tools. Only Claude Code knows the current
   session: the environment of the MCP server is as old as the server, and /clear starts a new session.
 
@@ -24,7 +25,7 @@ from typing import Any, Final
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import legal_session_id
 from cwm_connector.operations.auto_freeze.mark import TAG, Mark, Reason
-from cwm_connector.protocol.calls import FreezeArgs, ListArgs, Op
+from cwm_connector.protocol.calls import FreezeArgs, ListArgs, Op, ResumableArgs
 from cwm_mcp.api.client import ControlClient
 
 CURRENT: Final = "current"
@@ -33,6 +34,8 @@ FREEZE_LIMIT_S: Final = 50.0
 kills the hook without a message."""
 _GRACE_S: Final = 3.0
 """For the engine to answer that a freeze goes on."""
+RESUME_LIMIT_S: Final = 3.0
+"""A hook at the start of a session holds its first prompt up."""
 _SESSION_ARGUMENTS: Final = ("session_id", "new_session_id")
 _ATTEMPTS: Final = 20
 """Names to try."""
@@ -65,6 +68,38 @@ async def pre_compact(event: Mapping[str, Any]) -> Answer:
 async def session_end(event: Mapping[str, Any]) -> Answer:
     """Freeze the session when it ends."""
     return await _freeze(event, "end", Reason.SESSION_END, "when Claude Code's session ended")
+
+
+async def session_start(event: Mapping[str, Any]) -> Answer:
+    """Return a line about what a resumed session loads by itself, or which windows can be thawed into it."""
+    session = _id_in(event, "session_id")
+    if event.get("source") != "resume" or session is None:
+        return {}
+    client = ControlClient(socket_path(os.environ), "cwm_mcp.hooks")
+    try:
+        async with asyncio.timeout(RESUME_LIMIT_S):
+            found = await client.call(Op.RESUMABLE, ResumableArgs(session), timeout_s=RESUME_LIMIT_S)
+    except TimeoutError:
+        return {}
+    except CWMError as problem:
+        return _message(f"it is not known what can be restored: {problem}")
+    finally:
+        await client.aclose()
+    return _resumed(session, found)
+
+
+def _resumed(session: str, found: Mapping[str, Any]) -> Answer:
+    own, others = found["window_name"], found["others"]
+    if own is not None and found["automatic"]:
+        return _message(f"{found['restorable_tokens']:,} tokens of window {own} load by themselves when you go on")
+    names = [own] if own is not None else others
+    if not names:
+        return {}
+    thaws = " or ".join(f"`cwm thaw {name} --session {session}`" for name in names)
+    if own is not None:
+        return _message(f"run {thaws} to restore {found['restorable_tokens']:,} tokens")
+    hope = " An earlier conversation that goes on loads by itself." if found["automatic"] else ""
+    return _message(f"this session has no window yet.{hope} To restore one, run {thaws}")
 
 
 async def _freeze(event: Mapping[str, Any], kind: str, reason: Reason, text: str) -> Answer:
@@ -131,10 +166,12 @@ def socket_path(environment: Mapping[str, str]) -> Path:
     return Path(environment.get("CWM_SOCKET", home / "engine.sock")).expanduser().absolute()
 
 
-_FREEZES: Final[Mapping[str, Callable[[Mapping[str, Any]], Coroutine[Any, Any, Answer]]]] = {
+_CALLS: Final[Mapping[str, Callable[[Mapping[str, Any]], Coroutine[Any, Any, Answer]]]] = {
+    "SessionStart": session_start,
     "PreCompact": pre_compact,
     "SessionEnd": session_end,
 }
+"""The hooks that call the engine."""
 
 
 def answer(text: str | bytes) -> Answer:
@@ -144,7 +181,7 @@ def answer(text: str | bytes) -> Answer:
         name = event["hook_event_name"]
         if name == "PreToolUse":
             return pre_tool_use(event)
-        return asyncio.run(_FREEZES[name](event)) if name in _FREEZES else {}
+        return asyncio.run(_CALLS[name](event)) if name in _CALLS else {}
     except Exception as problem:
         # Only the type of the error, because its text may repeat the input.
         return _message(f"the hook failed with {type(problem).__name__}; please report it")

@@ -69,7 +69,7 @@ class Report:
     stem_tokens: int
     """Tokens of the conversation when it was frozen."""
     seconds: float
-    """The time of the whole story, with both starts of vLLM."""
+    """The time of the whole story, with all starts of vLLM."""
     turns: list[Turn]
     frozen: dict[str, Any]
     """The answer of window_freeze."""
@@ -80,12 +80,15 @@ class Report:
     thawed: Way
     branches: list[Branch]
     back: Way
+    went_on: Way
+    """After another kill -9, with no call."""
 
     def ways(self) -> Iterator[Way]:
         """Yield all ways, in the order of the table."""
         yield from (self.cold, self.prefix_hit, self.thawed)
         yield from (branch.way() for branch in self.branches)
         yield self.back
+        yield self.went_on
 
 
 def verdict(report: Report) -> list[str]:

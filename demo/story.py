@@ -1,4 +1,4 @@
-"""Run the demo and print each step: talk, freeze, kill -9, restart, thaw, go on, branch, and back to the stem."""
+"""Run the demo and print each step: talk, freeze, kill -9, restart, thaw, branch, back to the stem, and just go on."""
 
 import asyncio
 import time
@@ -75,6 +75,7 @@ class _Story:
         branches = [await self._branch(name, asked, stem, branch_references[name]) for name, asked in BRANCHES.items()]
         self._console.rule("[bold]Back to the stem")
         back, _ = await self._thaw_and_ask(STEM, NEXT, stem, f"{SESSION}-again")
+        went_on = await self._go_on(stem)
         return Report(
             machine=describe(),
             block_tokens=await self._engine.api.block_tokens(),
@@ -88,6 +89,7 @@ class _Story:
             thawed=Way("thawed after kill -9", thawed, reference),
             branches=branches,
             back=Way("back to the stem", back, reference),
+            went_on=Way("gone on, no thaw", went_on, reference),
         )
 
     async def _first_turn(self) -> Turn:
@@ -157,6 +159,14 @@ class _Story:
             await self._cwm.call("window_thaw", window_name=STEM)
         except ToolError as refusal:
             self._console.print(f"  window_thaw answers: [yellow]{escape(refusal.text)}[/]")
+
+    async def _go_on(self, stem: tuple[int, ...]) -> Turn:
+        """Kill vLLM once more and let an ordinary client go on, under an id that nothing was ever thawed into."""
+        self._console.rule("[bold red]kill -9 again")
+        self._engine.kill_hard()
+        await _start(self._console, self._engine, "Starting vLLM a third time")
+        self._console.rule("[bold]The conversation simply goes on: no thaw, no salt, and not even its old id")
+        return await self._ask(f"{SESSION}-resumed", NEXT, stem, f"{SESSION}-resumed")
 
     async def _thaw_and_ask(
         self, window: str, question: str, stem: tuple[int, ...], session_id: str

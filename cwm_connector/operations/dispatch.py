@@ -35,6 +35,7 @@ from cwm_connector.protocol.calls import (
     ListArgs,
     Op,
     PolicyArgs,
+    ResumableArgs,
     SessionsArgs,
     StatusArgs,
     TagArgs,
@@ -132,6 +133,8 @@ class Dispatcher:
                 return self._exporter.export(args, progress)
             case ImportArgs():
                 return self._importer.import_window(args, progress)
+            case ResumableArgs():
+                return self._queries.resumable(args)
             case PolicyArgs():
                 return self.auto.policy(args)
         without_arguments = {

@@ -11,7 +11,16 @@ from concurrent.futures import Future
 from typing import Final
 
 from cwm_connector.catalog import results
-from cwm_connector.catalog.base import Catalog, CatalogTotals, ChunkRow, SessionEvent, SessionRow, TierTotals, WindowRow
+from cwm_connector.catalog.base import (
+    Catalog,
+    CatalogTotals,
+    ChunkRow,
+    SessionEvent,
+    SessionRow,
+    TierTotals,
+    WindowQuery,
+    WindowRow,
+)
 from cwm_connector.catalog.results import LiveSession, SessionState
 from cwm_connector.control.async_helpers import wait_done
 from cwm_connector.core.errors import Code, CWMError
@@ -20,9 +29,10 @@ from cwm_connector.core.speaker import check_session_id
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.operations.auto_freeze.freezer import AutoFreezer
 from cwm_connector.operations.context import EngineContext
-from cwm_connector.protocol.calls import ListArgs, SessionsArgs, StatusArgs, TokensArgs
+from cwm_connector.protocol.calls import ListArgs, ResumableArgs, SessionsArgs, StatusArgs, TokensArgs
 from cwm_connector.protocol.results import (
     KvStore,
+    Resumable,
     SessionItem,
     SessionList,
     Status,
@@ -32,6 +42,7 @@ from cwm_connector.protocol.results import (
     WindowTokens,
 )
 from cwm_connector.sessions.views import SessionView
+from cwm_connector.settings import AutoThaw
 
 REMEMBERED_WINDOWS: Final = 1024
 """Windows whose chunk keys are kept, so that the next list need not read them again."""
@@ -39,6 +50,11 @@ LIST_WAITS_S: Final = 0.01
 """For the engine thread. A busy engine takes seconds for a step, and the list shows its last answer instead."""
 STATUS_WAITS_S: Final = 0.5
 """For the engine thread when one session is asked for, which may have begun a moment ago."""
+
+OFFERED: Final = 3
+"""Windows of other sessions that a session without windows is offered."""
+OFFERED_FROM: Final = 20
+"""The newest windows, of which those that the engine can't use are left out."""
 
 Sessions = tuple[list[tuple[SessionView, int]], bool]
 """The engine's sessions with their cached tokens, and True if the engine has just answered (else its last answer)."""
@@ -88,6 +104,27 @@ class Queries:
     async def sessions(self, args: SessionsArgs) -> SessionList:
         """Return one page of sessions: the engine's own, then those that only the catalog remembers."""
         return results.session_page(await self._session_items(LIST_WAITS_S), args)
+
+    async def resumable(self, args: ResumableArgs) -> Resumable:
+        """Return what a session that is resumed can load. Raises: `Code.SESSION_ID`."""
+        session_id = check_session_id(args.session_id)
+
+        def usable(catalog: Catalog, query: WindowQuery) -> list[WindowRow]:
+            rows = catalog.list_windows(query).windows
+            ours = [row for row in rows if not row.damaged and not row.private]
+            return [row for row in ours if self._engine.passport.first_difference(row.passport) is None]
+
+        def read(catalog: Catalog) -> Resumable:
+            own = usable(catalog, WindowQuery(session_id=session_id, limit=OFFERED_FROM))
+            others = [] if own else usable(catalog, WindowQuery(limit=OFFERED_FROM))
+            return Resumable(
+                automatic=self._engine.settings.auto_thaw is not AutoThaw.OFF,
+                window_name=own[0].name if own else None,
+                restorable_tokens=own[0].restorable_tokens if own else 0,
+                others=[row.name for row in others[:OFFERED]],
+            )
+
+        return await self._engine.catalog.run(read)
 
     async def stats(self) -> StoreStats:
         """Return how full the tiers are and how often they were of use."""

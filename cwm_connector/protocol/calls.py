@@ -196,6 +196,12 @@ class PolicyArgs(PolicyChange, frozen=True):
     reset: bool = False
 
 
+class ResumableArgs(Args, frozen=True):
+    """Ask what a session that is resumed can load."""
+
+    session_id: SessionId
+
+
 class NoArgs(Args, frozen=True):
     """Ask for something that needs no argument."""
 
@@ -212,6 +218,7 @@ class Op(enum.StrEnum):
     STATUS = "window.status"
     TOKENS = "window.tokens"
     SESSIONS = "session.list"
+    RESUMABLE = "session.resumable"
     STATS = "cache.stats"
     HEALTH = "health"
     METRICS = "metrics"
@@ -237,6 +244,7 @@ ARGUMENTS: Final[Mapping[Op, type[Args]]] = {
     Op.STATUS: StatusArgs,
     Op.TOKENS: TokensArgs,
     Op.SESSIONS: SessionsArgs,
+    Op.RESUMABLE: ResumableArgs,
     Op.STATS: NoArgs,
     Op.HEALTH: HealthArgs,
     Op.METRICS: NoArgs,

@@ -389,6 +389,19 @@ class Metrics(Answer, frozen=True):
     text: str | None = None
 
 
+class Resumable(Answer, frozen=True):
+    """What a session that is resumed can load: windows that this engine can use, the newest first."""
+
+    automatic: bool
+    """Whether its windows load without a thaw."""
+    window_name: str | None
+    """The newest window of the session that is not private. None if there is none."""
+    restorable_tokens: int
+    """Tokens that this window restores."""
+    others: list[str]
+    """A few windows of other sessions, if the session has none."""
+
+
 class EngineInfo(Answer, frozen=True):
     """The answer to a ping."""
 

@@ -50,8 +50,8 @@ async def said(event: str, session_id: Any = SESSION, **told: Any) -> str:
 
 
 @asynccontextmanager
-async def engine_at(home: Path) -> AsyncIterator[Miniature]:
-    engine = await Miniature.started(home)
+async def engine_at(home: Path, **more: Any) -> AsyncIterator[Miniature]:
+    engine = await Miniature.started(home, **more)
     server = ControlServer(Settings(home=home).socket_path, engine.operations, "small", "0")
     await server.start()
     try:
@@ -209,6 +209,55 @@ def test_a_fault_in_a_hook_is_told_by_its_kind_alone(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(hooks, "pre_tool_use", broken)
     (line,) = hooks.answer('{"hook_event_name": "PreToolUse"}').values()
     assert "ValueError" in line and SECRET not in line
+
+
+# --- a session that is resumed ----------------------------------------------------------------------------------------
+
+
+async def test_a_resumed_session_is_told_what_loads_by_itself(home: Path) -> None:
+    async with engine_at(home) as engine:
+        for text in (range(41), range(105)):
+            await engine.serve(text, SESSION)
+            await said("PreCompact")
+        line = await said("SessionStart", source="resume")
+    assert line == "CWM: 96 tokens of window compact-8b1f9c1e-g2 load by themselves when you go on"
+
+
+async def test_a_session_that_is_resumed_under_a_new_id_is_offered_the_newest_windows(home: Path) -> None:
+    async with engine_at(home) as engine:
+        await engine.serve(range(41), "old", salt="s")
+        await engine.call(Op.FREEZE, session_id="old", window_name="private")
+        for number in range(4):
+            await engine.serve(range(number, 41 + number), "old")
+            await engine.call(Op.FREEZE, session_id="old", window_name=f"w{number}")
+        line = await said("SessionStart", source="resume")
+    assert "private" not in line and "w0" not in line
+    assert all(f"`cwm thaw w{number} --session {SESSION}`" in line for number in (1, 2, 3))
+
+
+async def test_with_auto_thaw_off_a_resumed_session_is_told_how_to_restore(home: Path) -> None:
+    async with engine_at(home, auto_thaw="off") as engine:
+        await engine.serve(range(41), SESSION)
+        await said("PreCompact")
+        line = await said("SessionStart", source="resume")
+    assert line == f"CWM: run `cwm thaw compact-8b1f9c1e-g1 --session {SESSION}` to restore 32 tokens"
+
+
+@pytest.mark.parametrize("source", ["startup", "clear", "compact", None])
+async def test_a_session_that_is_not_resumed_is_told_nothing(home: Path, source: str | None) -> None:
+    assert await run("SessionStart", session_id=SESSION, source=source) == ({}, "")
+
+
+async def test_a_resumed_session_is_told_nothing_if_there_is_nothing(home: Path) -> None:
+    async with engine_at(home) as engine:
+        assert await run("SessionStart", session_id=SESSION, source="resume") == ({}, "")
+        await engine.serve(range(41), SESSION, salt="s")
+        await engine.call(Op.FREEZE, session_id=SESSION, window_name="private")
+        assert await run("SessionStart", session_id=SESSION, source="resume") == ({}, "")
+
+
+async def test_without_an_engine_a_resumed_session_is_told_so(home: Path) -> None:
+    assert "CWM-5001" in await said("SessionStart", source="resume")
 
 
 # --- "current" --------------------------------------------------------------------------------------------------------

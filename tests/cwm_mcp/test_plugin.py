@@ -40,7 +40,7 @@ def hook_commands() -> list[str]:
 def test_a_hook_is_a_shell_line_that_runs_with_the_project_s_python(home: Path, event: str) -> None:
     (group,) = HOOKS[event]
     (hook,) = group["hooks"]
-    told = {"hook_event_name": event, "session_id": "s", "tool_input": {"session_id": "current"}}
+    told = {"hook_event_name": event, "session_id": "s", "source": "resume", "tool_input": {"session_id": "current"}}
     ran = subprocess.run(
         ["sh", "-c", hook["command"]],
         # A project of the user's that has a module by one of our names.

@@ -46,7 +46,9 @@ def engine(model: Path) -> Iterator[Engine]:
     """A KV cache of 6,144 tokens: four sessions of 1,500 tokens push the first one out."""
     # Claude Code's requests always carry a list of tools, be it empty, which vLLM refuses without these two.
     tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    options = EngineOptions(model=model, max_model_len=4096, kv_tokens=6144, arguments=tools)
+    # These tests say themselves what is thawed. test_back_without_asking.py has an engine with the default.
+    settings = {"CWM_AUTO_THAW": "off"}
+    options = EngineOptions(model=model, max_model_len=4096, kv_tokens=6144, arguments=tools, settings=settings)
     with Engine(options) as engine:
         _running.append(engine)
         yield engine
