@@ -22,7 +22,8 @@ from mcp.client.stdio import stdio_client
 
 from cwm_mcp.server.tools import TOOLS
 from tests.cwm_mcp.test_hooks import engine_at, windows
-from tests.support.claude_code import INSTALL_S, PLUGIN, ClaudeCode, against
+from tests.support.claude_code import PLUGIN, ClaudeCode, against
+from tests.support.clients.npm import INSTALL_S
 from tests.support.engine import ROOT
 
 real_claude_code = pytest.mark.timeout(INSTALL_S + 120)

@@ -16,7 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.claude_code import INSTALL_S, PLUGIN, ClaudeCode, Said, against
+from tests.support.claude_code import PLUGIN, ClaudeCode, against
+from tests.support.clients.base import Said
+from tests.support.clients.npm import INSTALL_S
 from tests.support.engine import ROOT, SERVED_NAME, Engine
 from tests.support.mcp_client import ToolError, Tools, mcp_client
 

@@ -3,23 +3,19 @@
 import asyncio
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
-
-from tests.support.engine import ROOT
+from tests.support.clients.base import Said
+from tests.support.clients.npm import installed
+from tests.support.paths import ROOT
 
 PACKAGE: Final = "@anthropic-ai/claude-code"
 PLUGIN: Final = ROOT / "cwm_mcp" / "plugin"
-INSTALL_S: Final = 300
-_FOLDER: Final = ROOT / "build" / "claude-code"
-_BINARY: Final = _FOLDER / "node_modules" / f"{PACKAGE}-linux-x64" / "claude"
+_VERSION: Final = "2.1.332"
 _QUIET: Final = {
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "DISABLE_TELEMETRY": "1",
@@ -29,35 +25,8 @@ _QUIET: Final = {
 
 
 def claude_binary() -> Path:
-    """The program, installed once into build/. Skips the test, saying why, where npm does not offer it."""
-    if _BINARY.exists():
-        return _BINARY
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip(f"there is no npm to install {PACKAGE} with")
-    _FOLDER.mkdir(parents=True, exist_ok=True)
-    quiet = ("--no-audit", "--no-fund", "--no-save", "--ignore-scripts", "--loglevel=error")
-    try:
-        ran = subprocess.run(
-            [npm, "install", "--prefix", str(_FOLDER), *quiet, PACKAGE],
-            cwd=_FOLDER, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=INSTALL_S,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"npm did not install {PACKAGE} within {INSTALL_S} s")
-    if ran.returncode != 0 or not _BINARY.exists():
-        pytest.skip(f"npm does not offer {PACKAGE} for linux-x64 here: {ran.stderr.strip()[-200:]}")
-    return _BINARY
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a run with `--output-format json` answered."""
-
-    session_id: str
-    text: str
-    cache_read_tokens: int
-    """As vLLM told Claude Code."""
-    prompt_tokens: int
+    """Return the program, installed once into build/. Skip the test, saying why, where npm does not offer it."""
+    return installed("claude-code", {PACKAGE: _VERSION}) / f"{PACKAGE}-linux-x64" / "claude"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.cwm_mcp.npm import INSTALL_S, Node, installed
+from tests.cwm_mcp.npm import Node, mcp_tools
 from tests.cwm_mcp.server.test_http import serving
 from tests.cwm_mcp.server.test_tools import TABLE
+from tests.support.clients.npm import INSTALL_S
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.timeout(INSTALL_S + 120)
@@ -40,7 +41,7 @@ WANT_A_FIXTURE_TOOL = {
 
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
-    return installed(tmp_path)
+    return mcp_tools(tmp_path)
 
 
 # --- conformance ---
