@@ -26,6 +26,10 @@ class Client(Protocol):
     name: ClassVar[str]
     identified: ClassVar[bool]
     """Whether its requests carry the session's id, as far as it is set up here."""
+    rewritten_tokens: ClassVar[int]
+    """Tokens at the end of a turn, at most, that read otherwise when the client has resumed."""
+
+    def __init__(self, home: Path, url: str, model: str) -> None: ...
 
     async def say(self, words: str, resumed: str | None = None) -> Said:
         """Speak one turn, in a new conversation or in the one to resume."""

@@ -12,6 +12,7 @@ class Claude:
 
     name: ClassVar[str] = "claude-code"
     identified: ClassVar[bool] = True
+    rewritten_tokens: ClassVar[int] = 0
 
     def __init__(self, home: Path, url: str, model: str) -> None:
         claude_binary()

@@ -62,6 +62,7 @@ class Codex:
 
     name: ClassVar[str] = "codex"
     identified: ClassVar[bool] = True
+    rewritten_tokens: ClassVar[int] = 0
 
     def __init__(self, home: Path, url: str, model: str) -> None:
         self._binary = installed("codex", {_PACKAGE: _VERSION}) / _BINARY

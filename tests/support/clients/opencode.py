@@ -17,6 +17,7 @@ class OpenCode:
 
     name: ClassVar[str] = "opencode"
     identified: ClassVar[bool] = True
+    rewritten_tokens: ClassVar[int] = 0
 
     def __init__(self, home: Path, url: str, model: str) -> None:
         self._binary = installed("opencode", {_PACKAGE: _VERSION}) / _PACKAGE / "bin" / "opencode"

@@ -17,6 +17,7 @@ class Pi:
 
     name: ClassVar[str] = "pi"
     identified: ClassVar[bool] = False
+    rewritten_tokens: ClassVar[int] = 0
 
     def __init__(self, home: Path, url: str, model: str) -> None:
         script = installed("pi", {_PACKAGE: _VERSION}) / _PACKAGE / "dist" / "cli.js"

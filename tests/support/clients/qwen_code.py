@@ -22,6 +22,7 @@ class QwenCode:
 
     name: ClassVar[str] = "qwen-code"
     identified: ClassVar[bool] = False
+    rewritten_tokens: ClassVar[int] = 320
 
     def __init__(self, home: Path, url: str, model: str) -> None:
         script = installed("qwen-code", {_PACKAGE: _VERSION}) / _PACKAGE / "cli.js"

@@ -1,0 +1,147 @@
+"""Real clients go on after kill -9 where they were, without a call to CWM by anybody.
+
+Each client of the table speaks two turns. Auto-freeze saves them, the engine is killed and started again, and each
+client resumes by its own means. The client's own report of its third turn and vLLM's counters show that the
+conversation was read from the disk and not computed again. One restart serves all clients. The test of a client that
+npm does not offer is skipped.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.support.api import Counters
+from tests.support.clients.base import Client, Said
+from tests.support.clients.claude import Claude
+from tests.support.clients.codex import Codex
+from tests.support.clients.npm import INSTALL_S
+from tests.support.clients.opencode import OpenCode
+from tests.support.clients.pi import Pi
+from tests.support.clients.qwen_code import QwenCode
+from tests.support.engine import SERVED_NAME, Engine
+from tests.support.mcp_client import Tools, mcp_client
+
+CLIENTS: Final[tuple[type[Client], ...]] = (Claude, Codex, OpenCode, Pi, QwenCode)
+DOORS: Final = " ".join(f"line {number}: the door is {'open' if number % 2 else 'shut'}." for number in range(40))
+FROZEN_WITHIN_S: Final = 60.0
+COUNTED_WITHIN_S: Final = 10.0
+
+pytestmark = pytest.mark.timeout(len(CLIENTS) * INSTALL_S + 600)
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A conversation's turns before and after the restart, as client and engine counted them."""
+
+    session_id: str
+    """As CWM names it."""
+    second: Said
+    third: Said
+    local_hits: int
+    restored: int
+
+
+class Conversation:
+    """One client's conversation with the engine."""
+
+    def __init__(self, client: Client, engine: Engine) -> None:
+        self._client = client
+        self._engine = engine
+        self._second: Said | None = None
+        self._session_id = ""
+
+    async def speak(self, cwm: Tools) -> None:
+        """Speak two turns."""
+        first = await self._client.say(f"I am {self._client.name}. Which of these lines comes last? {DOORS}")
+        self._second = await self._client.say("And which one before that?", first.session_id)
+        listed = (await cwm.call("session_list", limit=100))["sessions"]
+        latest = max(listed, key=lambda session: session["last_active_at"] or "")
+        self._session_id = latest["session_id"]
+
+    async def wait_until_frozen(self, cwm: Tools) -> None:
+        """Wait for a window that holds both turns."""
+        assert self._second is not None
+        deadline = time.monotonic() + FROZEN_WITHIN_S
+        while True:
+            windows = (await cwm.call("window_list", session_id=self._session_id))["windows"]
+            if any(window["token_count"] >= self._second.prompt_tokens for window in windows):
+                return
+            assert time.monotonic() < deadline, f"{self._session_id} was not frozen: {windows}"
+            await asyncio.sleep(0.2)
+
+    async def resume(self) -> Resumed:
+        """Speak the third turn, which is exactly one request."""
+        assert self._second is not None
+        before = await self._engine.api.counters()
+        third = await self._client.say("Thank you.", self._second.session_id)
+        after = await self._counted(before.prompt_tokens + third.prompt_tokens)
+        return Resumed(
+            session_id=self._session_id,
+            second=self._second,
+            third=third,
+            local_hits=after.local_hits - before.local_hits,
+            restored=after.external_hits - before.external_hits,
+        )
+
+    async def _counted(self, prompt_tokens: int) -> Counters:
+        deadline = time.monotonic() + COUNTED_WITHIN_S
+        while (counters := await self._engine.api.counters()).prompt_tokens < prompt_tokens:
+            assert time.monotonic() < deadline, "vLLM's counters do not show the turn"
+            await asyncio.sleep(0.02)
+        assert counters.prompt_tokens == prompt_tokens, "the turn was not one request"
+        return counters
+
+
+Outcome = Resumed | BaseException
+"""A client that failed or is not to be had does not keep the others from their test."""
+
+
+async def _resumed(engine: Engine, homes: Mapping[type[Client], Path]) -> dict[type[Client], Outcome]:
+    outcomes: dict[type[Client], Outcome] = {}
+    spoken: dict[type[Client], Conversation] = {}
+    async with mcp_client(engine) as cwm:
+        for kind, home in homes.items():
+            try:
+                conversation = Conversation(kind(home, engine.url, SERVED_NAME), engine)
+                await conversation.speak(cwm)
+                spoken[kind] = conversation
+            except (Exception, pytest.skip.Exception) as problem:
+                outcomes[kind] = problem
+        await cwm.call("auto_freeze_policy", enabled=True, idle_timeout_minutes=0.01)
+        for conversation in spoken.values():
+            await conversation.wait_until_frozen(cwm)
+    await asyncio.to_thread(engine.restart)
+    for kind, conversation in spoken.items():
+        try:
+            outcomes[kind] = await conversation.resume()
+        except Exception as problem:
+            outcomes[kind] = problem
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def outcomes(clients_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> dict[type[Client], Outcome]:
+    homes = {kind: tmp_path_factory.mktemp(kind.name) for kind in CLIENTS}
+    return asyncio.run(_resumed(clients_engine, homes))
+
+
+@pytest.mark.parametrize("kind", CLIENTS, ids=lambda kind: kind.name)
+async def test_a_client_resumes_after_a_kill_what_it_said_before(
+    clients_engine: Engine, outcomes: Mapping[type[Client], Outcome], kind: type[Client]
+) -> None:
+    outcome = outcomes[kind]
+    if isinstance(outcome, BaseException):
+        raise outcome
+    block = await clients_engine.api.block_tokens()
+    if kind.identified:
+        assert outcome.session_id == outcome.second.session_id == outcome.third.session_id
+    else:
+        assert outcome.session_id.startswith("anon-")
+    kept = outcome.second.prompt_tokens - kind.rewritten_tokens
+    assert outcome.third.cache_read_tokens == outcome.restored >= kept // block * block > 0
+    assert outcome.local_hits == 0
