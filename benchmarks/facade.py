@@ -22,7 +22,7 @@ from rich.console import Console
 from benchmarks.timing import show_times
 from cwm_connector.protocol.calls import FreezeArgs, ListArgs, Op, SessionsArgs
 from cwm_mcp.api.client import ControlClient
-from tests.support.engine import ROOT, Engine, EngineOptions, model_folder
+from tests.support.engine import ROOT, Engine, EngineOptions
 from tests.support.machine import describe
 from tests.support.mcp_client import mcp_client
 from tests.support.texts import prompt_of
@@ -154,7 +154,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console()
     console.print(describe())
-    with Engine(EngineOptions(model=model_folder(), max_model_len=4096, kv_tokens=40_960)) as engine:
+    with Engine(EngineOptions(dtype="bfloat16", max_model_len=4096, kv_tokens=40_960)) as engine:
         asyncio.run(run(console, engine, options))
         home = engine.home
         engine.kill_hard()

@@ -146,7 +146,7 @@ def main() -> int:
         console.print(f"there is no model in {model_folder()}. Run `make model` first.")
         return 2
     console.print("Starting vLLM with CWM.")
-    with Engine(EngineOptions(cpu_cache_gb=2)) as engine:
+    with Engine(EngineOptions(dtype="bfloat16", cpu_cache_gb=2)) as engine:
         run = asyncio.run(Bench(console, engine, repetitions).run())
     FOLDER.mkdir(parents=True, exist_ok=True)
     print_run(console, run)

@@ -32,6 +32,8 @@ async def run_story(console: Console) -> Report:
     engine = Engine(EngineOptions())
     try:
         await _start(console, engine, "Starting vLLM with CWM")
+        if engine.options.dtype == "float32":
+            console.print("  It computes in float32, because this CPU has no bf16 arithmetic.")
         async with mcp_client(engine) as cwm:
             console.print("  An MCP client is connected to `python -m cwm_mcp` over stdio.")
             return await _Story(console, engine, cwm, began).run()
@@ -100,7 +102,7 @@ class _Story:
         """Add turns until the next one can't complete an open block.
 
         The uninterrupted engine answers several next turns. If the first one completed a block, the second would find
-        that block in the cache, computed in another batch than in the thawed branch. Sums in bf16 would then differ.
+        that block in the cache, computed in another batch than in the thawed branch. Sums would then differ.
         """
         turns = []
         block = await self._engine.api.block_tokens()

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.api import Measured
-from tests.support.engine import Engine, EngineOptions
+from tests.support.engine import Engine, EngineOptions, kv_bytes_per_token, quick_dtype
 from tests.support.mcp_client import ToolError, Tools, mcp_client
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.talk import Talk, talked
 
-DISK_MIB = 96
+DISK_TOKENS = 4400
+"""Two windows of 1,500 tokens fit, but not three."""
 ANSWER_S = 45
 """Longer than any of a tier's own time-outs; nothing may take longer with Redis away."""
 
@@ -35,7 +36,8 @@ class Shared:
 @pytest.fixture(scope="module")
 def shared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     small = tmp_path_factory.mktemp("small-disk")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", small], capture_output=True)
+    size = DISK_TOKENS * kv_bytes_per_token(model, quick_dtype())
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", small], capture_output=True)
     try:
         with redis_server(append_fsync="always") as redis:
             common = {"CWM_REDIS_URL": redis.url, "CWM_CATALOG": "redis"}

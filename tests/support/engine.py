@@ -24,9 +24,11 @@ from typing import Final, Self
 import httpx
 
 from tests.support.api import Api
+from tests.support.machine import from_proc, gpu_name
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SERVED_NAME: Final = "SmolLM2-135M-Instruct"
+_BYTES: Final = {"bfloat16": 2, "float32": 4}
 _FAULT: Final = re.compile(r"(\(\w+ pid=\d+\) ERROR .*\] )?\w+(Error|Exception): ")
 _QUIET: Final = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -47,11 +49,22 @@ def model_folder() -> Path:
     return Path(os.environ.get("CWM_TEST_MODEL", ROOT / "build" / "models" / SERVED_NAME))
 
 
-def kv_bytes_per_token(model: Path) -> int:
-    """Keys and values of all layers in bf16, in bytes, from the model's own configuration."""
+def quick_dtype() -> str:
+    """Return the type of numbers that this machine computes the small model in quickly, as vLLM's `--dtype`.
+
+    A CPU without bf16 instructions multiplies bf16 matrices many times slower than float32 ones.
+    """
+    if gpu_name() is not None:
+        return "bfloat16"
+    flags = set(from_proc("/proc/cpuinfo", "flags").split())
+    return "bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else "float32"
+
+
+def kv_bytes_per_token(model: Path, dtype: str) -> int:
+    """Return the bytes of one token's keys and values in all layers, from the model's own configuration."""
     config = json.loads((model / "config.json").read_text())
     head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return int(2 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_size)
+    return int(2 * _BYTES[dtype] * config["num_hidden_layers"] * config["num_key_value_heads"] * head_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +74,11 @@ class EngineOptions:
     model: Path = field(default_factory=model_folder)
     home: Path | None = None
     """CWM_HOME; None: a new folder that goes with the engine."""
+    dtype: str = field(default_factory=quick_dtype)
+    """`float32` or `bfloat16`."""
     max_model_len: int = 8192
     kv_tokens: int = 40_960
-    cpu_cache_gb: float = 0.5
+    cpu_cache_gb: float = 1
     settings: Mapping[str, str] = field(default_factory=dict)
     """Further environment variables, CWM_ ones above all."""
     arguments: tuple[str, ...] = ()
@@ -127,11 +142,12 @@ class Engine:
 
     def command(self) -> list[str]:
         options = self.options
-        kv_bytes = options.kv_tokens * kv_bytes_per_token(options.model)
+        kv_bytes = options.kv_tokens * kv_bytes_per_token(options.model, options.dtype)
         return [
             *(sys.executable, "-m", "cwm_mcp.cli", "serve", str(options.model)),
             *("--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", SERVED_NAME),
-            *("--max-model-len", str(options.max_model_len), "--kv-cache-memory-bytes", str(kv_bytes)),
+            *("--dtype", options.dtype, "--max-model-len", str(options.max_model_len)),
+            *("--kv-cache-memory-bytes", str(kv_bytes)),
             *("--enforce-eager", "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"),
             *options.arguments,
         ]

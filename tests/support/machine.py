@@ -1,5 +1,6 @@
 """On what a figure was measured: a number without its machine and versions says nothing."""
 
+import functools
 import os
 import subprocess
 from datetime import UTC, datetime
@@ -14,12 +15,12 @@ def describe() -> dict[str, str | int | dict[str, str]]:
     """Processor, cores, GPU where there is one, memory, time (UTC) and the versions of what took part."""
     described: dict[str, str | int | dict[str, str]] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "cpu": _from_proc("/proc/cpuinfo", "model name"),
+        "cpu": from_proc("/proc/cpuinfo", "model name"),
         "cores": len(os.sched_getaffinity(0)),
-        "memory": _from_proc("/proc/meminfo", "MemTotal"),
+        "memory": from_proc("/proc/meminfo", "MemTotal"),
         "versions": versions(),
     }
-    if gpu := _gpu():
+    if gpu := gpu_name():
         described["gpu"] = gpu
     return described
 
@@ -34,7 +35,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _from_proc(file: str, key: str) -> str:
+def from_proc(file: str, key: str) -> str:
+    """Return the first value of a key in a file of /proc."""
     for line in Path(file).read_text().splitlines():
         name, _, value = line.partition(":")
         if name.strip() == key:
@@ -42,7 +44,9 @@ def _from_proc(file: str, key: str) -> str:
     return "unknown"
 
 
-def _gpu() -> str | None:
+@functools.cache
+def gpu_name() -> str | None:
+    """Return the names of this machine's NVIDIA GPUs, None without one."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
