@@ -126,6 +126,14 @@ def claims() -> Iterator[tuple[str, list[str]]]:
         yield number, re.findall(r"`([^`]+)`", commands)
 
 
+@everywhere
+def test_every_test_that_is_named_exists(document: Path) -> None:
+    named = set(re.findall(r"`(test_\w+)`", document.read_text()))
+    tests = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    missing = {name for name in named if not any(re.search(rf"def {name}\b", text) for text in tests)}
+    assert not missing, f"{document.name} names tests that do not exist"
+
+
 def test_every_claim_has_a_command_that_exists() -> None:
     found = list(claims())
     assert [int(number) for number, _ in found] == list(range(1, len(found) + 1))
