@@ -275,6 +275,16 @@ def test_rewritten_tool_arguments_do_not_make_a_branch(talk: Talk) -> None:
     assert (talk.takes(), talk.index.views()[0].heads) == (said, ("h1",))
 
 
+def test_a_turn_with_rewritten_arguments_that_was_aborted_first_makes_no_branch(talk: Talk) -> None:
+    prompt, answer = words(1, 100), words(2, 40)
+    said = talk.say(prompt, answer)
+    turn = [*prompt, *answer[:20], *words(3, 22), *words(4, 50)]
+    talk.cut_off(turn, 160)
+    assert talk.takes() == said
+    said = talk.say(turn, words(5, 10))
+    assert (talk.takes(), talk.index.views()[0].heads) == (said, ("h1",))
+
+
 def test_a_template_that_renders_the_end_of_a_prompt_again_makes_no_branch(talk: Talk) -> None:
     prompt = words(1, 100)
     talk.say(prompt, words(2, 40))
@@ -288,6 +298,12 @@ def test_a_template_that_renders_the_end_of_a_prompt_again_makes_no_branch(talk:
 def test_after_clear_under_the_same_id_the_new_conversation_counts(talk: Talk) -> None:
     conversation(talk)
     begun = talk.say([*SYSTEM, *words(40, 30)], words(41, 20))
+    assert talk.takes() == begun
+
+
+def test_a_long_first_prompt_after_clear_counts_if_it_shares_the_system_prompt(talk: Talk) -> None:
+    conversation(talk, turns=2)
+    begun = talk.say([*SYSTEM, *words(40, 3000)], words(41, 20))
     assert talk.takes() == begun
 
 

@@ -36,6 +36,14 @@ def test_a_branch_is_frozen_as_far_as_it_shares_what_is_frozen(talk: Talk) -> No
     assert unfrozen(talk) == {"h2": 140}
 
 
+def test_a_head_that_moves_is_frozen_as_far_as_it_keeps_what_is_frozen(talk: Talk) -> None:
+    said = talk.say(words(1, 400), words(2, 40))
+    snapshot = talk.frozen()
+    talk.index.mark_frozen("alice", snapshot.token_ids, snapshot.block_hashes)
+    talk.say([*said[:425], *words(3, 20), *words(4, 30)], words(5, 10))
+    assert unfrozen(talk) == {"h1": 60}
+
+
 def test_each_head_of_a_chunk_with_unfrozen_tokens_is_seen_and_small_side_heads_are_not(talk: Talk) -> None:
     said = conversation(talk)
     talk.say([*said, *words(60, 30)], words(61, 30), "alice;kind=side")
