@@ -71,7 +71,6 @@ class AutoFreezer:
         self._settings = policies.initial(engine.settings)
         self._policy = self._settings
         self._one_at_a_time = asyncio.Lock()
-        self._shuts_down = False
         self._given_up: dict[tuple[str, str], int] = {}
         """By session and head: the activity up to which nothing more of the head can be frozen."""
         self._not_before: dict[tuple[str, str], float] = {}
@@ -135,12 +134,10 @@ class AutoFreezer:
 
     async def tick(self) -> None:
         """Freeze the heads that are due, the most urgent first."""
-        if not self._policy.enabled or self._shuts_down:
+        if not self._policy.enabled:
             return
         for head in _most_urgent_first(await self._freezable()):
             async with self._one_at_a_time:
-                if self._shuts_down:
-                    return
                 await self._freeze_if_due(head)
 
     async def freeze_before_shutdown(self, limit_s: float = SHUTDOWN_LIMIT_S) -> None:
@@ -150,7 +147,6 @@ class AutoFreezer:
         """
         if not self._policy.enabled:
             return
-        self._shuts_down = True
         left: list[FreezableHead] | None = None
         try:
             async with asyncio.timeout(limit_s), self._one_at_a_time:

@@ -217,13 +217,15 @@ async def test_after_a_restart_a_partial_window_counts_only_as_far_as_it_restore
 
 async def test_another_session_s_window_does_not_count(tmp_path: Path) -> None:
     engine = await Miniature.started(tmp_path, auto_freeze_enabled=True)
+    await engine.serve(text(5), "alice")
+    await silent(engine)
     await engine.serve(MAIN, "bob")
     await silent(engine)
     engine.close()
     engine = await Miniature.started(tmp_path, auto_freeze_enabled=True)
     await engine.serve(MAIN, "alice")
     await silent(engine)
-    assert await saved(engine) == [("bob", "h1", 128), ("alice", "h1", 128)]
+    assert await saved(engine) == [("alice", "h1", 96), ("bob", "h1", 128), ("alice", "h1", 128)]
     engine.close()
 
 
@@ -244,7 +246,6 @@ async def test_a_head_that_fails_in_any_way_stops_no_other(
     assert len(await saved(engine)) == 4
     assert sum(count for (_, outcome), count in counted(engine).items() if outcome != "done") == 4
     monkeypatch.undo()
-    engine.operations.auto._shuts_down = False
     await silent(engine)  # not before its time
     assert len(await saved(engine)) == 4
     engine.operations.auto._not_before.clear()
