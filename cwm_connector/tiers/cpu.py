@@ -1,6 +1,6 @@
 """The fastest tier: sealed chunks in one pool of host memory, page-locked where there is a CUDA device.
 
-The memory is LMCache's pool. This module decides who may use which piece of it. A piece is **reserved** while one
+The memory is one pool (`host_pool.py`). This module decides who may use which piece of it. A piece is **reserved** while one
 caller fills it, and then **published** under a chunk's id, so that others find it. A **pin** keeps a published chunk in
 place while somebody reads it. A chunk without a pin may be evicted whenever a reservation needs memory, in the policy's
 order. No chunk here is the only copy: an evicted one is still in a durable tier.
@@ -23,7 +23,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.units import MIB
 from cwm_connector.tiers.base import ChunkId, TierUsage
 from cwm_connector.tiers.chunk import ALIGNMENT
-from cwm_connector.tiers.lmcache_parts import L1Error, L1MemoryManager, L1MemoryManagerConfig, MemoryLayoutDesc
+from cwm_connector.tiers.host_pool import HostPool
 from cwm_connector.tiers.policies.base import TierPolicy
 from cwm_connector.tiers.policies.lru import LeastRecentlyUsed
 
@@ -80,7 +80,7 @@ class CpuTier:
         self._evicted: dict[ChunkId, None] = {}
         self._used = 0
         self._closed = False
-        self._pool: Future[Any] = Future()
+        self._pool: Future[HostPool] = Future()
         # Touching 4 GiB takes seconds; LMCache does it without the GIL.
         device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         threading.Thread(target=self._build_pool, args=(device,), name="cwm-cpu-tier", daemon=True).start()
@@ -90,10 +90,7 @@ class CpuTier:
         try:
             if device is not None:
                 torch.cuda.set_device(device)  # per thread: page-locking would else start a context on device 0
-            config = L1MemoryManagerConfig(
-                size_in_bytes=self._capacity, use_lazy=False, align_bytes=ALIGNMENT, shm_name=""
-            )
-            self._pool.set_result(L1MemoryManager(config))
+            self._pool.set_result(HostPool(self._capacity))
         except Exception as problem:
             reason = f"the CPU tier could not get {self._capacity // MIB} MiB ({problem}); set CWM_CPU_CACHE_GB lower"
             self._pool.set_exception(CWMError(Code.MEMORY, reason))
@@ -230,21 +227,20 @@ class CpuTier:
         self.close()
         with self._lock:
             for buffer in [*self._reserved, *itertools.chain(*(entry.retired for entry in self._entries.values()))]:
-                self._pool.result().free([buffer.memory])
+                self._pool.result().free(buffer.memory)
 
     # --- under the lock -----------------------------------------------------------------------------------------------
 
     def _allocate(self, n_bytes: int) -> HostBuffer | None:
-        error, objects = self._pool.result().allocate(MemoryLayoutDesc([torch.Size([n_bytes])], [torch.uint8]), 1)
-        if error != L1Error.SUCCESS:
+        memory = self._pool.result().allocate(n_bytes)
+        if memory is None:
             return None
-        memory = objects[0]
         self._used += memory.get_physical_size()
         return HostBuffer(memory.tensor, memoryview(memory.tensor.numpy()), n_bytes, memory)
 
     def _free(self, buffer: HostBuffer) -> None:
         self._used -= buffer.memory.get_physical_size()
-        self._pool.result().free([buffer.memory])
+        self._pool.result().free(buffer.memory)
 
     def _shut_when_empty(self) -> None:
         if self._closed and self._used == 0:

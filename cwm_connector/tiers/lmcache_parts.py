@@ -1,7 +1,7 @@
 """Everything that this project takes from LMCache, imported in one place.
 
-These are parts of its maintained `v1/distributed` side: the host memory pool (page-locked where there is a CUDA device)
-and the native file client. LMCache is pinned to one release. tests/cwm_connector/tiers/test_lmcache_contract.py tests
+These are the memory and the file client of its maintained `v1/distributed` side: the host memory pool (page-locked where
+there is a CUDA device) and the native file client. LMCache is pinned to one release. tests/cwm_connector/tiers/test_lmcache_contract.py tests
 what we rely on and fails when a release changes it.
 
 LMCache prints its log from INFO on to stderr and warns of every full pool, which is normal for a cache. Its own setting
@@ -13,9 +13,7 @@ import os
 os.environ.setdefault("LMCACHE_LOG_LEVEL", "ERROR")
 
 from lmcache.lmcache_fs import LMCacheFSClient
-from lmcache.v1.distributed.api import MemoryLayoutDesc
-from lmcache.v1.distributed.config import L1MemoryManagerConfig
-from lmcache.v1.distributed.error import L1Error
-from lmcache.v1.distributed.memory_manager.l1_memory_manager import L1MemoryManager
+from lmcache.v1.memory_allocators.mixed_memory_allocator import MixedMemoryAllocator
+from lmcache.v1.memory_allocators.tensor_memory_allocator import TensorMemoryAllocator
 
-__all__ = ["L1Error", "L1MemoryManager", "L1MemoryManagerConfig", "LMCacheFSClient", "MemoryLayoutDesc"]
+__all__ = ["LMCacheFSClient", "MixedMemoryAllocator", "TensorMemoryAllocator"]

@@ -3,7 +3,6 @@
 The tiers' own tests would fail as well, but not say why.
 """
 
-import inspect
 import select
 import subprocess
 import sys
@@ -14,13 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from cwm_connector.tiers.lmcache_parts import (
-    L1Error,
-    L1MemoryManager,
-    L1MemoryManagerConfig,
-    LMCacheFSClient,
-    MemoryLayoutDesc,
-)
+from cwm_connector.tiers.lmcache_parts import LMCacheFSClient, MixedMemoryAllocator, TensorMemoryAllocator
 from tests.cwm_connector.tiers.chunks import aligned_buffer
 
 HASH = "ab" * 32
@@ -101,22 +94,21 @@ def test_a_length_is_counted_in_items_so_buffers_must_be_of_bytes(client: Any, t
     assert (tmp_path / FILE).stat().st_size == 2048
 
 
-def test_the_pools_options_and_its_answers_are_as_before() -> None:
-    options = inspect.signature(L1MemoryManagerConfig).parameters
-    assert {"size_in_bytes", "use_lazy", "align_bytes", "shm_name"} <= set(options)
-    pool = L1MemoryManager(L1MemoryManagerConfig(size_in_bytes=1 << 20, use_lazy=False, align_bytes=4096, shm_name=""))
-    error, objects = pool.allocate(MemoryLayoutDesc([torch.Size([5000])], [torch.uint8]), 1)
-    assert error == L1Error.SUCCESS
-    (memory,) = objects
-    assert (memory.tensor.shape, memory.tensor.dtype) == (torch.Size([5000]), torch.uint8)
-    assert memory.tensor.data_ptr() % 4096 == 0
-    assert memory.get_physical_size() == 8192
-    assert pool.get_memory_usage() == (8192, 1 << 20)
-    assert pool.allocate(MemoryLayoutDesc([torch.Size([1 << 20])], [torch.uint8]), 1) == (L1Error.OUT_OF_MEMORY, [])
-    pool.free(objects)
-    assert pool.get_memory_usage() == (0, 1 << 20)
-    pool.close()
-    pool.close()
+def test_the_pool_is_one_stretch_of_memory_whose_allocator_can_be_replaced() -> None:
+    memory = MixedMemoryAllocator(1 << 20, align_bytes=4096)
+    whole = (memory.buffer.shape, memory.buffer.dtype)
+    assert whole == (torch.Size([1 << 20]), torch.uint8)
+    memory.pin_allocator = TensorMemoryAllocator(memory.buffer[: 1 << 19], align_bytes=4096)
+    (piece,) = memory.batched_allocate([torch.Size([5000])], [torch.uint8], 1)
+    assert (piece.tensor.shape, piece.tensor.dtype) == (torch.Size([5000]), torch.uint8)
+    assert piece.tensor.data_ptr() == memory.buffer.data_ptr()
+    assert piece.get_physical_size() == 8192
+    assert memory.batched_allocate([torch.Size([1 << 19])], [torch.uint8], 1) is None
+    memory.batched_free([piece])
+    (everything,) = memory.batched_allocate([torch.Size([1 << 19])], [torch.uint8], 1)
+    memory.batched_free([everything])
+    memory.close()
+    memory.close()
 
 
 def test_importing_the_parts_prints_nothing() -> None:
