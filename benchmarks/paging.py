@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cwm_connector.worker.paged_copy import PagedCopier, copier_for, payload_bytes
+from cwm_connector.worker.paged_copy import PagedCopier, PagePart, copier_for, payload_bytes
 from tests.support.machine import describe
 
 ROUNDS = 9
@@ -98,15 +98,18 @@ def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
     target.copy_(source, non_blocking=True)
 
 
+def _parts(of_chunk: list[list[int]], payloads: list[torch.Tensor]) -> list[PagePart]:
+    return [PagePart(payload, len(ids), 0, ids) for ids, payload in zip(of_chunk, payloads, strict=True)]
+
+
 def _gather(copier: PagedCopier, of_chunk: list[list[int]], payloads: list[torch.Tensor]) -> None:
-    fence = copier.fence()
-    for ids, payload in zip(of_chunk, payloads, strict=True):
-        copier.gather(ids, payload, fence)
+    fences = [copier.gather([part], copier.fence()) for part in _parts(of_chunk, payloads)]
+    fences[-1].synchronize()
 
 
 def _scatter(copier: PagedCopier, of_chunk: list[list[int]], payloads: list[torch.Tensor]) -> None:
-    for ids, payload in zip(of_chunk, payloads, strict=True):
-        copier.scatter(payload, len(ids), 0, ids)
+    fences = [copier.scatter([part], copier.fence()) for part in _parts(of_chunk, payloads)]
+    fences[-1].synchronize()
 
 
 if __name__ == "__main__":

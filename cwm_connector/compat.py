@@ -135,6 +135,21 @@ def streams_its_answer(request: "Request") -> bool:
     return params is None or params.output_kind is not RequestOutputKind.FINAL_ONLY
 
 
+# --- copies between memory and a CUDA device; transfer threads -------------------------------------------------------
+
+
+def queue_copies(sources: torch.Tensor, targets: torch.Tensor, sizes: torch.Tensor, *, from_host: bool) -> None:
+    """Queue copies of `sizes[i]` bytes from address `sources[i]` to `targets[i]` on the current CUDA stream.
+
+    The three are int64 tensors in host memory. One call of the driver takes all copies and needs no kernel, so they
+    leave the device's processors to the model. `from_host`: the driver may read the sources early, which nothing on the
+    device writes.
+    """
+    from vllm import _custom_ops
+
+    _custom_ops.swap_blocks_batch(sources, targets, sizes, is_src_access_order_any=from_host)
+
+
 # --- text; any thread but the engine's -------------------------------------------------------------------------------
 
 

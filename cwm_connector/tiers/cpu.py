@@ -1,9 +1,10 @@
 """The fastest tier: sealed chunks in one pool of host memory, page-locked where there is a CUDA device.
 
-The memory is one pool (`host_pool.py`). This module decides who may use which piece of it. A piece is **reserved** while one
-caller fills it, and then **published** under a chunk's id, so that others find it. A **pin** keeps a published chunk in
-place while somebody reads it. A chunk without a pin may be evicted whenever a reservation needs memory, in the policy's
-order. No chunk here is the only copy: an evicted one is still in a durable tier.
+The memory is one pool (`host_pool.py`). This module decides who uses which piece of it. A piece is **reserved** while
+one caller fills it, and then **published** under a chunk's id, so that others find it. Only bytes that passed their
+check, or that were sealed here, are published. A **pin** keeps a published chunk in place while somebody reads it. A
+chunk without a pin may be evicted whenever a reservation needs memory, in the policy's order. No chunk here is the only
+copy: an evicted one is still in a durable tier.
 
 Threads: any but the engine's own. One lock guards everything. Only `ready` and the first `reserve` can wait long.
 """
@@ -11,7 +12,8 @@ Threads: any but the engine's own. One lock guards everything. Only `ready` and 
 import atexit
 import itertools
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +75,8 @@ class CpuTier:
                 "are available; set CWM_CPU_CACHE_GB lower",
             )
         self._lock = threading.Lock()
+        self._freed = threading.Condition(self._lock)
+        """Notified whenever memory was freed, or can be, by eviction."""
         self._entries: dict[ChunkId, _Entry] = {}
         self._policy: TierPolicy[ChunkId] = LeastRecentlyUsed() if policy is None else policy
         """Knows every chunk that can be found."""
@@ -101,8 +105,10 @@ class CpuTier:
 
     # --- one caller's buffers -----------------------------------------------------------------------------------------
 
-    def reserve(self, n_bytes: int) -> HostBuffer:
+    def reserve(self, n_bytes: int, wait_s: float = 0.0) -> HostBuffer:
         """Return a buffer with unknown content that is the caller's alone until it is published or released.
+
+        Wait up to `wait_s` seconds for memory that others pin or have reserved.
 
         Raises: `Code.MEMORY` if pinned and reserved buffers leave too little memory. Nothing was evicted then, unless
         the free memory is in pieces that are too small.
@@ -110,19 +116,19 @@ class CpuTier:
         if n_bytes <= 0:
             raise ValueError(f"{n_bytes} bytes can't be reserved")
         self.ready()
-        needed = -(-n_bytes // ALIGNMENT) * ALIGNMENT
+        deadline = time.monotonic() + wait_s
         with self._lock:
-            if self._closed:
-                raise CWMError(Code.MEMORY, "the CPU tier is closed; start the engine again")
-            for chunk in self._victims(needed):
-                self._evict(chunk)
-            while (buffer := self._allocate(n_bytes)) is None:  # enough is free, but in pieces
-                unpinned = next(self._evictable(), None)
-                if unpinned is None:
-                    raise self._full(needed)
-                self._evict(unpinned)
-            self._reserved.add(buffer)
-            return buffer
+            while True:
+                try:
+                    buffer = self._reserve(n_bytes)
+                except CWMError:
+                    left = deadline - time.monotonic()
+                    if left <= 0 or self._closed or n_bytes > self._capacity:
+                        raise
+                    self._freed.wait(left)
+                else:
+                    self._reserved.add(buffer)
+                    return buffer
 
     def release(self, buffer: HostBuffer) -> None:
         """Give a reserved buffer back. Raises ValueError if it was published or given back before."""
@@ -181,6 +187,7 @@ class CpuTier:
                 entry.retired.clear()
                 self._forget_if_gone(chunk, entry)
                 self._shut_when_empty()
+                self._freed.notify_all()
 
     def drop(self, chunk: ChunkId) -> bool:
         """Hide the chunk from now on; its memory is free when its last pin goes. Return False if it was not here."""
@@ -196,6 +203,12 @@ class CpuTier:
         with self._lock:
             entry = self._entries.get(chunk)
             return entry is not None and entry.buffer is not None
+
+    def contains_all(self, chunks: Iterable[ChunkId]) -> bool:
+        """Return True if all the chunks are here now. The policy does not take it for a use."""
+        with self._lock:
+            entries = (self._entries.get(chunk) for chunk in chunks)
+            return all(entry is not None and entry.buffer is not None for entry in entries)
 
     def take_evicted(self) -> list[ChunkId]:
         """Return the chunks that were evicted since the last call and are not back, oldest first."""
@@ -218,6 +231,7 @@ class CpuTier:
             if self._closed:
                 return
             self._closed = True
+            self._freed.notify_all()
             for chunk, entry in list(self._entries.items()):
                 self._hide(chunk, entry)
             self._shut_when_empty()
@@ -231,6 +245,19 @@ class CpuTier:
 
     # --- under the lock -----------------------------------------------------------------------------------------------
 
+    def _reserve(self, n_bytes: int) -> HostBuffer:
+        needed = -(-n_bytes // ALIGNMENT) * ALIGNMENT
+        if self._closed:
+            raise CWMError(Code.MEMORY, "the CPU tier is closed; start the engine again")
+        for chunk in self._victims(needed):
+            self._evict(chunk)
+        while (buffer := self._allocate(n_bytes)) is None:  # enough is free, but in pieces
+            unpinned = next(self._evictable(), None)
+            if unpinned is None:
+                raise self._full(needed)
+            self._evict(unpinned)
+        return buffer
+
     def _allocate(self, n_bytes: int) -> HostBuffer | None:
         memory = self._pool.result().allocate(n_bytes)
         if memory is None:
@@ -241,6 +268,7 @@ class CpuTier:
     def _free(self, buffer: HostBuffer) -> None:
         self._used -= buffer.memory.get_physical_size()
         self._pool.result().free(buffer.memory)
+        self._freed.notify_all()
 
     def _shut_when_empty(self) -> None:
         if self._closed and self._used == 0:

@@ -1,8 +1,8 @@
 """Everything that this project takes from LMCache, imported in one place.
 
-These are the memory and the file client of its maintained `v1/distributed` side: the host memory pool (page-locked where
-there is a CUDA device) and the native file client. LMCache is pinned to one release. tests/cwm_connector/tiers/test_lmcache_contract.py tests
-what we rely on and fails when a release changes it.
+These are parts of its maintained side: the host memory pool (page-locked where there is a CUDA device) and the native
+file client. LMCache is pinned to one release. tests/cwm_connector/tiers/test_lmcache_contract.py tests what we rely on
+and fails when a release changes it.
 
 LMCache prints its log from INFO on to stderr and warns of every full pool, which is normal for a cache. Its own setting
 LMCACHE_LOG_LEVEL, read at import, quiets that here unless it is set already.

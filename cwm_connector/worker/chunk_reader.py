@@ -1,24 +1,45 @@
-"""Reads chunks one after the other from the fastest tier that has them, and verifies each.
+"""Reads chunks from the fastest tier that has them, verifies each, and hands them over in batches and in order.
 
-Transfer threads only; may block on the tiers. Reads run a few chunks ahead of the consumer, so that the device is never
-idle.
+Transfer threads only; may block on the tiers. Reads and checks run ahead of the consumer, so that neither the device
+nor the bus is ever idle.
 """
 
+import enum
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
+
+import torch
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.core.types import TierName
+from cwm_connector.core.units import MIB
+from cwm_connector.step.jobs import ChunkOutcome
 from cwm_connector.tiers.base import ChunkId
-from cwm_connector.tiers.chunk import ChunkHeader, check, sealed_bytes
+from cwm_connector.tiers.chunk import HEADER_BYTES, ChunkHeader, check, sealed_bytes
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer
 from cwm_connector.tiers.stack import TierStack
+from cwm_connector.worker.checksums import Checksums, Lazy
 
 READ_AHEAD: Final = 4
+"""Chunks that are read from a durable tier ahead of their turn, at least."""
+BATCH_BYTES: Final = 128 * MIB
+"""A batch is as long as this or one chunk. The bus is busy with it for two or three milliseconds."""
+RESERVE_WAIT_S: Final = 10.0
+"""How long a load waits for memory that other transfers hold. Then its tokens are computed."""
+
+
+class Purpose(enum.Enum):
+    """What the chunks are read for."""
+
+    LOAD = enum.auto()
+    """Their bytes go to the device next, so each is checked now, also one that has been in memory for long."""
+    PROMOTE = enum.auto()
+    """They are to be in memory. What is there already was checked when it came, and is checked again by the load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +63,14 @@ class ChunkShape:
         """Return the length of the part with header and padding."""
         return sealed_bytes(self.payload_bytes(chunk))
 
+    def payload_of(self, chunk: ChunkSpec, buffer: HostBuffer) -> torch.Tensor:
+        """Return the pages in the sealed chunk's buffer."""
+        return buffer.tensor[HEADER_BYTES : HEADER_BYTES + self.payload_bytes(chunk)]
+
+    def outcome(self, chunk: ChunkSpec, tier: TierName) -> ChunkOutcome:
+        """Return the outcome of a job that found or put the part in `tier`."""
+        return ChunkOutcome(chunk.key, tier, self.sealed_bytes(chunk))
+
     def header(self, chunk: ChunkSpec) -> ChunkHeader:
         """Return the header that the part is sealed with."""
         return ChunkHeader(
@@ -56,7 +85,7 @@ class ChunkShape:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedChunk:
-    """A chunk that passed its checksum under its own key, and its tier. Valid until the next one is taken."""
+    """A chunk that passed its checksum under its own key, and its tier. Pinned in CPU memory until `release`."""
 
     chunk: ChunkSpec
     buffer: HostBuffer
@@ -67,20 +96,39 @@ class VerifiedChunk:
 class _PendingRead:
     chunk: ChunkSpec
     buffer: HostBuffer
-    future: "Future[TierName] | None"
-    """None if the chunk was in CPU memory; it is pinned there."""
+    read: "Future[TierName]"
+    verified: "Future[TierName] | Lazy[TierName]"
+    is_resident: bool
+    """The chunk was in CPU memory; it is pinned there. Otherwise the buffer is reserved."""
+
+    @property
+    def is_good(self) -> bool:
+        """Return True if the chunk is known to be good, without waiting."""
+        return isinstance(self.verified, Future) and self.verified.done() and self.verified.exception() is None
 
 
 class ChunkReader:
     """Reads through CPU memory: chunks from a slower tier stay there and can be evicted."""
 
-    def __init__(self, cpu: CpuTier, stack: TierStack, shape: ChunkShape) -> None:
+    def __init__(self, cpu: CpuTier, stack: TierStack, shape: ChunkShape, checksums: Checksums) -> None:
         self._cpu = cpu
         self._stack = stack
         self._shape = shape
+        self._checksums = checksums
+        self._reads_ahead = max(READ_AHEAD, checksums.threads)
+        self._ahead = max(READ_AHEAD, 4 * checksums.threads)
 
-    def read(self, chunks: Iterable[ChunkSpec]) -> Iterator[VerifiedChunk]:
-        """Yield the chunks in order.
+    def all_in_memory(self, chunks: Iterable[ChunkSpec]) -> bool:
+        """Return True if nothing would have to be read from a durable tier now."""
+        return self._cpu.contains_all(self._shape.id(chunk) for chunk in chunks)
+
+    def read(
+        self, chunks: Iterable[ChunkSpec], purpose: Purpose, make_room: Callable[[], bool]
+    ) -> Generator[list[VerifiedChunk], None, None]:
+        """Yield the chunks in order, in batches. The caller releases each batch when it is done with it.
+
+        `make_room` is called when there is no memory to read the next chunk into. It releases earlier batches and
+        returns True, or returns False if there are none.
 
         Raises: at the first chunk that can't be read, `Code.CHUNK_MISSING` if it is not there, `Code.CORRUPT` if no
         tier has intact bytes, `Code.READ_FAILED` or `Code.BACKEND` if it is unreadable for now, `Code.MEMORY` if there
@@ -89,76 +137,115 @@ class ChunkReader:
         waiting, pending = deque(chunks), deque[_PendingRead]()
         try:
             while waiting or pending:
-                self._read_ahead(waiting, pending)
-                yield from self._finish(pending.popleft())
+                self._read_ahead(waiting, pending, purpose, make_room)
+                batch = [self._finish(pending.popleft())]
+                size = batch[0].buffer.nbytes
+                while pending and pending[0].is_good and size + pending[0].buffer.nbytes <= BATCH_BYTES:
+                    size += pending[0].buffer.nbytes
+                    batch.append(self._finish(pending.popleft()))
+                yield batch
         finally:
             for each in pending:
                 self._abandon(each)
 
-    def _read_ahead(self, waiting: "deque[ChunkSpec]", pending: "deque[_PendingRead]") -> None:
-        while waiting and len(pending) < READ_AHEAD:
+    def release(self, batch: Sequence[VerifiedChunk]) -> None:
+        """Let the chunks of a batch be evicted. Nothing may read their buffers any more."""
+        for each in batch:
+            self._cpu.unpin(self._shape.id(each.chunk))
+
+    def _read_ahead(
+        self,
+        waiting: "deque[ChunkSpec]",
+        pending: "deque[_PendingRead]",
+        purpose: Purpose,
+        make_room: Callable[[], bool],
+    ) -> None:
+        while waiting and len(pending) < self._ahead:
+            if sum(not each.is_resident for each in pending) >= self._reads_ahead:
+                return
             try:
-                pending.append(self._start(waiting[0]))
+                pending.append(self._start(waiting[0], purpose))
             except CWMError:
                 if pending:
                     return  # tried again at this chunk's turn, when those before it have freed memory
-                raise
+                if make_room():
+                    continue
+                if purpose is Purpose.PROMOTE:
+                    raise
+                pending.append(self._start(waiting[0], purpose, RESERVE_WAIT_S))
             waiting.popleft()
 
-    def _start(self, chunk: ChunkSpec) -> _PendingRead:
+    def _start(self, chunk: ChunkSpec, purpose: Purpose, wait_s: float = 0.0) -> _PendingRead:
         resident = self._cpu.pin(self._shape.id(chunk))
         if resident is not None:
-            return _PendingRead(chunk, resident, None)
-        buffer = self._cpu.reserve(self._shape.sealed_bytes(chunk))
-        return _PendingRead(chunk, buffer, self._stack.read(self._shape.id(chunk), buffer.view))
+            there = Future[TierName]()
+            there.set_result(TierName.CPU)
+            verified = there if purpose is Purpose.PROMOTE else self._verified(chunk, resident, there)
+            return _PendingRead(chunk, resident, there, verified, is_resident=True)
+        return self._start_from_tiers(chunk, wait_s)
 
-    def _finish(self, one: _PendingRead) -> Iterator[VerifiedChunk]:
+    def _start_from_tiers(self, chunk: ChunkSpec, wait_s: float = 0.0) -> _PendingRead:
+        buffer = self._cpu.reserve(self._shape.sealed_bytes(chunk), wait_s)
+        read = self._stack.read(self._shape.id(chunk), buffer.view)
+        return _PendingRead(chunk, buffer, read, self._verified(chunk, buffer, read), is_resident=False)
+
+    def _verified(
+        self, chunk: ChunkSpec, buffer: HostBuffer, read: "Future[TierName]"
+    ) -> "Future[TierName] | Lazy[TierName]":
+        return self._checksums.after(read, partial(check, buffer.view, self._shape.header(chunk)))
+
+    def _finish(self, one: _PendingRead) -> VerifiedChunk:
         chunk_id = self._shape.id(one.chunk)
-        if one.future is None:
-            try:
-                check(one.buffer.view, self._shape.header(one.chunk))
-            except CWMError:
-                self._cpu.drop(chunk_id)
-                self._cpu.unpin(chunk_id)
-                yield from self._finish(self._start(one.chunk))  # memory went bad; a durable tier may be intact
-                return
-            try:
-                yield VerifiedChunk(one.chunk, one.buffer, TierName.CPU)
-            finally:
-                self._cpu.unpin(chunk_id)
-            return
-        tier = self._wait_until_verified(one, one.future)
-        buffer = self._cpu.publish(chunk_id, one.buffer)
+        if not one.is_resident:
+            tier = self._wait_until_verified(one)
+            return VerifiedChunk(one.chunk, self._cpu.publish(chunk_id, one.buffer), tier)
         try:
-            yield VerifiedChunk(one.chunk, buffer, tier)
-        finally:
+            tier = one.verified.result()
+        except CWMError:
+            self._cpu.drop(chunk_id)
             self._cpu.unpin(chunk_id)
+            return self._finish(self._start_from_tiers(one.chunk))  # memory went bad; a durable tier may be intact
+        return VerifiedChunk(one.chunk, one.buffer, tier)
 
-    def _wait_until_verified(self, one: _PendingRead, read: "Future[TierName]") -> TierName:
+    def _wait_until_verified(self, one: _PendingRead) -> TierName:
         """Return the tier whose good bytes are in the buffer. Raises as `read`; then the buffer is released."""
         corrupt: CWMError | None = None
+        read, verified = one.read, one.verified
         while True:
             try:
-                tier = read.result()
+                return verified.result()
             except BaseException as problem:
-                read.add_done_callback(lambda read: release_after(self._cpu, one.buffer, read))
-                if corrupt is not None and isinstance(problem, CWMError) and problem.code is Code.CHUNK_MISSING:
-                    raise corrupt from None
-                raise
-            try:
-                check(one.buffer.view, self._shape.header(one.chunk))
-            except CWMError as problem:
-                corrupt = problem
-                self._stack.on_bad(one.chunk.key, tier)
-                read = self._stack.read(self._shape.id(one.chunk), one.buffer.view, below=tier)
-            else:
-                return tier
+                if not isinstance(problem, CWMError) or read.exception() is not None:
+                    self._release_after(one.buffer, read, verified)
+                    if corrupt is not None and isinstance(problem, CWMError) and problem.code is Code.CHUNK_MISSING:
+                        raise corrupt from None
+                    raise
+                corrupt = problem  # the tier has answered, with bytes that are not the chunk
+            tier = read.result()
+            self._stack.on_bad(one.chunk.key, tier)
+            read = self._stack.read(self._shape.id(one.chunk), one.buffer.view, below=tier)
+            verified = self._verified(one.chunk, one.buffer, read)
 
     def _abandon(self, one: _PendingRead) -> None:
-        if one.future is None:
-            self._cpu.unpin(self._shape.id(one.chunk))
-        else:  # not before the device has stopped writing into it
-            one.future.add_done_callback(lambda read: release_after(self._cpu, one.buffer, read))
+        """Give a chunk that nobody takes any more back, when neither a device nor a check uses its buffer."""
+        if one.is_resident:
+            chunk_id = self._shape.id(one.chunk)
+            _when_over(one.verified, lambda: self._cpu.unpin(chunk_id))
+        else:
+            self._release_after(one.buffer, one.read, one.verified)
+
+    def _release_after(
+        self, buffer: HostBuffer, read: "Future[TierName]", verified: "Future[TierName] | Lazy[TierName]"
+    ) -> None:
+        read.add_done_callback(lambda read: _when_over(verified, lambda: release_after(self._cpu, buffer, read)))
+
+
+def _when_over(verified: "Future[Any] | Lazy[Any]", then: Callable[[], None]) -> None:
+    """Call `then` when no thread checks the chunk any more."""
+    if isinstance(verified, Future):
+        verified.add_done_callback(lambda _: then())
+    else:
+        then()
 
 
 def is_buffer_in_use(failure: BaseException | None) -> bool:

@@ -3,9 +3,21 @@
 import pytest
 import torch
 
+from cwm_connector import compat
 from cwm_connector.core.errors import CWMError
-from cwm_connector.worker.paged_copy import CpuCopier, copier_for, layout_fingerprint, page_views, payload_bytes
+from cwm_connector.worker.fence import PASSED
+from cwm_connector.worker.paged_copy import (
+    CpuCopier,
+    DirectCopier,
+    PagedCopier,
+    PagePart,
+    copier_for,
+    layout_fingerprint,
+    page_views,
+    payload_bytes,
+)
 from tests.support.devices import DEVICES
+from tests.support.host_queue import HostQueue
 
 LAYERS, BLOCKS, TOKENS, HEADS, CONTENT = 3, 11, 16, 2, 24
 
@@ -34,8 +46,8 @@ def test_blocks_come_back_bit_exact_in_other_blocks(order: str, device: str) -> 
     target = _same_layout(target, order, device)
     out, back = copier_for(source), copier_for(target)
     payload = torch.empty(payload_bytes(out, 3), dtype=torch.uint8, pin_memory=device == "cuda")
-    out.gather([9, 0, 4], payload, out.fence())
-    back.scatter(payload, 3, 0, [1, 2, 10])
+    out.gather([PagePart(payload, 3, 0, [9, 0, 4])], out.fence()).synchronize()
+    back.scatter([PagePart(payload, 3, 0, [1, 2, 10])], back.fence()).synchronize()
     for before, after in zip(source, target, strict=True):
         assert torch.equal(_bits(after[[1, 2, 10]]), _bits(before[[9, 0, 4]]))
 
@@ -46,8 +58,8 @@ def test_layers_in_storages_of_their_own_come_back_bit_exact(device: str) -> Non
     target = [torch.zeros_like(layer) for layer in source]
     out, back = copier_for(source), copier_for(target)
     payload = torch.empty(payload_bytes(out, 2), dtype=torch.uint8, pin_memory=device == "cuda")
-    out.gather([9, 0], payload, out.fence())
-    back.scatter(payload, 2, 0, [1, 2])
+    out.gather([PagePart(payload, 2, 0, [9, 0])], out.fence()).synchronize()
+    back.scatter([PagePart(payload, 2, 0, [1, 2])], back.fence()).synchronize()
     for before, after in zip(source, target, strict=True):
         assert torch.equal(_bits(after[[1, 2]]), _bits(before[[9, 0]]))
 
@@ -67,19 +79,87 @@ def test_a_part_of_a_chunk_fills_only_its_blocks(device: str) -> None:
     source = caches(LAYOUTS["HND (FlashInfer)"], device)
     copier = copier_for(source)
     payload = torch.empty(payload_bytes(copier, 3), dtype=torch.uint8, pin_memory=device == "cuda")
-    copier.gather([5, 6, 7], payload, copier.fence())
+    copier.gather([PagePart(payload, 3, 0, [5, 6, 7])], copier.fence()).synchronize()
     before = [layer.clone() for layer in source]
-    copier.scatter(payload, 3, 1, [0])
+    copier.scatter([PagePart(payload, 3, 1, [0])], copier.fence()).synchronize()
     for old, new in zip(before, source, strict=True):
         assert torch.equal(_bits(new[0]), _bits(old[6]))
         assert torch.equal(_bits(new[1:]), _bits(old[1:]))
+
+
+@pytest.mark.parametrize("order", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_batch_is_one_call_of_the_driver_with_a_copy_for_each_page(order: str) -> None:
+    source, target = caches(order), _same_layout([torch.zeros_like(one) for one in caches(order)], order, "cpu")
+    outward, inward = HostQueue(), HostQueue()
+    out, back = DirectCopier(source, outward, HostQueue()), DirectCopier(target, HostQueue(), inward)
+    payloads = [torch.zeros(payload_bytes(out, 3), dtype=torch.uint8) for _ in range(2)]
+    copied = out.gather([PagePart(payloads[0], 3, 0, [9, 0, 4]), PagePart(payloads[1], 3, 0, [1, 2, 3])], out.fence())
+    assert not any(payload.any() for payload in payloads)
+    copied.synchronize()
+    back.scatter([PagePart(payloads[0], 3, 1, [7, 8]), PagePart(payloads[1], 3, 0, [0])], PASSED).synchronize()
+    for before, after in zip(source, target, strict=True):
+        assert torch.equal(_bits(after[[7, 8, 0]]), _bits(before[[0, 4, 1]]))
+    assert [batch.sizes for batch in (*outward.batches, *inward.batches)] == [
+        [out.page_bytes] * LAYERS * 6,
+        [out.page_bytes] * LAYERS * 3,
+    ]
+
+
+def test_pages_copied_one_by_one_lie_in_the_payload_as_the_cpu_copies_them() -> None:
+    layers = [layer.clone() for layer in caches(LAYOUTS["NHD (FlashAttention)"])]
+    copiers: list[PagedCopier] = [CpuCopier(layers), DirectCopier(layers, HostQueue(), HostQueue())]
+    payloads = [torch.empty(payload_bytes(copier, 2), dtype=torch.uint8) for copier in copiers]
+    for copier, payload in zip(copiers, payloads, strict=True):
+        copier.gather([PagePart(payload, 2, 0, [3, 8])], copier.fence()).synchronize()
+    assert torch.equal(*payloads)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_copies_wait_for_what_the_model_has_queued_before() -> None:
+    layers = [torch.zeros((64, 2, 16, 512), dtype=torch.bfloat16, device="cuda") for _ in range(4)]
+    copier = copier_for(layers)
+    blocks = list(range(64))
+    payload = torch.empty(payload_bytes(copier, 64), dtype=torch.uint8, pin_memory=True)
+    slow = torch.randn((4096, 4096), device="cuda")
+    for _ in range(50):
+        slow = slow @ slow / 4096
+    for layer in layers:
+        layer.fill_(3.0)
+    copier.gather([PagePart(payload, 64, 0, blocks)], copier.fence()).synchronize()
+    assert (payload.view(torch.bfloat16) == 3.0).all()
+    for _ in range(50):
+        slow = slow @ slow / 4096
+    for layer in layers:
+        layer.fill_(5.0)  # still pending when the load comes
+    copier.scatter([PagePart(payload, 64, 0, blocks)], copier.fence()).synchronize()
+    assert all((layer == 3.0).all() for layer in layers)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_a_call_that_fails_has_waited_for_the_copies_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = list(torch.ones((32, 512, 2, 16, 1024), dtype=torch.bfloat16, device="cuda"))
+    copier = copier_for(layers)
+    payload = torch.zeros(payload_bytes(copier, 512), dtype=torch.uint8, pin_memory=True)
+    whole = [PagePart(payload, 512, 0, list(range(512)))]
+    copied = copier.gather(whole, copier.fence())
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(compat, "queue_copies", fail)
+    with pytest.raises(RuntimeError, match="no"):
+        copier.gather(whole, copier.fence())
+    assert isinstance(copied, torch.cuda.Event) and copied.query()
+    assert (payload.view(torch.bfloat16) == 1.0).all()
 
 
 def test_a_payload_is_layers_by_blocks_by_page() -> None:
     layers = caches(LAYOUTS["NHD (FlashAttention)"])
     copier = CpuCopier(layers)
     payload = torch.empty(payload_bytes(copier, 2), dtype=torch.uint8)
-    copier.gather([3, 8], payload, None)
+    copier.gather([PagePart(payload, 2, 0, [3, 8])], PASSED)
     page = payload.view(LAYERS, 2, copier.page_bytes)[1, 1]
     assert torch.equal(page.view(torch.int16).view(TOKENS, HEADS, CONTENT).permute(1, 0, 2), _bits(layers[1][8]))
 

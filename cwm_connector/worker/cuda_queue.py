@@ -1,0 +1,44 @@
+"""One direction of the bus to a CUDA device: batches of copies on a stream beside the model's.
+
+`mark` on the model's thread, `copy` on a transfer thread. Neither waits for the device, unless a call fails.
+"""
+
+import torch
+
+from cwm_connector import compat
+from cwm_connector.worker.fence import Fence
+
+
+class CudaQueue:
+    """Copies on one stream run in the order in which they were queued."""
+
+    def __init__(self, device: torch.device, *, from_host: bool) -> None:
+        """`from_host`: the copies go to the device. Nothing writes their sources meanwhile."""
+        self._device = device
+        self._from_host = from_host
+        self._stream = torch.cuda.Stream(device)
+
+    def mark(self) -> Fence:
+        """Return a fence at this point of the model's stream."""
+        here = torch.cuda.Event()
+        here.record(torch.cuda.current_stream(self._device))
+        fence: Fence = here
+        return fence
+
+    def copy(self, sources: torch.Tensor, targets: torch.Tensor, sizes: torch.Tensor, after: Fence) -> Fence:
+        """Queue copies between addresses, once `after` has passed. Return the fence behind them.
+
+        A call that raises has waited for all copies before it, so the caller may give their memory to others.
+        """
+        try:
+            with torch.cuda.stream(self._stream):
+                if isinstance(after, torch.cuda.Event):
+                    self._stream.wait_event(after)
+                compat.queue_copies(sources, targets, sizes, from_host=self._from_host)
+                done = torch.cuda.Event(blocking=True)  # a thread that waits for it uses no core
+                done.record(self._stream)
+                fence: Fence = done
+                return fence
+        except BaseException:
+            self._stream.synchronize()
+            raise

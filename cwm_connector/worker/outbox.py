@@ -1,0 +1,71 @@
+"""What a worker side has to tell, until vLLM's next step takes it.
+
+Any thread. One lock, held for moments, so that vLLM's hooks never wait.
+"""
+
+import threading
+from collections.abc import Iterable
+from dataclasses import replace
+
+from cwm_connector.core.types import ChunkKey, TierName
+from cwm_connector.step.jobs import Report, StepReports
+from cwm_connector.tiers.base import ChunkId
+
+
+class Outbox:
+    """Reports in the order in which they were made, and the requests whose loads are over."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._news = StepReports()
+        self._bad_copies: set[tuple[ChunkKey, TierName]] = set()
+        self._loaded_requests: set[str] = set()
+        self._bad_blocks: set[int] = set()
+
+    def report(self, report: Report) -> None:
+        """Add a report of a job."""
+        with self._lock:
+            self._news.reports.append(report)
+
+    def entered_memory(self, chunks: Iterable[ChunkId]) -> None:
+        """Note that chunks are in CPU memory now."""
+        with self._lock:
+            self._news.now_in_cpu.extend(chunks)
+
+    def left_memory(self, chunks: Iterable[ChunkId]) -> None:
+        """Note that chunks are not in CPU memory any more."""
+        with self._lock:
+            self._news.gone_from_cpu.extend(chunks)
+
+    def saw_bad_copy(self, key: ChunkKey, tier: TierName) -> None:
+        """Note that a copy is missing or corrupt."""
+        with self._lock:
+            self._bad_copies.add((key, tier))
+
+    def loaded(self, request_id: str, bad_blocks: Iterable[int], report: Report) -> None:
+        """Add the end of a request's load, with the blocks that could not be filled."""
+        with self._lock:
+            self._news.reports.append(report)
+            self._bad_blocks.update(bad_blocks)
+            self._loaded_requests.add(request_id)
+
+    def take_loaded(self) -> set[str]:
+        """Return the requests whose load has ended since the last call, in success or failure."""
+        with self._lock:
+            loaded, self._loaded_requests = self._loaded_requests, set()
+        return loaded
+
+    def take_bad_blocks(self) -> set[int]:
+        """Return the blocks whose load has failed since the last call."""
+        with self._lock:
+            bad, self._bad_blocks = self._bad_blocks, set()
+        return bad
+
+    def take_reports(self, evicted: list[ChunkId]) -> StepReports | None:
+        """Return the news since the last call, with chunks that were evicted from CPU memory; None if there is none."""
+        with self._lock:
+            news, self._news = self._news, StepReports()
+            bad, self._bad_copies = self._bad_copies, set()
+        if not (news.reports or news.now_in_cpu or news.gone_from_cpu or evicted or bad):
+            return None
+        return replace(news, gone_from_cpu=news.gone_from_cpu + evicted, bad_copies=list(bad))
