@@ -217,6 +217,11 @@ class CpuTier:
             self._evicted.clear()
             return evicted
 
+    def free_bytes(self) -> int:
+        """Return how many bytes are in nobody's use."""
+        with self._lock:
+            return self._capacity - self._used
+
     def usage(self) -> TierUsage:
         """Return the bytes in use (reserved and dropped but pinned buffers too) and the chunks that can be found."""
         with self._lock:

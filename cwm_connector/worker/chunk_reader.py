@@ -27,8 +27,8 @@ from cwm_connector.worker.checksums import Checksums, Lazy
 
 READ_AHEAD: Final = 4
 """Chunks that are read from a durable tier ahead of their turn, at least."""
-BATCH_BYTES: Final = 128 * MIB
-"""A batch is as long as this or one chunk. The bus is busy with it for two or three milliseconds."""
+BATCH_BYTES: Final = 256 * MIB
+"""A batch is as long as this or one chunk. A PCIe 5 bus is busy with it for five milliseconds."""
 RESERVE_WAIT_S: Final = 10.0
 """How long a load waits for memory that other transfers hold. Then its tokens are computed."""
 

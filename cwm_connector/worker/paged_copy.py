@@ -27,8 +27,8 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.worker.cuda_queue import CudaQueue
 from cwm_connector.worker.fence import PASSED, Fence
 
-MAX_CHECK_THREADS: Final = 8
-"""Threads whose checksums together outrun a PCIe 5 bus."""
+MAX_CHECK_THREADS: Final = 12
+"""Threads whose checksums together outrun a PCIe 5 bus. One computes 7 to 10 GB/s beside others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,8 @@ class DirectCopier:
         self.layers = len(layers)
         self.page_bytes = views[0].shape[2] * 8
         self.layout = layout_fingerprint(layers)
-        self.check_threads = min(MAX_CHECK_THREADS, len(os.sched_getaffinity(0)))
+        cores = len(os.sched_getaffinity(0))
+        self.check_threads = min(cores, max(8, min(MAX_CHECK_THREADS, cores * 3 // 4)))
         self._outward = outward
         self._inward = inward
         self._keep_alive = views
@@ -226,16 +227,20 @@ class DirectCopier:
         return self._inward.copy(words, pages, self._sizes(pages), after)
 
     def _addresses(self, parts: Sequence[PagePart]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the addresses of the parts' pages, in the cache and in the payloads."""
-        cache = torch.cat([self._in_cache(part) for part in parts])
-        return cache, torch.cat([self._in_payload(part) for part in parts])
+        """Return the addresses of the parts' pages, in the cache and in the payloads.
 
-    def _in_cache(self, part: PagePart) -> torch.Tensor:
-        return (self._base + self._stride * torch.tensor(part.block_ids)).flatten()
-
-    def _in_payload(self, part: PagePart) -> torch.Tensor:
-        block = torch.arange(part.first, part.first + len(part.block_ids))
-        return (part.payload.data_ptr() + (self._layer * part.blocks + block) * self.page_bytes).flatten()
+        A few operations on the whole batch: after each of them the thread may have to wait for the engine's.
+        """
+        blocks = [block for part in parts for block in part.block_ids]
+        starts = [
+            part.payload.data_ptr() + (part.first + at) * self.page_bytes
+            for part in parts
+            for at in range(len(part.block_ids))
+        ]
+        layers = [part.blocks * self.page_bytes for part in parts for _ in part.block_ids]
+        cache = torch.addcmul(self._base, self._stride, torch.tensor(blocks))
+        payloads = torch.addcmul(torch.tensor(starts), self._layer, torch.tensor(layers))
+        return cache.view(-1), payloads.view(-1)
 
     def _sizes(self, pages: torch.Tensor) -> torch.Tensor:
         return torch.full_like(pages, self.page_bytes)

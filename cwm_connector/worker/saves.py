@@ -29,6 +29,8 @@ SHARE_OF_MEMORY: Final = 0.4
 """The part of the CPU tier that one save may hold while its chunks are not written yet, and keep afterwards."""
 BATCHES_UNDER_WAY: Final = 2
 """Batches that the bus has, so that it goes on while the next one is prepared."""
+WRITES_AHEAD: Final = 8
+"""Chunks that are being sealed or written at the same time: more than a tier writes at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +48,13 @@ class _Written:
     one: _Captured
     writes: "Future[list[Future[None]]]"
     """The seal, and then the writes."""
+
+    @property
+    def is_over(self) -> bool:
+        """Return True if nobody has to wait for it any more."""
+        if not self.writes.done() or self.writes.exception() is not None:
+            return self.writes.done()
+        return all(write.done() for write in self.writes.result())
 
     def problems(self) -> list[BaseException]:
         """Wait for the seal and all writes, and return what went wrong."""
@@ -97,8 +106,8 @@ class Save:
                 self._capture(batch)
             self._settle_captures(0)
             self._report(Phase.CAPTURED)
-            self._write_captured()
-            while self._written:
+            while self._captured or self._written:
+                self._write_captured()
                 self._finish_oldest()
             for tier in self._tiers:
                 tier.sync()
@@ -140,6 +149,8 @@ class Save:
         self._under_way.append((taken, copied))
         self._settle_captures(BATCHES_UNDER_WAY)
         if self._parts.checksums.threads:  # else they are computed here, and captures go first
+            while self._written and self._written[0].is_over:
+                self._finish_oldest()
             self._write_captured()
 
     def _part(self, part: ChunkBlocks, one: _Captured) -> PagePart:
@@ -170,7 +181,11 @@ class Save:
             self._captured += taken
 
     def _write_captured(self) -> None:
-        while self._captured:
+        """Have the next chunks sealed and written, as many as keep the tiers busy.
+
+        More would only take the memory's bandwidth from the captures, and the lock of the interpreter from the engine.
+        """
+        while self._captured and len(self._written) < WRITES_AHEAD:
             one = self._captured[0]
             self._written.append(_Written(one, self._parts.checksums.run(partial(self._seal_and_write, one))))
             self._captured.popleft()
@@ -193,8 +208,7 @@ class Save:
     def _keep(self, one: _Captured) -> None:
         """Leave the chunk in CPU memory, unless it would take more than this save's share from others."""
         self._kept += one.buffer.nbytes
-        usage = self._parts.cpu.usage()
-        if self._kept > self._budget and usage.used_bytes + one.buffer.nbytes > usage.limit_bytes:
+        if self._kept > self._budget and self._parts.cpu.free_bytes() < one.buffer.nbytes:
             self._parts.cpu.release(one.buffer)
             return
         chunk_id = self._parts.shape.id(one.chunk)
