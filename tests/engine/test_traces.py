@@ -6,9 +6,12 @@ last turn that the recording's labels name. The model has two layers of random w
 matters here, and not what is answered. Its chat template shows the model the tools, as those of larger models do.
 """
 
+import asyncio
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 import pytest
@@ -21,8 +24,9 @@ from tests.support.replay import Sent, last_text, named_session, send
 
 MIN_TOKENS: Final = 64
 """A shorter turn is none that a freeze would be asked for."""
-NO_SESSION: Final = ("ping", "models", "count tokens")
-"""The purposes of requests that must not touch any session."""
+END_TOKENS: Final = 1_000
+"""The part of a window in which its last message is looked for."""
+LISTED_WITHIN_S: Final = 10.0
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -53,19 +57,28 @@ class Replay:
             session_id = named_session(request) or concerned
             if request.purpose == "turn" and session_id != concerned and concerned is not None:
                 await self._check(concerned, request, "before")
+            began = datetime.now(UTC)
             sent = await send(self._engine.url, SERVED_NAME, request)
             if _is_turn(request):
-                concerned = await self._session_of(request)
+                concerned = await self._session_of(request, began)
                 self._last[concerned] = Turn(request, sent, concerned)
             if concerned is not None and (not _is_turn(request) or request.aborted):
                 await self._check(concerned, request, "after")
         if concerned is not None:
             await self._check(concerned, self._requests[-1], "at the end, after")
 
-    async def _session_of(self, request: Recorded) -> str:
-        """Return the session that was active last, which is the one that the request belongs to."""
-        listed = (await self._cwm.call("session_list", limit=100))["sessions"]
-        latest = max(listed, key=lambda session: session["last_active_at"] or "")
+    async def _session_of(self, request: Recorded, began: datetime) -> str:
+        """Return the session that has been active since then, which is the one that the request belongs to.
+
+        A list may be a little older than the answer, so ask again.
+        """
+        deadline = time.monotonic() + LISTED_WITHIN_S
+        while True:
+            latest, *_ = (await self._cwm.call("session_list", limit=1))["sessions"]
+            if datetime.fromisoformat(latest["last_active_at"]) >= began:
+                break
+            assert time.monotonic() < deadline, f"{request.name} belongs to no session"
+            await asyncio.sleep(0.02)
         named = named_session(request)
         if named is not None and latest["session_id"] != named:
             self.wrong.append(f"{request.name} went to session {latest['session_id']} and not to {named}")
@@ -78,7 +91,7 @@ class Replay:
             return
         name = f"{request.client}-{request.number}-{when.split(maxsplit=1)[0]}"
         frozen = await self._cwm.call("window_freeze", session_id=session_id, window_name=name)
-        text = await self._transcript(name)
+        text = await self._end_of(name, frozen["token_count"])
         place = f"{when} {request.name}: expected the turn {turn.request.name}"
         if last_text(turn.request) not in text:
             self.wrong.append(f"{place}, but its words are missing in {text[-300:]!r}")
@@ -87,8 +100,9 @@ class Replay:
             if not turn.sent.prompt_tokens <= tokens <= turn.sent.prompt_tokens + turn.sent.answer_tokens:
                 self.wrong.append(f"{place} with {turn.sent}, but the window has {tokens} tokens")
 
-    async def _transcript(self, name: str) -> str:
-        (content,) = (await self._cwm.client.read_resource(f"window://{name}/transcript")).contents
+    async def _end_of(self, name: str, tokens: int) -> str:
+        uri = f"window://{name}/transcript?offset={max(0, tokens - END_TOKENS)}"
+        (content,) = (await self._cwm.client.read_resource(uri)).contents
         assert isinstance(content, TextResourceContents)
         return content.text
 

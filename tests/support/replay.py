@@ -62,13 +62,20 @@ async def send(url: str, model: str, request: Recorded) -> Sent:
             if response.status_code != httpx.codes.OK:
                 raise RuntimeError(f"{request.name}: {response.status_code} {(await response.aread()).decode()[:2000]}")
             if request.aborted:
-                await anext(response.aiter_bytes())
+                await _until_the_answer_begins(response)
                 return Sent(None, None)
             answer = (await response.aread()).decode()
     usage = _usage(answer, streamed=bool(body.get("stream")))
     prompt = usage.get("prompt_tokens", usage.get("input_tokens", 0))
     cached = usage.get("cache_read_input_tokens") or 0
     return Sent(prompt + cached, usage.get("completion_tokens", usage.get("output_tokens", 0)))
+
+
+async def _until_the_answer_begins(response: httpx.Response) -> None:
+    """Read up to the first part of the text. The prompt has been computed by then."""
+    async for line in response.aiter_lines():
+        if "delta" in line:
+            return
 
 
 def _servable(request: Recorded, model: str) -> dict[str, Any]:
