@@ -41,6 +41,9 @@ class HostQueue:
     batches: list[Batch] = field(default_factory=list)
     made: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    """Hold it to make the device take its time."""
+    awaited: threading.Event = field(default_factory=threading.Event)
+    """Set as soon as somebody waits for copies."""
 
     def mark(self) -> Fence:
         """Return a fence behind all batches until now."""
@@ -57,6 +60,7 @@ class HostQueue:
 
     def wait(self, batches: int) -> None:
         """Make the first copies that are not made yet, up to so many batches in all."""
+        self.awaited.set()
         with self.lock:
             while self.made < batches:
                 one = self.batches[self.made]

@@ -363,11 +363,11 @@ def test_a_chunk_stays_where_it_is_until_the_device_has_read_it(tmp_path: Path) 
     rank = Rank(tmp_path, queues=(HostQueue(), back))
     chunks = specs(2)
     rank.save(chunks).finished.result()
-    back.lock.acquire()  # the device takes its time
+    back.lock.acquire()
+    back.awaited.clear()
     ticket = rank.board.post(LoadJob(rank.board.next_id(), "r", parts(chunks, 10)))
     rank.side.submit(rank.board.take())
-    while not back.batches:
-        time.sleep(0.001)
+    assert back.awaited.wait(60) and back.batches
     whole = rank.cpu.usage().limit_bytes
     with pytest.raises(CWMError, match="CWM-7001"):
         rank.cpu.reserve(whole)
