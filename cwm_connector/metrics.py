@@ -8,7 +8,7 @@ import math
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from cwm_connector.core.types import TierName
-from cwm_connector.protocol.results import Metric
+from cwm_connector.protocol.stats import Metric
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 

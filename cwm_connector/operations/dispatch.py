@@ -43,7 +43,8 @@ from cwm_connector.protocol.calls import (
     TokensArgs,
     VerifyArgs,
 )
-from cwm_connector.protocol.results import Answer, EngineInfo, Metrics, Tagged, TimedFreeze
+from cwm_connector.protocol.results import Answer, EngineInfo, Tagged, TimedFreeze
+from cwm_connector.protocol.stats import Metrics
 
 logger = logging.getLogger(__name__)
 

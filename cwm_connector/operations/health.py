@@ -14,7 +14,7 @@ from cwm_connector.core.folders import folder_state, free_space
 from cwm_connector.core.types import TierName
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.protocol.calls import HealthArgs
-from cwm_connector.protocol.results import Component, Health, HealthState
+from cwm_connector.protocol.stats import Component, Health, HealthState
 from cwm_connector.version import __version__
 
 ANSWER_S: Final = 4.0

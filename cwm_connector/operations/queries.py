@@ -30,17 +30,8 @@ from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.operations.auto_freeze.freezer import AutoFreezer
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.protocol.calls import ListArgs, ResumableArgs, SessionsArgs, StatusArgs, TokensArgs
-from cwm_connector.protocol.results import (
-    KvStore,
-    Resumable,
-    SessionItem,
-    SessionList,
-    Status,
-    StoreStats,
-    TierStats,
-    WindowList,
-    WindowTokens,
-)
+from cwm_connector.protocol.results import Resumable, SessionItem, SessionList, Status, WindowList, WindowTokens
+from cwm_connector.protocol.stats import KvStore, StoreStats, TierStats
 from cwm_connector.sessions.views import SessionView
 from cwm_connector.settings import AutoThaw
 

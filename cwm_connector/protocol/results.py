@@ -8,12 +8,10 @@ that does not know the field and one that has nothing to say in it are read the 
 engine knows are ignored. In these fields a "block" is a stored chunk, and times are ISO 8601 in UTC with `Z`.
 """
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
-
-HealthState: TypeAlias = Literal["healthy", "degraded", "unhealthy"]
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -311,82 +309,6 @@ class AutoFreezePolicy(Answer, frozen=True):
     keep_last: int
     tags: list[str]
     next_action: NextFreeze | None
-
-
-class TierStats(msgspec.Struct, frozen=True):
-    """The contents of one tier, and its limit."""
-
-    blocks: int | None
-    bytes: int | None
-    limit_bytes: int | None
-
-
-class KvStore(msgspec.Struct, frozen=True):
-    """Stored chunks of all windows, and how often they were found when they were needed."""
-
-    total_blocks: int | None
-    total_bytes: int | None
-    hit_rate: float | None
-    hits: int | None
-    misses: int | None
-    dedup_ratio: float | None
-    tiers: dict[str, TierStats | None]
-
-
-class VllmCache(msgspec.Struct, frozen=True):
-    """vLLM's own counters, in tokens since its start."""
-
-    connected: bool
-    prefix_cache_hit_rate: float | None
-    external_hit_rate: float | None
-    cached_tokens: int | None
-
-
-class StoreStats(Answer, frozen=True):
-    """The engine's part of the statistics."""
-
-    kv_store: KvStore
-
-
-class CacheStats(StoreStats, frozen=True):
-    """Statistics of the stored chunks and of vLLM's own cache. The client asks vLLM for the second part."""
-
-    vllm: VllmCache
-
-
-class Component(msgspec.Struct, frozen=True):
-    """One part of the system and how it is. The message says what to do about a fault."""
-
-    name: str
-    status: HealthState
-    message: str
-    latency_ms: float | None
-
-
-class Health(Answer, frozen=True):
-    """The health of all components that were asked for."""
-
-    status: HealthState
-    uptime_seconds: float
-    version: str
-    components: list[Component]
-
-
-class Metric(msgspec.Struct, frozen=True):
-    """One sample of a Prometheus series."""
-
-    name: str
-    type: str
-    value: float
-    labels: dict[str, str]
-    help: str
-
-
-class Metrics(Answer, frozen=True):
-    """Samples: `metrics` in the json format, `text` in Prometheus's. The engine always gives `metrics`."""
-
-    metrics: list[Metric] | None = None
-    text: str | None = None
 
 
 class Resumable(Answer, frozen=True):

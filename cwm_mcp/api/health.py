@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.folders import folder_state, free_space
-from cwm_connector.protocol.results import Component, HealthState
+from cwm_connector.protocol.stats import Component, HealthState
 from cwm_connector.settings import Settings
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from cwm_connector.catalog.base import CatalogTotals
-from cwm_connector.protocol.results import Metric
+from cwm_connector.protocol.stats import Metric
 
 _PARTS = ("_bucket", "_sum", "_count")
 

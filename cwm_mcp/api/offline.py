@@ -13,7 +13,8 @@ from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import TierName
 from cwm_connector.protocol.calls import ListArgs, SessionsArgs, StatusArgs, TokensArgs
-from cwm_connector.protocol.results import KvStore, SessionList, Status, StoreStats, TierStats, WindowList, WindowTokens
+from cwm_connector.protocol.results import SessionList, Status, WindowList, WindowTokens
+from cwm_connector.protocol.stats import KvStore, StoreStats, TierStats
 
 T = TypeVar("T")
 

@@ -16,6 +16,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol import calls
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol.calls import ARGUMENTS, Op
+from cwm_connector.protocol.stats import CacheStats, Component, Health, KvStore, Metrics, StoreStats
 from cwm_connector.settings import Settings
 from cwm_connector.version import __version__
 from cwm_mcp.api import arguments as a
@@ -189,37 +190,37 @@ class Operations:
             m.SessionList, Op.SESSIONS, args, lambda: self._offline.sessions(_wire(Op.SESSIONS, args))
         )
 
-    async def stats(self, args: calls.NoArgs) -> m.CacheStats:
+    async def stats(self, args: calls.NoArgs) -> CacheStats:
         """Return the figures of the engine or of the catalog, and vLLM's from its own /metrics."""
         store, vllm = await asyncio.gather(self._store_stats(args), vllm_cache(self._settings))
-        return m.CacheStats(kv_store=store, vllm=vllm)
+        return CacheStats(kv_store=store, vllm=vllm)
 
-    async def _store_stats(self, args: calls.NoArgs) -> m.KvStore:
-        return (await self._read(m.StoreStats, Op.STATS, args, self._offline.stats)).kv_store
+    async def _store_stats(self, args: calls.NoArgs) -> KvStore:
+        return (await self._read(StoreStats, Op.STATS, args, self._offline.stats)).kv_store
 
-    async def metrics(self, args: a.MetricsArguments) -> m.Metrics:
+    async def metrics(self, args: a.MetricsArguments) -> Metrics:
         try:
-            answer = await self._ask(m.Metrics, Op.METRICS, calls.NoArgs(), timeout_s=_READ_TIMEOUT_S)
+            answer = await self._ask(Metrics, Op.METRICS, calls.NoArgs(), timeout_s=_READ_TIMEOUT_S)
             samples = [engine_up(True), *(answer.metrics or [])]
         except CWMError as problem:
             if problem.code is not Code.ENGINE_UNREACHABLE:
                 raise
             samples = [engine_up(False), *catalog_samples(await asyncio.to_thread(self._offline.totals))]
         chosen = with_prefix(samples, args.prefix)
-        return m.Metrics(text=exposition(chosen)) if args.format == "prometheus" else m.Metrics(metrics=chosen)
+        return Metrics(text=exposition(chosen)) if args.format == "prometheus" else Metrics(metrics=chosen)
 
-    async def health(self, args: calls.HealthArgs) -> m.Health:
+    async def health(self, args: calls.HealthArgs) -> Health:
         """Return the health of all components or of one. Without an engine `uptime_seconds` is that of this process."""
         vllm, (uptime_s, others) = await asyncio.gather(vllm_health(self._settings), self._engine_health())
         components = [each for each in (vllm, *others) if args.component in (None, each.name)]
-        return m.Health(
+        return Health(
             status=overall(components), uptime_seconds=round(uptime_s, 1), version=__version__, components=components
         )
 
-    async def _engine_health(self) -> tuple[float, list[m.Component]]:
+    async def _engine_health(self) -> tuple[float, list[Component]]:
         """Return the uptime, and every component but vLLM itself."""
         try:
-            answer = await self._ask(m.Health, Op.HEALTH, calls.HealthArgs(), timeout_s=_HEALTH_TIMEOUT_S)
+            answer = await self._ask(Health, Op.HEALTH, calls.HealthArgs(), timeout_s=_HEALTH_TIMEOUT_S)
         except CWMError as problem:
             others = await without_engine(self._settings, problem, self._offline.totals)
             return time.monotonic() - self._started, others

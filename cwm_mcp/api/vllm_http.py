@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.protocol.results import Component, VllmCache
+from cwm_connector.protocol.stats import Component, VllmCache
 from cwm_connector.settings import Settings
 from cwm_mcp.settings import without_secrets
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cwm_connector.protocol import results as m
+from cwm_connector.protocol import stats
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _MODEL: Final = {False: (), True: ("model",)}
@@ -96,7 +97,7 @@ def _(result: m.Thawed) -> RenderableType:
 
 
 @renderable.register
-def _(result: m.Health) -> RenderableType:
+def _(result: stats.Health) -> RenderableType:
     table = _table("component", "status", "message", "#latency")
     for each in result.components:
         latency = "-" if each.latency_ms is None else f"{each.latency_ms:.1f} ms"
@@ -106,7 +107,7 @@ def _(result: m.Health) -> RenderableType:
 
 
 @renderable.register
-def _(result: m.Metrics) -> RenderableType:
+def _(result: stats.Metrics) -> RenderableType:
     if result.metrics is None:
         return Text(result.text or "")
     table = _table("metric", "labels", "#value", "meaning")

@@ -10,7 +10,7 @@ from mcp.types import ToolAnnotations
 from pydantic import BaseModel, Field
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.protocol import calls
+from cwm_connector.protocol import calls, stats
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol.wire import Progress
 from cwm_mcp.api import arguments as a
@@ -152,20 +152,20 @@ async def session_list(args: calls.SessionsArgs, ctx: ToolContext) -> m.SessionL
     return await _operations(ctx).sessions(args)
 
 
-@contract_tool(calls.NoArgs, m.CacheStats, _READS)
-async def cache_stats(args: calls.NoArgs, ctx: ToolContext) -> m.CacheStats:
+@contract_tool(calls.NoArgs, stats.CacheStats, _READS)
+async def cache_stats(args: calls.NoArgs, ctx: ToolContext) -> stats.CacheStats:
     """Show stored blocks and bytes by tier, hit rates here and in vLLM. null: unknown."""
     return await _operations(ctx).stats(args)
 
 
-@contract_tool(calls.HealthArgs, m.Health, _READS)
-async def health_check(args: calls.HealthArgs, ctx: ToolContext) -> m.Health:
+@contract_tool(calls.HealthArgs, stats.Health, _READS)
+async def health_check(args: calls.HealthArgs, ctx: ToolContext) -> stats.Health:
     """Check the health of all components or of one, with what to do about it."""
     return await _operations(ctx).health(args)
 
 
-@contract_tool(a.MetricsArguments, m.Metrics, _READS)
-async def get_metrics_data(args: a.MetricsArguments, ctx: ToolContext) -> m.Metrics:
+@contract_tool(a.MetricsArguments, stats.Metrics, _READS)
+async def get_metrics_data(args: a.MetricsArguments, ctx: ToolContext) -> stats.Metrics:
     """Return metric samples whose name begins with prefix."""
     return await _operations(ctx).metrics(args)
 

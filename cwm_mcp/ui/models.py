@@ -3,6 +3,7 @@
 import msgspec
 
 from cwm_connector.protocol import results as m
+from cwm_connector.protocol import stats
 
 
 class TreeWindow(m.WindowItem, frozen=True):
@@ -35,8 +36,8 @@ class Overview(msgspec.Struct, frozen=True):
     windows: list[TreeWindow] | None
     """Oldest first, so a parent comes before its children."""
     sessions: list[m.SessionItem] | None
-    cache: m.CacheStats | None
+    cache: stats.CacheStats | None
     saved: TimeSaved
-    health: m.Health | None
+    health: stats.Health | None
     auto_freeze: m.AutoFreezePolicy | None
     faults: list[str]

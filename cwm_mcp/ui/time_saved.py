@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cwm_connector.protocol.results import Metric
+from cwm_connector.protocol.stats import Metric
 from cwm_mcp.ui.models import TimeSaved
 
 

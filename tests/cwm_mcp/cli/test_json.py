@@ -7,12 +7,13 @@ import msgspec
 import pytest
 
 from cwm_connector.protocol import results as m
+from cwm_connector.protocol import stats
 from cwm_mcp.cli.runner import print_result
 from tests.cwm_mcp.canned import DELETED, FROZEN, HEALTH, STATUS
 
 
 @pytest.mark.parametrize(
-    ("kind", "canned"), [(m.Frozen, FROZEN), (m.Status, STATUS), (m.Deleted, DELETED), (m.Health, HEALTH)]
+    ("kind", "canned"), [(m.Frozen, FROZEN), (m.Status, STATUS), (m.Deleted, DELETED), (stats.Health, HEALTH)]
 )
 def test_a_result_is_printed_field_by_field(
     kind: type[m.Answer], canned: dict[str, Any], capsys: pytest.CaptureFixture[str]

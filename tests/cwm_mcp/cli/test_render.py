@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from cwm_connector.protocol import results as m
+from cwm_connector.protocol import stats
 from cwm_mcp.cli.render import renderable, size
 from tests.cwm_mcp.canned import FROZEN
 
@@ -42,12 +43,14 @@ def test_what_somebody_wrote_is_neither_markup_nor_a_command_to_the_terminal() -
 
 
 def test_the_unknown_is_a_dash_and_not_a_zero() -> None:
-    store = m.KvStore(
+    store = stats.KvStore(
         total_blocks=0, total_bytes=0, hit_rate=None, hits=None, misses=None, dedup_ratio=None, tiers={"cpu": None}
     )
-    vllm = m.VllmCache(connected=False, prefix_cache_hit_rate=None, external_hit_rate=None, cached_tokens=None)
+    vllm = stats.VllmCache(connected=False, prefix_cache_hit_rate=None, external_hit_rate=None, cached_tokens=None)
     rows = dict(
-        line.split() for line in drawn(m.CacheStats(kv_store=store, vllm=vllm)).splitlines() if len(line.split()) == 2
+        line.split()
+        for line in drawn(stats.CacheStats(kv_store=store, vllm=vllm)).splitlines()
+        if len(line.split()) == 2
     )
     assert rows["kv_store.total_blocks"] == "0"
     assert rows["kv_store.hit_rate"] == rows["kv_store.tiers.cpu"] == "-"

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from cwm_connector.protocol import calls, results
+from cwm_connector.protocol import calls, results, stats
 from cwm_mcp.api import arguments
 from cwm_mcp.server.schema import input_schema, output_schema
 from cwm_mcp.server.tools import TOOLS
@@ -21,9 +21,9 @@ STRUCTS: dict[str, tuple[type[calls.Args], type[results.Answer]]] = {
     "window_delete": (arguments.DeleteArguments, results.Deleted),
     "window_tag": (calls.TagArgs, results.Tagged),
     "session_list": (calls.SessionsArgs, results.SessionList),
-    "cache_stats": (calls.NoArgs, results.CacheStats),
-    "health_check": (calls.HealthArgs, results.Health),
-    "get_metrics_data": (arguments.MetricsArguments, results.Metrics),
+    "cache_stats": (calls.NoArgs, stats.CacheStats),
+    "health_check": (calls.HealthArgs, stats.Health),
+    "get_metrics_data": (arguments.MetricsArguments, stats.Metrics),
     "auto_freeze_policy": (calls.PolicyChange, results.AutoFreezePolicy),
 }
 VLLM = {"connected": False, "prefix_cache_hit_rate": None, "external_hit_rate": None, "cached_tokens": None}
@@ -57,11 +57,11 @@ def test_a_new_field_is_written_down_once() -> None:
 @pytest.mark.parametrize(
     ("result", "value", "fits"),
     [
-        (results.CacheStats, {"kv_store": STORE, "vllm": VLLM}, True),
-        (results.CacheStats, {"kv_store": {**STORE, "hits": None}, "vllm": VLLM}, True),
-        (results.CacheStats, {"kv_store": {**STORE, "hits": "many"}, "vllm": VLLM}, False),
-        (results.CacheStats, {"kv_store": {**STORE, "tiers": {"cpu": 5}}, "vllm": VLLM}, False),
-        (results.CacheStats, {"kv_store": STORE}, False),
+        (stats.CacheStats, {"kv_store": STORE, "vllm": VLLM}, True),
+        (stats.CacheStats, {"kv_store": {**STORE, "hits": None}, "vllm": VLLM}, True),
+        (stats.CacheStats, {"kv_store": {**STORE, "hits": "many"}, "vllm": VLLM}, False),
+        (stats.CacheStats, {"kv_store": {**STORE, "tiers": {"cpu": 5}}, "vllm": VLLM}, False),
+        (stats.CacheStats, {"kv_store": STORE}, False),
         (results.Status, STATUS, True),
         (results.Status, {**STATUS, "type": "tree"}, False),
         (results.Status, {**STATUS, "blocks": [{"hash": "00"}]}, False),

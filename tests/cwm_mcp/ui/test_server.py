@@ -18,7 +18,7 @@ import pytest
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros
-from cwm_connector.protocol.results import Metric
+from cwm_connector.protocol.stats import Metric
 from cwm_connector.settings import Settings
 from cwm_mcp.api.http_address import Address
 from cwm_mcp.ui import server
