@@ -1,0 +1,156 @@
+"""worker.py: copies through the queues of a device, and how much memory a save takes."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cwm_connector.core.errors import CWMError
+from cwm_connector.core.types import NO_CLAIM, TierName
+from cwm_connector.step.jobs import LoadJob, SaveJob
+from cwm_connector.tiers.base import ChunkId
+from tests.cwm_connector.worker.ranks import CHUNK_BYTES, LAYERS, Rank, parts, specs
+from tests.support.host_queue import HostQueue
+
+
+def test_a_copy_from_memory_is_one_batch_behind_the_model_s_own_work(tmp_path: Path) -> None:
+    out, back = HostQueue(), HostQueue()
+    rank = Rank(tmp_path, queues=(out, back))
+    chunks = specs(12)
+    rank.save(chunks).finished.result()
+    before = rank.pages(range(12))
+    rank.load(chunks, 12).finished.result()
+    assert torch.equal(rank.pages(range(12, 24)), before)
+    page = rank.side._shape.block_bytes // LAYERS
+    assert {size for queue in (out, back) for batch in queue.batches for size in batch.sizes} == {page}
+    assert sum(len(batch.sizes) for batch in back.batches) == 12 * LAYERS
+    assert {type(batch.after).__name__ for batch in (*out.batches, *back.batches)} == {"Point"}
+    assert rank.cpu.usage().chunks == 6
+    rank.side.close()
+
+
+def test_saved_bytes_are_right_though_copies_are_made_as_late_as_they_may(tmp_path: Path) -> None:
+    first = Rank(tmp_path, cpu_chunks=5, queues=(HostQueue(), HostQueue()))
+    chunks = specs(24)
+    first.save(chunks).finished.result()
+    later = Rank(tmp_path, cpu_chunks=3, queues=(HostQueue(), HostQueue()))
+    for cache in later.caches:
+        cache.zero_()
+    outcomes = later.load(chunks, 0).finished.result().outcomes
+    assert all(outcome.failure is None for outcome in outcomes.values())
+    assert torch.equal(later.pages(range(24)), first.pages(range(24)))
+    for rank in (first, later):
+        rank.side.close()
+
+
+def test_no_byte_of_a_chunk_that_fails_its_check_reaches_the_device(tmp_path: Path) -> None:
+    back = HostQueue()
+    rank = Rank(tmp_path, queues=(HostQueue(), back))
+    chunks = specs(8)
+    rank.save(chunks).finished.result()
+    bad = ChunkId(chunks[2].key, 0)
+    resident = rank.cpu.pin(bad)
+    assert resident is not None
+    resident.view[6000] ^= 4
+    rank.cpu.unpin(bad)
+    rank.file_of(chunks[2]).unlink()
+    within = range(resident.tensor.data_ptr(), resident.tensor.data_ptr() + resident.nbytes)
+    outcomes = rank.load(chunks, 12).finished.result().outcomes
+    assert [outcomes[chunk.key].failure is None for chunk in chunks[:3]] == [True, True, False]
+    assert not [source for batch in back.batches for source in batch.sources if source in within]
+    assert rank.side.take_bad_blocks() == {16, 17, 18, 19}
+    rank.side.close()
+
+
+def test_a_chunk_stays_where_it_is_until_the_device_has_read_it(tmp_path: Path) -> None:
+    back = HostQueue()
+    rank = Rank(tmp_path, queues=(HostQueue(), back))
+    chunks = specs(2)
+    rank.save(chunks).finished.result()
+    back.lock.acquire()
+    back.awaited.clear()
+    ticket = rank.board.post(LoadJob(rank.board.next_id(), "r", parts(chunks, 10)))
+    rank.side.submit(rank.board.take())
+    assert back.awaited.wait(60) and back.batches
+    whole = rank.cpu.usage().limit_bytes
+    with pytest.raises(CWMError, match="CWM-7001"):
+        rank.cpu.reserve(whole)
+    assert not ticket.finished.done()
+    back.lock.release()
+    while not rank.side.take_loaded():
+        time.sleep(0.001)
+    rank.cpu.release(rank.cpu.reserve(whole))
+    rank.side.close()
+
+
+@pytest.mark.parametrize("broken_at", [0, 1])
+def test_a_device_that_fails_ends_the_save_and_gives_the_memory_back(tmp_path: Path, broken_at: int) -> None:
+    rank = Rank(tmp_path, cpu_chunks=12, queues=(HostQueue(broken_at=broken_at), HostQueue()))
+    with pytest.raises(CWMError, match="CWM-9001"):
+        rank.save(specs(24)).finished.result()
+    whole = rank.cpu.usage().limit_bytes
+    rank.cpu.release(rank.cpu.reserve(whole))
+    rank.side.close()
+
+
+def test_a_device_that_fails_ends_the_load_and_names_its_blocks(tmp_path: Path) -> None:
+    rank = Rank(tmp_path, queues=(HostQueue(), HostQueue(broken_at=0)))
+    chunks = specs(4)
+    rank.save(chunks).finished.result()
+    outcomes = rank.load(chunks, 10).finished.result().outcomes
+    assert outcomes[chunks[0].key].failure is not None
+    assert rank.side.take_bad_blocks() == {10, 11, 12, 13}
+    whole = rank.cpu.usage().limit_bytes
+    rank.cpu.release(rank.cpu.reserve(whole))
+    rank.side.close()
+
+
+def test_a_save_of_any_size_leaves_most_of_the_memory_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank = Rank(tmp_path, cpu_chunks=10)
+    others = specs(8, seed=5000)
+    rank.save(others).finished.result()
+    disk, slow = rank.side._stack.durable_tiers[TierName.DISK], threading.Event()
+    write = disk.write
+
+    def write_slowly(*arguments: Any) -> Any:
+        slow.wait(60)
+        return write(*arguments)
+
+    monkeypatch.setattr(disk, "write", write_slowly)
+    ticket = rank.board.post(SaveJob(rank.board.next_id(), parts(specs(24), 0), (TierName.DISK,), NO_CLAIM))
+    rank.side.submit(rank.board.take())
+    try:
+        assert rank.load(others, 12).finished.result().outcomes
+        most = [rank.cpu.reserve(CHUNK_BYTES) for _ in range(6)]
+        for buffer in most:
+            rank.cpu.release(buffer)
+    finally:
+        slow.set()
+    while not ticket.finished.done():
+        if (reports := rank.side.take_reports()) is not None:
+            rank.board.deliver(reports.reports)
+    assert len(ticket.finished.result().outcomes) == 12
+    rank.side.close()
+
+
+def test_a_save_larger_than_memory_leaves_others_chunks_in_it(tmp_path: Path) -> None:
+    rank = Rank(tmp_path, cpu_chunks=10)
+    others = specs(8, seed=5000)
+    rank.save(others).finished.result()
+    rank.save(specs(24)).finished.result()
+    assert sum(rank.cpu.contains(ChunkId(chunk.key, 0)) for chunk in others) >= 2
+    rank.side.close()
+
+
+def test_blocks_are_saved_from_the_end_of_the_sequence(tmp_path: Path) -> None:
+    out = HostQueue()
+    rank = Rank(tmp_path, cpu_chunks=5, queues=(out, HostQueue()))
+    rank.save(specs(24)).finished.result()
+    first = [min(batch.sources) for batch in out.batches]
+    assert len(first) > 2 and first == sorted(first, reverse=True)
+    rank.side.close()
