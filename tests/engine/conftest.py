@@ -1,12 +1,21 @@
-"""One real server for the whole folder; the tests that need a restart restart it.
+"""The servers that the tests share, and one kill -9 of each for all tests of what a kill leaves.
 
-Whoever writes a test here: other tests' sessions may have pushed yours out of vLLM's small KV cache, so freeze soon
+If you write a test here: other tests' sessions may have pushed yours out of vLLM's small KV cache, so freeze soon
 after talking, and use names of your own for sessions and windows.
+
+A start takes a minute of computing. A test of what a kill leaves is marked with `survives(prepare=…)`, where
+`prepare(engine)` is an async function that does what comes before the kill. The fixture `before` runs the
+preparations of all chosen tests, kills the engine and starts it again, once, and gives each test what its own
+preparation returned. With `kills=True` a preparation runs last and leaves the engine killed. `engine="…"` names the
+fixture of another engine.
 """
 
+import asyncio
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,17 +25,49 @@ from tests.support.engine import Engine, EngineOptions, model_folder
 _HERE = Path(__file__).parent
 _FOR_TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 """Claude Code's requests always carry a list of tools, be it empty, which vLLM refuses without these options."""
-_SECONDS = 420
+_SECONDS = 900
 """For one test, the start of the shared server and of its successors included."""
 
 _running: list[Engine] = []
 
 
+@dataclass(frozen=True, slots=True)
+class Survival:
+    """The arguments of the mark `survives`."""
+
+    prepare: Callable[[Engine], Coroutine[Any, Any, Any]]
+    kills: bool = False
+    engine: str = "engine"
+
+
+def _survival(item: pytest.Item) -> Survival | None:
+    mark = item.get_closest_marker("survives")
+    return None if mark is None else Survival(**mark.kwargs)
+
+
+def _survivals(items: Sequence[pytest.Item], engine: str) -> list[Survival]:
+    """Return what has to be prepared for these tests before the engine is killed, in this order."""
+    found = dict.fromkeys(each for item in items if (each := _survival(item)) is not None and each.engine == engine)
+    return sorted(found, key=lambda each: each.kills)
+
+
+def _limit_s(item: pytest.Item) -> float:
+    mark = item.get_closest_marker("timeout")
+    return _SECONDS if mark is None else float(mark.args[0])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if _HERE in item.path.parents:
-            item.add_marker(pytest.mark.engine)
-            item.add_marker(pytest.mark.timeout(_SECONDS))
+    own = [item for item in items if _HERE in item.path.parents]
+    preparing: dict[str, dict[Survival, float]] = {}
+    for item in own:
+        item.add_marker(pytest.mark.engine)
+        if (survival := _survival(item)) is not None:
+            preparing.setdefault(survival.engine, {})[survival] = _limit_s(item)
+    for item in own:
+        survival = _survival(item)
+        # The first test of an engine's survivors waits for the preparations of all.
+        more = 0 if survival is None else sum(preparing[survival.engine].values())
+        item.add_marker(pytest.mark.timeout(_limit_s(item) + more), append=False)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -61,11 +102,15 @@ def _running_engine(options: EngineOptions) -> Iterator[Engine]:
         _running.remove(engine)
 
 
-@pytest.fixture(scope="module")
-def clients_engine(model: Path) -> Iterator[Engine]:
-    """An engine with short answers, because Codex does not say how long an answer may be."""
+@pytest.fixture(scope="session")
+def unasked_engine(model: Path) -> Iterator[Engine]:
+    """An engine that freezes what is silent and thaws it without being asked.
+
+    Its answers are short, because Codex does not say how long an answer may be.
+    """
     arguments = (*_FOR_TOOLS, "--override-generation-config", json.dumps({"max_new_tokens": 64, "temperature": 0}))
-    yield from _running_engine(EngineOptions(model=model, kv_tokens=16_384, arguments=arguments))
+    settings = {"CWM_AUTO_FREEZE_ENABLED": "true", "CWM_AUTO_FREEZE_IDLE_TIMEOUT_MINUTES": "0.02"}
+    yield from _running_engine(EngineOptions(model=model, kv_tokens=16_384, arguments=arguments, settings=settings))
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +122,39 @@ def replay_engine(model: Path) -> Iterator[Engine]:
         *("--chat-template", str(recordings.FOLDER / "template.jinja")),
     )
     yield from _running_engine(EngineOptions(model=model, kv_tokens=24_576, arguments=arguments))
+
+
+class Killed:
+    """Kills each engine once, and keeps what the preparations before it returned or raised."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._items = request.session.items
+        self._outcomes: dict[str, dict[Survival, Any]] = {}
+
+    def outcomes(self, name: str, engine: Engine) -> dict[Survival, Any]:
+        """Return the outcomes of an engine's preparations. The first call runs them, and kills and restarts it."""
+        if name not in self._outcomes:
+            found = self._outcomes[name] = {}
+            for survival in _survivals(self._items, name):
+                try:
+                    found[survival] = asyncio.run(survival.prepare(engine))
+                except (Exception, pytest.skip.Exception) as problem:
+                    found[survival] = problem
+            engine.restart()
+        return self._outcomes[name]
+
+
+@pytest.fixture(scope="session")
+def _killed(request: pytest.FixtureRequest) -> Killed:
+    return Killed(request)
+
+
+@pytest.fixture
+def before(request: pytest.FixtureRequest, _killed: Killed) -> Any:
+    """What the test's own preparation returned before the engine was killed."""
+    survival = _survival(request.node)
+    assert survival is not None, "mark the test with survives(prepare=…)"
+    outcome = _killed.outcomes(survival.engine, request.getfixturevalue(survival.engine))[survival]
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome

@@ -1,7 +1,6 @@
 """kill -9, restart, and the conversations simply go on: an unmodified OpenAI client, auto-freeze, and no other call."""
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from openai.types.chat import ChatCompletion
 from cwm_connector.protocol.calls import ListArgs, Op
 from cwm_connector.settings import load_settings
 from cwm_mcp.api.client import ControlClient
-from tests.support.engine import SERVED_NAME, Engine, EngineOptions
+from tests.support.engine import SERVED_NAME, Engine
 from tests.support.texts import project_log
 
 QUESTION, NEXT = "Who keeps the log? Answer with a name.", "And who repairs the gate?"
@@ -59,15 +58,19 @@ async def windows(engine: Engine) -> list[dict[str, Any]]:
     socket = load_settings({"home": str(engine.home)}).socket_path
     listing = ControlClient(socket, "a test")
     try:
-        found = await listing.call(Op.LIST, ListArgs(limit=50))
+        found = await listing.call(Op.LIST, ListArgs(limit=100))
     finally:
         await listing.aclose()
     return list(found["windows"])
 
 
+async def frozen_sessions(engine: Engine) -> set[str]:
+    return {each["session_id"] for each in await windows(engine)}
+
+
 async def until_frozen(engine: Engine, sessions: int) -> None:
     for _ in range(ATTEMPTS):
-        if len({each["session_id"] for each in await windows(engine)}) >= sessions:
+        if len(await frozen_sessions(engine)) >= sessions:
             return
         await asyncio.sleep(0.25)
     raise AssertionError("auto-freeze has not frozen every session")
@@ -85,57 +88,52 @@ class Killed:
     """By seed: the tokens of the first prompt."""
 
 
-@pytest.fixture(scope="module")
-def killed(model: Any) -> Iterator[Killed]:
-    settings = {"CWM_AUTO_FREEZE_ENABLED": "true", "CWM_AUTO_FREEZE_IDLE_TIMEOUT_MINUTES": "0.02"}
-    options = EngineOptions(model=model, max_model_len=4096, arguments=("--dtype", "float32"), settings=settings)
-    with Engine(options) as engine:
-        clients = [
-            client(engine, 1),
-            client(engine, 2, "editor"),
-            client(engine, 3, "before-the-fork"),
-            client(engine, 4, "secret", cache_salt="of one tenant"),
-        ]
-
-        async def talk() -> tuple[int, dict[int, int]]:
-            answers = [await each.say(QUESTION) for each in clients]
-            prompts = [answer.usage.prompt_tokens for answer in answers if answer.usage is not None]
-            await until_frozen(engine, len(clients))
-            return await engine.api.block_tokens(), {one.seed: n for one, n in zip(clients, prompts, strict=True)}
-
-        block, prompts = asyncio.run(talk())
-        engine.kill_hard()
-        engine.start()
-        anonymous, named, forked, private = clients
-        yield Killed(engine, block, anonymous, named, forked, private, prompts)
+async def talked_and_frozen(engine: Engine) -> Killed:
+    """Let four clients speak a turn each, and wait until auto-freeze has saved all four."""
+    anonymous, named = client(engine, 1), client(engine, 2, "editor")
+    forked, private = client(engine, 3, "before-the-fork"), client(engine, 4, "secret", cache_salt="of one tenant")
+    clients = (anonymous, named, forked, private)
+    before = len(await frozen_sessions(engine))
+    answers = [await each.say(QUESTION) for each in clients]
+    prompts = {
+        one.seed: answer.usage.prompt_tokens
+        for one, answer in zip(clients, answers, strict=True)
+        if answer.usage is not None
+    }
+    await until_frozen(engine, before + len(clients))
+    block = await engine.api.block_tokens()
+    return Killed(engine, block, anonymous, named, forked, private, prompts)
 
 
-def whole_blocks(killed: Killed, one: Client) -> int:
-    return killed.prompts[one.seed] // killed.block * killed.block
+pytestmark = pytest.mark.survives(prepare=talked_and_frozen, engine="unasked_engine")
 
 
-async def test_a_client_without_an_id_goes_on(killed: Killed) -> None:
-    one = killed.anonymous
-    assert cached(await one.say(NEXT)) >= whole_blocks(killed, one) > 0
+def whole_blocks(before: Killed, one: Client) -> int:
+    return before.prompts[one.seed] // before.block * before.block
 
 
-async def test_a_session_with_an_id_goes_on(killed: Killed) -> None:
-    one = killed.named
-    assert cached(await one.say(NEXT)) >= whole_blocks(killed, one) > 0
+async def test_a_client_without_an_id_goes_on(before: Killed) -> None:
+    one = before.anonymous
+    assert cached(await one.say(NEXT)) >= whole_blocks(before, one) > 0
 
 
-async def test_a_conversation_goes_on_under_another_id(killed: Killed) -> None:
-    one = killed.forked
+async def test_a_session_with_an_id_goes_on(before: Killed) -> None:
+    one = before.named
+    assert cached(await one.say(NEXT)) >= whole_blocks(before, one) > 0
+
+
+async def test_a_conversation_goes_on_under_another_id(before: Killed) -> None:
+    one = before.forked
     one.headers = {"X-Session-ID": "after-the-fork"}
-    assert cached(await one.say(NEXT)) >= whole_blocks(killed, one) > 0
+    assert cached(await one.say(NEXT)) >= whole_blocks(before, one) > 0
 
 
-async def test_a_private_conversation_comes_back_for_nobody_until_it_is_thawed(killed: Killed) -> None:
-    one = killed.private
+async def test_a_private_conversation_comes_back_for_nobody_until_it_is_thawed(before: Killed) -> None:
+    one = before.private
     for body in ({}, {"cache_salt": "of another tenant"}, {"cache_salt": "of one tenant"}):
-        guess = Client(killed.engine, 4, one.headers, body, list(one.messages))
+        guess = Client(before.engine, 4, one.headers, body, list(one.messages))
         assert cached(await guess.say(NEXT)) == 0, body
 
 
-async def test_another_question_about_another_log_gets_nothing(killed: Killed) -> None:
-    assert cached(await client(killed.engine, 9, "editor").say(QUESTION)) == 0
+async def test_another_question_about_another_log_gets_nothing(before: Killed) -> None:
+    assert cached(await client(before.engine, 9, "editor").say(QUESTION)) == 0

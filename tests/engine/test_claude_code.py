@@ -10,8 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import httpx
 import pytest
@@ -22,6 +21,7 @@ from tests.support.clients.npm import INSTALL_S
 from tests.support.engine import ROOT, SERVED_NAME, Engine
 from tests.support.mcp_client import ToolError, Tools, mcp_client
 
+Client = TypeVar("Client")
 SECRET = "sk-s3cret"
 SESSION = "3d0c1d5e-55aa-4b0c-8a3e-7f6f0f1d2e3c"
 QUESTION = "Which of these lines comes last? " + " ".join(
@@ -74,7 +74,10 @@ async def window_once_there(cwm: Tools, name: str, cause: "asyncio.Task[str]") -
 
 
 class RawClient:
-    """Sends the headers and the shape of body that Claude Code sends."""
+    """Sends the headers and the shape of body that Claude Code sends.
+
+    Its system prompt differs from the real one's in this module, so that their conversations share no block.
+    """
 
     def __init__(self, engine: Engine, session_id: str, agent_id: str | None = None) -> None:
         self._engine = engine
@@ -85,7 +88,7 @@ class RawClient:
 
     async def say(self, words: str) -> Said:
         self.messages.append({"role": "user", "content": words})
-        body = {"model": SERVED_NAME, "max_tokens": 40, "system": "helpful", "messages": self.messages}
+        body = {"model": SERVED_NAME, "max_tokens": 40, "system": "short and helpful", "messages": self.messages}
         async with httpx.AsyncClient(base_url=self._engine.url, timeout=120, trust_env=False) as client:
             answer = await client.post("/v1/messages?beta=true", json=body, headers=self._headers)
         told = answer.raise_for_status().json()
@@ -110,7 +113,17 @@ async def hook(engine: Engine, event: str, **told: str) -> dict[str, Any]:
     return dict(json.loads(out))
 
 
-async def test_a_client_with_claude_code_s_headers_goes_on_after_a_kill(engine: Engine) -> None:
+@dataclass(frozen=True, slots=True)
+class Frozen(Generic[Client]):
+    """A client's conversation of two turns, frozen by a hook."""
+
+    client: Client
+    second: Said
+    window: str
+
+
+async def frozen_before_a_compaction(engine: Engine) -> Frozen[RawClient]:
+    """Talk as Claude Code does, and run the hook that comes before a compaction."""
     block = await engine.api.block_tokens()
     main, agent = RawClient(engine, SESSION), RawClient(engine, SESSION, "a1b2c3d4")
     await main.say(QUESTION)
@@ -123,11 +136,18 @@ async def test_a_client_with_claude_code_s_headers_goes_on_after_a_kill(engine: 
     assert listed["heads"] == 2 and listed["title"].startswith("Which of these lines comes last? line 0")
     assert listed["token_count"] >= second.prompt_tokens and listed["cached_tokens"] >= second.prompt_tokens - block
     assert window["token_count"] == listed["token_count"], "the subagent's conversation was frozen, not the session's"
-    engine.restart()
-    result = await thawed(engine, "compact-3d0c1d5e-g1")
+    return Frozen(main, second, "compact-3d0c1d5e-g1")
+
+
+@pytest.mark.survives(prepare=frozen_before_a_compaction)
+async def test_a_client_with_claude_code_s_headers_goes_on_after_a_kill(
+    engine: Engine, before: Frozen[RawClient]
+) -> None:
+    block = await engine.api.block_tokens()
+    result = await thawed(engine, before.window)
     assert result["session_id"] == SESSION
-    resumed = await counted(engine, lambda: main.say("Thank you."))
-    assert resumed.said.cache_read_tokens == resumed.restored >= second.prompt_tokens // block * block > 0
+    resumed = await counted(engine, lambda: before.client.say("Thank you."))
+    assert resumed.said.cache_read_tokens == resumed.restored >= before.second.prompt_tokens // block * block > 0
     assert resumed.local_hits == 0
     log = engine.log.read_text(errors="replace")
     assert "door" not in log and SECRET not in log and SESSION not in log
@@ -151,30 +171,42 @@ async def test_a_client_that_says_nothing_has_a_session_with_a_title_that_can_be
     assert frozen["token_count"] == found["token_count"] >= said["usage"]["prompt_tokens"]
 
 
-@pytest.mark.timeout(INSTALL_S + 420)
-async def test_the_real_claude_code_resumes_after_a_kill_what_its_hooks_froze(engine: Engine, tmp_path: Path) -> None:
-    block = await engine.api.block_tokens()
+# The hooks alone: the tools' schemas would take a third of the small model's context.
+ONLY_HOOKS = ("--plugin-dir", str(PLUGIN), "--strict-mcp-config")
+
+
+async def frozen_at_the_session_s_end(engine: Engine) -> Frozen[ClaudeCode]:
+    """Talk with the real Claude Code, whose hooks freeze the session whenever it ends."""
     variables = {"CWM_HOME": str(engine.home), "CWM_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    claude = ClaudeCode(tmp_path, {**variables, **against(engine.url, SERVED_NAME)})
-    # The hooks alone: the tools' schemas would take a third of the small model's context.
-    plugin = ("--plugin-dir", str(PLUGIN), "--strict-mcp-config")
-    first = await claude.say(QUESTION, *plugin)
-    resume = (*plugin, "--resume", first.session_id)
-    second = await claude.say("And which one before that?", *resume)
+    home = engine.folder / "claude-code"
+    home.mkdir()
+    claude = ClaudeCode(home, {**variables, **against(engine.url, SERVED_NAME)})
+    first = await claude.say(QUESTION, *ONLY_HOOKS)
+    second = await claude.say("And which one before that?", *ONLY_HOOKS, "--resume", first.session_id)
     short = first.session_id[:8]
     async with mcp_client(engine) as cwm:
         listed = await session_of(cwm, first.session_id)
         ended = await cwm.call("window_status", window_name=f"end-{short}-g2")
     assert listed["title"].startswith("Which of these lines comes last? line 0")
     assert ended["token_count"] == listed["token_count"] >= second.prompt_tokens
-    engine.restart()
-    result = await thawed(engine, f"end-{short}-g2")
-    assert result["session_id"] == first.session_id
+    return Frozen(claude, second, f"end-{short}-g2")
+
+
+@pytest.mark.timeout(INSTALL_S + 840)
+@pytest.mark.survives(prepare=frozen_at_the_session_s_end)
+async def test_the_real_claude_code_resumes_after_a_kill_what_its_hooks_froze(
+    engine: Engine, before: Frozen[ClaudeCode]
+) -> None:
+    block = await engine.api.block_tokens()
+    claude, session_id = before.client, before.second.session_id
+    resume = (*ONLY_HOOKS, "--resume", session_id)
+    result = await thawed(engine, before.window)
+    assert result["session_id"] == session_id
     third = await counted(engine, lambda: claude.say("Thank you.", *resume))
-    assert third.said.session_id == first.session_id
-    assert third.said.cache_read_tokens == third.restored >= second.prompt_tokens // block * block > 0
+    assert third.said.session_id == session_id
+    assert third.said.cache_read_tokens == third.restored >= before.second.prompt_tokens // block * block > 0
     assert third.local_hits == 0
     # Whether the small model manages to sum up is its own affair and may take it minutes: the hook comes before.
     async with mcp_client(engine) as cwm, claude.running("-p", "/compact", *resume) as compacting:
-        kept = await window_once_there(cwm, f"compact-{short}-g1", compacting)
+        kept = await window_once_there(cwm, f"compact-{session_id[:8]}-g1", compacting)
     assert kept["token_count"] >= third.said.prompt_tokens, "the compaction lost what its hook should have kept"

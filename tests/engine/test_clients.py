@@ -2,15 +2,13 @@
 
 Each client of the table speaks two turns. Auto-freeze saves them, the engine is killed and started again, and each
 client resumes by its own means. The client's own report of its third turn and vLLM's counters show that the
-conversation was read from the disk and not computed again. One restart serves all clients. The test of a client that
-npm does not offer is skipped.
+conversation was read from the disk and not computed again. The test of a client that npm does not offer is skipped.
 """
 
 import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -97,47 +95,37 @@ class Conversation:
         return counters
 
 
-Outcome = Resumed | BaseException
+Spoken = Mapping[type[Client], Conversation | BaseException]
 """A client that failed or is not to be had does not keep the others from their test."""
 
 
-async def _resumed(engine: Engine, homes: Mapping[type[Client], Path]) -> dict[type[Client], Outcome]:
-    outcomes: dict[type[Client], Outcome] = {}
-    spoken: dict[type[Client], Conversation] = {}
+async def all_spoken_and_frozen(engine: Engine) -> Spoken:
+    """Let every client speak two turns, and wait until auto-freeze has saved both of each."""
+    spoken: dict[type[Client], Conversation | BaseException] = {}
     async with mcp_client(engine) as cwm:
-        for kind, home in homes.items():
+        for kind in CLIENTS:
+            home = engine.folder / f"home-of-{kind.name}"
+            home.mkdir()
+            conversation = Conversation(kind(home, engine.url, SERVED_NAME), engine)
             try:
-                conversation = Conversation(kind(home, engine.url, SERVED_NAME), engine)
                 await conversation.speak(cwm)
+                await conversation.wait_until_frozen(cwm)
                 spoken[kind] = conversation
             except (Exception, pytest.skip.Exception) as problem:
-                outcomes[kind] = problem
-        await cwm.call("auto_freeze_policy", enabled=True, idle_timeout_minutes=0.01)
-        for conversation in spoken.values():
-            await conversation.wait_until_frozen(cwm)
-    await asyncio.to_thread(engine.restart)
-    for kind, conversation in spoken.items():
-        try:
-            outcomes[kind] = await conversation.resume()
-        except Exception as problem:
-            outcomes[kind] = problem
-    return outcomes
+                spoken[kind] = problem
+    return spoken
 
 
-@pytest.fixture(scope="module")
-def outcomes(clients_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> dict[type[Client], Outcome]:
-    homes = {kind: tmp_path_factory.mktemp(kind.name) for kind in CLIENTS}
-    return asyncio.run(_resumed(clients_engine, homes))
-
-
+@pytest.mark.survives(prepare=all_spoken_and_frozen, engine="unasked_engine")
 @pytest.mark.parametrize("kind", CLIENTS, ids=lambda kind: kind.name)
 async def test_a_client_resumes_after_a_kill_what_it_said_before(
-    clients_engine: Engine, outcomes: Mapping[type[Client], Outcome], kind: type[Client]
+    unasked_engine: Engine, before: Spoken, kind: type[Client]
 ) -> None:
-    outcome = outcomes[kind]
-    if isinstance(outcome, BaseException):
-        raise outcome
-    block = await clients_engine.api.block_tokens()
+    conversation = before[kind]
+    if isinstance(conversation, BaseException):
+        raise conversation
+    outcome = await conversation.resume()
+    block = await unasked_engine.api.block_tokens()
     if kind.identified:
         assert outcome.session_id == outcome.second.session_id == outcome.third.session_id
     else:

@@ -1,12 +1,10 @@
 """What is left after kill -9 of every vLLM process: the windows, whole, and the tokens they would have led to.
 
-One restart for the whole module: `survived` prepares all that the tests look at, kills the engine, lets an engine
-with other weights try the store in between, and starts the first one again.
+`prepare` does all that the tests look at, kills the engine, and lets an engine with other weights try the store.
 """
 
 import asyncio
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +37,7 @@ class Survived:
 
 
 async def tell(engine: Engine, cwm: Tools, name: str, seed: int) -> Told:
-    talk = await talked(engine.api, f"session-{name}", seed, tokens=1000)
+    talk = await talked(engine.api, f"session-{name}", seed, tokens=504)
     frozen = await cwm.call("window_freeze", session_id=talk.session_id, window_name=name)
     uninterrupted = talk.branch(talk.session_id)
     answer = await uninterrupted.say(talk.cue(), logprobs=5)
@@ -48,7 +46,25 @@ async def tell(engine: Engine, cwm: Tools, name: str, seed: int) -> Told:
     return Told(uninterrupted.ids[:-WORDS], full_blocks, answer, frozen)
 
 
-async def prepare(engine: Engine) -> tuple[dict[str, Told], Talk, list[list[Path]]]:
+async def prepare(engine: Engine) -> Survived:
+    told, cut_off, files = await freeze_until_killed(engine)
+    for chunks in files:
+        # The second chunk of the window, far behind the header: the first one stays good.
+        flip_a_byte(chunks[1], at=20_000)
+    # The same model but for one bit of one weight.
+    other_model = engine.folder / "other-model"
+    shutil.copytree(engine.options.model, other_model)
+    flip_a_byte(other_model / "model.safetensors", at=-1)
+    with Engine(replace(engine.options, model=other_model, home=engine.home)) as stranger:
+        refusal = await thaw_refused(stranger)
+    shutil.rmtree(other_model)
+    return Survived(told, cut_off, refusal)
+
+
+pytestmark = pytest.mark.survives(prepare=prepare, kills=True)
+
+
+async def freeze_until_killed(engine: Engine) -> tuple[dict[str, Told], Talk, list[list[Path]]]:
     names = ("kept", "by-session", "private", "broken-seen", "broken-late")
     async with mcp_client(engine) as cwm:
         told = {name: await tell(engine, cwm, name, seed) for seed, name in enumerate(names, start=100)}
@@ -56,7 +72,7 @@ async def prepare(engine: Engine) -> tuple[dict[str, Told], Talk, list[list[Path
         for name in ("broken-seen", "broken-late"):
             status = await cwm.call("window_status", window_name=name, include_blocks=True)
             files.append([path for block in status["blocks"] for path in chunk_files(engine.home, block["hash"])])
-        cut_off = await talked(engine.api, "session-cut-off", 150, tokens=1000)
+        cut_off = await talked(engine.api, "session-cut-off", 150, tokens=1016)
         freezing = asyncio.create_task(cwm.call("window_freeze", session_id=cut_off.session_id, window_name="cut-off"))
         await asyncio.wait({freezing}, timeout=0.1)
         engine.kill_hard()
@@ -73,30 +89,8 @@ async def thaw_refused(engine: Engine) -> ToolError | None:
     return None
 
 
-@pytest.fixture(scope="module")
-def other_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The same model but for one bit of one weight."""
-    folder = tmp_path_factory.mktemp("model") / "other"
-    shutil.copytree(model, folder)
-    flip_a_byte(folder / "model.safetensors", at=-1)
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def survived(engine: Engine, other_model: Path) -> Survived:
-    told, cut_off, files = asyncio.run(prepare(engine))
-    for chunks in files:
-        # The second chunk of the window, far behind the header: the first one stays good.
-        flip_a_byte(chunks[1], at=20_000)
-    with Engine(replace(engine.options, model=other_model, home=engine.home)) as stranger:
-        refusal = asyncio.run(thaw_refused(stranger))
-    engine.start()
-    return Survived(told, cut_off, refusal)
-
-
-async def test_a_thawed_session_goes_on_with_the_uninterrupted_tokens(engine: Engine, survived: Survived) -> None:
-    told = survived.told["kept"]
+async def test_a_thawed_session_goes_on_with_the_uninterrupted_tokens(engine: Engine, before: Survived) -> None:
+    told = before.told["kept"]
     async with mcp_client(engine) as cwm:
         thawed = await cwm.call("window_thaw", window_name="kept", new_session_id="kept-again")
     assert not thawed["partial"], thawed["warning"]
@@ -111,8 +105,8 @@ async def test_a_thawed_session_goes_on_with_the_uninterrupted_tokens(engine: En
     assert heard.completion.top_logprobs == told.answer.completion.top_logprobs, "not bit-identical to a prefix hit"
 
 
-async def test_the_session_id_alone_restores_as_well(engine: Engine, survived: Survived) -> None:
-    told = survived.told["by-session"]
+async def test_the_session_id_alone_restores_as_well(engine: Engine, before: Survived) -> None:
+    told = before.told["by-session"]
     async with mcp_client(engine) as cwm:
         thawed = await cwm.call("window_thaw", window_name="by-session")
     assert thawed["session_id"] == "session-by-session", "thawed back into its own session"
@@ -121,8 +115,8 @@ async def test_the_session_id_alone_restores_as_well(engine: Engine, survived: S
     assert heard.completion.token_ids == told.answer.completion.token_ids
 
 
-async def test_nobody_else_restores_a_window(engine: Engine, survived: Survived) -> None:
-    told, other = survived.told["private"], survived.told["kept"]
+async def test_nobody_else_restores_a_window(engine: Engine, before: Survived) -> None:
+    told, other = before.told["private"], before.told["kept"]
     async with mcp_client(engine) as cwm:
         first = await cwm.call("window_thaw", window_name="private", new_session_id="reader-1")
         second = await cwm.call("window_thaw", window_name="private", new_session_id="reader-2")
@@ -146,8 +140,8 @@ async def test_nobody_else_restores_a_window(engine: Engine, survived: Survived)
         assert heard.restored >= told.full_blocks
 
 
-async def test_a_flipped_byte_on_disk_is_reported_and_recomputed(engine: Engine, survived: Survived) -> None:
-    told = survived.told["broken-seen"]
+async def test_a_flipped_byte_on_disk_is_reported_and_recomputed(engine: Engine, before: Survived) -> None:
+    told = before.told["broken-seen"]
     async with mcp_client(engine) as cwm:
         thawed = await cwm.call("window_thaw", window_name="broken-seen", new_session_id="seen-again")
     assert thawed["partial"]
@@ -158,8 +152,8 @@ async def test_a_flipped_byte_on_disk_is_reported_and_recomputed(engine: Engine,
     assert_equal_where_sure(heard.completion, told.answer.completion)
 
 
-async def test_a_flipped_byte_found_during_a_load_never_changes_a_token(engine: Engine, survived: Survived) -> None:
-    told = survived.told["broken-late"]
+async def test_a_flipped_byte_found_during_a_load_never_changes_a_token(engine: Engine, before: Survived) -> None:
+    told = before.told["broken-late"]
     async with mcp_client(engine) as cwm:
         unread = await cwm.call("window_thaw", window_name="broken-late", new_session_id="late-again", prewarm=False)
         heard = await engine.api.measure(told.prompt, WORDS, cache_salt=unread["cache_salt"])
@@ -168,8 +162,8 @@ async def test_a_flipped_byte_found_during_a_load_never_changes_a_token(engine: 
     assert verified["partial"]
 
 
-async def test_a_freeze_cut_off_by_the_kill_is_whole_or_absent(engine: Engine, survived: Survived) -> None:
-    talk = survived.cut_off
+async def test_a_freeze_cut_off_by_the_kill_is_whole_or_absent(engine: Engine, before: Survived) -> None:
+    talk = before.cut_off
     async with mcp_client(engine) as cwm:
         try:
             thawed = await cwm.call("window_thaw", window_name="cut-off")
@@ -180,16 +174,16 @@ async def test_a_freeze_cut_off_by_the_kill_is_whole_or_absent(engine: Engine, s
             assert thawed["restorable_tokens"] == talk.full_blocks(await engine.api.block_tokens())
 
 
-async def test_every_acknowledged_window_is_listed_unchanged(engine: Engine, survived: Survived) -> None:
+async def test_every_acknowledged_window_is_listed_unchanged(engine: Engine, before: Survived) -> None:
     async with mcp_client(engine) as cwm:
         listed = {item["name"]: item for item in (await cwm.call("window_list", limit=100))["windows"]}
-    for name, told in survived.told.items():
+    for name, told in before.told.items():
         assert listed[name]["token_count"] == told.frozen["token_count"]
         assert listed[name]["size_bytes"] == told.frozen["total_size_bytes"]
 
 
-def test_a_window_of_other_weights_is_refused_with_the_field_that_differs(survived: Survived) -> None:
-    refusal = survived.refusal
+def test_a_window_of_other_weights_is_refused_with_the_field_that_differs(before: Survived) -> None:
+    refusal = before.refusal
     assert refusal is not None, "an engine with other weights thawed the window"
     assert refusal.code == 5003
     assert "weights" in refusal.message
