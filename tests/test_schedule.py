@@ -1,17 +1,15 @@
-"""tests/support/schedule.py: the tests that share a server run in one worker, and the slow groups start first."""
+"""tests/support/schedule.py: the tests with a real vLLM run in one worker, and the slow groups start first."""
 
 import random
-import re
 
 from tests.support import schedule
 from tests.support.engine import ROOT
 from tests.support.schedule import group_of, rank_of
 
 
-def test_the_files_that_share_the_engine_are_one_group_and_every_other_file_is_its_own() -> None:
+def test_all_tests_with_a_real_engine_are_one_group_and_every_other_file_is_its_own() -> None:
     assert group_of("tests/engine/test_freeze.py::test_a") == group_of("tests/engine/test_restart.py::test_b[1]")
-    groups = {group_of(f"tests/{path}::test_a") for path in ("engine/test_sharing.py", "engine/test_auto_freeze.py")}
-    assert groups == {"tests/engine/test_sharing.py", "tests/engine/test_auto_freeze.py"}
+    assert group_of("tests/engine/test_freeze.py::test_a") == group_of("tests/engine/test_sharing.py::test_b")
     assert group_of("tests/torture/test_plan.py::test_a[x::y]") == "tests/torture/test_plan.py"
 
 
@@ -21,9 +19,6 @@ def test_the_groups_that_take_minutes_are_sorted_to_the_front() -> None:
     assert sorted(tests, key=rank_of)[:2] == ["tests/engine/test_freeze.py::t", "tests/torture/test_torture.py::t"]
 
 
-def test_every_named_group_is_there_and_only_files_with_servers_of_their_own_leave_the_shared_one() -> None:
+def test_every_named_group_is_there() -> None:
     for group in schedule._FIRST:
         assert (ROOT / group).exists(), f"{group} was moved: name it in tests/support/schedule.py as it is called now"
-    for path in schedule._OWN_SERVERS:
-        uses = re.search(r"def (test_\w+)\([^)]*\bengine: ", (ROOT / path).read_text())
-        assert uses is None, f"{uses[1]} in {path} would start the shared engine once more"

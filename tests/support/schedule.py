@@ -5,16 +5,14 @@ from typing import Final
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 _ENGINE: Final = "tests/engine/"
-_OWN_SERVERS: Final = (f"{_ENGINE}test_sharing.py", f"{_ENGINE}test_auto_freeze.py")
-"""These start servers of their own, so they need not wait for the shared one."""
-_FIRST: Final = (_ENGINE, _OWN_SERVERS[0], "tests/torture/test_torture.py", _OWN_SERVERS[1])
-"""The groups that take minutes, most of which they wait. The other tests run beside them."""
+_FIRST: Final = (_ENGINE, "tests/torture/test_torture.py")
+"""The groups that take minutes. The other tests run beside them."""
 
 
 def group_of(node_id: str) -> str:
-    """Return the group of a test: its file, but all files that share the engine are one group."""
+    """Return the group of a test: its file, but all tests with a real vLLM are one group."""
     path = node_id.partition("::")[0]
-    return _ENGINE if path.startswith(_ENGINE) and path not in _OWN_SERVERS else path
+    return _ENGINE if path.startswith(_ENGINE) else path
 
 
 def rank_of(node_id: str) -> int:
