@@ -18,9 +18,9 @@ _PATIENCE_S = 30.0
 
 @pytest.fixture
 def own_engine(model: Path) -> Iterator[Engine]:
-    """A KV cache of 6,144 tokens, of which 1,536 count as near to eviction."""
+    """A KV cache of 3,072 tokens, of which 768 count as near to eviction."""
     settings = {"CWM_AUTO_FREEZE_ENABLED": "true", "CWM_AUTO_FREEZE_NAMING_PATTERN": "{session_id}.g{generation}"}
-    options = EngineOptions(model=model, max_model_len=4096, kv_tokens=6144, settings=settings)
+    options = EngineOptions(model=model, max_model_len=2048, kv_tokens=3072, settings=settings)
     with Engine(options) as engine:
         yield engine
 
@@ -39,20 +39,20 @@ async def window_of(cwm: Tools, session_id: str) -> dict[str, Any]:
 async def test_sessions_are_frozen_by_themselves_and_go_on_after_a_restart(own_engine: Engine) -> None:
     engine = own_engine
     async with mcp_client(engine) as cwm:
-        first = await talked(engine.api, "pushed-out", 400, tokens=1500)
+        first = await talked(engine.api, "pushed-out", 400, tokens=760)
         for number in range(2):
-            await talked(engine.api, f"pushing-{number}", 410 + number, tokens=1500)
+            await talked(engine.api, f"pushing-{number}", 410 + number, tokens=760)
         evicted = await window_of(cwm, "pushed-out")
         assert mark_of(evicted["description"], evicted["tags"]) == Mark(Reason.EVICTION, 1)
         assert "partial" not in evicted["description"]
 
         await cwm.call("auto_freeze_policy", idle_timeout_minutes=0.01)
-        await talked(engine.api, "silent", 420, tokens=600)
+        await talked(engine.api, "silent", 420, tokens=504)
         silent = await window_of(cwm, "silent")
         assert silent["name"] == "silent.g1" and mark_of(silent["description"], ["auto"]) == Mark(Reason.IDLE, 1)
         await cwm.call("auto_freeze_policy", idle_timeout_minutes=30, keep_last=5)
 
-        last = await talked(engine.api, "last-words", 430, tokens=1000)
+        last = await talked(engine.api, "last-words", 430, tokens=504)
         uninterrupted = await last.branch("last-words").say(last.cue(), logprobs=5)
         await asyncio.to_thread(engine.stop)
         listed = await cwm.call("window_list", session_id="last-words")  # the catalog is read without the engine

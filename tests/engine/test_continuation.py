@@ -24,7 +24,7 @@ async def token_ids(cwm: Tools, window: str) -> list[int]:
 
 
 async def test_a_reply_goes_on_from_the_recorded_tokens(engine: Engine) -> None:
-    talk = await talked(engine.api, "asked", 340, tokens=700)
+    talk = await talked(engine.api, "asked", 340, tokens=504)
     recorded = talk.ids[: talk.computed_tokens]
     turn = await engine.api.tokenize(TURN)
     async with mcp_client(engine) as cwm:
@@ -50,7 +50,7 @@ async def test_a_reply_goes_on_from_the_recorded_tokens(engine: Engine) -> None:
 
 
 async def test_a_conversation_over_several_thaws_keeps_every_turn(engine: Engine) -> None:
-    await talked(engine.api, "several", 341, tokens=500)
+    await talked(engine.api, "several", 341, tokens=504)
     async with mcp_client(engine) as cwm:
         await cwm.call("window_freeze", session_id="several", window_name="several-0")
         for turn in (1, 2):

@@ -8,7 +8,7 @@ from tests.support.texts import prompt_of
 
 
 async def test_a_clone_stores_nothing_and_outlives_its_source(engine: Engine) -> None:
-    talk = await talked(engine.api, "cloned", 400, tokens=700)
+    talk = await talked(engine.api, "cloned", 400, tokens=504)
     async with mcp_client(engine) as cwm:
         await cwm.call("window_freeze", session_id="cloned", window_name="source")
         before = stored_bytes(engine.home)
@@ -27,7 +27,7 @@ async def test_a_clone_stores_nothing_and_outlives_its_source(engine: Engine) ->
 
 
 async def test_deleting_gives_back_exactly_what_nobody_shares(engine: Engine) -> None:
-    talk = await talked(engine.api, "grown", 401, tokens=700)
+    talk = await talked(engine.api, "grown", 401, tokens=504)
     async with mcp_client(engine) as cwm:
         empty = stored_bytes(engine.home)
         short = await cwm.call("window_freeze", session_id="grown", window_name="short")
@@ -51,7 +51,7 @@ async def test_deleting_gives_back_exactly_what_nobody_shares(engine: Engine) ->
 
 
 async def test_a_deleted_window_restores_nothing_any_more(engine: Engine) -> None:
-    talk = await talked(engine.api, "gone", 403, tokens=500)
+    talk = await talked(engine.api, "gone", 403, tokens=504)
     async with mcp_client(engine) as cwm:
         await cwm.call("window_freeze", session_id="gone", window_name="gone-1")
         thawed = await cwm.call("window_thaw", window_name="gone-1", new_session_id="gone-reader")

@@ -41,7 +41,7 @@ async def frozen(engine: Engine, cwm: Tools, window: str, seed: int) -> int:
 
 
 async def test_first_session(engine: Engine) -> None:
-    talk = await talked(engine.api, "my-first-session", 320, tokens=500)
+    talk = await talked(engine.api, "my-first-session", 320, tokens=504)
     async with guide(engine, "project-kickoff") as cwm:
         await cwm.call(
             "window_freeze",
@@ -70,7 +70,7 @@ async def test_auto_freeze_policies(engine: Engine) -> None:
         try:
             told = await cwm.call("auto_freeze_policy", **auto_freeze_policy)
             assert {name: told[name] for name in auto_freeze_policy} == auto_freeze_policy
-            await talked(engine.api, "watched", 340, tokens=400)
+            await talked(engine.api, "watched", 340, tokens=376)
             (session,) = [
                 each for each in (await cwm.call("session_list"))["sessions"] if each["session_id"] == "watched"
             ]
@@ -126,7 +126,7 @@ async def test_session_state_management(engine: Engine, capsys: pytest.CaptureFi
 
 
 async def test_custom_cache_salt_for_vllm(engine: Engine) -> None:
-    talk = await talked(engine.api, "salted", 323, tokens=500)
+    talk = await talked(engine.api, "salted", 323, tokens=504)
     async with guide(engine, "my-context") as cwm:
         window_thaw = cwm.tool("window_thaw")
         await cwm.call("window_freeze", session_id="salted", window_name="my-context")

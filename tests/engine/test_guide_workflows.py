@@ -17,7 +17,7 @@ async def goes_on_restored(engine: Engine, result: dict[str, object], talk: Talk
 
 
 async def test_workflow_1_simple_save_and_restore(engine: Engine) -> None:
-    talk = await talked(engine.api, "current-session", 300, tokens=700)
+    talk = await talked(engine.api, "current-session", 300, tokens=504)
     async with mcp_client(engine) as cwm:
         window_freeze, window_thaw = cwm.tool("window_freeze"), cwm.tool("window_thaw")
 
@@ -38,7 +38,7 @@ async def test_workflow_1_simple_save_and_restore(engine: Engine) -> None:
 
 
 async def test_workflow_2_branching_for_exploration(engine: Engine) -> None:
-    stem = await talked(engine.api, "exploration", 301, tokens=700)
+    stem = await talked(engine.api, "exploration", 301, tokens=504)
     async with mcp_client(engine) as cwm:
         window_freeze, window_thaw = cwm.tool("window_freeze"), cwm.tool("window_thaw")
 
@@ -72,7 +72,7 @@ async def test_workflow_2_branching_for_exploration(engine: Engine) -> None:
 
 
 async def test_workflow_3_cloning_for_collaboration(engine: Engine) -> None:
-    talk = await talked(engine.api, "work", 302, tokens=700)
+    talk = await talked(engine.api, "work", 302, tokens=504)
     async with mcp_client(engine) as cwm:
         window_clone, window_thaw = cwm.tool("window_clone"), cwm.tool("window_thaw")
         await cwm.call("window_freeze", session_id="work", window_name="my-project", tags=["project-x"])

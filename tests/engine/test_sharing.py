@@ -20,8 +20,8 @@ from tests.support.mcp_client import ToolError, Tools, mcp_client
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.talk import Talk, talked
 
-DISK_TOKENS = 4400
-"""Two windows of 1,500 tokens fit, but not three."""
+DISK_TOKENS = 2200
+"""Two windows of 760 tokens fit, but not three."""
 ANSWER_S = 45
 """Longer than any of a tier's own time-outs; nothing may take longer with Redis away."""
 
@@ -56,7 +56,7 @@ def shared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sh
             subprocess.run(["umount", "-l", small], check=True)
 
 
-async def told(engine: Engine, session: str, seed: int, tokens: int = 1000) -> tuple[Talk, Measured, int]:
+async def told(engine: Engine, session: str, seed: int, tokens: int = 504) -> tuple[Talk, Measured, int]:
     """A session, what its engine answers next from its own prefix cache, and the session's full blocks."""
     talk = await talked(engine.api, session, seed, tokens=tokens)
     uninterrupted = talk.branch(session)
@@ -102,7 +102,7 @@ async def test_a_full_disk_refuses_the_freeze_whole_and_the_engine_serves_on(sha
         names = []
         with pytest.raises(ToolError) as refused:
             for number in range(12):
-                await talked(shared.second.api, f"filler-{number}", 910 + number, tokens=1500)
+                await talked(shared.second.api, f"filler-{number}", 910 + number, tokens=760)
                 await cwm.call("window_freeze", session_id=f"filler-{number}", window_name=f"filler-{number}")
                 names.append(f"filler-{number}")
         assert refused.value.code == 4003 and names
@@ -122,7 +122,7 @@ async def test_redis_killed_during_a_freeze_and_a_thaw_costs_those_and_nothing_e
     talk, _, _ = await told(engine, "carol", 930)
     async with mcp_client(engine) as cwm:
         await cwm.call("window_freeze", session_id="carol", window_name="before-1")
-        await talked(engine.api, "dave", 931, tokens=1000)
+        await talked(engine.api, "dave", 931, tokens=1016)
         freezing = asyncio.create_task(cwm.call("window_freeze", session_id="dave", window_name="torn-1"))
         await asyncio.sleep(0)
         redis.kill()
@@ -167,7 +167,7 @@ async def test_a_redis_that_answers_nothing_holds_nobody_up_beyond_the_time_outs
     async with mcp_client(engine) as cwm:
         await cwm.call("window_freeze", session_id="erin", window_name="paused-1")
         thawed = await cwm.call("window_thaw", window_name="paused-1", new_session_id="erin-2")
-        await talked(engine.api, "filling", 941, tokens=1500)
+        await talked(engine.api, "filling", 941, tokens=1016)
         redis.pause()
         try:
             begun = time.monotonic()

@@ -26,7 +26,7 @@ async def cwm(engine: Engine, *words: str, folder: Path) -> dict[str, Any]:
 
 
 async def test_an_imported_window_restores_every_block_and_the_tokens_are_equal(engine: Engine, tmp_path: Path) -> None:
-    talk = await talked(engine.api, "exporter", 470, tokens=1000)
+    talk = await talked(engine.api, "exporter", 470, tokens=504)
     full = talk.full_blocks(await engine.api.block_tokens())
     async with mcp_client(engine) as tools:
         frozen = await tools.call("window_freeze", session_id="exporter", window_name="to-hand-on")

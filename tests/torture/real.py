@@ -16,7 +16,7 @@ from tests.support.powercut import PowerCut
 from tests.support.talk import WORDS, talked
 from tests.torture.judge import Kind, Violation
 
-TOKENS: Final = 700
+TOKENS: Final = 632
 KEEP: Final = 3
 """Windows that stand at a time."""
 _LONGEST_S: Final = 0.15
