@@ -225,10 +225,10 @@ async def test_a_resumed_session_is_told_what_loads_by_itself(home: Path) -> Non
 
 async def test_a_session_that_is_resumed_under_a_new_id_is_offered_the_newest_windows(home: Path) -> None:
     async with engine_at(home) as engine:
-        await engine.serve(range(41), "old", salt="s")
-        await engine.call(Op.FREEZE, session_id="old", window_name="private")
+        await engine.serve(range(41), "salted", salt="s")
+        await engine.call(Op.FREEZE, session_id="salted", window_name="private")
         for number in range(4):
-            await engine.serve(range(number, 41 + number), "old")
+            await engine.serve(range(41), "old")
             await engine.call(Op.FREEZE, session_id="old", window_name=f"w{number}")
         line = await said("SessionStart", source="resume")
     assert "private" not in line and "w0" not in line

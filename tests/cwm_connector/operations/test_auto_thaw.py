@@ -40,11 +40,14 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
 
 
 async def froze(engine: Miniature, name: str, text: Iterable[int], session: str | None = None, **more: Any) -> str:
-    """Serve the text, freeze it and return the session's id."""
-    await engine.serve(text, session, **more)
+    """Serve the text, freeze it and return the session's id. In a session with an id it is a head of its own."""
     if session is None:
+        await engine.serve(text, **more)
         session = engine.scheduler.session_views()[0][0].session_id
-    await engine.call(Op.FREEZE, session_id=session, window_name=name)
+        await engine.call(Op.FREEZE, session_id=session, window_name=name)
+    else:
+        await engine.serve(text, f"{session}/{name}", **more)
+        await engine.call(Op.FREEZE, session_id=session, window_name=name, head=name)
     return session
 
 
