@@ -66,3 +66,14 @@ def test_a_chain_over_several_runs_reads_like_a_list() -> None:
     chain = ChainHashes([HashRun([b"a", b"b"]), HashRun([b"c"]), HashRun([b"d", b"e"])])
     assert list(chain) == [b"a", b"b", b"c", b"d", b"e"]
     assert (chain[-1], chain[1:4], len(chain)) == (b"e", (b"b", b"c", b"d"), 5)
+
+
+def test_a_chain_is_one_node_again_when_its_branch_has_gone() -> None:
+    tree = BlockTree(BLOCK)
+    hashes, other = hashes_of([1, 2, 3, 4]), hashes_of([1, 2, 9])
+    stem = tree.attach(tree.match(hashes, 4), hashes, tokens_of([1, 2, 3, 4]))
+    before = tree.size_bytes
+    branch = tree.attach(tree.match(other, 3), other[2:], tokens_of([9]))
+    assert len(stem.path()) == 2
+    tree.detach(branch)
+    assert len(stem.path()) == 1 and abs(tree.size_bytes - before) < 100
