@@ -74,12 +74,14 @@ def test_a_chunk_stays_where_it_is_until_the_device_has_read_it(tmp_path: Path) 
     back.awaited.clear()
     ticket = rank.board.post(LoadJob(rank.board.next_id(), "r", parts(chunks, 10)))
     rank.side.submit(rank.board.take())
-    assert back.awaited.wait(60) and back.batches
     whole = rank.cpu.usage().limit_bytes
-    with pytest.raises(CWMError, match="CWM-7001"):
-        rank.cpu.reserve(whole)
-    assert not ticket.finished.done()
-    back.lock.release()
+    try:
+        assert back.awaited.wait(60) and back.batches
+        with pytest.raises(CWMError, match="CWM-7001"):
+            rank.cpu.reserve(whole)
+        assert not ticket.finished.done()
+    finally:
+        back.lock.release()
     while not rank.side.take_loaded():
         time.sleep(0.001)
     rank.cpu.release(rank.cpu.reserve(whole))
