@@ -324,11 +324,13 @@ def test_a_session_without_an_engine_is_as_it_was_last_stored() -> None:
         "windows": ["stem", "root"],
         "title": None,
         "auto_freeze_at": None,
+        "head": None,
+        "head_reason": None,
     }
 
 
 def test_a_live_session_is_as_the_engine_knows_it_with_its_windows() -> None:
-    assert to_builtins(live_session_item(LIVE, SESSION)) == {
+    assert to_builtins(live_session_item(replace(LIVE, head="h1", head_reason="it is the only one"), SESSION)) == {
         "session_id": "alice",
         "state": "active",
         "model": "small",
@@ -340,6 +342,8 @@ def test_a_live_session_is_as_the_engine_knows_it_with_its_windows() -> None:
         "windows": ["stem", "root"],
         "title": None,
         "auto_freeze_at": None,
+        "head": "h1",
+        "head_reason": "it is the only one",
     }
 
 
