@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from cwm_connector.protocol import results as m
+from cwm_connector.protocol import stats
 from cwm_connector.protocol.results import Answer, Frozen, OtherHead, Status, Thawed, TimedFreeze
 from cwm_connector.protocol.wire import Result, encode
 
@@ -26,7 +27,9 @@ FREEZE = TimedFreeze(
     other_heads=[OtherHead(head="h2", token_count=300, last_active_at="2026-01-23T09:30:00.250Z", title=None)],
     more_heads=1,
 )
-STRUCTS = [each for each in vars(m).values() if isinstance(each, type) and issubclass(each, msgspec.Struct)]
+STRUCTS = [
+    each for each in {**vars(stats), **vars(m)}.values() if isinstance(each, type) and issubclass(each, msgspec.Struct)
+]
 
 
 def over_the_wire(result: Answer) -> dict:
