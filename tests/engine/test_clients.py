@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 import pytest
@@ -23,6 +24,7 @@ from tests.support.clients.pi import Pi
 from tests.support.clients.qwen_code import QwenCode
 from tests.support.engine import SERVED_NAME, Engine
 from tests.support.mcp_client import Tools, mcp_client
+from tests.support.replay import active_session
 
 CLIENTS: Final[tuple[type[Client], ...]] = (Claude, Codex, OpenCode, Pi, QwenCode)
 DOORS: Final = " ".join(f"line {number}: the door is {'open' if number % 2 else 'shut'}." for number in range(40))
@@ -56,10 +58,9 @@ class Conversation:
     async def speak(self, cwm: Tools) -> None:
         """Speak two turns."""
         first = await self._client.say(f"I am {self._client.name}. Which of these lines comes last? {DOORS}")
+        began = datetime.now(UTC)
         self._second = await self._client.say("And which one before that?", first.session_id)
-        listed = (await cwm.call("session_list", limit=100))["sessions"]
-        latest = max(listed, key=lambda session: session["last_active_at"] or "")
-        self._session_id = latest["session_id"]
+        self._session_id = await active_session(cwm, began)
 
     async def wait_until_frozen(self, cwm: Tools) -> None:
         """Wait for a window that holds both turns."""
@@ -106,8 +107,8 @@ async def all_spoken_and_frozen(engine: Engine) -> Spoken:
         for kind in CLIENTS:
             home = engine.folder / f"home-of-{kind.name}"
             home.mkdir()
-            conversation = Conversation(kind(home, engine.url, SERVED_NAME), engine)
             try:
+                conversation = Conversation(kind(home, engine.url, SERVED_NAME), engine)
                 await conversation.speak(cwm)
                 await conversation.wait_until_frozen(cwm)
                 spoken[kind] = conversation

@@ -6,9 +6,7 @@ last turn that the recording's labels name. The model has two layers of random w
 matters here, and not what is answered. Its chat template shows the model the tools, as those of larger models do.
 """
 
-import asyncio
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,13 +18,12 @@ from mcp.types import TextResourceContents
 from tests.support.engine import SERVED_NAME, Engine
 from tests.support.mcp_client import Tools, mcp_client
 from tests.support.recordings import Recorded, clients, load
-from tests.support.replay import Sent, last_text, named_session, send
+from tests.support.replay import Sent, active_session, last_text, named_session, send
 
 MIN_TOKENS: Final = 64
 """A shorter turn is none that a freeze would be asked for."""
 END_TOKENS: Final = 1_000
 """The part of a window in which its last message is looked for."""
-LISTED_WITHIN_S: Final = 10.0
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -59,7 +56,7 @@ class Replay:
                 await self._check(concerned, request, "before")
             began = datetime.now(UTC)
             sent = await send(self._engine.url, SERVED_NAME, request)
-            if _is_turn(request):
+            if _is_turn(request) and _is_worth_keeping(request, sent):
                 concerned = await self._session_of(request, began)
                 self._last[concerned] = Turn(request, sent, concerned)
             if concerned is not None and (not _is_turn(request) or request.aborted):
@@ -68,27 +65,16 @@ class Replay:
             await self._check(concerned, self._requests[-1], "at the end, after")
 
     async def _session_of(self, request: Recorded, began: datetime) -> str:
-        """Return the session that has been active since then, which is the one that the request belongs to.
-
-        A list may be a little older than the answer, so ask again.
-        """
-        deadline = time.monotonic() + LISTED_WITHIN_S
-        while True:
-            latest, *_ = (await self._cwm.call("session_list", limit=1))["sessions"]
-            if datetime.fromisoformat(latest["last_active_at"]) >= began:
-                break
-            assert time.monotonic() < deadline, f"{request.name} belongs to no session"
-            await asyncio.sleep(0.02)
+        """Return the session that the request belongs to, and note it if the client named another."""
+        session_id = await active_session(self._cwm, began)
         named = named_session(request)
-        if named is not None and latest["session_id"] != named:
-            self.wrong.append(f"{request.name} went to session {latest['session_id']} and not to {named}")
-        return str(latest["session_id"])
+        if named is not None and session_id != named:
+            self.wrong.append(f"{request.name} went to session {session_id} and not to {named}")
+        return session_id
 
     async def _check(self, session_id: str, request: Recorded, when: str) -> None:
         """Freeze the session, and note it if the window is not its last turn."""
         turn = self._last[session_id]
-        if turn.sent.prompt_tokens is not None and turn.sent.prompt_tokens < MIN_TOKENS:
-            return
         name = f"{request.client}-{request.number}-{when.split(maxsplit=1)[0]}"
         frozen = await self._cwm.call("window_freeze", session_id=session_id, window_name=name)
         text = await self._end_of(name, frozen["token_count"])
@@ -105,6 +91,13 @@ class Replay:
         (content,) = (await self._cwm.client.read_resource(uri)).contents
         assert isinstance(content, TextResourceContents)
         return content.text
+
+
+def _is_worth_keeping(request: Recorded, sent: Sent) -> bool:
+    """Return whether the turn has enough tokens. One that was aborted did not say how many it had."""
+    if sent.prompt_tokens is None:
+        return len(json.dumps(request.body)) >= 10 * MIN_TOKENS
+    return sent.prompt_tokens >= MIN_TOKENS
 
 
 def _is_turn(request: Recorded) -> bool:

@@ -1,17 +1,22 @@
 """Sends the recorded requests of tests/recordings to a real engine, as their clients sent them."""
 
+import asyncio
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import httpx
 
+from tests.support.mcp_client import Tools
 from tests.support.recordings import Recorded
 
 MAX_TOKENS: Final = 8
 """An answer's length. What the model says can't be the recorded answer, so it need not be long."""
 _LIMIT_S: Final = 120
+_LISTED_WITHIN_S: Final = 10.0
 _LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _NAMES: Final = ("x-claude-code-session-id", "thread-id", "x-session-id", "session_id", "x-openwebui-chat-id")
 
@@ -48,14 +53,28 @@ def _text(part: Mapping[str, Any]) -> str:
     return inner if isinstance(inner, str) else "".join(_text(each) for each in inner)
 
 
+async def active_session(cwm: Tools, since: datetime) -> str:
+    """Return the session that was active last, at this time or later.
+
+    A list may be a little older than an answer that has come already, so ask again.
+    """
+    deadline = time.monotonic() + _LISTED_WITHIN_S
+    while True:
+        latest = (await cwm.call("session_list", limit=1))["sessions"]
+        if latest and datetime.fromisoformat(latest[0]["last_active_at"]) >= since:
+            return str(latest[0]["session_id"])
+        assert time.monotonic() < deadline, "no session has been active since then"
+        await asyncio.sleep(0.02)
+
+
 async def send(url: str, model: str, request: Recorded) -> Sent:
     """Send the request, with the served model's name and a short answer. Close the stream early if the client did.
 
     Raises: RuntimeError with the engine's words if it refuses a request that the client got an answer to.
     """
     async with httpx.AsyncClient(base_url=url, timeout=_LIMIT_S, trust_env=False) as client:
-        if request.body is None or "count_tokens" in request.path:
-            await client.request(request.method, request.path, headers=request.headers, json=request.body)
+        if request.body is None:
+            await client.request(request.method, request.path, headers=request.headers)
             return Sent(None, None)
         body = _servable(request, model)
         async with client.stream(request.method, request.path, headers=request.headers, json=body) as response:
@@ -65,6 +84,8 @@ async def send(url: str, model: str, request: Recorded) -> Sent:
                 await _until_the_answer_begins(response)
                 return Sent(None, None)
             answer = (await response.aread()).decode()
+    if "count_tokens" in request.path:
+        return Sent(None, None)
     usage = _usage(answer, streamed=bool(body.get("stream")))
     prompt = usage.get("prompt_tokens", usage.get("input_tokens", 0))
     cached = usage.get("cache_read_input_tokens") or 0
