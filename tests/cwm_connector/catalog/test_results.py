@@ -74,9 +74,6 @@ class Split:
         return {tier: count for tier, count in (("cpu", hot), ("disk", len(keys))) if count}
 
 
-# --- times ---
-
-
 @pytest.mark.parametrize(
     ("micros", "text"),
     [
@@ -121,9 +118,6 @@ def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(CWMError, match="ISO 8601") as refused:
         parse_time(text)
     assert refused.value.code is Code.ARGUMENT
-
-
-# --- what a listing is asked for ---
 
 
 def test_a_listing_asked_for_nothing_is_the_newest_twenty() -> None:
@@ -181,9 +175,6 @@ def test_a_wrong_argument_is_refused(wrong: dict, code: Code) -> None:
     with pytest.raises(CWMError) as refused:
         parse_list_args(ListArgs(**wrong))
     assert refused.value.code is code
-
-
-# --- windows ---
 
 
 def test_a_window_is_listed_with_the_contracts_fields() -> None:
@@ -306,9 +297,6 @@ def test_of_chunks_that_lie_apart_the_slowest_tier_counts(tiers: dict[str, int],
 )
 def test_the_tier_of_a_window_is_the_fastest_that_holds_all_of_it(tiers: dict[str, int], fastest: str) -> None:
     assert storage_tier(tiers) == fastest
-
-
-# --- sessions ---
 
 
 def test_a_session_without_an_engine_is_as_it_was_last_stored() -> None:
