@@ -215,6 +215,23 @@ async def test_after_a_restart_a_partial_window_counts_only_as_far_as_it_restore
     engine.close()
 
 
+async def test_what_a_partial_window_lacks_is_frozen_once_it_was_computed_again(engine: Miniature) -> None:
+    await engine.serve(MAIN, "alice")
+    lost = request(MAIN).block_hashes[2:]
+
+    def evict() -> None:
+        engine.pool.evict_blocks({block.block_id for block in compat.cached_blocks(engine.pool, lost) if block})
+
+    await engine.engine.on_engine_thread(lambda side: evict())
+    await engine.operations.auto.tick()
+    assert (await engine.call(Op.SESSIONS))["sessions"][0]["state"] == "active"
+    await engine.serve(MAIN, "alice")
+    await silent(engine)
+    names = [each["name"] for each in await windows(engine)]
+    restorable = [(await engine.call(Op.THAW, window_name=name))["restorable_tokens"] for name in names]
+    assert restorable == [CHUNK_TOKENS, len(MAIN)]
+
+
 async def test_another_session_s_window_does_not_count(tmp_path: Path) -> None:
     engine = await Miniature.started(tmp_path, auto_freeze_enabled=True)
     await engine.serve(text(5), "alice")
