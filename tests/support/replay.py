@@ -29,6 +29,11 @@ class Sent:
     answer_tokens: int | None
 
 
+def is_replayable(request: Recorded) -> bool:
+    """Return whether the request holds all of its prompt. Some refer to an answer that only the recorded server had."""
+    return "previous_response_id" not in (request.body or {})
+
+
 def named_session(request: Recorded) -> str | None:
     """Return the id of the conversation that the client's headers give."""
     headers = {name.lower(): value for name, value in request.headers}
@@ -88,7 +93,8 @@ async def send(url: str, model: str, request: Recorded) -> Sent:
         return Sent(None, None)
     usage = _usage(answer, streamed=bool(body.get("stream")))
     prompt = usage.get("prompt_tokens", usage.get("input_tokens", 0))
-    cached = usage.get("cache_read_input_tokens") or 0
+    # Anthropic's input tokens leave out those that were read from the cache or are new in it.
+    cached = sum(usage.get(f"cache_{kind}_input_tokens") or 0 for kind in ("read", "creation"))
     return Sent(prompt + cached, usage.get("completion_tokens", usage.get("output_tokens", 0)))
 
 
