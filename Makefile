@@ -50,9 +50,10 @@ check: setup ## Style, types and layers: ruff, mypy, the test of the imports
 	@$(PY) -m mypy
 	@$(PY) -m pytest --quiet tests/test_layers.py tests/test_shape.py
 
-# One worker runs the tests with a real vLLM, whose starts use one core. Two workers run all others beside it.
+# The tests with a real vLLM come last and by themselves, because some of the others have limits of time.
 test: setup model check ## Style, types and every test that can run here
-	@$(PY) -m pytest -n 3 --dist loadfile
+	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/engine
+	@$(PY) -m pytest tests/engine
 
 torture: setup model ## Kill -9 and power cuts, 1,000 loops over stores and 20 over a real vLLM (an hour at most)
 	@$(PY) -m tests.torture --loops 1080 --engine-loops 20 --minutes 60
