@@ -111,6 +111,8 @@ class SchedulerSide:
         self._locations = locations
         self._metrics = metrics
         self.prefill_speed = PrefillSpeed()
+        self.computing_steps = 0
+        """Steps that have computed tokens. Any thread may read it."""
         self._pool: BlockPool | None = None
         self._unassigned: dict[str, Request] = {}
         """Requests without an id that wait for the finder, which may know the session that they continue."""
@@ -178,6 +180,7 @@ class SchedulerSide:
 
         `tokens`: the tokens that the step computes.
         """
+        self.computing_steps += tokens > 0
         self.prefill_speed.step_planned(tokens)
         self._step_queue.drain()
         return StepJobs(self._board.take())

@@ -38,6 +38,9 @@ from cwm_connector.step.scheduler import FreezableHead
 logger = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
+QUIET_TICKS: Final = 10
+"""Ticks between two looks at an engine that computes nothing. Each look makes it step, and vLLM's workers then spin for
+a second, so that a look every second would keep a core busy."""
 NEAR_EVICTION: Final = 0.25
 """Share of vLLM's blocks. A head is frozen if its end is among the blocks that vLLM will take next. At 50,000 tokens a
 second this leaves one H100 some seconds."""
@@ -71,6 +74,8 @@ class AutoFreezer:
         self._settings = policies.initial(engine.settings)
         self._policy = self._settings
         self._one_at_a_time = asyncio.Lock()
+        self._steps_seen = -1
+        self._quiet_ticks = 0
         self._given_up: dict[tuple[str, str], int] = {}
         """By session and head: the activity up to which nothing more of the head can be frozen."""
         self._not_before: dict[tuple[str, str], float] = {}
@@ -129,8 +134,20 @@ class AutoFreezer:
     # --- the task ---
 
     async def run(self) -> None:
-        """Call `tick` once a second until cancelled. Failures are logged and tried again."""
-        await run_periodically(self.tick, TICK_S, "auto-freeze")
+        """Call `tick` once a second until cancelled, or less often while the engine computes nothing.
+
+        Failures are logged and tried again.
+        """
+        await run_periodically(self.tick_unless_quiet, TICK_S, "auto-freeze")
+
+    async def tick_unless_quiet(self) -> None:
+        """Call `tick` if the engine has computed anything since the last look, or after `QUIET_TICKS` calls."""
+        steps = self._engine.scheduler.computing_steps
+        if steps == self._steps_seen and self._quiet_ticks < QUIET_TICKS - 1:
+            self._quiet_ticks += 1
+            return
+        self._steps_seen, self._quiet_ticks = steps, 0
+        await self.tick()
 
     async def tick(self) -> None:
         """Freeze the heads that are due, the most urgent first."""

@@ -9,6 +9,7 @@ from cwm_connector import compat
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros
 from cwm_connector.core.units import GIB
+from cwm_connector.operations.auto_freeze.freezer import QUIET_TICKS
 from cwm_connector.operations.auto_freeze.mark import Mark, Reason, mark_of
 from cwm_connector.operations.auto_freeze.policy import Policy
 from cwm_connector.protocol.calls import Op
@@ -313,3 +314,22 @@ async def test_the_policy_and_the_list_of_sessions_show_the_next_freeze(engine: 
 
 def test_the_due_time_is_a_time_and_not_a_number_of_minutes() -> None:
     assert Policy(enabled=True, idle_timeout_minutes=0.5).idle_due_at(Micros(0)) == 30_000_000
+
+
+async def test_an_engine_that_computes_nothing_is_seldom_disturbed(
+    engine: Miniature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    auto = engine.operations.auto
+
+    async def look() -> None:
+        nonlocal looks
+        looks += 1
+
+    monkeypatch.setattr(auto, "tick", look)
+    for _ in range(2 * QUIET_TICKS):
+        await auto.tick_unless_quiet()
+    assert looks == 2
+    engine.scheduler.step_jobs(tokens=16)
+    await auto.tick_unless_quiet()
+    assert looks == 3
