@@ -38,7 +38,7 @@ TOKENS: Final = 24
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured, and where the rows go."""
+    """The lengths to measure, and the file for the rows."""
 
     model: str
     lengths: list[int]
@@ -47,7 +47,7 @@ class Plan:
     folder: Path
     options: list[str]
     reference: dict[int, Answer] = field(default_factory=dict)
-    """What vLLM answers from its own prefix cache."""
+    """An answer from vLLM's own prefix cache."""
     began: float = field(default_factory=time.monotonic)
 
     def write(self, row: Row) -> None:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cwm_connector.protocol.calls import Args, NoArgs, Op
-from cwm_mcp.api.client import ControlClient
+from benchmarks.timed_call import timed_call
+from cwm_connector.protocol.calls import Args, Op
 
 START_S: Final = 300
 _ENVIRONMENT: Final = {
@@ -118,18 +118,7 @@ class Server:
 
     def call(self, op: Op, arguments: Args) -> tuple[dict[str, Any], float]:
         """Call an operation of CWM. Return its answer and the milliseconds that the caller waited."""
-
-        async def ask() -> tuple[dict[str, Any], float]:
-            client = ControlClient(self._home / "engine.sock", "benchmark")
-            try:
-                await client.call(Op.PING, NoArgs())
-                began = time.perf_counter()
-                answer = await client.call(op, arguments)
-                return answer, (time.perf_counter() - began) * 1000
-            finally:
-                await client.aclose()
-
-        return asyncio.run(ask())
+        return asyncio.run(timed_call(self._home, op, arguments))
 
     def _greedy(self, token_ids: Sequence[int], count: int) -> dict[str, Any]:
         return {

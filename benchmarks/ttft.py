@@ -10,14 +10,13 @@ import argparse
 import asyncio
 import os
 import sys
-import time
 from typing import Any, Final
 
 from rich.console import Console
 
+from benchmarks.timed_call import timed_call
 from benchmarks.ttft_report import Repetition, Run, draw, print_run, write_json
-from cwm_connector.protocol.calls import Args, CloneArgs, FreezeArgs, NoArgs, Op, ThawArgs
-from cwm_mcp.api.client import ControlClient
+from cwm_connector.protocol.calls import Args, CloneArgs, FreezeArgs, Op, ThawArgs
 from tests.support.api import Measured
 from tests.support.engine import ROOT, Engine, EngineOptions, model_folder
 from tests.support.machine import describe
@@ -115,14 +114,7 @@ class Bench:
 
     async def _call(self, op: Op, arguments: Args) -> tuple[dict[str, Any], float]:
         """Call an operation on the control socket, as the MCP server does. Return the answer and the milliseconds."""
-        client = ControlClient(self._engine.home / "engine.sock", "benchmark")
-        try:
-            await client.call(Op.PING, NoArgs())
-            began = time.perf_counter()
-            answer = await client.call(op, arguments)
-            return answer, (time.perf_counter() - began) * 1000
-        finally:
-            await client.aclose()
+        return await timed_call(self._engine.home, op, arguments)
 
 
 def _window(number: int) -> str:

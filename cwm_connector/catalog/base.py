@@ -77,7 +77,7 @@ class NewWindow:
     """The chunks that this freeze has written."""
     created_at: Micros
     private: bool = False
-    """Whether the head had a cache salt. Only the salt of a thaw opens such a window."""
+    """True if the head had a cache salt. Only the salt of a thaw opens such a window."""
 
 
 @dataclass(frozen=True, slots=True)

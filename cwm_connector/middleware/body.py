@@ -58,7 +58,7 @@ class _Tool(Struct):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a request asks, as far as it is needed."""
+    """The fields of a request that are needed here."""
 
     tools: tuple[str, ...]
     """Their names."""

@@ -22,7 +22,7 @@ FAILURES_KEPT: Final = 64
 
 
 class Stage(enum.StrEnum):
-    """What a freeze is doing."""
+    """The stages of a freeze."""
 
     WAITING = "waiting for its turn"
     COMPUTING = "computing evicted blocks again"

@@ -82,7 +82,7 @@ class ArchiveHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     head: Text
     parent: Name | None
     private: bool = False
-    """Whether the window was frozen under a cache salt. Left out if it was not, as in the files of older versions."""
+    """True if the window was frozen under a cache salt. Left out if it was not, as in the files of older versions."""
 
     @property
     def ranks(self) -> int:
