@@ -122,6 +122,7 @@ def build_engine(
         request_title,
         continued=window_matches.continued,
         chunk_tokens=geometry.blocks_per_chunk * geometry.block_tokens,
+        resumes=thaw_bindings.resumes,
     )
     scheduler = SchedulerSide(
         geometry=geometry,

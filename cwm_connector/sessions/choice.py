@@ -8,7 +8,8 @@ Every other request opens a head: a branch, another answer to the same prompt, o
 cut off in its prompt moves a head only if it holds all of it.
 
 The main head changes only when a request's whole prompt was computed. The request must continue it or branch from it,
-begin with the same tools and system text, or be a conversation of its own: the session's first one, a longer one than
+begin with the same tools and system text, go on with a window that was thawed into the session under a new salt, or be
+a conversation of its own: the session's first one, a longer one than
 a single exchange before it, or one that was itself continued. Side requests and subagents never become the main head.
 """
 
@@ -84,7 +85,8 @@ def becomes_main(
     if main is None:
         return all(head.token_count >= each.token_count for each in others)
     shared = max((common(each) for each in heads if each.is_main_line), default=0)
-    looks_like_side = main.streams and not progress.streams and 4 * shared < progress.prompt_tokens
+    resumes = progress.turn.resumes
+    looks_like_side = not resumes and main.streams and not progress.streams and 4 * shared < progress.prompt_tokens
     if not looks_like_side and is_of_main_line(main, progress, shared):
         return True
     if head.turns:
@@ -97,7 +99,8 @@ def is_of_main_line(main: Head, progress: Progress, shared: int) -> bool:
     """Return whether the request is a later state of the main conversation, with which it shares `shared` tokens."""
     opening = progress.turn.hints.opening
     return (
-        4 * shared >= progress.prompt_tokens
+        progress.turn.resumes
+        or 4 * shared >= progress.prompt_tokens
         or shared >= SUBSTANTIAL_TOKENS
         or (opening is not None and opening == main.opening)
     )

@@ -77,6 +77,8 @@ class Turn:
     covered_tokens: int = 0
     """How many of its tokens a window was made of while it ran."""
     coverage_known: bool = False
+    resumes: bool = False
+    """Its salt was made by a thaw into the session, and its prompt begins as that window does."""
 
 
 @dataclass(frozen=True, slots=True)

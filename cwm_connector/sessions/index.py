@@ -39,6 +39,7 @@ from cwm_connector.sessions.bounds import (
     EvictionQueue,
     trim_heads,
 )
+from cwm_connector.sessions.choice import SUBSTANTIAL_TOKENS
 from cwm_connector.sessions.head import Head, Turn, is_text_only, progress_of
 from cwm_connector.sessions.heads import Heads
 from cwm_connector.sessions.session import Session
@@ -71,6 +72,10 @@ def session_of_salt(cache_salt: str) -> str:
     return f"{_SALTED}{salt_hash(cache_salt).hex()[:24]}"
 
 
+Resumes = Callable[[str, bytes, Sequence[int], int], bool]
+"""Takes a session, a salt's hash, and a prompt of which to compare so many tokens. See `ThawBindings.resumes`."""
+
+
 class SessionIndex:
     """The sessions of this engine since its start. The module's docstring says which are kept."""
 
@@ -84,6 +89,7 @@ class SessionIndex:
         continued: Continued | None = None,
         max_bytes: int = MAX_INDEX_BYTES,
         chunk_tokens: int = 256,
+        resumes: Resumes | None = None,
     ) -> None:
         """Start without sessions.
 
@@ -96,6 +102,7 @@ class SessionIndex:
         self._request_title = request_title
         self._clock = clock
         self._continued = continued
+        self._resumes = resumes
         self._max_bytes = max_bytes
         self._chunk_tokens = chunk_tokens
         self._protects_unfrozen = False
@@ -132,6 +139,7 @@ class SessionIndex:
             hints=NO_HINTS if named is None else named.hints,
             prompt_tokens=request.num_tokens,
             activity=self._next_activity(),
+            resumes=self._resumes_thaw(session, request, request.num_tokens),
         )
         self._bring_within_bounds(session)
 
@@ -143,6 +151,7 @@ class SessionIndex:
             return
         self._touch(session)
         turn.activity = self._next_activity()
+        turn.resumes = turn.resumes or self._resumes_thaw(session, request, turn.prompt_tokens)
         head = session.heads.finish(progress_of(turn, self._block_tokens), session.last_active_at)
         if head is not None and head.title is None and self._request_title is not None:
             self._ask_for_title(self._request_title, session.heads, head)
@@ -262,6 +271,16 @@ class SessionIndex:
         if request.cache_salt:
             return self._thawed_into(salt_hash(request.cache_salt)) or session_of_salt(request.cache_salt)
         return None
+
+    def _resumes_thaw(self, session: Session, request: "Request", prompt_tokens: int) -> bool:
+        """Return whether the request goes on with a window that was thawed into the session under the request's salt.
+
+        Compares what makes a request part of the main line: 256 tokens, or a quarter of a short prompt.
+        """
+        if self._resumes is None or not request.cache_salt:
+            return False
+        compared = min(SUBSTANTIAL_TOKENS, -(-prompt_tokens // 4))
+        return self._resumes(session.session_id, salt_hash(request.cache_salt), request.all_token_ids, compared)
 
     def _next_activity(self) -> int:
         self._activity += 1

@@ -8,6 +8,7 @@ a reader sees or does not see, so neither thread waits for the other.
 """
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
@@ -171,6 +172,17 @@ class ThawBindings:
     def thawed_into(self, salt_hash: bytes) -> str | None:
         """Return the session for which a thaw made this salt, or None if no thaw made it."""
         return self._session_of.get(salt_hash)
+
+    def resumes(self, session_id: str, salt_hash: bytes, token_ids: Sequence[int], tokens: int) -> bool:
+        """Return whether a thaw into the session made this salt, and its window begins with the first `tokens` ids.
+
+        A window that is not in memory is not compared.
+        """
+        name = self._by_salt.get(salt_hash)
+        window = None if name is None else self._memory.windows.get(name)
+        if window is None or self._session_of.get(salt_hash) != session_id or len(window.token_ids) < tokens:
+            return False
+        return window.token_ids[:tokens] == array("i", token_ids[:tokens])
 
     def names_of(self, session_id: str | None, salt_hash: bytes | None) -> tuple[str, ...]:
         """Return the names of the windows that a request may load, the newest thaw first. A salt alone decides."""

@@ -1,5 +1,6 @@
 """After any interleaving of requests, aborts, preemptions, freezes and evictions a freeze takes the conversation."""
 
+from array import array
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -7,9 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cwm_connector.core.identity import Geometry
+from cwm_connector.core.types import salt_hash
 from cwm_connector.metrics import Metrics
 from cwm_connector.sessions.index import SessionIndex
-from cwm_connector.sessions.thaw_bindings import ThawBindings
+from cwm_connector.sessions.thaw_bindings import BoundWindow, ThawBindings
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard
 from cwm_connector.step.scheduler import SchedulerSide
@@ -32,16 +34,24 @@ class Conversation(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = new_pool(400)
-        bindings = ThawBindings()
-        self.index = SessionIndex("m", BLOCK_TOKENS, bindings.thawed_into, max_bytes=MAX_BYTES, chunk_tokens=32)
+        self.bindings = bindings = ThawBindings()
+        self.index = SessionIndex(
+            "m",
+            BLOCK_TOKENS,
+            bindings.thawed_into,
+            max_bytes=MAX_BYTES,
+            chunk_tokens=32,
+            resumes=bindings.resumes,
+        )
         geometry = Geometry.of(BLOCK_TOKENS, 32)
         parts = (WindowMatches(geometry, bindings), JobBoard(1), StepQueue(lambda: None), ChunkLocations(1), Metrics())
         self.side = SchedulerSide(geometry, self.index, *parts)
         self.side.bind_pool(self.pool)
         self.seed = 10
+        self.salt: str | None = None
         self.said: list[int] = []
         self.chain: list[int] = []
-        self.earlier: list[list[int]] = []
+        self.earlier: list[tuple[list[int], str | None]] = []
         self.running: list[tuple[Any, list[int]]] = []
         self.computed: list[list[int]] = []
 
@@ -52,7 +62,7 @@ class Conversation(RuleBasedStateMachine):
         return words(self.seed, count)
 
     def begin(self, prompt: list[int], speaker: str = "alice") -> Any:
-        one = request(prompt, f"r{self.seed}-{len(self.computed)}", session_id=speaker)
+        one = request(prompt, f"r{self.seed}-{len(self.computed)}", session_id=speaker, cache_salt=self.salt)
         self.side.request_added(one)
         return one
 
@@ -108,7 +118,7 @@ class Conversation(RuleBasedStateMachine):
     @rule(at=st.floats(0, 1), ask=SIZES, answer=SIZES)
     def edit(self, at: float, ask: int, answer: int) -> None:
         kept = 300 + int(at * (len(self.said) - 300))
-        self.earlier.append(self.said)
+        self.earlier.append((self.said, self.salt))
         self.said = self.chain = self.whole([*self.said[:kept], *self.new(ask)], self.new(answer))
 
     @rule(at=st.floats(0, 1), ask=SIZES)
@@ -122,8 +132,29 @@ class Conversation(RuleBasedStateMachine):
     @precondition(lambda self: self.earlier)
     @rule(which=st.integers(0, 10**6), ask=SIZES, answer=SIZES)
     def back_to_an_earlier_branch(self, which: int, ask: int, answer: int) -> None:
-        said = self.earlier[which % len(self.earlier)]
+        said, self.salt = self.earlier[which % len(self.earlier)]
         self.said = self.chain = self.whole([*said, *self.new(ask)], self.new(answer))
+
+    @rule(which=st.integers(0, 10**6), ask=SIZES, answer=SIZES, aborted=st.booleans(), read_late=st.booleans())
+    def thaw_and_go_on(self, which: int, ask: int, answer: int, aborted: bool, read_late: bool) -> None:
+        """Go on with a window under the salt of its thaw, which shares no block with anything before."""
+        self.earlier.append((self.said, self.salt))
+        said, _ = self.earlier[which % len(self.earlier)]
+        self.salt, name = f"thaw-{self.seed}", f"window-{self.seed}"
+        window = BoundWindow(name, array("i", said), (), 0)
+        self.bindings.bind_name("alice", salt_hash(self.salt), name, private=False)
+        if not read_late:
+            self.bindings.bind("alice", salt_hash(self.salt), window)
+        prompt = [*said, *self.new(ask)]
+        if aborted:
+            self.cut_off(prompt, 200)
+            self.check()
+        one = self.begin(prompt)
+        self.bindings.remember(window, self.bindings.changes)
+        one.append_output_token_ids([*self.new(answer), 7])
+        self.compute(one, one.num_tokens - 1)
+        self.side.request_finished(one)
+        self.said = self.chain = list(one.all_token_ids[:-1])
 
     @rule(ask=SIZES, answer=SIZES, kind=st.sampled_from(["side", "compaction"]), over=st.booleans())
     def side_request(self, ask: int, answer: int, kind: str, over: bool) -> None:
@@ -196,10 +227,11 @@ class Conversation(RuleBasedStateMachine):
         assert list(snapshot.token_ids) == self.chain, "a freeze takes the conversation"
         for head in (snapshot.head, *(other.head for other in snapshot.others)):
             one = self.side.snapshot("alice", head)
+            said_again = request(list(one.token_ids), cache_salt=one.cache_salt)
             taken = list(one.token_ids)
             assert any(each[: len(taken)] == taken for each in self.computed), "no token that was not computed"
             assert len(one.block_hashes) == len(taken) // BLOCK_TOKENS
-            assert list(one.block_hashes) == request(taken).block_hashes
+            assert list(one.block_hashes) == said_again.block_hashes
         assert self.index.size_bytes <= MAX_BYTES
         ((view, cached),) = [pair for pair in self.side.session_views() if pair[0].session_id == "alice"]
         assert view.head == snapshot.head and cached <= view.token_count == len(self.chain)
