@@ -21,8 +21,8 @@ from tests.support.mcp_client import Tools, mcp_client
 from tests.support.recordings import Recorded, clients, load
 from tests.support.replay import Sent, active_session, is_replayable, last_text, named_session, send
 
-MIN_TOKENS: Final = 64
-"""A shorter turn is none that a freeze would be asked for."""
+CHARACTERS: Final = 5
+"""Of a recorded request's JSON to a token of its prompt, at most."""
 END_TOKENS: Final = 1_000
 """The part of a window in which its last message is looked for."""
 
@@ -50,6 +50,7 @@ class Replay:
 
     async def run(self) -> None:
         """Send everything, and freeze at each point that matters."""
+        block_tokens = await self._engine.api.block_tokens()
         concerned: str | None = None
         for request in self._requests:
             session_id = named_session(request) or concerned
@@ -57,7 +58,7 @@ class Replay:
                 await self._check(concerned, request, "before")
             began = datetime.now(UTC)
             sent = await send(self._engine.url, SERVED_NAME, request)
-            if _is_turn(request) and _is_worth_keeping(request, sent):
+            if _is_turn(request) and _fills_a_block(request, sent, block_tokens):
                 concerned = await self._session_of(request, began)
                 self._last[concerned] = Turn(request, sent, concerned)
             if concerned is not None and (not _is_turn(request) or request.aborted):
@@ -94,11 +95,14 @@ class Replay:
         return content.text
 
 
-def _is_worth_keeping(request: Recorded, sent: Sent) -> bool:
-    """Return whether the turn has enough tokens. One that was aborted did not say how many it had."""
+def _fills_a_block(request: Recorded, sent: Sent, block_tokens: int) -> bool:
+    """Return whether the turn's prompt fills a block of the engine, without which there is nothing to freeze.
+
+    One that was aborted did not say how many tokens it had.
+    """
     if sent.prompt_tokens is None:
-        return len(json.dumps(request.body)) >= 10 * MIN_TOKENS
-    return sent.prompt_tokens >= MIN_TOKENS
+        return len(json.dumps(request.body)) >= CHARACTERS * block_tokens
+    return sent.prompt_tokens >= block_tokens
 
 
 def _is_turn(request: Recorded) -> bool:

@@ -66,7 +66,8 @@ async def active_session(cwm: Tools, since: datetime) -> str:
     deadline = time.monotonic() + _LISTED_WITHIN_S
     while True:
         latest = (await cwm.call("session_list", limit=1))["sessions"]
-        if latest and datetime.fromisoformat(latest[0]["last_active_at"]) >= since:
+        spoken_at = latest[0]["last_active_at"] if latest else None
+        if spoken_at is not None and datetime.fromisoformat(spoken_at) >= since:
             return str(latest[0]["session_id"])
         assert time.monotonic() < deadline, "no session has been active since then"
         await asyncio.sleep(0.02)
