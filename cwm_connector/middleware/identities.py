@@ -64,6 +64,7 @@ IDENTITIES: Final = (
     Identity("Codex, behind a proxy that passes x-* only", Place.HEADER, (CODEX_TURN, "thread_id")),
     Identity("Open WebUI", Place.HEADER, ("x-openwebui-chat-id",)),
     Identity("opencode", Place.HEADER, ("x-opencode-session",)),
+    Identity("opencode", Place.HEADER, ("x-opencode-session-id",)),
     Identity("opencode, pi", Place.HEADER, ("x-session-affinity",)),
     Identity("any client or proxy, vLLM's own", Place.HEADER, (HEADER,), Form.SPEAKER),
     Identity("LiteLLM", Place.HEADER, ("x-litellm-session-id",)),

@@ -159,6 +159,7 @@ IDS = [
     ("x-codex-turn-metadata", {}),
     ("x-openwebui-chat-id", {}),
     ("x-opencode-session", {}),
+    ("x-opencode-session-id", {}),
     ("x-session-affinity", {}),
     ("x-session-id", {}),
     ("x-litellm-session-id", {}),

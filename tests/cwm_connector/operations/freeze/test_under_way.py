@@ -110,6 +110,22 @@ def test_an_unexpected_failure_is_named_by_its_kind_alone() -> None:
     assert freezes.failure("w") == "CWM-9001: it failed with RuntimeError; see the engine's log"
 
 
+def test_a_name_is_used_by_one_freeze_at_a_time() -> None:
+    freezes = FreezesUnderWay()
+    with freezes.begin("w", lambda *_: None):
+        with pytest.raises(CWMError) as caught, freezes.begin("w", lambda *_: None):
+            pass
+        assert caught.value.code is Code.WINDOW_EXISTS and freezes.status("w", "small") is not None
+    assert freezes.status("w", "small") is None
+
+
+def test_a_freeze_that_finds_its_name_taken_is_no_failure_of_the_window() -> None:
+    freezes = FreezesUnderWay()
+    with pytest.raises(CWMError), freezes.begin("w", lambda *_: None):
+        raise CWMError(Code.WINDOW_EXISTS, "another engine has just committed it")
+    assert freezes.failure("w") is None
+
+
 def test_only_the_newest_failures_are_kept() -> None:
     freezes = FreezesUnderWay()
     for number in range(FAILURES_KEPT + 1):
