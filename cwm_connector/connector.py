@@ -111,13 +111,16 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
             attention_backend=compat.attention_backend(self._vllm_config, self._kv_cache_config),
             instruction_set=compat.instruction_set(),
         )
-        self._worker = build_worker(
+        parts = build_worker(
             self._settings,
             copier,
             rank=parallel.rank,
             world_size=parallel.world_size,
             block_tokens=compat.block_tokens(self._kv_cache_config),
-        ).side
+        )
+        if layers[0].is_cuda:
+            parts.cpu.ready()  # vLLM captures its graphs next, and page-locking memory meanwhile can break that
+        self._worker = parts.side
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         """Return this rank's facts, which vLLM carries to the scheduler's process."""

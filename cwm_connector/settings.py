@@ -16,10 +16,15 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.memory import read_memory
 from cwm_connector.core.units import GIB
 
 _MAX_SOCKET_PATH = 107
 """Bytes that Linux allows for the path of a unix socket."""
+_CPU_CACHE_SHARE = 8
+"""The CPU tier takes this fraction of the memory by default."""
+_MAX_DEFAULT_CPU_CACHE = 32 * GIB
+"""A GPU machine page-locks it at about two GiB a second while vLLM starts."""
 
 
 class CatalogKind(enum.StrEnum):
@@ -66,8 +71,8 @@ class Settings(BaseSettings):
     """The path of the control socket, at most 107 bytes. Default: engine.sock in `home`."""
     disk_path: Path | None = None
     """The folder of the disk tier. Default: chunks in `home`."""
-    cpu_cache_gb: float = Field(default=4, gt=0)
-    """The size of the CPU tier in GiB, for all ranks together. Above 0. Default: 4."""
+    cpu_cache_gb: float | None = Field(default=None, gt=0)
+    """The size of the CPU tier in GiB, for all ranks together. Above 0. Default: an eighth of the memory, up to 32."""
     disk_cache_gb: float = Field(default=50, gt=0)
     """The size limit of the disk tier in GiB, above 0. Default: 50."""
     redis_url: str | None = Field(default=None, repr=False)
@@ -157,7 +162,9 @@ class Settings(BaseSettings):
 
     @property
     def cpu_cache_bytes(self) -> int:
-        """Return the size of the CPU tier."""
+        """Return the size of the CPU tier. By default it is a share of what the machine or its control group has."""
+        if self.cpu_cache_gb is None:
+            return min(read_memory().total // _CPU_CACHE_SHARE, _MAX_DEFAULT_CPU_CACHE)
         return int(self.cpu_cache_gb * GIB)
 
     @property

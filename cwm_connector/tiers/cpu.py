@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.memory import read_memory
 from cwm_connector.core.units import MIB
 from cwm_connector.tiers.base import ChunkId, TierUsage
 from cwm_connector.tiers.chunk import ALIGNMENT
@@ -62,12 +62,12 @@ class _Entry:
 class CpuTier:
     """Memory of `capacity_bytes`, taken at once, in the background, and kept until `close`.
 
-    Raises: `Code.MEMORY` if the machine does not have that much memory available.
+    Raises: `Code.MEMORY` if the machine, or the control group of this process, does not have that much available.
     """
 
     def __init__(self, capacity_bytes: int, policy: TierPolicy[ChunkId] | None = None) -> None:
         self._capacity = capacity_bytes // ALIGNMENT * ALIGNMENT
-        available = _available_bytes()
+        available = read_memory().available
         if self._capacity > available:
             raise CWMError(
                 Code.MEMORY,
@@ -330,12 +330,3 @@ class CpuTier:
             f"the CPU tier has no room for {needed} bytes: {self._used} of {self._capacity} are in use; set "
             "CWM_CPU_CACHE_GB higher or wait until other transfers end",
         )
-
-
-def _available_bytes() -> int:
-    """Return how many bytes the system can hand out without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, amount = line.partition(":")
-        if name == "MemAvailable":
-            return int(amount.split()[0]) * 1024
-    raise RuntimeError("/proc/meminfo has no MemAvailable")

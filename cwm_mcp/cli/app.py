@@ -19,7 +19,7 @@ _EPILOG = """\
   CWM_VLLM_URL        address of vLLM (http://localhost:8000)
   CWM_VLLM_API_KEY    vLLM's --api-key, if it has one
   CWM_DISK_CACHE_GB   size limit of the disk tier in GiB (50)
-  CWM_CPU_CACHE_GB    size of the memory tier in GiB (4)
+  CWM_CPU_CACHE_GB    size of the memory tier in GiB (an eighth of the memory)
   CWM_REDIS_URL       a Redis server as a third, colder tier (none)
   docs/settings.md lists all settings.
 
