@@ -20,7 +20,7 @@ from cwm_connector.core.identity import ChunkSpec, Geometry, Passport, chunk_spe
 from cwm_connector.core.types import NO_CLAIM, TierName
 from cwm_connector.core.units import GIB, MIB
 from cwm_connector.step.job_board import JobBoard, Ticket
-from cwm_connector.step.jobs import ChunkBlocks, Job, LoadJob, PromoteJob, SaveJob
+from cwm_connector.step.jobs import ChunkBlocks, LoadJob, PromoteJob, SaveJob, Work
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.disk.tier import DiskTier
 from cwm_connector.worker.paged_copy import copier_for
@@ -149,7 +149,7 @@ class Worker:
 
         return tuple(part(spec) for spec in self._specs)
 
-    def _run(self, job: Job) -> tuple[float, float]:
+    def _run(self, job: Work) -> tuple[float, float]:
         """Carry out a job. Return the seconds until it was captured and until it was finished."""
         torch.cuda.synchronize()
         ticket: Ticket = self._board.post(job)

@@ -22,7 +22,7 @@ from cwm_connector.sessions.thaw_bindings import ThawBindings
 from cwm_connector.settings import Settings
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard, JobResult
-from cwm_connector.step.jobs import ClaimedChunk, CopyJob, DropJob, Job, VerifyJob
+from cwm_connector.step.jobs import ClaimedChunk, CopyJob, DropJob, VerifyJob, Work
 from cwm_connector.step.scheduler import SchedulerSide
 from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.tiers.base import DurableTier
@@ -114,7 +114,7 @@ class EngineContext:
         """Have the workers remove chunks from `tiers`. The sizes of the outcomes are the bytes that became free."""
         return await self._run(DropJob(self.board.next_id(), tuple(chunks), tuple(tiers)))
 
-    async def _run(self, job: Job) -> JobResult:
+    async def _run(self, job: Work) -> JobResult:
         return await self.wait_for_workers(self.board.post(job).finished, PERSIST_STEP_S)
 
 

@@ -2,17 +2,29 @@
 
 Any thread may post a job. The engine thread sends the jobs and takes in the reports, once a step. The callbacks of the
 futures run on the engine thread, so they must not block. A lock guards the tables and is held for moments only.
+
+A job can get lost, in a hook that fails or in a worker. The board asks the workers about a job that nobody has reported
+for a while, and a worker that does not have it reports it as failed. A job is never failed without the workers' word,
+because they could still be copying.
 """
 
 import itertools
+import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Final
 
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import ChunkKey, TierName
-from cwm_connector.step.jobs import ChunkOutcome, Job, JobId, Phase, Report
+from cwm_connector.step.jobs import ChunkOutcome, Job, JobId, Phase, Report, RollCall, Work
+
+logger = logging.getLogger(__name__)
+
+SILENCE_S: Final = 60.0
+"""A job of which no rank has reported anything for so long is named in the log and asked about, again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +40,9 @@ class JobResult:
 class Ticket:
     """A job in flight. The callbacks of its futures run on the engine thread."""
 
-    job: Job
+    job: Work
+    heard_at: float
+    """When it was posted, or last reported or asked about."""
     captured: "Future[None]" = field(default_factory=Future)
     """Done once every rank has read the blocks that it saves."""
     finished: "Future[JobResult]" = field(default_factory=Future)
@@ -41,9 +55,11 @@ class Ticket:
 
     def add(self, report: Report, world_size: int) -> bool:
         """Take in one report. Return whether every rank has finished."""
+        if report.rank in self._final:
+            return False  # it was late, and the rank was asked about the job meanwhile
         self._done[report.rank] = report.done
         if self.on_progress is not None and len(self._done) == world_size:
-            self.on_progress(min(self._done.values()))
+            _tell(self.on_progress, min(self._done.values()))
         if report.phase in (Phase.CAPTURED, Phase.FINISHED):
             self._captured.add(report.rank)
         if report.phase is Phase.FINISHED:
@@ -67,6 +83,14 @@ class Ticket:
         self.finished.set_result(JobResult(merged, max(report.seconds for report in self._final.values())))
 
 
+def _tell(observer: Callable[[int], None], count: int) -> None:
+    """Call an observer. The job does not depend on what becomes of it."""
+    try:
+        observer(count)
+    except Exception:
+        logger.exception("the progress of a job could not be passed on")
+
+
 def _merge(one: ChunkOutcome | None, other: ChunkOutcome) -> ChunkOutcome:
     if one is None:
         return other
@@ -82,39 +106,56 @@ def _merge(one: ChunkOutcome | None, other: ChunkOutcome) -> ChunkOutcome:
 class JobBoard:
     """The jobs in flight. Any thread may call `post`. The engine thread calls `take` and `deliver` once a step."""
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._world_size = world_size
+        self._clock = clock
+        self._next_watch = clock() + SILENCE_S
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
-        self._new: list[Job] = []
+        self._new: list[Work] = []
         self._open: dict[JobId, Ticket] = {}
 
     def next_id(self) -> JobId:
         """Return an id for a new job. Any thread."""
         return JobId(next(self._ids))
 
-    def post(self, job: Job, on_progress: Callable[[int], None] | None = None) -> Ticket:
+    def post(self, job: Work, on_progress: Callable[[int], None] | None = None) -> Ticket:
         """Queue a job for the next step and return its ticket. Any thread."""
-        ticket = Ticket(job, on_progress=on_progress)
+        ticket = Ticket(job, self._clock(), on_progress=on_progress)
         with self._lock:
             self._open[job.id] = ticket
             self._new.append(job)
         return ticket
 
     def take(self) -> list[Job]:
-        """Return the jobs that were posted since the last step."""
+        """Return the jobs that were posted since the last step, and a roll call if others have been silent."""
         with self._lock:
-            jobs, self._new = self._new, []
+            jobs: list[Job] = list(self._new)
+            self._new = []
+            silent = self._silent()
+        if silent:
+            names = ", ".join(f"{type(job).__name__} {job.id}" for job in silent)
+            logger.warning("no worker has reported for %d s: %s; asking the workers", SILENCE_S, names)
+            jobs.append(RollCall(tuple(silent)))
         return jobs
 
     def deliver(self, reports: list[Report]) -> None:
-        """Take in the workers' reports and complete the tickets of the jobs that are over."""
+        """Take in the workers' reports and complete the tickets of the jobs that are over.
+
+        A report that can't be taken in does not cost those after it.
+        """
         for report in reports:
             with self._lock:
                 ticket = self._open.get(report.job)
-            if ticket is not None and ticket.add(report, self._world_size):
-                with self._lock:
-                    del self._open[report.job]
+            if ticket is None:
+                continue
+            ticket.heard_at = self._clock()
+            try:
+                if ticket.add(report, self._world_size):
+                    with self._lock:
+                        del self._open[report.job]
+            except Exception:
+                logger.exception("a report of job %d could not be taken in", report.job)
 
     def fail_all(self, error: CWMError) -> None:
         """Fail all tickets with `error` and drop the queued jobs. Called when the engine shuts down."""
@@ -124,3 +165,14 @@ class JobBoard:
             for future in (ticket.captured, ticket.finished):
                 if not future.done():
                     future.set_exception(error)
+
+    def _silent(self) -> list[Work]:
+        """Return the jobs that nobody has reported for `SILENCE_S`. The caller holds the lock."""
+        now = self._clock()
+        if now < self._next_watch:
+            return []
+        silent = [ticket for ticket in self._open.values() if now - ticket.heard_at >= SILENCE_S]
+        for ticket in silent:
+            ticket.heard_at = now
+        self._next_watch = now + SILENCE_S / 4
+        return [ticket.job for ticket in silent]

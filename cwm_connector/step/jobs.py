@@ -103,7 +103,26 @@ class DropJob:
     tiers: tuple[TierName, ...]
 
 
-Job = SaveJob | LoadJob | PromoteJob | CopyJob | VerifyJob | DropJob
+@dataclass(frozen=True, slots=True)
+class FailedLoad:
+    """A load that could not be planned. The workers report its blocks as bad, so that vLLM computes them."""
+
+    id: JobId
+    request_id: str
+    block_ids: tuple[int, ...]
+
+
+Work = SaveJob | LoadJob | FailedLoad | PromoteJob | CopyJob | VerifyJob | DropJob
+
+
+@dataclass(frozen=True, slots=True)
+class RollCall:
+    """Report each of these jobs as failed unless it is under way. They were sent long ago and nobody reports them."""
+
+    jobs: tuple[Work, ...]
+
+
+Job = Work | RollCall
 
 
 class Phase(enum.Enum):

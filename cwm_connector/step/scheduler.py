@@ -20,7 +20,7 @@ from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.sessions.views import HeadKind, HeadSnapshot, SessionView
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard, JobResult, Ticket
-from cwm_connector.step.jobs import ChunkBlocks, LoadJob, SaveJob, StepJobs, StepReports
+from cwm_connector.step.jobs import ChunkBlocks, FailedLoad, LoadJob, SaveJob, StepJobs, StepReports
 from cwm_connector.step.prefill_speed import PrefillSpeed
 from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.step.window_matches import Match, WindowMatches, is_anonymous
@@ -161,15 +161,15 @@ class SchedulerSide:
         """Post the load of the last match. vLLM calls it again, without external tokens, when the load is done."""
         if external_tokens == 0:
             return
-        match = self._matches.pop(request.request_id)
-        if match.automatic:
-            self._metrics.auto_thaws.inc()
-            logger.debug("a request loads window %s without a thaw", match.window.name)
-        ids = blocks.get_block_ids()[0]
-        parts = tuple(_parts(match.window.chunks, match.from_block, match.to_block, ids))
-        self._sources[request.request_id] = self._tokens_by_tier(parts)
-        ticket = self._board.post(LoadJob(self._board.next_id(), request.request_id, parts))
-        ticket.finished.add_done_callback(lambda result: self._loaded(request.request_id, match.window, parts, result))
+        ids, match = blocks.get_block_ids()[0], self._matches.pop(request.request_id, None)
+        try:
+            assert match is not None, "vLLM allocated blocks for a load that was not offered"
+            self._post_load(request.request_id, match, ids)
+        except Exception:
+            logger.exception("a load could not be planned, so its tokens are computed")
+            self._no_more_loads.add(request.request_id)
+            bad = ids if match is None else ids[match.from_block : match.to_block]
+            self._board.post(FailedLoad(self._board.next_id(), request.request_id, tuple(bad)))
 
     def hit_sources(self, request: "Request") -> dict[TierName, int]:
         """Return the tokens of the load that was just posted, by the tier that holds them, and forget them."""
@@ -292,6 +292,15 @@ class SchedulerSide:
         return recompute.plan
 
     # --- internal ---
+
+    def _post_load(self, request_id: str, match: Match, ids: Sequence[int]) -> None:
+        if match.automatic:
+            self._metrics.auto_thaws.inc()
+            logger.debug("a request loads window %s without a thaw", match.window.name)
+        parts = tuple(_parts(match.window.chunks, match.from_block, match.to_block, ids))
+        self._sources[request_id] = self._tokens_by_tier(parts)
+        ticket = self._board.post(LoadJob(self._board.next_id(), request_id, parts))
+        ticket.finished.add_done_callback(lambda result: self._loaded(request_id, match.window, parts, result))
 
     def _assign(self, request_id: str) -> None:
         """Assign a request that has waited for the finder to its session."""

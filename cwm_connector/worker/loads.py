@@ -55,9 +55,9 @@ class Loader:
         outcomes = [self._shape.outcome(each.chunk, each.tier) for each in filling.filled]
         self._end(job, outcomes, failure, time.perf_counter() - started)
 
-    def fail(self, job: LoadJob, problem: Exception) -> None:
+    def fail(self, job: LoadJob, failure: tuple[Code, str]) -> None:
         """End a load that could not begin. vLLM computes all of its blocks."""
-        self._end(job, [], (Code.INTERNAL, unexpected(problem)), 0.0)
+        self._end(job, [], failure, 0.0)
 
     def _end(self, job: LoadJob, good: list[ChunkOutcome], failure: tuple[Code, str] | None, seconds: float) -> None:
         outcomes = list(good)

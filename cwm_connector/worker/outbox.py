@@ -1,4 +1,4 @@
-"""What a worker side has to tell, until vLLM's next step takes it.
+"""What a worker side has to tell, until vLLM's next step takes it, and which jobs it still has to report.
 
 Any thread. One lock, held for moments, so that vLLM's hooks never wait.
 """
@@ -6,10 +6,14 @@ Any thread. One lock, held for moments, so that vLLM's hooks never wait.
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Final
 
 from cwm_connector.core.types import ChunkKey, TierName
-from cwm_connector.step.jobs import Report, StepReports
+from cwm_connector.step.jobs import JobId, Phase, Report, StepReports
 from cwm_connector.tiers.base import ChunkId
+
+ENDED_KEPT: Final = 4096
+"""The newest jobs that have ended. Older ones are not asked about any more."""
 
 
 class Outbox:
@@ -21,11 +25,28 @@ class Outbox:
         self._bad_copies: set[tuple[ChunkKey, TierName]] = set()
         self._loaded_requests: set[str] = set()
         self._bad_blocks: set[int] = set()
+        self._under_way: set[JobId] = set()
+        self._ended: dict[JobId, None] = {}
+
+    def began(self, job: JobId) -> None:
+        """Note that a job was taken over. It is under way until it is reported as finished."""
+        with self._lock:
+            self._under_way.add(job)
+
+    def is_under_way(self, job: JobId) -> bool:
+        """Return whether the job was taken over and is not finished."""
+        with self._lock:
+            return job in self._under_way
+
+    def has_ended(self, job: JobId) -> bool:
+        """Return whether the job was reported as finished."""
+        with self._lock:
+            return job in self._ended
 
     def report(self, report: Report) -> None:
         """Add a report of a job."""
         with self._lock:
-            self._news.reports.append(report)
+            self._add(report)
 
     def entered_memory(self, chunks: Iterable[ChunkId]) -> None:
         """Note that chunks are in CPU memory now."""
@@ -45,7 +66,7 @@ class Outbox:
     def loaded(self, request_id: str, bad_blocks: Iterable[int], report: Report) -> None:
         """Add the end of a request's load, with the blocks that could not be filled."""
         with self._lock:
-            self._news.reports.append(report)
+            self._add(report)
             self._bad_blocks.update(bad_blocks)
             self._loaded_requests.add(request_id)
 
@@ -69,3 +90,11 @@ class Outbox:
         if not (news.reports or news.now_in_cpu or news.gone_from_cpu or evicted or bad):
             return None
         return replace(news, gone_from_cpu=news.gone_from_cpu + evicted, bad_copies=list(bad))
+
+    def _add(self, report: Report) -> None:
+        self._news.reports.append(report)
+        if report.phase is Phase.FINISHED:
+            self._under_way.discard(report.job)
+            self._ended[report.job] = None
+            if len(self._ended) > ENDED_KEPT:
+                del self._ended[next(iter(self._ended))]

@@ -22,14 +22,17 @@ from cwm_connector.step.jobs import (
     ChunkOutcome,
     CopyJob,
     DropJob,
+    FailedLoad,
     Job,
     LoadJob,
     Phase,
     PromoteJob,
     Report,
+    RollCall,
     SaveJob,
     StepReports,
     VerifyJob,
+    Work,
 )
 from cwm_connector.tiers.base import DurableTier
 from cwm_connector.tiers.cpu import CpuTier
@@ -91,13 +94,17 @@ class WorkerSide:
         """
         fence: Fence | None = None
         for job in jobs:
+            if isinstance(job, RollCall):
+                self._answer(job)
+                continue
+            self._outbox.began(job.id)
             try:
                 if fence is None and isinstance(job, SaveJob | LoadJob):
                     fence = self._copier.fence()
                 self._submit(job, fence or PASSED)
             except Exception as problem:
                 logger.exception("job %d could not begin", job.id)
-                self._fail(job, problem)
+                self._fail(job, (Code.INTERNAL, unexpected(problem)))
 
     def take_loaded(self) -> set[str]:
         """Return the requests whose load has ended since the last call, in success or failure."""
@@ -121,8 +128,22 @@ class WorkerSide:
         self._checksums.close()
         self._cpu.close()
 
-    def _submit(self, job: Job, fence: Fence) -> None:
-        if isinstance(job, SaveJob):
+    def _answer(self, roll_call: RollCall) -> None:
+        """Report the jobs that got lost on their way here or inside as failed."""
+        lost = (
+            Code.INTERNAL,
+            "the job got lost on its way to the workers; see the engine's log, and try again",
+        )
+        for job in roll_call.jobs:
+            if self._outbox.has_ended(job.id):
+                self._report(job, Phase.FINISHED, failure=lost)  # its request goes on already
+            elif not self._outbox.is_under_way(job.id):
+                self._fail(job, lost)
+
+    def _submit(self, job: Work, fence: Fence) -> None:
+        if isinstance(job, FailedLoad):
+            self._fail(job, (Code.INTERNAL, "the load could not be planned; see the engine's log"))
+        elif isinstance(job, SaveJob):
             self._save_thread.submit(self._guarded, job, Save(self._save_parts, job, fence).run)
         elif isinstance(job, LoadJob):
             work = partial(self._loader.load, job, fence)
@@ -139,20 +160,21 @@ class WorkerSide:
     # --- transfer threads ---
 
     def _route(
-        self, job: Job, chunks: Sequence[ChunkSpec], work: Callable[[], None], from_tiers: ThreadPoolExecutor
+        self, job: Work, chunks: Sequence[ChunkSpec], work: Callable[[], None], from_tiers: ThreadPoolExecutor
     ) -> None:
         """Do the work here if all chunks are in memory, else on the thread that may wait for the tiers."""
-        if self._chunk_reader.all_in_memory(chunks):
-            work()
-            return
         try:
-            from_tiers.submit(work)
-        except RuntimeError as problem:  # the worker side is being closed
-            self._fail(job, problem)
+            if not self._chunk_reader.all_in_memory(chunks):
+                from_tiers.submit(work)
+                return
+        except Exception as problem:  # or the worker side is being closed
+            self._fail(job, (Code.INTERNAL, unexpected(problem)))
+            return
+        work()
 
     def _report(
         self,
-        job: Job,
+        job: Work,
         phase: Phase,
         done: int = 0,
         outcomes: Sequence[ChunkOutcome] = (),
@@ -161,21 +183,24 @@ class WorkerSide:
     ) -> None:
         self._outbox.report(Report(job.id, self._rank, phase, done, tuple(outcomes), failure, seconds))
 
-    def _guarded(self, job: Job, work: Callable[[], None]) -> None:
+    def _guarded(self, job: Work, work: Callable[[], None]) -> None:
         """Run a job. A failure ends that job and nothing else."""
         try:
             work()
         except CWMError as problem:
-            self._report(job, Phase.FINISHED, failure=(problem.code, problem.message))
+            self._fail(job, (problem.code, problem.message))
         except Exception as problem:
             logger.exception("job %d failed", job.id)
-            self._fail(job, problem)
+            self._fail(job, (Code.INTERNAL, unexpected(problem)))
 
-    def _fail(self, job: Job, problem: Exception) -> None:
+    def _fail(self, job: Work, failure: tuple[Code, str]) -> None:
         if isinstance(job, LoadJob):
-            self._loader.fail(job, problem)
+            self._loader.fail(job, failure)
+        elif isinstance(job, FailedLoad):
+            report = Report(job.id, self._rank, Phase.FINISHED, failure=failure)
+            self._outbox.loaded(job.request_id, job.block_ids, report)
         else:
-            self._report(job, Phase.FINISHED, failure=(Code.INTERNAL, unexpected(problem)))
+            self._report(job, Phase.FINISHED, failure=failure)
 
     def _promote(self, job: PromoteJob) -> None:
         started = time.perf_counter()

@@ -4,8 +4,8 @@ import pytest
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import NO_CLAIM, ChunkKey, TierName
-from cwm_connector.step.job_board import JobBoard
-from cwm_connector.step.jobs import ChunkOutcome, ClaimedChunk, DropJob, Phase, Report
+from cwm_connector.step.job_board import SILENCE_S, JobBoard
+from cwm_connector.step.jobs import ChunkOutcome, ClaimedChunk, DropJob, Phase, Report, RollCall
 
 KEY = ChunkKey(b"k" * 32)
 
@@ -71,3 +71,52 @@ def test_a_shutdown_ends_every_wait() -> None:
     board.fail_all(CWMError(Code.ENGINE_UNREACHABLE, "gone"))
     with pytest.raises(CWMError, match="CWM-5001"):
         ticket.finished.result(0)
+
+
+def test_a_job_that_nobody_reports_is_named_and_asked_about_until_its_worker_says_that_it_is_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = [0.0]
+    board = JobBoard(world_size=1, clock=lambda: now[0])
+    ticket = board.post(drop(board))
+    board.take()
+    now[0] = SILENCE_S - 1
+    assert board.take() == []
+    now[0] = 2 * SILENCE_S
+    assert board.take() == [RollCall((ticket.job,))] and f"DropJob {ticket.job.id}" in caplog.text
+    now[0] += SILENCE_S / 2
+    assert board.take() == []
+    now[0] += SILENCE_S
+    assert board.take() == [RollCall((ticket.job,))]
+    board.deliver([Report(ticket.job.id, 0, Phase.FINISHED, failure=(Code.INTERNAL, "lost"))])
+    with pytest.raises(CWMError, match="lost"):
+        ticket.finished.result(0)
+
+
+def test_a_job_that_is_reported_now_and_then_is_not_asked_about() -> None:
+    now = [0.0]
+    board = JobBoard(world_size=1, clock=lambda: now[0])
+    ticket = board.post(drop(board))
+    board.take()
+    for _ in range(9):
+        now[0] += SILENCE_S / 2
+        board.deliver([Report(ticket.job.id, 0, Phase.RUNNING)])
+        assert board.take() == []
+
+
+def test_a_report_that_can_t_be_taken_in_costs_no_other_job() -> None:
+    def broken(_: int) -> None:
+        raise RuntimeError("the loop is closed")
+
+    board = JobBoard(world_size=1)
+    first, second = board.post(drop(board), broken), board.post(drop(board))
+    board.deliver([finished(first.job, 0), finished(second.job, 0)])  # type: ignore[arg-type]
+    assert first.finished.done() and second.finished.done()
+
+
+def test_the_first_word_of_a_rank_about_a_job_s_end_counts() -> None:
+    board = JobBoard(world_size=2)
+    ticket = board.post(drop(board))
+    board.deliver([finished(ticket.job, 0), finished(ticket.job, 0, failure=(Code.INTERNAL, "lost"))])  # type: ignore[arg-type]
+    board.deliver([finished(ticket.job, 1)])  # type: ignore[arg-type]
+    assert ticket.finished.result(0).outcomes

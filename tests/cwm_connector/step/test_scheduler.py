@@ -17,7 +17,7 @@ from cwm_connector.sessions.index import EXPIRES_AFTER, SessionIndex
 from cwm_connector.sessions.thaw_bindings import BoundWindow, ThawBindings
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard
-from cwm_connector.step.jobs import ChunkOutcome, LoadJob, Phase, Report, SaveJob, StepReports
+from cwm_connector.step.jobs import ChunkOutcome, FailedLoad, LoadJob, Phase, Report, SaveJob, StepReports
 from cwm_connector.step.scheduler import SaveOrder, SchedulerSide
 from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.step.window_matches import WindowMatches
@@ -215,6 +215,23 @@ def test_a_chunk_that_could_not_be_read_this_time_is_offered_to_the_next_request
     side.finish(job, ChunkOutcome(window.chunks[0].key, None, 0, (Code.READ_FAILED, "time-out")))
     assert side.scheduler.matched_tokens(one, 0) == 0
     assert side.scheduler.matched_tokens(request(range(80), request_id="r2", session_id="bob"), 0) == 64
+
+
+@pytest.mark.parametrize("offered", [True, False])
+def test_a_load_that_can_t_be_planned_is_computed_rather_than_waited_for(
+    offered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = Side()
+    side.thaw(range(64))
+    one = request(range(80), session_id="bob")
+    if offered:
+        side.scheduler.matched_tokens(one, 16)
+        monkeypatch.setattr(side.locations, "fastest", lambda _: 1 / 0)
+    side.scheduler.blocks_allocated(one, Blocks([7, 3, 9, 1, 5]), 48)
+    (job,) = side.scheduler.step_jobs().jobs
+    assert isinstance(job, FailedLoad)
+    assert job.block_ids == ((3, 9, 1) if offered else (7, 3, 9, 1, 5))
+    assert side.scheduler.matched_tokens(one, 0) == 0
 
 
 # --- the step queue ---------------------------------------------------------------------------------------------------

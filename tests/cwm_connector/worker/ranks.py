@@ -1,7 +1,9 @@
 """The worker side of one rank, with the real copies, the real memory pool and real files."""
 
 import threading
+import time
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,7 +11,7 @@ import torch
 from cwm_connector.core.identity import ChunkSpec, Geometry, Passport, chunk_specs
 from cwm_connector.core.types import NO_CLAIM, ChunkKey, TierName
 from cwm_connector.step.job_board import JobBoard, Ticket
-from cwm_connector.step.jobs import ChunkBlocks, Job, LoadJob, SaveJob
+from cwm_connector.step.jobs import ChunkBlocks, LoadJob, SaveJob, Work
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.disk.tier import DiskTier
 from cwm_connector.worker.paged_copy import DirectCopier, copier_for
@@ -28,7 +30,12 @@ class Rank:
     """Copies that loads reported as bad."""
 
     def __init__(
-        self, folder: Path, cpu_chunks: int = 64, device: str = "cpu", queues: tuple[HostQueue, HostQueue] | None = None
+        self,
+        folder: Path,
+        cpu_chunks: int = 64,
+        device: str = "cpu",
+        queues: tuple[HostQueue, HostQueue] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """With `queues`, copies go through them, out and in, as they would to a device."""
         self.bad = []
@@ -40,9 +47,9 @@ class Rank:
         self.cpu = CpuTier(cpu_chunks * CHUNK_BYTES)
         copier = copier_for(self.caches) if queues is None else DirectCopier(self.caches, *queues)
         self.side = WorkerSide(0, 1, copier, BLOCK_TOKENS, self.cpu, [DiskTier(folder)])
-        self.board = JobBoard(1)
+        self.board = JobBoard(1, clock)
 
-    def run(self, job: Job) -> Ticket:
+    def run(self, job: Work) -> Ticket:
         """Posts the job and plays vLLM's steps until it is done."""
         ticket = self.board.post(job)
         self.side.submit(self.board.take())

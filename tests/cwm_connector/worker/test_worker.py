@@ -9,7 +9,7 @@ import torch
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import NO_CLAIM, TierName
-from cwm_connector.step.jobs import ChunkBlocks, ClaimedChunk, DropJob, Job, LoadJob, PromoteJob, SaveJob
+from cwm_connector.step.jobs import ChunkBlocks, ClaimedChunk, DropJob, LoadJob, PromoteJob, SaveJob, Work
 from cwm_connector.tiers.base import ChunkId
 from tests.cwm_connector.worker.ranks import Rank, parts, specs
 from tests.support.devices import DEVICES
@@ -207,7 +207,7 @@ def test_a_job_that_can_t_be_handed_over_ends_as_failed(
 ) -> None:
     chunks = specs(4)
     number = rank.board.next_id()
-    jobs: dict[type, Job] = {
+    jobs: dict[type, Work] = {
         SaveJob: SaveJob(number, parts(chunks, 0), (TierName.DISK,), NO_CLAIM),
         LoadJob: LoadJob(number, "r", parts(chunks, 10)),
         PromoteJob: PromoteJob(number, chunks),
