@@ -106,6 +106,11 @@ def unpin_blocks(pool: "BlockPool", blocks: "Sequence[KVCacheBlock]") -> None:
     pool.free_blocks(reversed(blocks))
 
 
+def is_held_once(block: "KVCacheBlock") -> bool:
+    """Return whether unpinning the block would give it back to vLLM."""
+    return block.ref_cnt == 1
+
+
 def next_evicted(pool: "BlockPool", count: int) -> set[int]:
     """Return the ids of the `count` free blocks that vLLM will reuse next, which loses their content."""
     queue = pool.free_block_queue

@@ -241,6 +241,11 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
         return False, None
 
     @hook(lambda: False)
+    def has_pending_block_frees(self) -> bool:
+        """Return True if vLLM gets blocks back soon, so that it waits a step rather than preempt a request."""
+        return self._service is not None and self._service.scheduler.frees_blocks_soon()
+
+    @hook(lambda: False)
     def has_pending_push_work(self) -> bool:
         """Return True while the engine must step although no request runs. See EngineSide.has_pending_work."""
         return self._service is not None and self._service.has_pending_work()

@@ -14,7 +14,7 @@ from cwm_connector.core.types import ChunkKey, TierName, now_micros
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.step.jobs import ClaimedChunk
-from cwm_connector.step.scheduler import SaveOrder
+from cwm_connector.step.save_plan import SaveOrder
 
 
 class WindowCommit:

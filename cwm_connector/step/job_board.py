@@ -49,7 +49,10 @@ class Ticket:
     """Done once every rank has finished. Raises the first failure that a rank reported."""
     on_progress: Callable[[int], None] | None = None
     """Called on the engine thread with the number of chunks that every rank is done with."""
+    on_captured: Callable[[int], None] | None = None
+    """Called on the engine thread with the number of chunks, from the end, whose blocks every rank has read."""
     _done: dict[int, int] = field(default_factory=dict)
+    _read: dict[int, int] = field(default_factory=dict)
     _captured: set[int] = field(default_factory=set)
     _final: dict[int, Report] = field(default_factory=dict)
 
@@ -60,6 +63,9 @@ class Ticket:
         self._done[report.rank] = report.done
         if self.on_progress is not None and len(self._done) == world_size:
             _tell(self.on_progress, min(self._done.values()))
+        self._read[report.rank] = report.captured
+        if self.on_captured is not None and len(self._read) == world_size:
+            _tell(self.on_captured, min(self._read.values()))
         if report.phase in (Phase.CAPTURED, Phase.FINISHED):
             self._captured.add(report.rank)
         if report.phase is Phase.FINISHED:

@@ -44,7 +44,7 @@ class ChunkBlocks:
 class SaveJob:
     """Copy these whole chunks out of the cache and make them durable in every one of `tiers`.
 
-    The blocks stay pinned until `Phase.CAPTURED`.
+    They are copied from the last to the first. The blocks of each stay pinned until `Report.captured` counts it.
     """
 
     id: JobId
@@ -129,9 +129,9 @@ class Phase(enum.Enum):
     """How far one rank has got with a job."""
 
     RUNNING = enum.auto()
-    """The job is under way. `Report.done` counts the chunks that are done."""
+    """The job is under way. `Report.done` counts the chunks that are done, `Report.captured` those that are read."""
     CAPTURED = enum.auto()
-    """A save has read all its blocks, so they may be unpinned."""
+    """A save has read all its blocks, so the last of them may be unpinned."""
     FINISHED = enum.auto()
     """The job is over. It succeeded unless `Report.failure` is set."""
 
@@ -158,6 +158,8 @@ class Report:
     outcomes: tuple[ChunkOutcome, ...] = ()
     failure: tuple[Code, str] | None = None
     seconds: float = 0.0
+    captured: int = 0
+    """Chunks, counted from the end of a save, whose blocks this rank has read."""
 
     def error(self) -> CWMError | None:
         """Return the failure as an exception, or None if there was none."""

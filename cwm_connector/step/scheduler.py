@@ -7,21 +7,23 @@ queue.
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from cwm_connector import compat
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, Geometry
-from cwm_connector.core.types import Claim, Micros, TierName
+from cwm_connector.core.types import Micros, TierName
 from cwm_connector.metrics import Metrics
 from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.sessions.views import HeadKind, HeadSnapshot, SessionView
 from cwm_connector.step.chunk_locations import ChunkLocations
-from cwm_connector.step.job_board import JobBoard, JobResult, Ticket
+from cwm_connector.step.job_board import JobBoard, JobResult
 from cwm_connector.step.jobs import ChunkBlocks, FailedLoad, LoadJob, SaveJob, StepJobs, StepReports
+from cwm_connector.step.pinned_blocks import PinnedBlocks
 from cwm_connector.step.prefill_speed import PrefillSpeed
+from cwm_connector.step.save_plan import Recompute, SaveOrder, SavePlan
 from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.step.window_matches import Match, WindowMatches, is_anonymous
 
@@ -35,28 +37,6 @@ logger = logging.getLogger(__name__)
 
 class _HasBlockIds(Protocol):
     def get_block_ids(self) -> tuple[list[int], ...]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class SaveOrder:
-    """The chunks that a freeze has to store, and the tiers that it stores them in."""
-
-    chunks: tuple[ChunkSpec, ...]
-    tiers: tuple[TierName, ...]
-    claim: Claim
-
-
-@dataclass(frozen=True, slots=True)
-class SavePlan:
-    """A save job under way, or the number of blocks that the prefix cache has lost."""
-
-    ticket: Ticket | None
-    """The job. None if blocks are lost, in which case nothing is saved and no block is pinned."""
-    lost_blocks: int = 0
-    whole_chunks: int = 0
-    """How many leading chunks of the order the prefix cache still has whole."""
-    computed_tokens: int = 0
-    """Tokens that a preceding recompute really computed, without local hits and loads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +57,6 @@ class FreezableHead:
     kind: HeadKind
     coverage_known: bool
     """False until the catalog was asked which of its tokens a window from before the start holds."""
-
-
-@dataclass(slots=True)
-class _Recompute:
-    """A request of our own that computes evicted blocks again. The order is saved as soon as it finishes."""
-
-    loadable: BoundWindow
-    """The part of the context that is already stored, which the request may load."""
-    order: SaveOrder
-    plan: "Future[SavePlan]" = field(default_factory=Future)
-    computed_tokens: int = 0
 
 
 class SchedulerSide:
@@ -119,7 +88,8 @@ class SchedulerSide:
         self._matches: dict[str, Match] = {}
         self._no_more_loads: set[str] = set()
         self._sources: dict[str, dict[TierName, int]] = {}
-        self._recomputes: dict[str, _Recompute] = {}
+        self._recomputes: dict[str, Recompute] = {}
+        self._pinned = PinnedBlocks()
 
     # --- vLLM's hooks ---
 
@@ -215,6 +185,10 @@ class SchedulerSide:
         """Return whether the engine has to make a step although no request needs one."""
         return self._step_queue.wants_step
 
+    def frees_blocks_soon(self) -> bool:
+        """Return whether a save is about to give blocks back to vLLM."""
+        return self._pinned.frees_some_soon()
+
     # --- called through the step queue ---
 
     def snapshot(self, session_id: str, head: str | None) -> HeadSnapshot:
@@ -288,7 +262,7 @@ class SchedulerSide:
         The request may load the window `loadable`. The order is saved when the request finishes. Return a future of
         the plan.
         """
-        self._recomputes[request_id] = recompute = _Recompute(loadable, order)
+        self._recomputes[request_id] = recompute = Recompute(loadable, order)
         return recompute.plan
 
     # --- internal ---
@@ -354,18 +328,19 @@ class SchedulerSide:
     def _plan(self, hashes: "Sequence[BlockHash]", order: SaveOrder) -> SavePlan:
         pool = self._require_pool()
         found = [compat.cached_blocks(pool, hashes[chunk.first_block : chunk.end_block]) for chunk in order.chunks]
-        pinned = [block for blocks in found for block in blocks if block is not None]
-        lost = sum(chunk.blocks for chunk in order.chunks) - len(pinned)
+        held = [[block for block in blocks if block is not None] for blocks in found]
+        lost = sum(chunk.blocks for chunk in order.chunks) - sum(map(len, held))
         if lost:
             whole = next(index for index, blocks in enumerate(found) if None in blocks)
             return SavePlan(ticket=None, lost_blocks=lost, whole_chunks=whole)
-        compat.pin_blocks(pool, pinned)
         parts = tuple(
-            ChunkBlocks(chunk, tuple(block.block_id for block in blocks if block is not None))
-            for chunk, blocks in zip(order.chunks, found, strict=True)
+            ChunkBlocks(chunk, tuple(block.block_id for block in blocks))
+            for chunk, blocks in zip(order.chunks, held, strict=True)
         )
+        pinned = self._pinned.pin(pool, held)
         ticket = self._board.post(SaveJob(self._board.next_id(), parts, order.tiers, order.claim))
-        ticket.captured.add_done_callback(lambda _: compat.unpin_blocks(pool, pinned))
+        ticket.on_captured = pinned.release
+        ticket.captured.add_done_callback(lambda _: pinned.release_all())
         return SavePlan(ticket)
 
     def _require_pool(self) -> "BlockPool":

@@ -94,6 +94,8 @@ class Save:
         self._captured: deque[_Captured] = deque()
         self._written: deque[_Written] = deque()
         self._outcomes: list[ChunkOutcome] = []
+        self._chunks_read = 0
+        """Chunks whose blocks were copied out, from the end."""
 
     def run(self) -> None:
         """Make the job's chunks durable, and report it captured and finished.
@@ -179,6 +181,8 @@ class Save:
             copied.synchronize()
             self._under_way.popleft()
             self._captured += taken
+            self._chunks_read += len(taken)
+            self._report(Phase.RUNNING)
 
     def _write_captured(self) -> None:
         """Have the next chunks sealed and written, as many as keep the tiers busy.
@@ -204,6 +208,7 @@ class Save:
         self._held -= written.one.buffer.nbytes
         self._outcomes.append(self._parts.shape.outcome(written.one.chunk, self._job.tiers[0]))
         self._keep(written.one)
+        self._report(Phase.RUNNING)
 
     def _keep(self, one: _Captured) -> None:
         """Leave the chunk in CPU memory, unless it would take more than this save's share from others."""
@@ -230,5 +235,10 @@ class Save:
 
     def _report(self, phase: Phase, outcomes: tuple[ChunkOutcome, ...] = (), seconds: float = 0.0) -> None:
         done = len(self._outcomes)
-        more: dict[str, Any] = {"done": done, "outcomes": outcomes, "seconds": seconds}
+        more: dict[str, Any] = {
+            "done": done,
+            "captured": self._chunks_read,
+            "outcomes": outcomes,
+            "seconds": seconds,
+        }
         self._parts.outbox.report(Report(self._job.id, self._parts.rank, phase, **more))

@@ -47,6 +47,18 @@ def test_held_blocks_are_not_reused_and_let_go_ones_keep_their_content() -> None
     assert compat.cached_blocks(pool, known.block_hashes) == blocks
 
 
+def test_a_block_is_given_back_by_its_last_holder() -> None:
+    pool = new_pool(8)
+    (block,) = compute(pool, request(range(BLOCK)))
+    free = pool.get_num_free_blocks()
+    compat.pin_blocks(pool, [block])
+    assert not compat.is_held_once(block)
+    compat.unpin_blocks(pool, [block])
+    assert compat.is_held_once(block) and pool.get_num_free_blocks() == free
+    compat.unpin_blocks(pool, [block])
+    assert not compat.is_held_once(block) and pool.get_num_free_blocks() == free + 1
+
+
 def test_the_blocks_taken_next_are_told_in_vllm_s_own_order() -> None:
     pool = new_pool(8)
     blocks = compute(pool, request(range(3 * BLOCK)))

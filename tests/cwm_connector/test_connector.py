@@ -23,6 +23,7 @@ SAFE_ANSWERS: dict[str, Any] = {
     "get_external_cache_hit_sources": {},
     "request_finished": (False, None),
     "request_finished_all_groups": (False, None),
+    "has_pending_block_frees": False,
     "has_pending_push_work": False,
     "reset_cache": True,
 }

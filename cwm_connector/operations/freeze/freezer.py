@@ -38,7 +38,7 @@ from cwm_connector.protocol.results import OtherHead, TimedFreeze
 from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.sessions.views import HeadSnapshot, HeadSummary
 from cwm_connector.step.job_board import JobResult, Ticket
-from cwm_connector.step.scheduler import SaveOrder, SavePlan
+from cwm_connector.step.save_plan import SaveOrder, SavePlan
 
 CAPTURE_STEP_S: Final = 0.002
 """Between two engine steps while blocks are copied out."""

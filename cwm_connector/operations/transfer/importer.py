@@ -40,7 +40,7 @@ from cwm_connector.operations.transfer.steps import (
 from cwm_connector.operations.window_commit import WindowCommit
 from cwm_connector.protocol.calls import ImportArgs
 from cwm_connector.protocol.results import Imported
-from cwm_connector.step.scheduler import SaveOrder
+from cwm_connector.step.save_plan import SaveOrder
 from cwm_connector.tiers.base import ChunkId
 
 _SESSION: Final = "imported:"

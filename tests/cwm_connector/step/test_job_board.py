@@ -120,3 +120,13 @@ def test_the_first_word_of_a_rank_about_a_job_s_end_counts() -> None:
     board.deliver([finished(ticket.job, 0), finished(ticket.job, 0, failure=(Code.INTERNAL, "lost"))])  # type: ignore[arg-type]
     board.deliver([finished(ticket.job, 1)])  # type: ignore[arg-type]
     assert ticket.finished.result(0).outcomes
+
+
+def test_chunks_are_captured_from_the_end_as_far_as_every_rank_has_read_them() -> None:
+    board = JobBoard(world_size=2)
+    ticket = board.post(drop(board))
+    seen: list[int] = []
+    ticket.on_captured = seen.append
+    for rank, captured in ((0, 3), (1, 1), (1, 2)):
+        board.deliver([Report(ticket.job.id, rank, Phase.RUNNING, captured=captured)])
+    assert seen == [1, 2] and not ticket.captured.done()

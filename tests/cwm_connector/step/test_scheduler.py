@@ -18,7 +18,8 @@ from cwm_connector.sessions.thaw_bindings import BoundWindow, ThawBindings
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard
 from cwm_connector.step.jobs import ChunkOutcome, FailedLoad, LoadJob, Phase, Report, SaveJob, StepReports
-from cwm_connector.step.scheduler import SaveOrder, SchedulerSide
+from cwm_connector.step.save_plan import SaveOrder
+from cwm_connector.step.scheduler import SchedulerSide
 from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.step.window_matches import WindowMatches
 from cwm_connector.tiers.base import ChunkId
@@ -103,6 +104,19 @@ def test_a_save_holds_the_session_s_blocks_until_they_are_captured() -> None:
     side.scheduler.deliver(StepReports([Report(job.id, 0, Phase.CAPTURED)]))
     assert side.free() == free
     assert plan.ticket is not None and not plan.ticket.finished.done()
+
+
+def test_a_save_gives_blocks_back_as_they_are_captured_and_vllm_is_told_that_more_will_come() -> None:
+    side = Side()
+    side.serve(request(range(96), session_id="alice"))
+    free = side.free()
+    side.scheduler.plan_save(side.scheduler.snapshot("alice", None), order(specs(range(96))))
+    (job,) = side.scheduler.step_jobs().jobs
+    assert isinstance(job, SaveJob)
+    for captured in range(3):
+        assert side.free() == free - 6 + 2 * captured and side.scheduler.frees_blocks_soon()
+        side.scheduler.deliver(StepReports([Report(job.id, 0, Phase.RUNNING, captured=captured + 1)]))
+    assert side.free() == free and not side.scheduler.frees_blocks_soon()
 
 
 def test_blocks_are_let_go_when_a_save_fails() -> None:

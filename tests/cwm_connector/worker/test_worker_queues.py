@@ -156,3 +156,17 @@ def test_blocks_are_saved_from_the_end_of_the_sequence(tmp_path: Path) -> None:
     first = [min(batch.sources) for batch in out.batches]
     assert len(first) > 2 and first == sorted(first, reverse=True)
     rank.side.close()
+
+
+def test_each_chunk_is_reported_as_soon_as_it_is_read_though_none_before_it_is(tmp_path: Path) -> None:
+    out = HostQueue()
+    rank = Rank(tmp_path, cpu_chunks=5, queues=(out, HostQueue()))
+    captured: list[int] = []
+    ticket = rank.board.post(SaveJob(rank.board.next_id(), parts(specs(24), 0), (TierName.DISK,), NO_CLAIM))
+    ticket.on_captured = captured.append
+    rank.side.submit(rank.board.take())
+    while not ticket.finished.done():
+        if (reports := rank.side.take_reports()) is not None:
+            rank.board.deliver(reports.reports)
+    assert captured == sorted(captured) and captured[-1] == 12 and len(set(captured)) > 4
+    rank.side.close()
