@@ -203,6 +203,12 @@ def check_supported(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig")
     if not vllm_config.cache_config.enable_prefix_caching:
         raise CWMError(Code.STATE, "a freeze needs vLLM's prefix cache; serve with --enable-prefix-caching")
     transfer = vllm_config.kv_transfer_config
+    if transfer is not None and transfer.kv_role != "kv_both":
+        raise CWMError(
+            Code.ARGUMENT,
+            f"with kv_role {transfer.kv_role!r} vLLM reuses blocks while windows are loaded into them; set "
+            '"kv_role":"kv_both" in --kv-transfer-config',
+        )
     if transfer is not None and transfer.kv_load_failure_policy != "recompute":
         raise CWMError(
             Code.ARGUMENT,

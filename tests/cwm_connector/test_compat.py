@@ -169,7 +169,7 @@ def engine_config(**parallel: int) -> Any:
     return SimpleNamespace(
         parallel_config=SimpleNamespace(**{**sizes, **parallel}),
         cache_config=SimpleNamespace(enable_prefix_caching=True),
-        kv_transfer_config=SimpleNamespace(kv_load_failure_policy="recompute"),
+        kv_transfer_config=SimpleNamespace(kv_role="kv_both", kv_load_failure_policy="recompute"),
     )
 
 
@@ -198,6 +198,14 @@ def test_an_engine_that_would_fail_requests_with_bad_chunks_is_refused() -> None
     strict.kv_transfer_config.kv_load_failure_policy = "fail"
     with pytest.raises(CWMError, match="kv_load_failure_policy"):
         compat.check_supported(strict, config(full()))
+
+
+@pytest.mark.parametrize("role", ["kv_producer", "kv_consumer"])
+def test_an_engine_that_may_reuse_blocks_under_a_load_is_refused(role: str) -> None:
+    one_way = engine_config()
+    one_way.kv_transfer_config.kv_role = role
+    with pytest.raises(CWMError, match=rf'CWM-1003.*{role}.*"kv_role":"kv_both"'):
+        compat.check_supported(one_way, config(full()))
 
 
 def test_dummy_weights_are_known_by_their_seed() -> None:
