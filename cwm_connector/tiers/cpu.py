@@ -11,12 +11,13 @@ Threads: any but the engine's own. One lock guards everything. Only `ready` and 
 
 import atexit
 import itertools
+import math
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -28,6 +29,9 @@ from cwm_connector.tiers.chunk import ALIGNMENT
 from cwm_connector.tiers.host_pool import HostPool
 from cwm_connector.tiers.policies.base import TierPolicy
 from cwm_connector.tiers.policies.lru import LeastRecentlyUsed
+
+QUIET_S: Final = 2.0
+"""A caller that waits for memory gives up when nobody has given any back for so long."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +81,7 @@ class CpuTier:
         self._lock = threading.Lock()
         self._freed = threading.Condition(self._lock)
         """Notified whenever memory was freed, or can be, by eviction."""
+        self._freed_at = -math.inf
         self._entries: dict[ChunkId, _Entry] = {}
         self._policy: TierPolicy[ChunkId] = LeastRecentlyUsed() if policy is None else policy
         """Knows every chunk that can be found."""
@@ -108,7 +113,8 @@ class CpuTier:
     def reserve(self, n_bytes: int, wait_s: float = 0.0) -> HostBuffer:
         """Return a buffer with unknown content that is the caller's alone until it is published or released.
 
-        Wait up to `wait_s` seconds for memory that others pin or have reserved.
+        Wait up to `wait_s` seconds for memory that others pin or have reserved, but only `QUIET_S` while none of them
+        gives anything back.
 
         Raises: `Code.MEMORY` if pinned and reserved buffers leave too little memory. Nothing was evicted then, unless
         the free memory is in pieces that are too small.
@@ -116,12 +122,13 @@ class CpuTier:
         if n_bytes <= 0:
             raise ValueError(f"{n_bytes} bytes can't be reserved")
         self.ready()
-        deadline = time.monotonic() + wait_s
+        began = time.monotonic()
         with self._lock:
             while True:
                 try:
                     buffer = self._reserve(n_bytes)
                 except CWMError:
+                    deadline = min(began + wait_s, max(began, self._freed_at) + QUIET_S)
                     left = deadline - time.monotonic()
                     if left <= 0 or self._closed or n_bytes > self._capacity:
                         raise
@@ -187,7 +194,7 @@ class CpuTier:
                 entry.retired.clear()
                 self._forget_if_gone(chunk, entry)
                 self._shut_when_empty()
-                self._freed.notify_all()
+                self._note_freed()
 
     def drop(self, chunk: ChunkId) -> bool:
         """Hide the chunk from now on; its memory is free when its last pin goes. Return False if it was not here."""
@@ -273,6 +280,10 @@ class CpuTier:
     def _free(self, buffer: HostBuffer) -> None:
         self._used -= buffer.memory.get_physical_size()
         self._pool.result().free(buffer.memory)
+        self._note_freed()
+
+    def _note_freed(self) -> None:
+        self._freed_at = time.monotonic()
         self._freed.notify_all()
 
     def _shut_when_empty(self) -> None:

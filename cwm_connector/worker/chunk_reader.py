@@ -30,7 +30,7 @@ READ_AHEAD: Final = 4
 BATCH_BYTES: Final = 256 * MIB
 """A batch is as long as this or one chunk. A PCIe 5 bus is busy with it for five milliseconds."""
 RESERVE_WAIT_S: Final = 10.0
-"""How long a load waits for memory that other transfers hold. Then its tokens are computed."""
+"""The longest that a load waits for memory while other transfers give some back. Then its tokens are computed."""
 
 
 class Purpose(enum.Enum):
