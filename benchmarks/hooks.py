@@ -1,0 +1,224 @@
+"""Measure how long each hook keeps vLLM's engine thread: `python -m benchmarks.hooks [--json FILE]`.
+
+One scheduler side has 1,000 sessions of 128k tokens, 64 thawed windows and a request that waits for blocks. vLLM's own
+requests and block pool are given to it. There is no model and no worker. Each hook gets requests that are expensive for
+it. The time is what the thread spends on the CPU, because no hook waits and the machine may have other work. The time
+on the wall is printed beside it.
+
+Exits with 1 if the 99th percentile of a hook is above the limit of one millisecond.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.hook_state import EngineState, Sizes
+from tests.support.machine import describe
+
+LIMIT_MS: Final = 1.0
+
+Call = Callable[[], object]
+
+
+@dataclass(slots=True)
+class Times:
+    """The milliseconds of the calls of one hook."""
+
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+
+    def measure(self, call: Call) -> object:
+        """Call and note how long it took. Return the result."""
+        began, began_cpu = time.perf_counter_ns(), time.thread_time_ns()
+        result = call()
+        self.cpu.append((time.thread_time_ns() - began_cpu) / 1e6)
+        self.wall.append((time.perf_counter_ns() - began) / 1e6)
+        return result
+
+    @property
+    def p99(self) -> float:
+        """Return the 99th percentile of the thread's time."""
+        return percentile(self.cpu)
+
+
+def percentile(values: list[float]) -> float:
+    """Return the 99th percentile."""
+    return statistics.quantiles(values, n=100, method="inclusive")[98]
+
+
+def hooks(state: EngineState) -> Iterator[tuple[str, Callable[[Times], None]]]:
+    """Yield each hook with a function that makes one round: it prepares, measures, and tidies up."""
+    yield "request_added, a named session", lambda times: _added(state, times, session="new")
+    yield "request_added, nobody's, with 256 conversations alike", lambda times: _added(state, times, session=None)
+    yield "get_num_new_matched_tokens, first asked", lambda times: _matched(state, times)
+    yield "get_num_new_matched_tokens, waits for blocks", lambda times: _asked_again(state, times)
+    yield "update_state_after_alloc and the load's end", lambda times: _allocated(state, times)
+    yield "request_finished, a new prompt", lambda times: _finished(state, times)
+    yield "request_finished, a further turn", lambda times: _finished_turn(state, times)
+    yield "request_finished, a branch beside 100 others", lambda times: _finished_branch(state, times)
+    yield "build_connector_meta after such requests", lambda times: _steps(state, times)
+    yield "build_connector_meta while sessions are listed", lambda times: _listed(state, times)
+    yield "build_connector_meta while auto-freeze looks", lambda times: _freezable(state, times)
+    yield "snapshot of a head that is computed", lambda times: _snapshot(state, times)
+    yield "mark_frozen", lambda times: _marked(state, times)
+
+
+def _added(state: EngineState, times: Times, session: str | None) -> None:
+    tokens = state.prompt() if session else [*state.alike, *state.prompt()]
+    one = state.request(tokens, session and state.new_name(session))
+    times.measure(lambda: state.side.request_added(one))
+    state.drop(one)
+
+
+def _matched(state: EngineState, times: Times) -> None:
+    """Ask until there is an answer, as vLLM does, once a step."""
+    one = state.request([*state.thawed_tokens, *state.prompt(1000)], state.thawed_session)
+    state.side.request_added(one)
+    state.answer_finder()
+    while times.measure(lambda: state.side.matched_tokens(one, 0)) is None:
+        pass
+    state.drop(one)
+
+
+def _asked_again(state: EngineState, times: Times) -> None:
+    times.measure(lambda: state.side.matched_tokens(state.waiting, 0))
+
+
+def _allocated(state: EngineState, times: Times) -> None:
+    one = state.request([*state.thawed_tokens, *state.prompt(1000)], state.thawed_session)
+    state.side.request_added(one)
+    state.answer_finder()
+    while (tokens := state.side.matched_tokens(one, 0)) is None:
+        pass
+    times.measure(lambda: state.side.blocks_allocated(one, state.blocks_for(one), tokens))
+    reports = state.finish_loads()
+    times.measure(lambda: state.side.deliver(reports))
+    state.drop(one)
+
+
+def _finished(state: EngineState, times: Times) -> None:
+    one = state.computed(state.prompt(), state.new_name("new"))
+    times.measure(lambda: state.side.request_finished(one))
+    state.forget(one)
+
+
+def _finished_turn(state: EngineState, times: Times) -> None:
+    state.said = [*state.said[: state.sizes.tokens], *state.prompt(2000)]
+    one = state.computed(state.said, "speaks")
+    times.measure(lambda: state.side.request_finished(one))
+    state.settle()
+
+
+def _finished_branch(state: EngineState, times: Times) -> None:
+    one = state.computed(state.branch(), "branches")
+    times.measure(lambda: state.side.request_finished(one))
+    state.settle()
+
+
+def _steps(state: EngineState, times: Times) -> None:
+    one = state.computed(state.prompt(), state.new_name("new"))
+    state.side.request_finished(one)
+    times.measure(state.side.step_jobs)
+    while state.side.wants_step:
+        times.measure(state.side.step_jobs)
+    state.forget(one)
+
+
+def _listed(state: EngineState, times: Times) -> None:
+    listing = state.list_sessions()
+    while not listing.done():
+        times.measure(state.side.step_jobs)
+    assert len(listing.result()) >= state.sizes.sessions
+
+
+def _freezable(state: EngineState, times: Times) -> None:
+    looking = state.look_for_unfrozen()
+    while not looking.done():
+        times.measure(state.side.step_jobs)
+    assert len(looking.result()) >= state.sizes.sessions
+
+
+def _snapshot(state: EngineState, times: Times) -> None:
+    one = state.computed([*state.said, *state.prompt(state.sizes.tokens)], "speaks")
+    times.measure(lambda: state.side.snapshot("speaks", None))
+    state.drop(one)
+
+
+def _marked(state: EngineState, times: Times) -> None:
+    snapshot = state.side.snapshot("branches", None)
+    assert len(snapshot.token_ids)
+    times.measure(lambda: state.side.mark_frozen(snapshot))
+
+
+def show(console: Console, times: Mapping[str, Times]) -> None:
+    """Print a row for each hook."""
+    table = Table(title="Milliseconds of the engine thread", title_justify="left")
+    table.add_column("hook")
+    for column in ("n", "median", "p99", "max", "p99 on the wall", "limit"):
+        table.add_column(column, justify="right")
+    for what, each in times.items():
+        colour = "red" if each.p99 > LIMIT_MS else "green"
+        figures = (statistics.median(each.cpu), each.p99, max(each.cpu), percentile(each.wall))
+        median, p99, most, wall = (f"{value:.2f}" for value in figures)
+        table.add_row(what, str(len(each.cpu)), median, f"[{colour}]{p99}[/]", most, wall, f"{LIMIT_MS:.0f}")
+    console.print(table)
+
+
+def write_json(path: Path, sizes: Sizes, times: Mapping[str, Times]) -> None:
+    """Write all samples and what they were taken on to `path`."""
+    content = {
+        "machine": describe(),
+        "sessions": sizes.sessions,
+        "tokens": sizes.tokens,
+        "windows": sizes.windows,
+        "limit_ms": LIMIT_MS,
+        "hooks": {
+            what: {"median": statistics.median(each.cpu), "p99": each.p99, "max": max(each.cpu), "samples": each.cpu}
+            for what, each in times.items()
+        },
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def main() -> None:
+    """Run the benchmark, print its table, and exit with 1 if a hook takes longer than the limit."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sessions", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=200, help="how often each hook is called")
+    parser.add_argument("--only", default="", help="measure only hooks with this text in their name")
+    parser.add_argument("--json", type=Path, help="write all samples to this file")
+    options = parser.parse_args()
+    console = Console(width=130)
+    console.print(describe())
+    sizes = Sizes(sessions=options.sessions)
+    began = time.monotonic()
+    state = EngineState(sizes)
+    console.print(f"{sizes.sessions} sessions of {sizes.tokens} tokens, made in {time.monotonic() - began:.0f} s.")
+    gc.collect()
+    gc.freeze()  # as vLLM does after its start
+    times: dict[str, Times] = {}
+    for what, round_of in hooks(state):
+        if options.only not in what:
+            continue
+        round_of(Times())  # the first does not count
+        times[what] = Times()
+        for _ in range(options.rounds):
+            round_of(times[what])
+    show(console, times)
+    if options.json is not None:
+        write_json(options.json, sizes, times)
+    sys.exit(any(each.p99 > LIMIT_MS for each in times.values()))
+
+
+if __name__ == "__main__":
+    main()
