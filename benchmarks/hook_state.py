@@ -4,7 +4,7 @@ import itertools
 from array import array
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from vllm import SamplingParams
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher
@@ -21,8 +21,9 @@ from cwm_connector.sessions.views import SessionView
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard
 from cwm_connector.step.jobs import ChunkOutcome, LoadJob, Phase, Report, StepReports
-from cwm_connector.step.scheduler import FreezableHead, SchedulerSide
+from cwm_connector.step.scheduler import SchedulerSide
 from cwm_connector.step.step_queue import StepQueue
+from cwm_connector.step.surveys import FreezableHead
 from cwm_connector.step.window_matches import FoundWindows, WindowMatches, WindowQuestion
 from tests.support.vllm_parts import BLOCK_TOKENS, compute, new_pool
 
@@ -178,11 +179,11 @@ class EngineState:
 
     def list_sessions(self) -> "Future[list[tuple[SessionView, int]]]":
         """Start to list the sessions."""
-        return self.queue.call(self.side.session_views)
+        return self.queue.collect(self.side.session_views())
 
     def look_for_unfrozen(self) -> "Future[list[FreezableHead]]":
         """Start to look for what auto-freeze may freeze."""
-        return self.queue.call(lambda: self.side.freezable(0.25))
+        return self.queue.collect(self.side.freezable(0.25))
 
     def answer_finder(self) -> None:
         """Let the finder answer."""

@@ -7,7 +7,7 @@ which read from the disk.
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -111,15 +111,27 @@ def is_held_once(block: "KVCacheBlock") -> bool:
     return block.ref_cnt == 1
 
 
-def next_evicted(pool: "BlockPool", count: int) -> set[int]:
-    """Return the ids of the `count` free blocks that vLLM will reuse next, which loses their content."""
+_WALKED_AT_ONCE: Final = 256
+"""Free blocks. It takes about 20 microseconds."""
+
+
+def next_evicted(pool: "BlockPool", count: int) -> Iterator[list[int]]:
+    """Yield the ids of the `count` free blocks that vLLM will reuse next, which loses their content, some at a time.
+
+    vLLM may use and free blocks meanwhile. If it has taken the next one, the walk begins again at the front of its
+    queue, and in all it passes `count` blocks.
+    """
     queue = pool.free_block_queue
-    found: set[int] = set()
     block = queue.fake_free_list_head.next_free_block
-    while len(found) < count and block is not None and block is not queue.fake_free_list_tail:
-        found.add(block.block_id)
-        block = block.next_free_block
-    return found
+    while count > 0 and block is not None and block is not queue.fake_free_list_tail:
+        found: list[int] = []
+        while len(found) < min(_WALKED_AT_ONCE, count) and block is not queue.fake_free_list_tail:
+            found.append(block.block_id)
+            block = block.next_free_block
+        count -= len(found)
+        yield found
+        if block.next_free_block is None and block is not queue.fake_free_list_tail:
+            block = queue.fake_free_list_head.next_free_block
 
 
 # --- requests; engine thread only ------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Control thread. Nothing here blocks its event loop.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -94,6 +94,17 @@ class EngineContext:
         if not await wait_done(answer, ENGINE_STEP_LIMIT_S) and answer.cancel():
             raise CWMError(Code.ENGINE_TIMEOUT, "the engine is busy and took no step; try again later")
         return answer.result()  # a function that has begun ends within the step
+
+    async def collect(self, parts: Iterator[Sequence[T]]) -> list[T]:
+        """Take all parts on the engine thread, over several steps, and return their items. See `StepQueue.collect`.
+
+        Raises: `Code.ENGINE_TIMEOUT` if the engine takes too few steps in time.
+        """
+        answer = self.step_queue.collect(parts)
+        if not await wait_done(answer, ENGINE_STEP_LIMIT_S):
+            answer.cancel()
+            raise CWMError(Code.ENGINE_TIMEOUT, "the engine is busy and takes few steps; try again later")
+        return answer.result()
 
     async def wait_for_workers(self, future: "Future[T]", every_s: float) -> T:
         """Wait for a future that a worker's report completes. Ask for an engine step every `every_s` seconds."""

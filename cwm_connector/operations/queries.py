@@ -232,7 +232,7 @@ class Queries:
             self._last_views = self._pending_views.result()  # answered after the last list had given up waiting
             self._pending_views = None
         if self._pending_views is None:
-            self._pending_views = self._engine.step_queue.call(self._engine.scheduler.session_views)
+            self._pending_views = self._engine.step_queue.collect(self._engine.scheduler.session_views())
         fresh = await wait_done(self._pending_views, wait_s)
         if fresh:
             self._last_views = self._pending_views.result()

@@ -188,35 +188,42 @@ class SessionIndex:
             )
         return session.snapshot(self._model, head)
 
+    def recent(self) -> Iterator[Session]:
+        """Yield the sessions, the last active one first. The index may change meanwhile.
+
+        Sessions that are opened meanwhile are left out, and so are those that are dropped.
+        """
+        for name in reversed(list(self._sessions)):
+            if (session := self._sessions.get(name)) is not None:
+                yield session
+
     def views(self) -> tuple[SessionView, ...]:
         """Return all sessions, the last active one first."""
-        return tuple(view for view, _ in self.listed())
+        return tuple(view for session in self.recent() for view, _ in self.listed(session))
 
-    def listed(self) -> Iterator[tuple[SessionView, Sequence[bytes]]]:
-        """Yield all sessions, the last active one first, each with the hashes of its tokens.
+    def listed(self, session: Session) -> list[tuple[SessionView, Sequence[bytes]]]:
+        """Return a session as it is listed, and the hashes of its tokens, which are valid until the next request ends.
 
-        The hashes are valid until the next request ends. A session that can't be shown is logged and left out.
+        A session that can't be shown is logged and left out.
         """
-        for session in reversed(self._sessions.values()):
-            try:
-                yield session.listed()
-            except Exception:
-                logger.exception("session %s can't be listed", session.session_id)
+        try:
+            return [session.listed()]
+        except Exception:
+            logger.exception("session %s can't be listed", session.session_id)
+            return []
 
-    def unfrozen(self) -> Iterator[tuple[Session, Head, bool]]:
-        """Yield the heads of at least a chunk that hold unfrozen tokens, each with whether it is the default head.
+    def unfrozen(self, session: Session) -> list[tuple[Head, bool]]:
+        """Return the heads of at least a chunk that hold unfrozen tokens, each with whether it is the default head.
 
         A side head counts if a chunk of it is not part of another head. A session that fails is logged and left out.
         """
-        for session in reversed(self._sessions.values()):
-            try:
-                found = session.unfrozen_heads(self._chunk_tokens)
-                default = session.table().default() if found else None
-            except Exception:
-                logger.exception("session %s can't be searched for unfrozen tokens", session.session_id)
-                continue
-            for head in found:
-                yield session, head, default is not None and default[0].name == head.name
+        try:
+            found = session.unfrozen_heads(self._chunk_tokens)
+            default = session.table().default() if found else None
+        except Exception:
+            logger.exception("session %s can't be searched for unfrozen tokens", session.session_id)
+            return []
+        return [(head, default is not None and default[0].name == head.name) for head in found]
 
     # --- frozen ---
 

@@ -7,17 +7,18 @@ queue.
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from cwm_connector import compat
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, Geometry
-from cwm_connector.core.types import Micros, TierName
+from cwm_connector.core.types import TierName
 from cwm_connector.metrics import Metrics
 from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.thaw_bindings import BoundWindow
-from cwm_connector.sessions.views import HeadKind, HeadSnapshot, SessionView
+from cwm_connector.sessions.views import HeadSnapshot, SessionView
+from cwm_connector.step import surveys
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard, JobResult
 from cwm_connector.step.jobs import ChunkBlocks, FailedLoad, LoadJob, SaveJob, StepJobs, StepReports
@@ -25,6 +26,7 @@ from cwm_connector.step.pinned_blocks import PinnedBlocks
 from cwm_connector.step.prefill_speed import PrefillSpeed
 from cwm_connector.step.save_plan import Recompute, SaveOrder, SavePlan
 from cwm_connector.step.step_queue import StepQueue
+from cwm_connector.step.surveys import FreezableHead
 from cwm_connector.step.window_matches import Match, WindowMatches, is_anonymous
 
 if TYPE_CHECKING:
@@ -37,26 +39,6 @@ logger = logging.getLogger(__name__)
 
 class _HasBlockIds(Protocol):
     def get_block_ids(self) -> tuple[list[int], ...]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class FreezableHead:
-    """A head with unfrozen tokens, with the facts that auto-freeze decides by."""
-
-    session_id: str
-    head: str
-    token_count: int
-    unfrozen_tokens: int
-    activity: int
-    """The index's count of turns when the head was last active. It grows with each turn, which a clock need not."""
-    last_active_at: Micros
-    running: bool
-    near_eviction: bool
-    """vLLM will soon reuse the block at its end, or has done so."""
-    is_default: bool
-    kind: HeadKind
-    coverage_known: bool
-    """False until the catalog was asked which of its tokens a window from before the start holds."""
 
 
 class SchedulerSide:
@@ -195,40 +177,13 @@ class SchedulerSide:
         """Return a head of a session at this instant. See `SessionIndex.snapshot`."""
         return self._sessions.snapshot(session_id, head)
 
-    def session_views(self) -> list[tuple[SessionView, int]]:
-        """Return the sessions, each with the number of its tokens that the prefix cache still has."""
-        pool, size = self._require_pool(), self._geometry.block_tokens
-        return [(view, size * _cached_blocks(pool, hashes)) for view, hashes in self._sessions.listed()]
+    def session_views(self) -> Iterator[Sequence[tuple[SessionView, int]]]:
+        """Yield the sessions, each with the number of its tokens that the prefix cache still has. See `surveys`."""
+        return surveys.session_views(self._sessions, self._require_pool, self._geometry.block_tokens)
 
-    def freezable(self, near: float) -> list[FreezableHead]:
-        """Return every head of at least one chunk that holds unfrozen tokens, the last active sessions first.
-
-        A side head counts if a chunk of it is not part of another head. `near` is the fraction of vLLM's blocks, of
-        those that it reuses next, that counts as near eviction. vLLM evicts the end of a head before its beginning, so
-        only the last block is checked and the cost does not depend on the length of the head.
-        """
-        pool = self._require_pool()
-        near_eviction = compat.next_evicted(pool, int(near * pool.num_gpu_blocks))
-        found = []
-        for session, head, is_default in self._sessions.unfrozen():
-            running = head.running is not None
-            (last,) = compat.cached_blocks(pool, [head.last_block])
-            found.append(
-                FreezableHead(
-                    session_id=session.session_id,
-                    head=head.name,
-                    token_count=head.token_count,
-                    unfrozen_tokens=head.unfrozen_tokens,
-                    activity=head.activity,
-                    last_active_at=head.last_active_at,
-                    running=running,
-                    near_eviction=not running and (last is None or last.block_id in near_eviction),
-                    is_default=is_default,
-                    kind=head.kind,
-                    coverage_known=head.coverage_known,
-                )
-            )
-        return found
+    def freezable(self, near: float) -> Iterator[Sequence[FreezableHead]]:
+        """Yield every head of at least one chunk that holds unfrozen tokens. See `surveys`."""
+        return surveys.freezable(self._sessions, self._require_pool, near)
 
     def mark_frozen(self, snapshot: HeadSnapshot) -> None:
         """Record that a window holds the tokens of the snapshot."""
@@ -347,19 +302,6 @@ class SchedulerSide:
         if self._pool is None:
             raise CWMError(Code.STATE, "the engine is still starting and has no block pool yet; try again in a moment")
         return self._pool
-
-
-def _cached_blocks(pool: "BlockPool", hashes: Sequence[bytes]) -> int:
-    """Return how many leading blocks the prefix cache has. vLLM evicts a chain from its end."""
-    low, high = 0, len(hashes)
-    middle = high  # most chains are cached to their end
-    while low < high:
-        if compat.cached_blocks(pool, [hashes[middle - 1]])[0] is not None:
-            low = middle
-        else:
-            high = middle - 1
-        middle = (low + high + 1) // 2
-    return low
 
 
 def _parts(

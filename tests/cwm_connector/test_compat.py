@@ -17,6 +17,7 @@ from vllm.v1.request import Request
 from cwm_connector import compat
 from cwm_connector.core.errors import CWMError
 from cwm_connector.sessions.head import is_text_only
+from tests.support.surveys import everything
 from tests.support.vllm_parts import BLOCK_TOKENS as BLOCK
 from tests.support.vllm_parts import HASHER, compute, new_pool, request
 
@@ -63,10 +64,21 @@ def test_the_blocks_taken_next_are_told_in_vllm_s_own_order() -> None:
     pool = new_pool(8)
     blocks = compute(pool, request(range(3 * BLOCK)))
     pool.free_blocks(reversed(blocks))
-    told = compat.next_evicted(pool, 5)
+    told = set(everything(compat.next_evicted(pool, 5)))
     assert told == {block.block_id for block in pool.get_new_blocks(5)}
     assert blocks[2].block_id in told and blocks[1].block_id not in told
-    assert len(compat.next_evicted(pool, 100)) == pool.get_num_free_blocks() == 2
+    assert len(everything(compat.next_evicted(pool, 100))) == pool.get_num_free_blocks() == 2
+
+
+def test_the_walk_over_free_blocks_goes_on_when_vllm_uses_some_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "_WALKED_AT_ONCE", 4)
+    pool = new_pool(32)
+    walk = compat.next_evicted(pool, 12)
+    first = next(walk)
+    taken = [block.block_id for block in pool.get_new_blocks(6)]
+    assert taken[:4] == first and len(taken) == 6
+    rest = everything(walk)
+    assert [block.block_id for block in pool.get_new_blocks(8)] == rest
 
 
 def test_an_engine_says_when_it_is_shutting_down_and_one_in_process_never_is() -> None:

@@ -33,7 +33,7 @@ from cwm_connector.operations.freeze.freezer import Freezer
 from cwm_connector.protocol.calls import FreezeArgs, PolicyArgs
 from cwm_connector.protocol.results import AutoFreezePolicy, Frozen, NextFreeze
 from cwm_connector.sessions.views import SessionView
-from cwm_connector.step.scheduler import FreezableHead
+from cwm_connector.step.surveys import FreezableHead
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ class AutoFreezer:
 
     async def _freezable(self) -> list[FreezableHead]:
         """Return the heads with unfrozen tokens, without those of which nothing more can be frozen."""
-        heads = await self._engine.on_engine_thread(lambda side: side.freezable(NEAR_EVICTION))
+        heads = await self._engine.collect(self._engine.scheduler.freezable(NEAR_EVICTION))
         return [head for head in heads if self._given_up.get(_key(head), -1) < head.activity]
 
     async def _freeze_if_due(self, head: FreezableHead) -> None:

@@ -14,6 +14,7 @@ from cwm_connector.protocol.calls import Op
 from cwm_connector.step import window_matches
 from tests.support.miniature import Miniature, chunk_files
 from tests.support.redis_server import RedisServer
+from tests.support.surveys import everything
 from tests.support.vllm_parts import BLOCK_TOKENS
 
 CHUNK = 2 * BLOCK_TOKENS
@@ -43,7 +44,7 @@ async def froze(engine: Miniature, name: str, text: Iterable[int], session: str 
     """Serve the text, freeze it and return the session's id. In a session with an id it is a head of its own."""
     if session is None:
         await engine.serve(text, **more)
-        session = engine.scheduler.session_views()[0][0].session_id
+        session = everything(engine.scheduler.session_views())[0][0].session_id
         await engine.call(Op.FREEZE, session_id=session, window_name=name)
     else:
         await engine.serve(text, f"{session}/{name}", **more)
@@ -127,7 +128,7 @@ async def test_an_anonymous_conversation_keeps_its_session(start: Start) -> None
     engine = await start()
     await engine.serve([*TEXT, 1, 2, 3])
     await engine.serve(OTHER)
-    views = [view.session_id for view, _ in engine.scheduler.session_views()]
+    views = [view.session_id for view, _ in everything(engine.scheduler.session_views())]
     assert len(views) == 2 and session in views
 
 

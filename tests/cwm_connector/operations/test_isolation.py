@@ -5,6 +5,7 @@ from typing import Any
 from cwm_connector.middleware import SessionHeader
 from cwm_connector.protocol.calls import Op
 from tests.support.miniature import Miniature
+from tests.support.surveys import everything
 from tests.support.vllm_parts import BLOCK_TOKENS
 
 WORDS = list(range(1, 4 * BLOCK_TOKENS + 1))
@@ -41,7 +42,7 @@ async def test_only_its_session_and_its_subagents_load_a_thawed_window(thaw_only
 
 async def test_an_anonymous_session_can_be_frozen_and_its_window_stays_its_own(thaw_only: Miniature) -> None:
     await thaw_only.serve([*WORDS, 1])
-    (view, _), *others = thaw_only.scheduler.session_views()
+    (view, _), *others = everything(thaw_only.scheduler.session_views())
     assert not others
     frozen = await thaw_only.call(Op.FREEZE, session_id=view.session_id, window_name="w")
     assert frozen["captured_tokens"] == len(WORDS)

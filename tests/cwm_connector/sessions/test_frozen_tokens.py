@@ -2,13 +2,22 @@
 
 import pytest
 
+from cwm_connector.sessions.head import Head
 from tests.cwm_connector.sessions.talk import Talk, conversation, talk, words
 
 __all__ = ["talk"]
 
 
+def seen(talk: Talk) -> list[tuple[str, Head, bool]]:
+    """Return the heads with unfrozen tokens, each with its session and whether it is the default head."""
+    sessions = talk.index.recent()
+    return [
+        (session.session_id, head, default) for session in sessions for head, default in talk.index.unfrozen(session)
+    ]
+
+
 def unfrozen(talk: Talk) -> dict[str, int]:
-    return {head.name: head.unfrozen_tokens for _, head, _ in talk.index.unfrozen()}
+    return {head.name: head.unfrozen_tokens for _, head, _ in seen(talk)}
 
 
 def test_a_turn_that_ends_between_the_snapshot_and_its_commit_is_not_frozen(talk: Talk) -> None:
@@ -50,15 +59,15 @@ def test_each_head_of_a_chunk_with_unfrozen_tokens_is_seen_and_small_side_heads_
     talk.say(words(70, 500), words(61, 30), "alice;kind=side")
     talk.say(words(80, 400), words(81, 30), "alice/agent")
     talk.say(words(90, 100), words(91, 30), "alice/tiny")
-    found = {head.name: is_default for _, head, is_default in talk.index.unfrozen()}
+    found = {head.name: is_default for _, head, is_default in seen(talk)}
     assert found == {"h1": True, "h3": False, "agent": False}
 
 
 def test_what_the_catalog_covers_is_taken_down_by_head(talk: Talk) -> None:
     said = conversation(talk)
-    assert not any(head.coverage_known for _, head, _ in talk.index.unfrozen())
+    assert not any(head.coverage_known for _, head, _ in seen(talk))
     talk.index.mark_covered("alice", "h1", 1024)
-    ((_, head, _),) = talk.index.unfrozen()
+    ((_, head, _),) = seen(talk)
     assert (head.unfrozen_tokens, head.coverage_known) == (len(said) - 1024, True)
     talk.index.mark_covered("alice", "h1", 10**9)
     assert unfrozen(talk) == {}
@@ -69,6 +78,6 @@ def test_a_session_that_fails_hides_no_other(talk: Talk, monkeypatch: pytest.Mon
     said = conversation(talk, "good")
     bad = talk.index._sessions["bad"]
     monkeypatch.setattr(bad, "heads", None)
-    assert [session.session_id for session, _, _ in talk.index.unfrozen()] == ["good"]
+    assert [session for session, _, _ in seen(talk)] == ["good"]
     assert [view.session_id for view in talk.index.views()] == ["good"]
     assert talk.takes("good") == said

@@ -18,6 +18,7 @@ from cwm_connector.step.scheduler import SchedulerSide
 from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.step.window_matches import WindowMatches
 from tests.cwm_connector.sessions.talk import SYSTEM, words
+from tests.support.surveys import everything
 from tests.support.vllm_parts import BLOCK_TOKENS, new_pool, request
 
 MAX_BYTES = 1_500_000
@@ -205,7 +206,7 @@ class Conversation(RuleBasedStateMachine):
     @rule()
     def freeze(self) -> None:
         self.side.mark_frozen(self.side.snapshot("alice", None))
-        assert not any(head.is_default for head in self.side.freezable(0.25) if head.session_id == "alice")
+        assert not any(head.is_default for head in everything(self.side.freezable(0.25)) if head.session_id == "alice")
 
     @rule(protect=st.booleans())
     def auto_freeze(self, protect: bool) -> None:
@@ -233,9 +234,9 @@ class Conversation(RuleBasedStateMachine):
             assert len(one.block_hashes) == len(taken) // BLOCK_TOKENS
             assert list(one.block_hashes) == said_again.block_hashes
         assert self.index.size_bytes <= MAX_BYTES
-        ((view, cached),) = [pair for pair in self.side.session_views() if pair[0].session_id == "alice"]
+        ((view, cached),) = [pair for pair in everything(self.side.session_views()) if pair[0].session_id == "alice"]
         assert view.head == snapshot.head and cached <= view.token_count == len(self.chain)
-        for due in self.side.freezable(0.25):
+        for due in everything(self.side.freezable(0.25)):
             assert 0 < due.unfrozen_tokens <= due.token_count
 
 

@@ -23,6 +23,7 @@ from cwm_connector.step.scheduler import SchedulerSide
 from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.step.window_matches import WindowMatches
 from cwm_connector.tiers.base import ChunkId
+from tests.support.surveys import everything
 from tests.support.vllm_parts import BLOCK_TOKENS, compute, new_pool, request
 
 GEOMETRY = Geometry.of(BLOCK_TOKENS, 2 * BLOCK_TOKENS)
@@ -41,9 +42,9 @@ class Side:
         self.metrics = Metrics()
         self.woken = 0
         self.step_queue = StepQueue(self._wake)
-        sessions = SessionIndex("m", BLOCK_TOKENS, self.thaw_bindings.thawed_into, clock=clock)
+        self.sessions = SessionIndex("m", BLOCK_TOKENS, self.thaw_bindings.thawed_into, clock=clock)
         self.scheduler = SchedulerSide(
-            GEOMETRY, sessions, self.window_matches, self.board, self.step_queue, self.locations, self.metrics
+            GEOMETRY, self.sessions, self.window_matches, self.board, self.step_queue, self.locations, self.metrics
         )
         self.scheduler.bind_pool(self.pool)
 
@@ -155,7 +156,7 @@ def test_a_recompute_is_saved_before_its_blocks_can_be_evicted_and_is_no_session
     side.scheduler.request_finished(ours)
     plan = future.result(0)
     assert plan.ticket is not None and plan.computed_tokens == 32
-    assert side.scheduler.session_views() == []
+    assert everything(side.scheduler.session_views()) == []
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -278,21 +279,21 @@ def test_a_call_that_was_given_up_is_not_carried_out() -> None:
 def test_sessions_are_listed_with_what_the_prefix_cache_still_has() -> None:
     side = Side()
     side.serve(request(range(64), session_id="alice"))
-    ((view, cached),) = side.scheduler.session_views()
+    ((view, cached),) = everything(side.scheduler.session_views())
     assert (view.session_id, cached) == ("alice", 64)
     side.pool.get_new_blocks(29)
-    assert side.scheduler.session_views()[0][1] == 32
+    assert everything(side.scheduler.session_views())[0][1] == 32
 
 
 def test_a_head_is_near_eviction_when_the_block_at_its_end_is() -> None:
     side = Side()
     side.serve(request(range(256), session_id="alice"))
     side.serve(request(range(1000, 1256), session_id="bob"))
-    assert {head.session_id: head.near_eviction for head in side.scheduler.freezable(0.25)} == {
+    assert {head.session_id: head.near_eviction for head in everything(side.scheduler.freezable(0.25))} == {
         "alice": True,  # its end is gone, 31 blocks are not enough for both
         "bob": False,
     }
-    (alice,) = [head for head in side.scheduler.freezable(0.25) if head.session_id == "alice"]
+    (alice,) = [head for head in everything(side.scheduler.freezable(0.25)) if head.session_id == "alice"]
     assert (alice.token_count, alice.unfrozen_tokens, alice.is_default, alice.running) == (256, 256, True, False)
 
 
@@ -302,10 +303,10 @@ def test_what_a_snapshot_holds_is_frozen_once_it_is_marked() -> None:
     snapshot = side.scheduler.snapshot("alice", None)
     side.serve(request(range(272), session_id="alice"))
     side.scheduler.mark_frozen(snapshot)
-    (head,) = side.scheduler.freezable(0.25)
+    (head,) = everything(side.scheduler.freezable(0.25))
     assert head.unfrozen_tokens == 16 and head.activity > snapshot.activity
     side.scheduler.mark_covered("alice", "h1", 272)
-    assert side.scheduler.freezable(0.25) == []
+    assert everything(side.scheduler.freezable(0.25)) == []
 
 
 def test_sessions_under_one_system_prompt_expire_while_others_keep_it_cached() -> None:
@@ -318,6 +319,6 @@ def test_sessions_under_one_system_prompt_expire_while_others_keep_it_cached() -
     now[0] += EXPIRES_AFTER
     for number in range(20):
         side.serve(request([*system, *range(70_000, 70_032)], f"r{number}", session_id="busy"))
-    expired = {view.session_id for view, _ in side.scheduler.session_views() if view.expired}
+    expired = {view.session_id for view, _ in everything(side.scheduler.session_views()) if view.expired}
     assert len(expired) >= 14, "the pool has blocks of the last few only"
     assert compat.cached_blocks(side.pool, request(system).block_hashes)[0] is not None
