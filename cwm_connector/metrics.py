@@ -63,14 +63,14 @@ class Metrics:
         self.chunks = Gauge("cwm_chunks", "Chunks in the catalog.", registry=self.registry)
         self.chunk_bytes = Gauge("cwm_chunk_bytes", "Bytes of the catalog's chunks, each once.", registry=self.registry)
 
-    def loaded(self, tier: TierName, tokens: int) -> None:
-        """Count a chunk, or the part of it with so many tokens, that was loaded from the tier."""
-        self._hits.inc()
+    def loaded(self, tier: TierName, chunks: int, tokens: int) -> None:
+        """Count chunks that were loaded from the tier, and the tokens that were needed of them."""
+        self._hits.inc(chunks)
         self._loaded_tokens.labels(tier.value).inc(tokens)
 
-    def missed(self, tokens: int) -> None:
-        """Count a chunk, or the part of it with so many tokens, that could not be loaded."""
-        self._misses.inc()
+    def missed(self, chunks: int, tokens: int) -> None:
+        """Count chunks that could not be loaded, and the tokens that were needed of them."""
+        self._misses.inc(chunks)
         self._missed_tokens.inc(tokens)
 
     def hits_and_misses(self) -> tuple[int, int]:

@@ -218,8 +218,9 @@ class SessionIndex:
         A side head counts if a chunk of it is not part of another head. A session that fails is logged and left out.
         """
         try:
-            found = session.unfrozen_heads(self._chunk_tokens)
-            default = session.table().default() if found else None
+            table = session.table()
+            found = session.unfrozen_heads(self._chunk_tokens, table)
+            default = table.default() if found else None
         except Exception:
             logger.exception("session %s can't be searched for unfrozen tokens", session.session_id)
             return []

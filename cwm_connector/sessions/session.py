@@ -67,12 +67,12 @@ class Session:
             return EvictionClass.UNFROZEN
         return EvictionClass.ANONYMOUS if self.is_anonymous else EvictionClass.NAMED
 
-    def unfrozen_heads(self, chunk_tokens: int) -> list[Head]:
-        """Return the heads of at least a chunk with tokens that no window holds.
+    def unfrozen_heads(self, chunk_tokens: int, table: HeadTable | None = None) -> list[Head]:
+        """Return the heads of at least a chunk with tokens that no window holds. `table` is that of `table()`.
 
         A side head counts if a chunk of it is not part of another head. See `Heads.own_tokens`.
         """
-        heads = self.table().by_name.values()
+        heads = (table or self.table()).by_name.values()
         found = [head for head in heads if head.token_count >= chunk_tokens and head.unfrozen_tokens > 0]
         if not any(head.kind is HeadKind.SIDE for head in found):
             return found
@@ -158,22 +158,20 @@ class Session:
         """Record that a window holds these tokens: for every head, what it has in common with them."""
         chain = Chain(token_ids, block_hashes, len(token_ids), len(block_hashes), None, True)
         heads = list(self.table().by_name.values())
-        for name, tokens in self.heads.common_tokens(chain, heads).items():
-            self._cover(name, tokens, heads)
+        common = self.heads.common_tokens(chain, heads)
+        for head in heads:
+            self._cover(head, common[head.name])
 
     def mark_covered(self, head: str, tokens: int) -> None:
         """Record that windows from before the engine's start hold the first `tokens` of the head."""
-        heads = list(self.table().by_name.values())
-        found = self._cover(head, tokens, heads)
+        shown = self.table().by_name.get(head)
+        found = None if shown is None else self._cover(shown, tokens)
         if found is not None:
             found.coverage_known = True
 
-    def _cover(self, name: str, tokens: int, heads: list[Head]) -> "Head | Turn | None":
+    def _cover(self, shown: Head, tokens: int) -> "Head | Turn | None":
         """Raise what counts as frozen of the head. Return the stored head or the running request that holds it."""
-        shown = next((head for head in heads if head.name == name), None)
-        if shown is None:
-            return None
-        target: Head | Turn | None = shown.running.turn if shown.running else self.heads.table.by_name.get(name)
+        target: Head | Turn | None = shown.running.turn if shown.running else self.heads.table.by_name.get(shown.name)
         if target is not None:
             target.covered_tokens = max(target.covered_tokens, min(tokens, shown.token_count))
         return target

@@ -64,13 +64,16 @@ class BoundWindow:
         """Return how many blocks the window's chunks cover."""
         return self.chunks[-1].end_block if self.chunks else 0
 
-    def common_blocks(self, token_ids: "array[int]", block_tokens: int, limit: int) -> int:
-        """Return how many leading blocks of the request, at most `limit`, this window holds."""
-        blocks = min(limit, self.usable_blocks)
-        ours = np.frombuffer(self.token_ids, dtype=np.int32, count=blocks * block_tokens)
-        theirs = np.frombuffer(token_ids, dtype=np.int32, count=blocks * block_tokens)
-        different = np.flatnonzero(ours != theirs)
-        return int(different[0]) // block_tokens if different.size else blocks
+    def common_blocks(self, token_ids: "array[int]", block_tokens: int, limit: int, first: int = 0) -> int:
+        """Return how many leading blocks of `token_ids`, at most `limit`, this window holds from block `first` on."""
+        blocks = min(limit, self.usable_blocks - first)
+        if blocks <= 0:
+            return 0
+        tokens, start = blocks * block_tokens, first * block_tokens * self.token_ids.itemsize
+        ours = np.frombuffer(self.token_ids, dtype=np.int32, count=tokens, offset=start)
+        different = ours != np.frombuffer(token_ids, dtype=np.int32, count=tokens)
+        at = int(different.argmax())
+        return at // block_tokens if different[at] else blocks
 
     def loadable(self, common: int) -> int:
         """Return how many of the `common` blocks can still be loaded."""

@@ -81,7 +81,12 @@ class ChunkLocations:
 
     def fastest(self, key: ChunkKey) -> TierName | None:
         """Return the tier from which a load would read the chunk, or None if no tier is known to have it."""
-        return next((tier for tier in TierName if self.holds(tier, key)), None)
+        if len(self._ranks.get(key, ())) == self._world_size:
+            return TierName.CPU
+        for tier, keys in self._durable.items():
+            if key in keys:
+                return tier
+        return None
 
     def in_memory(self) -> list[ChunkKey]:
         """Return the chunks that are in CPU memory."""

@@ -5,6 +5,7 @@ queue.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -21,7 +22,7 @@ from cwm_connector.sessions.views import HeadSnapshot, SessionView
 from cwm_connector.step import surveys
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard, JobResult
-from cwm_connector.step.jobs import ChunkBlocks, FailedLoad, LoadJob, SaveJob, StepJobs, StepReports
+from cwm_connector.step.jobs import ChunkBlocks, ChunkOutcome, FailedLoad, LoadJob, SaveJob, StepJobs, StepReports
 from cwm_connector.step.pinned_blocks import PinnedBlocks
 from cwm_connector.step.prefill_speed import PrefillSpeed
 from cwm_connector.step.save_plan import Recompute, SaveOrder, SavePlan
@@ -94,13 +95,15 @@ class SchedulerSide:
         """Return how many tokens after `computed_tokens` can be loaded, in whole blocks.
 
         At least one token is left for vLLM to compute. vLLM may ask several times before it allocates blocks. It has to
-        ask again if the answer is None, because the windows of the request are still being looked for.
+        ask again if the answer is None, because the windows of the request are still looked for or compared.
         """
         self._matches.pop(request.request_id, None)
         size = self._geometry.block_tokens
         if self.window_matches.is_waiting(request, computed_tokens // size):
             return None
         self._assign(request.request_id)
+        if self.window_matches.is_comparing(request, self._sessions.session_id_of(request), computed_tokens // size):
+            return None
         match = self._match(request, computed_tokens // size)
         loadable = 0 if match is None else (match.to_block - match.from_block) * size
         if match is not None:
@@ -264,21 +267,33 @@ class SchedulerSide:
             self._no_more_loads.add(request_id)
             return
         outcomes = result.result().outcomes
+        loaded: Counter[TierName] = Counter()
+        tokens: Counter[TierName | None] = Counter()
         for part in parts:
             outcome = outcomes.get(part.chunk.key)
-            tokens = len(part.block_ids) * self._geometry.block_tokens
-            if outcome is not None and outcome.failure is None and outcome.tier is not None:
-                self._metrics.loaded(outcome.tier, tokens)
+            tier = None if outcome is None or outcome.failure is not None else outcome.tier
+            tokens[tier] += len(part.block_ids) * self._geometry.block_tokens
+            if tier is not None:
+                loaded[tier] += 1
                 self._locations.saw_use(part.chunk.key)
-                continue
-            self._metrics.missed(tokens)
+        for tier, chunks in loaded.items():
+            self._metrics.loaded(tier, chunks, tokens[tier])
+        if missed := len(parts) - loaded.total():
+            self._metrics.missed(missed, tokens[None])
             self._no_more_loads.add(request_id)
-            if outcome is not None and outcome.failure is not None:
-                code, reason = outcome.failure
-                logger.warning("window %s: a chunk could not be loaded (CWM-%d: %s)", window.name, code, reason)
-                if code in (Code.CORRUPT, Code.CHUNK_MISSING):
-                    window.usable_blocks = min(window.usable_blocks, part.chunk.first_block)
+            self._note_failures(window, [outcomes.get(part.chunk.key) for part in parts], parts)
         self._metrics.load_seconds.observe(result.result().seconds)
+
+    def _note_failures(
+        self, window: BoundWindow, outcomes: Sequence[ChunkOutcome | None], parts: Sequence[ChunkBlocks]
+    ) -> None:
+        """Log the first chunk that could not be loaded, and do not offer what is missing or corrupt again."""
+        failed = [(each.failure, part) for each, part in zip(outcomes, parts, strict=True) if each and each.failure]
+        for (code, reason), _ in failed[:1]:
+            logger.warning("window %s: a chunk could not be loaded (CWM-%d: %s)", window.name, code, reason)
+        for (code, _), part in failed:
+            if code in (Code.CORRUPT, Code.CHUNK_MISSING):
+                window.usable_blocks = min(window.usable_blocks, part.chunk.first_block)
 
     def _plan(self, hashes: "Sequence[BlockHash]", order: SaveOrder) -> SavePlan:
         pool = self._require_pool()

@@ -1,7 +1,8 @@
 """Look at all sessions in small parts, so that no step of the engine is held up by them.
 
-Each part is one session or a few free blocks. A caller on another thread gives the iterator to `StepQueue.collect`,
-which takes some parts in each step. Between two steps sessions go on, come and go: each one is seen once at most.
+Each part is one session, one head or a few free blocks. A caller on another thread gives the iterator to
+`StepQueue.collect`, which takes some parts in each step. Between two steps sessions go on, come and go. Each one is
+seen once at most.
 
 Engine thread only. Nothing here blocks.
 """
@@ -64,10 +65,9 @@ def freezable(
         near_eviction.update(block_ids)
         yield ()
     for session in sessions.recent():
-        yield [
-            _freezable_head(session.session_id, head, is_default, pool, near_eviction)
-            for head, is_default in sessions.unfrozen(session)
-        ]
+        yield ()
+        for head, is_default in sessions.unfrozen(session):
+            yield [_freezable_head(session.session_id, head, is_default, pool, near_eviction)]
 
 
 def _freezable_head(

@@ -1,9 +1,10 @@
 """Find the windows that each request can load, without making the engine thread wait.
 
-What is in memory is compared at once. For everything else a finder on another thread is asked when the request is
-added, and vLLM is told to ask again until the finder has answered or `ANSWER_LIMIT_S` is over. A request waits only if
-a window may help it: if its salt or its session has a thaw, or if it begins with the first chunk of a window that is
-not private. A request with somebody else's salt, or with an invented one, never waits.
+What is in memory is compared by the engine thread, a part of a long request in each step. For everything else a finder
+on another thread is asked when the request is added, and vLLM is told to ask again until the finder has answered or
+`ANSWER_LIMIT_S` is over. A request waits only if a window may help it: if its salt or its session has a thaw, or if it
+begins with the first chunk of a window that is not private. A request with somebody else's salt, or with an invented
+one, never waits.
 
 Engine thread only. Nothing here blocks.
 """
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 ANSWER_LIMIT_S: Final = 0.25
 """From vLLM's first question about a request. Later answers serve only later requests."""
-COMPARED_AT_ONCE: Final = 16_384
-"""Tokens of a request that the engine thread compares with a window itself. It takes a third of a millisecond."""
+COMPARED_AT_ONCE: Final = 8192
+"""Tokens of a request that the engine thread compares with windows in one step. It takes half a millisecond."""
 MAX_WAITING: Final = 64
 """Requests that wait for the finder. Further ones load only what is in memory."""
 
@@ -99,6 +100,8 @@ class WindowMatches:
         self._waiting: dict[str, _Waiting] = {}
         self._common: dict[str, dict[BoundWindow, int]] = {}
         """By request: the windows that were compared with it, each with the number of common blocks."""
+        self._equal: dict[str, dict[BoundWindow, int]] = {}
+        """By request: the windows whose comparison goes on, each with the number of blocks that were equal so far."""
         self._continued: dict[str, str] = {}
 
     def added(self, request: "Request", session_id: str | None) -> bool:
@@ -137,33 +140,50 @@ class WindowMatches:
         self._take(request.request_id)
         return False
 
+    def is_comparing(self, request: "Request", session_id: str | None, from_block: int) -> bool:
+        """Compare the next tokens of the request with its thawed windows. Return whether some are left to compare."""
+        size = self._geometry.block_tokens
+        limit = (request.num_tokens - 1) // size
+        if limit <= from_block or not is_text_only(request):
+            return False
+        common = self._common.get(request.request_id, {})
+        new = [window for window in self._bound(request, session_id) if window not in common]
+        if not new:
+            return False
+        common = self._common.setdefault(request.request_id, common)
+        equal = self._equal.setdefault(request.request_id, {})
+        first = min(equal.get(window, 0) for window in new)
+        blocks = min(limit - first, COMPARED_AT_ONCE // size)
+        tokens = array("i", request.all_token_ids[first * size : (first + blocks) * size])
+        for window in new:
+            if equal.get(window, 0) > first:
+                continue
+            equal[window] = first + window.common_blocks(tokens, size, blocks, first)
+            if equal[window] < first + blocks or equal[window] == limit:
+                common[window] = equal.pop(window)
+        return bool(equal)
+
     def continued(self, request_id: str) -> str | None:
         """Return the anonymous session of before a restart that the request continues, or None."""
         self._take(request_id)
         return self._continued.get(request_id)
 
     def best(self, request: "Request", session_id: str | None, from_block: int) -> Match | None:
-        """Return the longest match beyond `from_block` among the windows that the request may load now."""
+        """Return the longest match beyond `from_block` among the windows that the request was compared with."""
         size = self._geometry.block_tokens
         limit = (request.num_tokens - 1) // size
         if limit <= from_block or not is_text_only(request):
             return None
         bound = self._bound(request, session_id)
         common = self._common.get(request.request_id)
-        if not bound and not common:
+        if not common:
             return None
-        common = {} if common is None else common
-        new = [window for window in bound if window not in common]
-        if new:
-            tokens = array("i", request.all_token_ids[: limit * size])
-            common |= {window: window.common_blocks(tokens, size, limit) for window in new}
-            self._common[request.request_id] = common
-        found = [
-            Match(window, from_block, min(window.loadable(common[window]), limit), automatic=window not in bound)
-            for window in dict.fromkeys([*bound, *common])
-        ]
-        best = max(found, key=lambda match: match.to_block)
-        return best if best.to_block > from_block else None
+        # The newest thaw goes first if several are equally long.
+        compared = [*(window for window in bound if window in common), *common]
+        window = max(compared, key=lambda each: each.loadable(common[each]))
+        to_block = min(window.loadable(common[window]), limit)
+        automatic = window not in bound
+        return Match(window, from_block, to_block, automatic) if to_block > from_block else None
 
     def finished(self, request_id: str) -> None:
         """Forget a request."""
@@ -171,6 +191,7 @@ class WindowMatches:
         if waiting is not None:
             waiting.answer.cancel()
         self._common.pop(request_id, None)
+        self._equal.pop(request_id, None)
         self._continued.pop(request_id, None)
 
     # --- internal ---

@@ -1,7 +1,7 @@
 """scheduler.py against vLLM's own block pool and requests; the workers are played by the test."""
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +82,7 @@ class Blocks:
         return (self.ids,)
 
 
-def specs(token_ids: range) -> tuple[ChunkSpec, ...]:
+def specs(token_ids: Iterable[int]) -> tuple[ChunkSpec, ...]:
     return chunk_specs(PASSPORT, GEOMETRY, array("i", token_ids))
 
 

@@ -36,4 +36,4 @@ def test_a_part_of_a_listing_is_one_session_and_a_part_of_a_search_too() -> None
     for name in ("a", "b", "c"):
         side.serve(request(range(256), name, session_id=name))
     assert [len(part) for part in side.scheduler.session_views()] == [1, 1, 1]
-    assert max(len(part) for part in side.scheduler.freezable(0.25)) == 1
+    assert max(len(part) for part in side.scheduler.freezable(0.25)) <= 1

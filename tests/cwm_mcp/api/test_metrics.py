@@ -12,7 +12,7 @@ def test_the_text_format_reads_back_sample_by_sample() -> None:
     engine = EngineMetrics()
     engine.operations.labels('say "hi"\\\n', "done").inc(3)
     engine.freeze_seconds.observe(0.3)
-    engine.loaded(TierName.DISK, 512)
+    engine.loaded(TierName.DISK, 2, 512)
     samples = engine.samples()
     text = exposition(samples)
     assert text.count("# TYPE cwm_freeze_seconds ") == 1, "one family, not one for each of its samples"
