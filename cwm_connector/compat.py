@@ -87,6 +87,15 @@ def submit_prefill(engine: "EngineCoreProc", request_id: str, token_ids: Sequenc
     inbox.put_nowait((EngineCoreRequestType.ADD, engine.preprocess_add_request(request)))
 
 
+def abort_request(engine: "EngineCoreProc", request_id: str) -> None:
+    """Have the engine end a request, also one that it has not begun yet. Nothing happens if it is over."""
+    from vllm.v1.engine import EngineCoreRequestType
+
+    inbox = getattr(engine, "input_queue", None)
+    if inbox is not None:
+        inbox.put_nowait((EngineCoreRequestType.ABORT, [request_id]))
+
+
 # --- blocks; engine thread only --------------------------------------------------------------------------------------
 
 

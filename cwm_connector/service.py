@@ -68,6 +68,7 @@ class EngineSide:
             ),
             wake=self._wake,
             submit_prefill=self._submit_prefill,
+            abort_request=self._abort_request,
             request_title=self._titler.request_title,
         )
         self.scheduler = self._parts.scheduler
@@ -137,6 +138,10 @@ class EngineSide:
         if self._core is None:
             raise CWMError(Code.STATE, "this engine can't compute evicted blocks again; serve it with `cwm serve`")
         compat.submit_prefill(self._core, request_id, token_ids.tolist(), cache_salt)
+
+    def _abort_request(self, request_id: str) -> None:
+        if self._core is not None:
+            compat.abort_request(self._core, request_id)
 
     def _passport(self, facts: Sequence[WorkerFacts]) -> Passport:
         files, source = compat.weight_files(self._vllm_config)

@@ -18,7 +18,7 @@ from cwm_connector.core.identity import Geometry, Passport
 from cwm_connector.core.types import now_micros
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations.claims import Claims
-from cwm_connector.operations.context import EngineContext, SubmitPrefill
+from cwm_connector.operations.context import AbortRequest, EngineContext, SubmitPrefill
 from cwm_connector.operations.dispatch import Dispatcher
 from cwm_connector.operations.recovery import recover
 from cwm_connector.operations.shared_catalog_sync import SharedCatalogSync
@@ -62,6 +62,7 @@ class EngineParts:
     thaw_bindings: ThawBindings
     metrics: Metrics
     submit_prefill: SubmitPrefill
+    abort_request: AbortRequest
     durable_tiers: Sequence[DurableTier]
     """As this process sees them, fastest first. The workers open their own."""
     claims: Claims
@@ -85,6 +86,7 @@ class EngineParts:
             thaw_bindings=self.thaw_bindings,
             metrics=self.metrics,
             submit_prefill=self.submit_prefill,
+            abort_request=self.abort_request,
             durable_tiers={tier.name: tier for tier in self.durable_tiers},
             claims=self.claims,
         )
@@ -101,6 +103,7 @@ def build_engine(
     *,
     wake: Callable[[], None],
     submit_prefill: SubmitPrefill,
+    abort_request: AbortRequest,
     request_title: RequestTitle | None = None,
 ) -> EngineParts:
     """Open the home and return the parts of an engine. Blocks on the disk.
@@ -144,6 +147,7 @@ def build_engine(
         thaw_bindings=thaw_bindings,
         metrics=metrics,
         submit_prefill=submit_prefill,
+        abort_request=abort_request,
         durable_tiers=open_tiers(settings, store_id),
         claims=Claims(engine_id=store_id, shared=settings.catalog is CatalogKind.REDIS, since=now_micros()),
         shared_catalog_sync=SharedCatalogSync(),

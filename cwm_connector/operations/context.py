@@ -31,6 +31,8 @@ from cwm_connector.tiers.chunk import sealed_bytes
 T = TypeVar("T")
 SubmitPrefill = Callable[[str, "memoryview[int]", str | None], None]
 """(request id, token ids, cache salt): has the engine compute the tokens. See compat.submit_prefill."""
+AbortRequest = Callable[[str], None]
+"""(request id): has the engine end a request that was submitted so. See compat.abort_request."""
 PERSIST_STEP_S: Final = 0.01
 """Between two engine steps while an operation waits for a job of the workers."""
 ENGINE_STEP_LIMIT_S: Final = 120.0
@@ -56,6 +58,7 @@ class EngineContext:
     thaw_bindings: ThawBindings
     metrics: Metrics
     submit_prefill: SubmitPrefill
+    abort_request: AbortRequest
     durable_tiers: Mapping[TierName, DurableTier]
     """As this process sees them, for maintenance that needs no worker. Fastest first."""
     claims: Claims

@@ -2,11 +2,16 @@
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.core.types import Claim, TierName
 from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.step.job_board import Ticket
+from cwm_connector.step.pinned_blocks import PinnedSave
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +32,24 @@ class SavePlan:
     lost_blocks: int = 0
     whole_chunks: int = 0
     """How many leading chunks of the order the prefix cache still has whole."""
-    computed_tokens: int = 0
-    """Tokens that a preceding recompute really computed, without local hits and loads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """What a recompute has left: the blocks of its tokens, pinned until the freeze has planned its save."""
+
+    blocks: PinnedSave
+    computed_tokens: int
+    """Tokens that were really computed, without local hits and loads."""
 
 
 @dataclass(slots=True)
 class Recompute:
-    """A request of our own that computes evicted blocks again. The order is saved as soon as it finishes."""
+    """A request of our own that computes evicted blocks again."""
 
     loadable: BoundWindow
     """The part of the context that is already stored, which the request may load."""
-    order: SaveOrder
-    plan: "Future[SavePlan]" = field(default_factory=Future)
+    done: "Future[Recomputed]" = field(default_factory=Future)
+    """Done when the request has finished. Cancel it if nobody wants the blocks any more."""
+    request: "Request | None" = None
     computed_tokens: int = 0

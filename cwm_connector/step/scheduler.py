@@ -8,7 +8,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from cwm_connector import compat
@@ -25,7 +24,7 @@ from cwm_connector.step.job_board import JobBoard, JobResult
 from cwm_connector.step.jobs import ChunkBlocks, ChunkOutcome, FailedLoad, LoadJob, SaveJob, StepJobs, StepReports
 from cwm_connector.step.pinned_blocks import PinnedBlocks
 from cwm_connector.step.prefill_speed import PrefillSpeed
-from cwm_connector.step.save_plan import Recompute, SaveOrder, SavePlan
+from cwm_connector.step.save_plan import Recompute, Recomputed, SaveOrder, SavePlan
 from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.step.surveys import FreezableHead
 from cwm_connector.step.window_matches import Match, WindowMatches, is_anonymous
@@ -82,7 +81,8 @@ class SchedulerSide:
 
     def request_added(self, request: "Request") -> None:
         """Assign a new request to its session, unless it is a recompute of our own, and look for its windows."""
-        if request.request_id in self._recomputes:
+        if (recompute := self._recomputes.get(request.request_id)) is not None:
+            recompute.request = request
             return
         self.expire_some()
         waits = self.window_matches.added(request, self._sessions.session_id_of(request))
@@ -148,7 +148,7 @@ class SchedulerSide:
         self._board.deliver(reports.reports)
 
     def request_finished(self, request: "Request") -> None:
-        """Add the request's tokens to its session. Save the order of a recompute of our own."""
+        """Add the request's tokens to its session. Pin the blocks of a recompute of our own."""
         for table in (self._matches, self._sources):
             table.pop(request.request_id, None)
         self._assign(request.request_id)
@@ -158,12 +158,15 @@ class SchedulerSide:
         if recompute is None:
             self._sessions.request_finished(request)
             return
+        if not recompute.done.set_running_or_notify_cancel():
+            return
         try:
             # The request still holds its blocks now. A moment later they could be evicted again.
-            plan = self._plan(request.block_hashes, recompute.order)
-            recompute.plan.set_result(replace(plan, computed_tokens=recompute.computed_tokens))
+            pool = self._require_pool()
+            found = [[block] for block in compat.cached_blocks(pool, request.block_hashes) if block is not None]
+            recompute.done.set_result(Recomputed(self._pinned.pin(pool, found), recompute.computed_tokens))
         except Exception as problem:
-            recompute.plan.set_exception(problem)
+            recompute.done.set_exception(problem)
 
     @property
     def wants_step(self) -> bool:
@@ -214,14 +217,19 @@ class SchedulerSide:
         """Pin the blocks of the order and post their save. If some blocks are lost, pin nothing and report them."""
         return self._plan(snapshot.block_hashes, order)
 
-    def expect_recompute(self, request_id: str, loadable: BoundWindow, order: SaveOrder) -> "Future[SavePlan]":
+    def expect_recompute(self, request_id: str, loadable: BoundWindow) -> "Future[Recomputed]":
         """Register a recompute, a request of our own that the caller submits next.
 
-        The request may load the window `loadable`. The order is saved when the request finishes. Return a future of
-        the plan.
+        The request may load the window `loadable`. Return a future of its blocks, which are pinned when it finishes.
+        The caller lets go of them, or cancels the future.
         """
-        self._recomputes[request_id] = recompute = Recompute(loadable, order)
-        return recompute.plan
+        self._recomputes[request_id] = recompute = Recompute(loadable)
+        return recompute.done
+
+    def recomputed_tokens(self, request_id: str) -> int:
+        """Return how many tokens of a recompute are there already, loaded or computed."""
+        recompute = self._recomputes.get(request_id)
+        return 0 if recompute is None or recompute.request is None else recompute.request.num_computed_tokens
 
     # --- internal ---
 

@@ -145,6 +145,15 @@ def test_a_prefill_of_ours_is_an_ordinary_request_for_one_token() -> None:
     assert added.block_hashes == request(range(2 * BLOCK), cache_salt="salt").block_hashes
 
 
+def test_a_request_of_ours_is_aborted_as_a_client_s_would_be() -> None:
+    inbox: queue.Queue = queue.Queue()
+    compat.abort_request(SimpleNamespace(input_queue=inbox), "cwm-1")
+    aborted: list[list[str]] = []
+    EngineCoreProc._handle_client_request(SimpleNamespace(abort_requests=aborted.append), *inbox.get_nowait())
+    assert aborted == [["cwm-1"]]
+    compat.abort_request(SimpleNamespace(), "cwm-1")
+
+
 def test_vllm_ignores_the_output_of_a_request_that_no_client_sent() -> None:
     source = inspect.getsource(OutputProcessor.process_outputs)
     assert "if req_state is None" in source and source.index("if req_state is None") < source.index(

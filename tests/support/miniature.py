@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,11 +89,16 @@ class Miniature:
         """Requests that vLLM had to ask about more than once."""
         self._numbers = itertools.count(1)
         self._stopped = False
+        self.prefills_wait = False
+        """Requests of CWM's own wait in the queue, as they do when vLLM is busy."""
+        self.queued: dict[str, Any] = {}
+        """Those that wait."""
         self.parts = build_engine(
             settings,
             EngineShape(model="small", block_tokens=BLOCK_TOKENS, block_bytes=BLOCK_BYTES, world_size=1),
             wake=lambda: self._inbox.put(None),
             submit_prefill=self._prefill,
+            abort_request=self._abort,
         )
         self.scheduler = self.parts.scheduler
         self.scheduler.bind_pool(self.pool)
@@ -220,7 +226,24 @@ class Miniature:
         return matched
 
     def _prefill(self, request_id: str, token_ids: "memoryview[int]", salt: str | None) -> None:
-        self._do(lambda: self._serve(request_id, token_ids.tolist(), None, salt))
+        ids = token_ids.tolist()
+        if self.prefills_wait:
+            one = request(ids, request_id=request_id, cache_salt=salt)
+            self._do(lambda: self.scheduler.request_added(one)).result(10)
+            self.queued[request_id] = one
+        else:
+            self._do(lambda: self._serve(request_id, ids, None, salt))
+
+    def begin_queued(self) -> None:
+        """Serve the requests that have waited."""
+        for one in self.queued.values():
+            serve = partial(self._serve, one.request_id, list(one.prompt_token_ids), None, one.cache_salt)
+            self._do(serve)
+        self.queued.clear()
+
+    def _abort(self, request_id: str) -> None:
+        if (one := self.queued.pop(request_id, None)) is not None:
+            self._do(lambda: self.scheduler.request_finished(one))
 
 
 def chunk_files(home: Path) -> list[Path]:

@@ -10,8 +10,11 @@ are dropped at once, or swept at the next start after a kill. Control thread.
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -38,11 +41,13 @@ from cwm_connector.protocol.results import OtherHead, TimedFreeze
 from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.sessions.views import HeadSnapshot, HeadSummary
 from cwm_connector.step.job_board import JobResult, Ticket
-from cwm_connector.step.save_plan import SaveOrder, SavePlan
+from cwm_connector.step.save_plan import Recomputed, SaveOrder
 
 CAPTURE_STEP_S: Final = 0.002
 """Between two engine steps while blocks are copied out."""
 RECOMPUTE_LIMIT_S: Final = 1800.0
+RECOMPUTE_STEP_S: Final = 0.5
+"""Between two looks at how far a recompute is."""
 ATTEMPTS: Final = 3
 """A freeze begins again when another engine deletes chunks that it refers to before it commits."""
 
@@ -54,6 +59,14 @@ class _Saved:
     rows: list[ChunkRow] = field(default_factory=list)
     recomputed_tokens: int = 0
     captured_at: float = 0.0
+
+
+class _Lost(Exception):
+    """Blocks of the order were evicted, and the engine has to compute them again."""
+
+    def __init__(self, chunks: Sequence[ChunkSpec], order: SaveOrder, blocks: int) -> None:
+        super().__init__()
+        self.chunks, self.order, self.blocks = chunks, order, blocks
 
 
 class _Evicted(Exception):
@@ -103,21 +116,24 @@ class Freezer:
                 chunk_specs, self._engine.passport, self._engine.geometry, snapshot.token_ids
             )
             parent = await self._engine.catalog.run(lambda catalog: _parent(catalog, snapshot.session_id))
-            new = self._window_commit.new_window(
-                name=args.window_name,
-                description=args.description,
-                tags=args.tags,
-                session_id=snapshot.session_id,
-                head=snapshot.head,
-                parent=parent,
-                token_ids=snapshot.token_ids.tobytes(),
-                chunks=chunks,
-                private=snapshot.cache_salt is not None,
-            )
-            saved, row = await self._store(snapshot, chunks, new, freeze, recompute)
-            keys = [chunk.key for chunk in chunks[: row.block_count]]
-            self._tiering.used(keys)
-            self._mark_frozen(snapshot, row)
+        new = self._window_commit.new_window(
+            name=args.window_name,
+            description=args.description,
+            tags=args.tags,
+            session_id=snapshot.session_id,
+            head=snapshot.head,
+            parent=parent,
+            token_ids=snapshot.token_ids.tobytes(),
+            chunks=chunks,
+            private=snapshot.cache_salt is not None,
+        )
+        try:
+            saved, row = await self._store_locked(snapshot, chunks, new, freeze, recompute)
+        except _Lost as lost:
+            async with self._recomputing(snapshot, lost, freeze) as recomputed:
+                saved, row = await self._store_recomputed(snapshot, chunks, new, freeze)
+            saved.recomputed_tokens = recomputed.computed_tokens
+        keys = [chunk.key for chunk in chunks[: row.block_count]]
         metrics = self._engine.metrics
         metrics.recomputed_tokens.inc(saved.recomputed_tokens)
         metrics.stored_bytes.inc(sum(chunk.size_bytes for chunk in saved.rows))
@@ -155,6 +171,36 @@ class Freezer:
                 block_hashes=tuple(snapshot.block_hashes)[:blocks],
             )
         self._engine.step_queue.call(lambda: self._engine.scheduler.mark_frozen(snapshot))
+
+    async def _store_locked(
+        self,
+        snapshot: HeadSnapshot,
+        chunks: Sequence[ChunkSpec],
+        new: NewWindow,
+        freeze: FreezeUnderWay,
+        recompute: bool,
+    ) -> tuple[_Saved, WindowRow]:
+        """Save and commit under `chunk_lock`. Raises: `_Lost` if blocks have to be computed again first."""
+        freeze.stage = Stage.WAITING
+        async with self._engine.chunk_lock:
+            freeze.stage = Stage.COPYING
+            saved, row = await self._store(snapshot, chunks, new, freeze, recompute)
+            self._tiering.used([chunk.key for chunk in chunks[: row.block_count]])
+            self._mark_frozen(snapshot, row)
+            return saved, row
+
+    async def _store_recomputed(
+        self, snapshot: HeadSnapshot, chunks: Sequence[ChunkSpec], new: NewWindow, freeze: FreezeUnderWay
+    ) -> tuple[_Saved, WindowRow]:
+        """Save and commit once the evicted blocks are back."""
+        try:
+            return await self._store_locked(snapshot, chunks, new, freeze, recompute=True)
+        except _Lost as lost:
+            raise CWMError(
+                Code.CHUNK_MISSING,
+                f"{lost.blocks} blocks of the session were evicted and could not be computed again; "
+                "give vLLM more KV memory and try again",
+            ) from None
 
     async def _store(
         self,
@@ -216,7 +262,7 @@ class Freezer:
     ) -> _Saved:
         if not order.chunks:
             return _Saved(captured_at=time.perf_counter())
-        planning = asyncio.ensure_future(self._plan(snapshot, chunks, order, freeze, recompute))
+        planning = asyncio.ensure_future(self._engine.on_engine_thread(lambda side: side.plan_save(snapshot, order)))
         try:
             plan = await asyncio.shield(planning)
         except asyncio.CancelledError:
@@ -224,17 +270,15 @@ class Freezer:
             plan = await finish_even_if_cancelled(planning)
             await finish_even_if_cancelled(self._finish_and_discard(plan.ticket, order))
             raise
+        if freeze.let_go is not None:
+            freeze.let_go()
         if plan.ticket is None and not recompute:
             raise _Evicted(order.chunks[plan.whole_chunks])
         if plan.ticket is None:
-            raise CWMError(
-                Code.CHUNK_MISSING,
-                f"{plan.lost_blocks} blocks of the session were evicted and could not be computed again; "
-                "give vLLM more KV memory and try again",
-            )
+            raise _Lost(chunks, order, plan.lost_blocks)
         result, captured_at = await self._persist(plan.ticket, order, freeze)
         rows = self._window_commit.new_rows(order, lambda chunk: result.outcomes[chunk.key].size_bytes)
-        return _Saved(rows=rows, recomputed_tokens=plan.computed_tokens, captured_at=captured_at)
+        return _Saved(rows=rows, captured_at=captured_at)
 
     async def _persist(self, ticket: Ticket, order: SaveOrder, freeze: FreezeUnderWay) -> tuple[JobResult, float]:
         """Wait until every rank has written its chunks. Return the outcomes and when the last block was copied out."""
@@ -252,37 +296,58 @@ class Freezer:
             await finish_even_if_cancelled(self._finish_and_discard(ticket, order))
             raise
 
-    async def _plan(
-        self,
-        snapshot: HeadSnapshot,
-        chunks: Sequence[ChunkSpec],
-        order: SaveOrder,
-        freeze: FreezeUnderWay,
-        recompute: bool,
-    ) -> SavePlan:
-        plan = await self._engine.on_engine_thread(lambda side: side.plan_save(snapshot, order))
-        if plan.ticket is not None or not recompute:
-            return plan
-        freeze.report(Stage.COMPUTING, 0, len(order.chunks), f"computing {plan.lost_blocks} evicted blocks again")
-        return await self._recompute(snapshot, chunks, order)
+    @asynccontextmanager
+    async def _recomputing(
+        self, snapshot: HeadSnapshot, lost: _Lost, freeze: FreezeUnderWay
+    ) -> AsyncIterator[Recomputed]:
+        """Compute evicted blocks again and pin them until their save is planned. `chunk_lock` is free meanwhile."""
+        recomputed = await self._recompute(snapshot, lost, freeze)
+        release = recomputed.blocks.release_all
+        freeze.let_go = partial(self._engine.step_queue.call, release)
+        try:
+            yield recomputed
+        finally:
+            freeze.let_go()
 
-    async def _recompute(self, snapshot: HeadSnapshot, chunks: Sequence[ChunkSpec], order: SaveOrder) -> SavePlan:
-        """Bring evicted blocks back with a request of our own, which loads stored chunks and computes the rest."""
-        leading = 0
-        for chunk in chunks:
-            if chunk is order.chunks[0]:
-                break
-            leading = chunk.end_block
-        stored = BoundWindow(name="", token_ids=snapshot.token_ids, chunks=tuple(chunks), usable_blocks=leading)
+    async def _recompute(self, snapshot: HeadSnapshot, lost: _Lost, freeze: FreezeUnderWay) -> Recomputed:
+        """Bring evicted blocks back with a request of our own, which loads stored chunks and computes the rest.
+
+        The request is aborted if the freeze is cancelled or the time is over.
+        """
+        engine = self._engine
+        tokens = snapshot.token_ids[: lost.chunks[-1].end_block * engine.geometry.block_tokens]
+        freeze.report(Stage.COMPUTING, 0, len(tokens), f"computing {lost.blocks} evicted blocks again")
+        leading = lost.order.chunks[0].first_block
+        stored = BoundWindow(name="", token_ids=snapshot.token_ids, chunks=tuple(lost.chunks), usable_blocks=leading)
         request_id = f"cwm-recompute-{next(self._numbers)}"
-        tokens = snapshot.token_ids[: chunks[-1].end_block * self._engine.geometry.block_tokens]
-        plan = await self._engine.on_engine_thread(lambda side: side.expect_recompute(request_id, stored, order))
-        await asyncio.to_thread(self._engine.submit_prefill, request_id, memoryview(tokens), snapshot.cache_salt)
-        if not await wait_done(plan, RECOMPUTE_LIMIT_S):
-            raise CWMError(
-                Code.OPERATION_TIMEOUT, "evicted blocks could not be computed again in time; try again later"
-            )
-        return plan.result()
+        done = await engine.on_engine_thread(lambda side: side.expect_recompute(request_id, stored))
+        submit = partial(engine.submit_prefill, request_id, memoryview(tokens), snapshot.cache_salt)
+        submitting = asyncio.ensure_future(asyncio.to_thread(submit))
+        try:
+            await asyncio.shield(submitting)
+            return await self._follow(request_id, done, len(tokens), freeze)
+        except BaseException:
+            with suppress(Exception):
+                await finish_even_if_cancelled(submitting)  # so that the abort comes after it
+            if done.cancel():
+                engine.abort_request(request_id)
+            elif done.exception() is None:
+                engine.step_queue.call(done.result().blocks.release_all)
+            raise
+
+    async def _follow(
+        self, request_id: str, done: "Future[Recomputed]", tokens: int, freeze: FreezeUnderWay
+    ) -> Recomputed:
+        """Report the progress of a recompute until it is done."""
+        give_up_at = time.monotonic() + RECOMPUTE_LIMIT_S
+        while not await wait_done(done, RECOMPUTE_STEP_S):
+            if time.monotonic() > give_up_at:
+                raise CWMError(
+                    Code.OPERATION_TIMEOUT, "evicted blocks could not be computed again in time; try again later"
+                )
+            there = await self._engine.on_engine_thread(lambda side: side.recomputed_tokens(request_id))
+            freeze.report(Stage.COMPUTING, there, tokens, "tokens computed again")
+        return done.result()
 
     async def _finish_and_discard(self, ticket: Ticket | None, order: SaveOrder) -> None:
         """Wait until a failed freeze's job is over, then remove what it wrote unless the catalog refers to it."""

@@ -6,7 +6,7 @@ A freeze can outlive its client, so its progress is kept here and not in the cli
 import asyncio
 import enum
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -41,6 +41,8 @@ class FreezeUnderWay:
     done: int = 0
     total: int | None = None
     token_count: int | None = None
+    let_go: Callable[[], object] | None = None
+    """Unpins the blocks that a recompute has brought back. Called once the save that pins them is planned."""
 
     def report(self, stage: Stage, done: int, total: int, text: str) -> None:
         """Take down how far the freeze has come, and tell the client."""

@@ -145,18 +145,26 @@ def test_an_evicted_block_is_counted_and_nothing_is_held() -> None:
     assert side.free() == free and not side.scheduler.step_jobs().jobs
 
 
-def test_a_recompute_is_saved_before_its_blocks_can_be_evicted_and_is_no_session_s_turn() -> None:
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_recompute_s_blocks_are_pinned_while_they_are_wanted_and_it_is_no_session_s_turn(wanted: bool) -> None:
     side = Side()
+    free = side.free()
     stored = BoundWindow("", array("i", range(64)), specs(range(64)), usable_blocks=2)
-    future = side.scheduler.expect_recompute("cwm-1", stored, order(specs(range(64))[1:]))
+    future = side.scheduler.expect_recompute("cwm-1", stored)
     ours = request(range(64), request_id="cwm-1", session_id="alice")
     side.scheduler.request_added(ours)
     assert side.scheduler.matched_tokens(ours, 0) == 32
-    compute(side.pool, ours)
+    blocks = compute(side.pool, ours)
+    assert side.scheduler.recomputed_tokens("cwm-1") == 64
+    assert wanted or future.cancel()
     side.scheduler.request_finished(ours)
-    plan = future.result(0)
-    assert plan.ticket is not None and plan.computed_tokens == 32
+    side.pool.free_blocks(reversed(blocks))
     assert everything(side.scheduler.session_views()) == []
+    if wanted:
+        done = future.result(0)
+        assert side.free() == free - 4 and done.computed_tokens == 32
+        done.blocks.release_all()
+    assert side.free() == free
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
