@@ -102,7 +102,7 @@ class EngineState:
             "m",
             BLOCK_TOKENS,
             self.bindings.thawed_into,
-            lambda token_ids, notify: None,
+            lambda tokens, notify: None,
             continued=matches.continued,
             max_bytes=INDEX_BYTES,
             resumes=self.bindings.resumes,

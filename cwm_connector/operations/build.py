@@ -22,7 +22,8 @@ from cwm_connector.operations.context import AbortRequest, EngineContext, Submit
 from cwm_connector.operations.dispatch import Dispatcher
 from cwm_connector.operations.recovery import recover
 from cwm_connector.operations.shared_catalog_sync import SharedCatalogSync
-from cwm_connector.sessions.index import RequestTitle, SessionIndex
+from cwm_connector.sessions.heads import RequestTitle
+from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.thaw_bindings import ThawBindings
 from cwm_connector.settings import CatalogKind, Settings
 from cwm_connector.step.chunk_locations import ChunkLocations

@@ -19,6 +19,10 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final, overload
 
+import numpy as np
+
+from cwm_connector.sessions.token_run import TokenRun
+
 NODE_BYTES: Final = 700
 """Python's own overhead for a node: the objects, and the entry in its parent's table."""
 
@@ -43,11 +47,11 @@ class HashRun(Sequence[bytes]):
     def __getitem__(self, at: slice) -> tuple[bytes, ...]: ...
 
     def __getitem__(self, at: int | slice) -> bytes | tuple[bytes, ...]:
+        ends = self._ends
         if isinstance(at, slice):
-            return tuple(self[each] for each in range(*at.indices(len(self))))
-        end = self._ends[at]
-        start = self._ends[at - 1] if at % len(self) else 0
-        return bytes(self._joined[start:end])
+            return tuple(self[each] for each in range(*at.indices(len(ends))))
+        start = ends[at - 1] if at % len(ends) else 0
+        return bytes(self._joined[start : ends[at]])
 
     @property
     def size_bytes(self) -> int:
@@ -57,15 +61,14 @@ class HashRun(Sequence[bytes]):
     def extend(self, hashes: Iterable[bytes]) -> None:
         """Append the hashes."""
         added = list(hashes)
-        ends = accumulate(map(len, added), initial=len(self._joined))
-        next(ends)
-        self._ends.extend(ends)
+        lengths = np.fromiter(map(len, added), dtype=np.uint32, count=len(added))
+        self._ends.frombytes((np.cumsum(lengths, dtype=np.uint32) + np.uint32(len(self._joined))).tobytes())
         self._joined += b"".join(added)
 
     def append_run(self, other: "HashRun") -> None:
         """Append all hashes of another run."""
         offset = len(self._joined)
-        self._ends.extend(array("I", [end + offset for end in other._ends]))
+        self._ends.frombytes((np.frombuffer(other._ends, dtype=np.uint32) + np.uint32(offset)).tobytes())
         self._joined += other._joined
 
     def take_first(self, count: int) -> "HashRun":
@@ -74,7 +77,9 @@ class HashRun(Sequence[bytes]):
         first = HashRun()
         first._joined, first._ends = self._joined[:cut], self._ends[:count]
         self._joined = self._joined[cut:]
-        self._ends = array("I", [end - cut for end in self._ends[count:]])
+        rest = array("I")
+        rest.frombytes((np.frombuffer(self._ends, dtype=np.uint32)[count:] - np.uint32(cut)).tobytes())
+        self._ends = rest
         return first
 
     def copy(self) -> "HashRun":
@@ -121,7 +126,7 @@ class Node:
     first: int
     """The position of its first block in the chain."""
     hashes: HashRun = field(repr=False)
-    token_ids: "array[int]" = field(repr=False)
+    tokens: TokenRun = field(repr=False)
     children: "dict[bytes, Node]" = field(default_factory=dict, repr=False)
     """By the hash of the child's first block."""
     heads: int = 0
@@ -166,27 +171,32 @@ class BlockTree:
 
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
-        self.root = Node(None, 0, HashRun(), array("i"))
+        self.root = Node(None, 0, HashRun(), TokenRun())
         self.size_bytes = 0
+        self._unpacked: dict[Node, None] = {}
 
     def match(self, hashes: Sequence[bytes], blocks: int) -> Match:
         """Find the part of the chain of the first `blocks` hashes that the tree has already."""
         node, at = self.root, 0
         path = [node]
-        while at < blocks and at == node.end and (child := node.children.get(hashes[at])) is not None:
+        while at < blocks and (child := node.children.get(hashes[at])) is not None:
             node = child
             path.append(node)
-            at = node.first + common_blocks(node.hashes, hashes, blocks - node.first, node.first)
+            length = len(node.hashes)
+            common = common_blocks(node.hashes, hashes, blocks - at, at)
+            at += common
+            if common < length:
+                break
         return Match(frozenset(path), node, at)
 
-    def attach(self, match: Match, hashes: Sequence[bytes], token_ids: "array[int]") -> Node:
+    def attach(self, match: Match, hashes: Sequence[bytes], tokens: TokenRun) -> Node:
         """Add a head to the chain that `match` found, continued by `hashes` and the ids of their tokens.
 
         Return the node at which the head ends.
         """
         node = match.node if match.blocks == match.node.end else self._split(match.node, match.blocks)
         if hashes:
-            child = Node(node, match.blocks, HashRun(hashes), token_ids)
+            child = Node(node, match.blocks, HashRun(hashes), tokens)
             node.children[hashes[0]] = child
             node = child
         node.heads += 1
@@ -199,6 +209,7 @@ class BlockTree:
         while node.parent is not None and not node.heads and not node.children:
             parent = node.parent
             del parent.children[node.hashes[0]]
+            self._unpacked.pop(node, None)
             self.size_bytes -= node.counted_bytes
             node = parent
         self.join(node)
@@ -209,10 +220,11 @@ class BlockTree:
             return
         (child,) = node.children.values()
         node.hashes.append_run(child.hashes)
-        node.token_ids.extend(child.token_ids)
-        child.hashes, child.token_ids = node.hashes, node.token_ids
+        node.tokens.append(child.tokens)
+        child.hashes, child.tokens = node.hashes, node.tokens
         child.first, child.parent = node.first, node.parent
         node.parent.children[child.hashes[0]] = child
+        self._unpacked.pop(node, None)
         self.size_bytes -= node.counted_bytes
         self._count(child)
 
@@ -221,8 +233,31 @@ class BlockTree:
         found = array("i")
         for each in self._nodes_back_to(node, start):
             offset = each.first * self._block_tokens
-            found = each.token_ids[max(0, start - offset) : max(0, end - offset)] + found
+            found = each.tokens.ids(start - offset, end - offset) + found
         return found
+
+    def tokens(self, node: Node, end: int) -> TokenRun:
+        """Return the first `end` ids of the chain that ends with `node`, without packing any. A chain may end before.
+
+        The caller may hand it to another thread.
+        """
+        run = TokenRun()
+        for each in node.path():
+            offset = each.first * self._block_tokens
+            run.append(each.tokens.part(0, end - offset))
+        return run
+
+    @property
+    def is_packed(self) -> bool:
+        """Return whether no token lies in a request's list any more."""
+        return not self._unpacked
+
+    def pack(self, limit: int) -> None:
+        """Pack at most `limit` tokens that lie in a request's list."""
+        node = next(iter(self._unpacked), None)
+        if node is not None:
+            node.tokens.pack(limit)
+            self._count(node)
 
     def _nodes_back_to(self, node: Node, start: int) -> Iterator[Node]:
         """Yield the nodes of the chain from its end back to the one with the token `start`."""
@@ -237,9 +272,9 @@ class BlockTree:
         assert node.parent is not None
         count = at - node.first
         tokens = count * self._block_tokens
-        before = Node(node.parent, node.first, node.hashes.take_first(count), node.token_ids[:tokens])
+        before = Node(node.parent, node.first, node.hashes.take_first(count), node.tokens.part(0, tokens))
         node.parent.children[before.hashes[0]] = before
-        node.token_ids = node.token_ids[tokens:]
+        node.tokens = node.tokens.part(tokens, len(node.tokens))
         node.parent, node.first = before, at
         before.children[node.hashes[0]] = node
         self._count(before)
@@ -247,14 +282,24 @@ class BlockTree:
         return before
 
     def _count(self, node: Node) -> None:
-        size = NODE_BYTES + node.hashes.size_bytes + sys.getsizeof(node.token_ids)
+        size = NODE_BYTES + node.hashes.size_bytes + node.tokens.size_bytes
         self.size_bytes += size - node.counted_bytes
         node.counted_bytes = size
+        if node.tokens.is_packed:
+            self._unpacked.pop(node, None)
+        else:
+            self._unpacked[node] = None
 
 
 def common_blocks(ours: Sequence[bytes], theirs: Sequence[bytes], limit: int, offset: int = 0) -> int:
-    """Return how many leading hashes of `ours` agree with those of `theirs` after `offset`, at most `limit`."""
+    """Return how many leading hashes of `ours` agree with those of `theirs` after `offset`, at most `limit`.
+
+    Most runs agree to their end, so this is looked at first.
+    """
     low, high = 0, min(len(ours), limit)
+    if high and ours[high - 1] == theirs[offset + high - 1]:
+        return high
+    high -= high > 0
     while low < high:
         middle = (low + high + 1) // 2
         if ours[middle - 1] == theirs[offset + middle - 1]:

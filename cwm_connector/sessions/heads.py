@@ -9,7 +9,7 @@ stays in the request. The second happens on a copy of the table of heads. The tr
 import copy
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,10 +17,15 @@ from cwm_connector.core.types import Micros
 from cwm_connector.sessions.block_tree import BlockTree, ChainHashes, Match, Node, common_blocks
 from cwm_connector.sessions.choice import Decision, Effect, becomes_main, decide, default_head, is_of_main_line
 from cwm_connector.sessions.head import Chain, Head, Progress
+from cwm_connector.sessions.token_run import TokenRun
 from cwm_connector.sessions.views import HeadKind, HeadReason
 
 MAX_HEADS: Final = 256
 """Heads of one session. A request is compared with each of them."""
+
+
+RequestTitle = Callable[[TokenRun, Callable[[str], None]], None]
+"""Takes the tokens and a function to call with the title. See `Titler.request_title`."""
 
 
 @dataclass(slots=True)
@@ -99,16 +104,38 @@ class Heads:
         self._heads_bytes -= head.size_bytes
         self._tree.detach(_stored(head.node))
 
+    def ask_for_title(self, request_title: RequestTitle, head: Head) -> None:
+        """Request the head's title, which it gets later unless it is dropped before."""
+
+        def set_title(title: str) -> None:
+            if (titled := self.table.by_name.get(head.name)) is not None:
+                titled.title = title
+
+        request_title(self.tokens(head), set_title)
+
     # --- reading ---
 
-    def token_ids(self, head: Head) -> "array[int]":
-        """Return the ids of the head's tokens. Those that the tree has are copied from there, which is cheaper."""
+    def tokens(self, head: Head) -> TokenRun:
+        """Return the head's tokens for another thread. Those that lie in a request's list are packed there."""
         if head.running is None:
-            return self._tree.token_ids(_stored(head.node), 0, head.token_count) + head.tail
+            run = self._tree.tokens(_stored(head.node), head.token_count)
+            run.append(TokenRun(head.tail[:]))
+            return run
         chain = head.running.chain
         match = self._tree.match(chain.block_hashes, chain.blocks)
         known = match.blocks * self._block_tokens
-        return self._tree.token_ids(match.node, 0, known) + chain.ids(known)
+        run = self._tree.tokens(match.node, known)
+        run.append(TokenRun.of_list(chain.token_ids, known, chain.token_count))
+        return run
+
+    @property
+    def is_packed(self) -> bool:
+        """Return whether no token lies in a request's list any more."""
+        return self._tree.is_packed
+
+    def pack(self, limit: int) -> None:
+        """Pack at most `limit` tokens that lie in the lists of finished requests."""
+        self._tree.pack(limit)
 
     def block_hashes(self, head: Head) -> Sequence[bytes]:
         """Return the hashes of the head's blocks, which do not change any more."""
@@ -197,7 +224,8 @@ class Heads:
         """Put the chain into the tree as the head's."""
         size, end = self._block_tokens, chain.blocks
         hashes = chain.block_hashes[match.blocks : end]
-        head.node = self._tree.attach(match, hashes, chain.ids(match.blocks * size, end * size))
+        tokens = TokenRun.of_list(chain.token_ids, match.blocks * size, end * size)
+        head.node = self._tree.attach(match, hashes, tokens)
         head.tail = chain.ids(end * size)
         head.running = None
 

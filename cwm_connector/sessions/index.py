@@ -19,12 +19,10 @@ control thread's maintenance check a few sessions, so that expiry does not depen
 """
 
 import logging
-import secrets
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from cwm_connector.core.errors import Code, CWMError
@@ -41,10 +39,10 @@ from cwm_connector.sessions.bounds import (
 )
 from cwm_connector.sessions.choice import SUBSTANTIAL_TOKENS
 from cwm_connector.sessions.head import Head, Turn, is_text_only, progress_of
-from cwm_connector.sessions.heads import Heads
+from cwm_connector.sessions.heads import Heads, RequestTitle
 from cwm_connector.sessions.session import Session
-from cwm_connector.sessions.unnamed import PREFIX as ANONYMOUS
-from cwm_connector.sessions.unnamed import Beginnings
+from cwm_connector.sessions.token_run import PACKED_IN_A_STEP
+from cwm_connector.sessions.unnamed import Beginnings, Continued, new_name
 from cwm_connector.sessions.views import HeadSnapshot, SessionView
 
 if TYPE_CHECKING:
@@ -59,12 +57,6 @@ EXPIRES_AFTER: Final = 24 * 3600 * 1_000_000
 """Microseconds."""
 EXPIRY_SLICE: Final = 64
 """Sessions that one call of `expire` looks at."""
-
-RequestTitle = Callable[["array[int]", Callable[[str], None]], None]
-"""Takes the token ids and a function to call with the title. See `Titler.request_title`."""
-
-Continued = Callable[[str], str | None]
-"""Takes the id of a request. See `WindowMatches.continued`."""
 
 
 def session_of_salt(cache_salt: str) -> str:
@@ -115,6 +107,8 @@ class SessionIndex:
         """The session of each request that is being answered."""
         self._activity = 0
         self._to_expire: list[str] = []
+        self._unpacked: dict[str, None] = {}
+        """Sessions with tokens that still lie in the lists of finished requests."""
 
     @property
     def size_bytes(self) -> int:
@@ -154,7 +148,7 @@ class SessionIndex:
         turn.resumes = turn.resumes or self._resumes_thaw(session, request, turn.prompt_tokens)
         head = session.heads.finish(progress_of(turn, self._block_tokens), session.last_active_at)
         if head is not None and head.title is None and self._request_title is not None:
-            self._ask_for_title(self._request_title, session.heads, head)
+            session.heads.ask_for_title(self._request_title, head)
         self._bring_within_bounds(session)
 
     def session_id_of(self, request: "Request") -> str | None:
@@ -167,6 +161,20 @@ class SessionIndex:
             if named is None or named.session_id is not None:
                 return None if named is None else named.session_id
         return None if request.cache_salt else self._speaking.get(request.request_id)
+
+    @property
+    def is_packed(self) -> bool:
+        """Return whether no token lies in the list of a finished request."""
+        return not self._unpacked
+
+    def pack(self) -> None:
+        """Pack some tokens that lie in the lists of finished requests. See `token_run`."""
+        name = next(iter(self._unpacked), "")
+        if (session := self._sessions.get(name)) is not None:
+            session.heads.pack(PACKED_IN_A_STEP)
+            self._count(session)
+        if session is None or session.heads.is_packed:
+            self._unpacked.pop(name, None)
 
     # --- queries ---
 
@@ -311,7 +319,7 @@ class SessionIndex:
         name = self._beginnings.find(request)
         if name is not None:
             return self._touch(self._sessions[name])
-        name = self._session_before_restart(request) or self._new_name()
+        name = self._session_before_restart(request) or new_name(self._clock(), self._sessions)
         session = self._new(name, is_anonymous=True)
         self._beginnings.add(name, request)
         return self._touch(session)
@@ -329,26 +337,11 @@ class SessionIndex:
         self._sessions[name] = session = Session(name, is_anonymous, now, now, heads, self._block_tokens)
         return session
 
-    def _new_name(self) -> str:
-        """Return a name with the time and a random part, so that two engines hardly ever choose the same name."""
-        begun = datetime.fromtimestamp(self._clock() / 1e6, UTC)
-        name = f"{ANONYMOUS}{begun:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-        return self._new_name() if name in self._sessions else name
-
     def _touch(self, session: Session) -> Session:
         session.last_active_at = self._clock()
         session.expired = None
         self._sessions.move_to_end(session.session_id)
         return session
-
-    def _ask_for_title(self, request_title: RequestTitle, heads: Heads, head: Head) -> None:
-        name = head.name
-
-        def set_title(title: str) -> None:
-            if (titled := heads.table.by_name.get(name)) is not None:
-                titled.title = title
-
-        request_title(heads.token_ids(head), set_title)
 
     # --- memory ---
 
@@ -359,6 +352,8 @@ class SessionIndex:
         size = session.size_bytes + self._beginnings.size_bytes(session.session_id)
         self._size_bytes += size - session.counted_bytes
         session.counted_bytes = size
+        if not session.heads.is_packed:
+            self._unpacked[session.session_id] = None
 
     def _bring_within_bounds(self, session: Session) -> None:
         """Count the session again, and drop what exceeds the bounds."""

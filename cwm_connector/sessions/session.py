@@ -103,7 +103,7 @@ class Session:
             session_id=self.session_id,
             head=chosen.name,
             model=model,
-            token_ids=self.heads.token_ids(chosen),
+            tokens=self.heads.tokens(chosen),
             block_hashes=self.heads.block_hashes(chosen),
             cache_salt=chosen.cache_salt,
             text_only=chosen.text_only,

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, Final, Protocol
 
 from cwm_connector.core.sequences import common_end_length
+from cwm_connector.sessions.token_run import TokenRun
 
 logger = logging.getLogger(__name__)
 
@@ -102,21 +103,21 @@ class Titler:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cwm-titles")
         self._free_places = threading.Semaphore(MAX_WAITING)
 
-    def request_title(self, token_ids: "array[int]", notify: Callable[[str], None]) -> None:
+    def request_title(self, tokens: TokenRun, notify: Callable[[str], None]) -> None:
         """Call `notify` with the title, later and on the titler's thread. It is not called if there is no title.
 
         Any thread. Returns at once.
         """
         if self._free_places.acquire(blocking=False):
-            self._thread.submit(self._find_title, token_ids, notify)
+            self._thread.submit(self._find_title, tokens, notify)
 
     def close(self) -> None:
         """Stop the thread without waiting for it. The heads that still wait get no title."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _find_title(self, token_ids: "array[int]", notify: Callable[[str], None]) -> None:
+    def _find_title(self, tokens: TokenRun, notify: Callable[[str], None]) -> None:
         try:
-            if (reader := self._reader) is not None and (title := reader.title_of(token_ids)) is not None:
+            if (reader := self._reader) is not None and (title := reader.title_of(tokens.packed())) is not None:
                 notify(title)
         except Exception as problem:
             # Only the type is logged, because the text may contain a prompt. A request can have ids that no tokenizer

@@ -11,13 +11,17 @@ tokens before it, and the tokens after that block. A look-up costs one probe of 
 request, and a comparison of a few tokens for each conversation with the same hash.
 """
 
+import secrets
 import sys
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Final
+
+from cwm_connector.core.types import Micros
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_utils import BlockHash
@@ -35,9 +39,20 @@ _BEGINNING_BYTES: Final = 600
 """Python's own overhead for a beginning: the object and its entries in the two tables."""
 
 
+Continued = Callable[[str], str | None]
+"""Takes the id of a request. See `WindowMatches.continued`."""
+
+
 def compared_tokens(prompt_tokens: int) -> int:
     """Return how many tokens of a prompt are compared."""
     return prompt_tokens - min(_LEFT_OUT, prompt_tokens // 8)
+
+
+def new_name(now: Micros, taken: Container[str]) -> str:
+    """Return a name with the time and a random part, so that two engines hardly ever choose the same name."""
+    begun = datetime.fromtimestamp(now / 1e6, UTC)
+    name = f"{PREFIX}{begun:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    return new_name(now, taken) if name in taken else name
 
 
 @dataclass(frozen=True, slots=True)

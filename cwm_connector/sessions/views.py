@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cwm_connector.core.types import Micros
+from cwm_connector.sessions.token_run import TokenRun
 
 if TYPE_CHECKING:
     pass
@@ -59,7 +60,7 @@ class HeadSnapshot:
     session_id: str
     head: str
     model: str
-    token_ids: "array[int]" = field(repr=False)
+    tokens: TokenRun = field(repr=False)
     block_hashes: Sequence[bytes] = field(repr=False)
     cache_salt: str | None = field(repr=False)
     text_only: bool
@@ -72,6 +73,11 @@ class HeadSnapshot:
     """How many further heads the session has."""
     activity: int
     """The index's count of turns when this head was last active. It tells two states of a head apart."""
+
+    @property
+    def token_ids(self) -> "array[int]":
+        """Return the ids of the tokens. Not for the engine thread before another thread has read them."""
+        return self.tokens.packed()
 
 
 @dataclass(frozen=True, slots=True)

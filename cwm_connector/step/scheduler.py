@@ -137,6 +137,7 @@ class SchedulerSide:
         """
         self.computing_steps += tokens > 0
         self.prefill_speed.step_planned(tokens)
+        self._sessions.pack()
         self._step_queue.drain()
         return StepJobs(self._board.take())
 
@@ -171,7 +172,7 @@ class SchedulerSide:
     @property
     def wants_step(self) -> bool:
         """Return whether the engine has to make a step although no request needs one."""
-        return self._step_queue.wants_step
+        return self._step_queue.wants_step or not self._sessions.is_packed
 
     def frees_blocks_soon(self) -> bool:
         """Return whether a save is about to give blocks back to vLLM."""

@@ -200,6 +200,8 @@ class Miniature:
                 except BaseException as problem:
                     answer.set_exception(problem)
             self._step()
+            while self.scheduler.wants_step and self._inbox.empty():  # as vLLM does, which asks has_pending_push_work
+                self._step()
 
     def _step(self) -> None:
         jobs = self.scheduler.step_jobs()

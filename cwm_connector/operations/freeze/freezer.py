@@ -39,6 +39,7 @@ from cwm_connector.operations.window_commit import WindowCommit
 from cwm_connector.protocol.calls import FreezeArgs
 from cwm_connector.protocol.results import OtherHead, TimedFreeze
 from cwm_connector.sessions.thaw_bindings import BoundWindow
+from cwm_connector.sessions.token_run import TokenRun
 from cwm_connector.sessions.views import HeadSnapshot, HeadSummary
 from cwm_connector.step.job_board import JobResult, Ticket
 from cwm_connector.step.save_plan import Recomputed, SaveOrder
@@ -167,7 +168,7 @@ class Freezer:
         if blocks < len(snapshot.token_ids) // size:
             snapshot = replace(
                 snapshot,
-                token_ids=snapshot.token_ids[: blocks * size],
+                tokens=TokenRun(snapshot.token_ids[: blocks * size]),
                 block_hashes=tuple(snapshot.block_hashes)[:blocks],
             )
         self._engine.step_queue.call(lambda: self._engine.scheduler.mark_frozen(snapshot))

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cwm_connector.sessions.block_tree import BlockTree, ChainHashes, HashRun, Node
+from cwm_connector.sessions.token_run import TokenRun
 
 BLOCK = 4
 
@@ -33,7 +34,7 @@ def test_every_chain_is_found_again_whatever_was_added_and_removed(steps: list[t
             match = tree.match(hashes, len(hashes))
             known = max((_common(chain, other) for _, other in heads), default=0)
             assert match.blocks == known
-            heads.append((tree.attach(match, hashes[known:], tokens_of(chain)[known * BLOCK :]), chain))
+            heads.append((tree.attach(match, hashes[known:], TokenRun(tokens_of(chain)[known * BLOCK :])), chain))
         for node, kept in heads:
             assert list(ChainHashes([each.hashes for each in node.path()])) == hashes_of(kept)
             assert tree.token_ids(node, 0, len(kept) * BLOCK) == tokens_of(kept)
@@ -71,9 +72,9 @@ def test_a_chain_over_several_runs_reads_like_a_list() -> None:
 def test_a_chain_is_one_node_again_when_its_branch_has_gone() -> None:
     tree = BlockTree(BLOCK)
     hashes, other = hashes_of([1, 2, 3, 4]), hashes_of([1, 2, 9])
-    stem = tree.attach(tree.match(hashes, 4), hashes, tokens_of([1, 2, 3, 4]))
+    stem = tree.attach(tree.match(hashes, 4), hashes, TokenRun(tokens_of([1, 2, 3, 4])))
     before = tree.size_bytes
-    branch = tree.attach(tree.match(other, 3), other[2:], tokens_of([9]))
+    branch = tree.attach(tree.match(other, 3), other[2:], TokenRun(tokens_of([9])))
     assert len(stem.path()) == 2
     tree.detach(branch)
     assert len(stem.path()) == 1 and abs(tree.size_bytes - before) < 100

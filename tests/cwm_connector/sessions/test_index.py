@@ -201,7 +201,7 @@ def test_each_head_is_titled_once_and_the_title_shown_is_that_of_the_head_meant(
     finish(sessions, Request("r1", list(range(10))))
     finish(sessions, Request("agent", list(range(50, 70)), session_id="alice/a1b2"))
     for tokens, tell in wanted:
-        tell(f"begins with {tokens[0]}")
+        tell(f"begins with {tokens.packed()[0]}")
     finish(sessions, Request("r2", list(range(20))))
     (view,) = sessions.views()
     assert view.title == "begins with 0"

@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from cwm_connector.sessions.titles import MAX_CHARACTERS, Titler, TitleReader
+from cwm_connector.sessions.token_run import TokenRun
 from tests.support.engine import model_folder
 
 PATIENCE_S = 60
@@ -88,7 +89,7 @@ def test_a_mark_is_found_at_whole_tokens_only() -> None:
 def test_titles_are_made_on_a_thread_of_their_own(tokenizer: Any) -> None:
     titler, told = Titler(lambda: tokenizer), Future[tuple[str, str]]()
     titler.request_title(
-        ids(tokenizer, ("user", "Hello there")),
+        TokenRun(ids(tokenizer, ("user", "Hello there"))),
         lambda title: told.set_result((title, threading.current_thread().name)),
     )
     title, thread = told.result(PATIENCE_S)
@@ -105,7 +106,7 @@ def test_a_tokenizer_that_cannot_be_loaded_costs_titles_only(caplog: pytest.LogC
 
     titler = Titler(load)
     for _ in range(3):
-        titler.request_title(array("i", [1]), lambda title: None)
+        titler.request_title(TokenRun(array("i", [1])), lambda title: None)
     titler._thread.submit(lambda: None).result(PATIENCE_S)
     titler.close()
     assert len(loads) == 1
@@ -122,8 +123,8 @@ def test_ids_that_cannot_be_decoded_stop_no_other_title_and_are_not_logged(
         def __getitem__(self, _: Any) -> Any:
             raise ValueError("a s3cret prompt")
 
-    titler.request_title(Broken("i", [1]), lambda title: None)
-    titler.request_title(ids(tokenizer, ("user", "Hello")), told.set_result)
+    titler.request_title(TokenRun(Broken("i", [1])), lambda title: None)
+    titler.request_title(TokenRun(ids(tokenizer, ("user", "Hello"))), told.set_result)
     assert told.result(PATIENCE_S) == "Hello"
     titler.close()
     assert "s3cret" not in caplog.text
@@ -139,7 +140,7 @@ def test_too_many_heads_at_once_wait_for_their_next_turn(monkeypatch: pytest.Mon
 
     titler, titles = Titler(load), list[str]()
     for _ in range(5):
-        titler.request_title(ids(tokenizer, ("user", "Hello")), titles.append)
+        titler.request_title(TokenRun(ids(tokenizer, ("user", "Hello"))), titles.append)
     go.set()
     titler._thread.submit(lambda: None).result(PATIENCE_S)
     titler.close()
