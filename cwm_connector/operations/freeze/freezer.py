@@ -353,9 +353,7 @@ class Freezer:
     async def _finish_and_discard(self, ticket: Ticket | None, order: SaveOrder) -> None:
         """Wait until a failed freeze's job is over, then remove what it wrote unless the catalog refers to it."""
         if ticket is not None:
-            while not ticket.finished.done():
-                self._engine.step_queue.nudge()
-                await wait_done(ticket.finished, PERSIST_STEP_S)
+            await self._engine.workers_done(ticket.finished, PERSIST_STEP_S)
         await self._window_commit.discard(order)
 
 
