@@ -40,7 +40,7 @@ REMEMBERED_WINDOWS: Final = 1024
 LIST_WAITS_S: Final = 0.01
 """For the engine thread. A busy engine takes seconds for a step, and the list shows its last answer instead."""
 STATUS_WAITS_S: Final = 0.5
-"""For the engine thread when one session is asked for, which may have begun a moment ago."""
+"""For the engine thread when it answers nobody, or when one session is asked for, which may have begun a moment ago."""
 
 OFFERED: Final = 3
 """Windows of other sessions that a session without windows is offered."""
@@ -94,7 +94,8 @@ class Queries:
 
     async def sessions(self, args: SessionsArgs) -> SessionList:
         """Return one page of sessions: the engine's own, then those that only the catalog remembers."""
-        return results.session_page(await self._session_items(LIST_WAITS_S), args)
+        wait_s = LIST_WAITS_S if self._engine.scheduler.is_answering else STATUS_WAITS_S
+        return results.session_page(await self._session_items(wait_s), args)
 
     async def resumable(self, args: ResumableArgs) -> Resumable:
         """Return what a session that is resumed can load. Raises: `Code.SESSION_ID`."""

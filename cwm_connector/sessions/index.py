@@ -115,6 +115,11 @@ class SessionIndex:
         """Return the bytes that all sessions take in memory."""
         return self._size_bytes
 
+    @property
+    def is_answering(self) -> bool:
+        """Return whether a request of any session is being answered. Any thread may ask."""
+        return bool(self._speaking)
+
     # --- requests ---
 
     def request_added(self, request: "Request") -> None:

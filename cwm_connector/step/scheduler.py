@@ -170,6 +170,11 @@ class SchedulerSide:
             recompute.done.set_exception(problem)
 
     @property
+    def is_answering(self) -> bool:
+        """Return whether a session's request is being answered, so that steps take long. Any thread may ask."""
+        return self._sessions.is_answering
+
+    @property
     def wants_step(self) -> bool:
         """Return whether the engine has to make a step although no request needs one."""
         return self._step_queue.wants_step or not self._sessions.is_packed

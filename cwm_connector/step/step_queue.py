@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, TypeVar
 T = TypeVar("T")
 
 STEP_SHARE_S: Final = 0.0004
-"""Of each step. When it is used up, what still waits is left to the next step."""
+"""CPU time of each step. When it is used up, what still waits is left to the next step."""
 
 
 class StepQueue:
@@ -19,7 +19,7 @@ class StepQueue:
     step. An exception of a function goes to the caller's future and never into the engine.
     """
 
-    def __init__(self, wake: Callable[[], None], clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, wake: Callable[[], None], clock: Callable[[], float] = time.thread_time) -> None:
         """Take the function that wakes an idle engine. It is called from any thread and must not block."""
         self._wake = wake
         self._clock = clock

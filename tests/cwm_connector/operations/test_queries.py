@@ -9,7 +9,7 @@ import pytest
 from cwm_connector.catalog.base import SessionEvent, SessionRow
 from cwm_connector.core.types import Micros, now_micros
 from cwm_connector.operations import dispatch
-from cwm_connector.operations.queries import _state
+from cwm_connector.operations.queries import LIST_WAITS_S, _state
 from cwm_connector.protocol.calls import Op
 from cwm_connector.sessions.index import EXPIRES_AFTER
 from cwm_connector.sessions.views import SessionView
@@ -65,6 +65,19 @@ async def test_during_a_long_step_the_list_shows_the_last_known_sessions(tmp_pat
     second.set()
     engine.close()
     assert [each["session_id"] for each in later] == ["bob", "alice"]
+
+
+async def test_while_nobody_is_answered_the_list_waits_for_the_engine_s_step(tmp_path: Path) -> None:
+    engine = await Miniature.started(tmp_path / "home")
+    await engine.serve(range(40), "alice")
+    await engine.call(Op.SESSIONS)
+    await engine.serve(range(50), "bob")
+    release = threading.Timer(5 * LIST_WAITS_S, in_a_long_step(engine).set)
+    release.start()
+    listed = (await engine.call(Op.SESSIONS))["sessions"]
+    release.join()
+    engine.close()
+    assert [each["session_id"] for each in listed] == ["bob", "alice"]
 
 
 async def test_the_list_shows_the_title_of_a_session(tmp_path: Path) -> None:
