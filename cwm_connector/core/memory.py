@@ -20,7 +20,7 @@ class Memory:
 
     total: int
     available: int
-    """What can be handed out without swapping."""
+    """The part that can be handed out without swapping."""
 
 
 def read_memory(root: Path = Path("/")) -> Memory:

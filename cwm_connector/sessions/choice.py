@@ -9,8 +9,8 @@ cut off in its prompt moves a head only if it holds all of it.
 
 The main head changes only when a request's whole prompt was computed. The request must continue it or branch from it,
 begin with the same tools and system text, go on with a window that was thawed into the session under a new salt, or be
-a conversation of its own: the session's first one, a longer one than
-a single exchange before it, or one that was itself continued. Side requests and subagents never become the main head.
+a conversation of its own: the session's first one, a longer one than a single exchange before it, or one that was
+itself continued. Side requests and subagents never become the main head.
 """
 
 import enum

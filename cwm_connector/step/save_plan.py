@@ -36,7 +36,7 @@ class SavePlan:
 
 @dataclass(frozen=True, slots=True)
 class Recomputed:
-    """What a recompute has left: the blocks of its tokens, pinned until the freeze has planned its save."""
+    """The blocks of a recompute's tokens, pinned until the freeze has planned its save."""
 
     blocks: PinnedSave
     computed_tokens: int
