@@ -39,6 +39,9 @@ class Metrics:
         self.auto_thaws = Counter(
             "cwm_auto_thaws", "Loads of a window that nobody has thawed for the request.", registry=self.registry
         )
+        self.shared_loads = Counter(
+            "cwm_shared_loads", "Waits of a request for blocks that another request loads.", registry=self.registry
+        )
         self.capture_seconds = Histogram(
             "cwm_capture_seconds",
             "Seconds from the call of a freeze until its blocks are read.",

@@ -4,15 +4,13 @@ Every method runs on the engine thread and only computes, so nothing here blocks
 queue.
 """
 
-import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from cwm_connector import compat
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.identity import ChunkSpec, Geometry
+from cwm_connector.core.identity import Geometry
 from cwm_connector.core.types import TierName
 from cwm_connector.metrics import Metrics
 from cwm_connector.sessions.index import SessionIndex
@@ -20,10 +18,11 @@ from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.sessions.views import HeadSnapshot, SessionView
 from cwm_connector.step import surveys
 from cwm_connector.step.chunk_locations import ChunkLocations
-from cwm_connector.step.job_board import JobBoard, JobResult
-from cwm_connector.step.jobs import ChunkBlocks, ChunkOutcome, FailedLoad, LoadJob, SaveJob, StepJobs, StepReports
+from cwm_connector.step.job_board import JobBoard
+from cwm_connector.step.jobs import ChunkBlocks, SaveJob, StepJobs, StepReports
 from cwm_connector.step.pinned_blocks import PinnedBlocks
 from cwm_connector.step.prefill_speed import PrefillSpeed
+from cwm_connector.step.request_loads import HasBlockIds, RequestLoads
 from cwm_connector.step.save_plan import Recompute, Recomputed, SaveOrder, SavePlan
 from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.step.surveys import FreezableHead
@@ -33,12 +32,6 @@ if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_utils import BlockHash
     from vllm.v1.request import Request
-
-logger = logging.getLogger(__name__)
-
-
-class _HasBlockIds(Protocol):
-    def get_block_ids(self) -> tuple[list[int], ...]: ...
 
 
 class SchedulerSide:
@@ -60,16 +53,13 @@ class SchedulerSide:
         self._board = board
         self._step_queue = step_queue
         self._locations = locations
-        self._metrics = metrics
+        self._loads = RequestLoads(geometry, board, locations, metrics)
         self.prefill_speed = PrefillSpeed()
         self.computing_steps = 0
         """Steps that have computed tokens. Any thread may read it."""
         self._pool: BlockPool | None = None
         self._unassigned: dict[str, Request] = {}
         """Requests without an id that wait for the finder, which may know the session that they continue."""
-        self._matches: dict[str, Match] = {}
-        self._no_more_loads: set[str] = set()
-        self._sources: dict[str, dict[TierName, int]] = {}
         self._recomputes: dict[str, Recompute] = {}
         self._pinned = PinnedBlocks()
 
@@ -95,40 +85,33 @@ class SchedulerSide:
         """Return how many tokens after `computed_tokens` can be loaded, in whole blocks.
 
         At least one token is left for vLLM to compute. vLLM may ask several times before it allocates blocks. It has to
-        ask again if the answer is None, because the windows of the request are still looked for or compared.
+        ask again if the answer is None, because the windows of the request are still looked for or compared, or another
+        request loads the same blocks.
         """
-        self._matches.pop(request.request_id, None)
-        size = self._geometry.block_tokens
-        if self.window_matches.is_waiting(request, computed_tokens // size):
+        request_id, size = request.request_id, self._geometry.block_tokens
+        from_block = computed_tokens // size
+        self._loads.asked(request_id)
+        if self.window_matches.is_waiting(request, from_block):
             return None
-        self._assign(request.request_id)
-        if self.window_matches.is_comparing(request, self._sessions.session_id_of(request), computed_tokens // size):
+        self._assign(request_id)
+        if self.window_matches.is_comparing(request, self._sessions.session_id_of(request), from_block):
             return None
-        match = self._match(request, computed_tokens // size)
-        loadable = 0 if match is None else (match.to_block - match.from_block) * size
-        if match is not None:
-            self._matches[request.request_id] = match
-        if (recompute := self._recomputes.get(request.request_id)) is not None:
-            recompute.computed_tokens = request.num_tokens - computed_tokens - loadable
-        return loadable
+        if self._loads.is_waiting(request_id, from_block):
+            return None
+        blocks = self._loads.take_match(request, self._match(request, from_block))
+        if blocks is None:
+            return None
+        if (recompute := self._recomputes.get(request_id)) is not None:
+            recompute.computed_tokens = request.num_tokens - computed_tokens - blocks * size
+        return blocks * size
 
-    def blocks_allocated(self, request: "Request", blocks: _HasBlockIds, external_tokens: int) -> None:
+    def blocks_allocated(self, request: "Request", blocks: HasBlockIds, external_tokens: int) -> None:
         """Post the load of the last match. vLLM calls it again, without external tokens, when the load is done."""
-        if external_tokens == 0:
-            return
-        ids, match = blocks.get_block_ids()[0], self._matches.pop(request.request_id, None)
-        try:
-            assert match is not None, "vLLM allocated blocks for a load that was not offered"
-            self._post_load(request.request_id, match, ids)
-        except Exception:
-            logger.exception("a load could not be planned, so its tokens are computed")
-            self._no_more_loads.add(request.request_id)
-            bad = ids if match is None else ids[match.from_block : match.to_block]
-            self._board.post(FailedLoad(self._board.next_id(), request.request_id, tuple(bad)))
+        self._loads.blocks_allocated(request, blocks, external_tokens)
 
     def hit_sources(self, request: "Request") -> dict[TierName, int]:
         """Return the tokens of the load that was just posted, by the tier that holds them, and forget them."""
-        return self._sources.pop(request.request_id, {})
+        return self._loads.hit_sources(request.request_id)
 
     def step_jobs(self, tokens: int = 0) -> StepJobs:
         """Run the calls queued by other threads, then return this step's jobs for the workers.
@@ -150,11 +133,9 @@ class SchedulerSide:
 
     def request_finished(self, request: "Request") -> None:
         """Add the request's tokens to its session. Pin the blocks of a recompute of our own."""
-        for table in (self._matches, self._sources):
-            table.pop(request.request_id, None)
+        self._loads.finished(request.request_id)
         self._assign(request.request_id)
         self.window_matches.finished(request.request_id)
-        self._no_more_loads.discard(request.request_id)
         recompute = self._recomputes.pop(request.request_id, None)
         if recompute is None:
             self._sessions.request_finished(request)
@@ -239,15 +220,6 @@ class SchedulerSide:
 
     # --- internal ---
 
-    def _post_load(self, request_id: str, match: Match, ids: Sequence[int]) -> None:
-        if match.automatic:
-            self._metrics.auto_thaws.inc()
-            logger.debug("a request loads window %s without a thaw", match.window.name)
-        parts = tuple(_parts(match.window.chunks, match.from_block, match.to_block, ids))
-        self._sources[request_id] = self._tokens_by_tier(parts)
-        ticket = self._board.post(LoadJob(self._board.next_id(), request_id, parts))
-        ticket.finished.add_done_callback(lambda result: self._loaded(request_id, match.window, parts, result))
-
     def _assign(self, request_id: str) -> None:
         """Assign a request that has waited for the finder to its session."""
         request = self._unassigned.pop(request_id, None)
@@ -255,7 +227,7 @@ class SchedulerSide:
             self._sessions.request_added(request)
 
     def _match(self, request: "Request", from_block: int) -> Match | None:
-        if request.request_id in self._no_more_loads:
+        if not self._loads.may_load(request.request_id):
             return None
         recompute = self._recomputes.get(request.request_id)
         if recompute is None:
@@ -264,50 +236,6 @@ class SchedulerSide:
         limit = (request.num_tokens - 1) // self._geometry.block_tokens
         to_block = min(recompute.loadable.usable_blocks, limit)
         return Match(recompute.loadable, from_block, to_block, automatic=False) if to_block > from_block else None
-
-    def _tokens_by_tier(self, parts: Sequence[ChunkBlocks]) -> dict[TierName, int]:
-        tokens: dict[TierName, int] = {}
-        for part in parts:
-            # A chunk that no tier is known to have is still looked for on disk.
-            tier = self._locations.fastest(part.chunk.key) or TierName.DISK
-            tokens[tier] = tokens.get(tier, 0) + len(part.block_ids) * self._geometry.block_tokens
-        return tokens
-
-    def _loaded(
-        self, request_id: str, window: BoundWindow, parts: Sequence[ChunkBlocks], result: "Future[JobResult]"
-    ) -> None:
-        """Count a finished load, and do not offer again what could not be read."""
-        if result.exception() is not None:
-            self._no_more_loads.add(request_id)
-            return
-        outcomes = result.result().outcomes
-        loaded: Counter[TierName] = Counter()
-        tokens: Counter[TierName | None] = Counter()
-        for part in parts:
-            outcome = outcomes.get(part.chunk.key)
-            tier = None if outcome is None or outcome.failure is not None else outcome.tier
-            tokens[tier] += len(part.block_ids) * self._geometry.block_tokens
-            if tier is not None:
-                loaded[tier] += 1
-                self._locations.saw_use(part.chunk.key)
-        for tier, chunks in loaded.items():
-            self._metrics.loaded(tier, chunks, tokens[tier])
-        if missed := len(parts) - loaded.total():
-            self._metrics.missed(missed, tokens[None])
-            self._no_more_loads.add(request_id)
-            self._note_failures(window, [outcomes.get(part.chunk.key) for part in parts], parts)
-        self._metrics.load_seconds.observe(result.result().seconds)
-
-    def _note_failures(
-        self, window: BoundWindow, outcomes: Sequence[ChunkOutcome | None], parts: Sequence[ChunkBlocks]
-    ) -> None:
-        """Log the first chunk that could not be loaded, and do not offer what is missing or corrupt again."""
-        failed = [(each.failure, part) for each, part in zip(outcomes, parts, strict=True) if each and each.failure]
-        for (code, reason), _ in failed[:1]:
-            logger.warning("window %s: a chunk could not be loaded (CWM-%d: %s)", window.name, code, reason)
-        for (code, _), part in failed:
-            if code in (Code.CORRUPT, Code.CHUNK_MISSING):
-                window.usable_blocks = min(window.usable_blocks, part.chunk.first_block)
 
     def _plan(self, hashes: "Sequence[BlockHash]", order: SaveOrder) -> SavePlan:
         pool = self._require_pool()
@@ -331,16 +259,3 @@ class SchedulerSide:
         if self._pool is None:
             raise CWMError(Code.STATE, "the engine is still starting and has no block pool yet; try again in a moment")
         return self._pool
-
-
-def _parts(
-    chunks: Sequence[ChunkSpec], from_block: int, to_block: int, block_ids: Sequence[int]
-) -> Iterator[ChunkBlocks]:
-    """Yield the parts of `chunks` that cover blocks [from_block, to_block).
-
-    `block_ids` are all blocks of the request, from its block 0.
-    """
-    for chunk in chunks:
-        start, end = max(chunk.first_block, from_block), min(chunk.end_block, to_block)
-        if start < end:
-            yield ChunkBlocks(chunk, tuple(block_ids[start:end]), start - chunk.first_block)

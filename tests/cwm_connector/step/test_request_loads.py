@@ -1,0 +1,139 @@
+"""Many requests on one thawed window, on the miniature engine: one loads, the others find its blocks."""
+
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from cwm_connector.protocol.calls import Op
+from tests.support.fan_out import FanOut
+from tests.support.miniature import CHUNK_BLOCKS, Miniature, chunk_files
+from tests.support.vllm_parts import BLOCK_TOKENS
+
+BLOCKS = 8
+IDS = list(range(BLOCKS * BLOCK_TOKENS))
+CHUNKS = BLOCKS // CHUNK_BLOCKS
+
+
+async def frozen(home: Path) -> Miniature:
+    """Return an engine with a window of `IDS`, whose blocks vLLM has evicted."""
+    one = await Miniature.started(home)
+    await one.serve(IDS, session_id="alice")
+    await one.call(Op.FREEZE, session_id="alice", window_name="w")
+    await one.evict()
+    return one
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[Miniature]:
+    one = await frozen(tmp_path)
+    yield one
+    one.close()
+
+
+class HeldLoads:
+    """Keeps the engine's loads from beginning until `release`."""
+
+    def __init__(self, engine: Miniature) -> None:
+        self._gate = threading.Event()
+        engine.worker._memory_load_thread.submit(self._gate.wait)
+
+    def release(self) -> None:
+        self._gate.set()
+
+
+async def thawed_salt(engine: Miniature, prewarm: bool = True) -> str:
+    return str((await engine.call(Op.THAW, window_name="w", prewarm=prewarm))["cache_salt"])
+
+
+def loaded_chunks(engine: Miniature) -> int:
+    return engine.parts.metrics.hits_and_misses()[0]
+
+
+async def test_eight_requests_on_one_thaw_load_it_once(engine: Miniature) -> None:
+    salt = await thawed_salt(engine)
+    fan = FanOut(engine)
+    requests = [fan.add(IDS, salt) for _ in range(8)]
+    free = engine.pool.get_num_free_blocks()
+    fan.finish()
+    assert [(one.cached, one.loaded) for one in requests] == [(0, len(IDS))] + 7 * [(len(IDS), 0)]
+    assert loaded_chunks(engine) == CHUNKS
+    assert free - engine.pool.get_num_free_blocks() == BLOCKS
+
+
+async def test_a_request_that_goes_on_further_waits_for_what_it_shares(engine: Miniature) -> None:
+    salt = await thawed_salt(engine)
+    fan, held = FanOut(engine), HeldLoads(engine)
+    first = fan.add(IDS[: 6 * BLOCK_TOKENS], salt)
+    fan.step()
+    longer = fan.add(IDS, salt)
+    fan.step()
+    assert longer in fan.waiting
+    held.release()
+    fan.finish()
+    assert (first.loaded, longer.cached, longer.loaded) == (6 * BLOCK_TOKENS, 6 * BLOCK_TOKENS, 2 * BLOCK_TOKENS)
+
+
+async def test_requests_with_different_salts_load_for_themselves(engine: Miniature) -> None:
+    salts = [await thawed_salt(engine) for _ in range(3)]
+    fan, held = FanOut(engine), HeldLoads(engine)
+    requests = [fan.add(IDS, salt) for salt in salts]
+    fan.step()
+    assert fan.waiting == []
+    held.release()
+    fan.finish()
+    assert [one.loaded for one in requests] == 3 * [len(IDS)]
+
+
+async def test_when_the_loading_request_is_aborted_one_of_the_others_loads(engine: Miniature) -> None:
+    salt = await thawed_salt(engine)
+    fan, held = FanOut(engine), HeldLoads(engine)
+    first, *others = [fan.add(IDS, salt) for _ in range(4)]
+    fan.step()
+    fan.abort(first)
+    held.release()
+    fan.finish()
+    assert [(one.cached, one.loaded) for one in others] == [(0, len(IDS))] + 2 * [(len(IDS), 0)]
+
+
+async def test_a_waiting_request_that_is_aborted_is_forgotten(engine: Miniature) -> None:
+    salt = await thawed_salt(engine)
+    fan, held = FanOut(engine), HeldLoads(engine)
+    requests = [fan.add(IDS, salt) for _ in range(3)]
+    fan.step()
+    fan.abort(requests[1])
+    held.release()
+    fan.finish()
+    assert [one.is_running for one in requests] == [True, False, True]
+
+
+async def test_requests_go_on_when_the_load_that_they_wait_for_fails(tmp_path: Path) -> None:
+    (await frozen(tmp_path)).close()
+    restarted = await Miniature.started(tmp_path)
+    salt = await thawed_salt(restarted, prewarm=False)
+    fan, held = FanOut(restarted), HeldLoads(restarted)
+    requests = [fan.add(IDS, salt) for _ in range(4)]
+    fan.step()
+    for file in chunk_files(tmp_path):
+        file.unlink()
+    held.release()
+    fan.finish()
+    assert [one.loaded for one in requests] == 4 * [0]
+    restarted.close()
+
+
+async def test_a_preempted_request_waits_for_the_load_of_another_one(engine: Miniature) -> None:
+    salt = await thawed_salt(engine)
+    fan = FanOut(engine)
+    first = fan.add(IDS, salt)
+    fan.finish()
+    fan.preempt(first)
+    await engine.evict()
+    held, second = HeldLoads(engine), fan.add(IDS, salt)
+    fan.waiting.reverse()  # the other one is asked first
+    fan.step()
+    assert fan.waiting == [first]
+    held.release()
+    fan.finish()
+    assert (first.cached, second.loaded) == (len(IDS), len(IDS))
