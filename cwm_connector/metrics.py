@@ -42,6 +42,14 @@ class Metrics:
         self.shared_loads = Counter(
             "cwm_shared_loads", "Waits of a request for blocks that another request loads.", registry=self.registry
         )
+        self.declined_tokens = Counter(
+            "cwm_declined_tokens",
+            "Tokens that could be loaded and were computed because that is faster (CWM_LOAD=auto).",
+            registry=self.registry,
+        )
+        self.read_rate = Gauge(
+            "cwm_read_tokens_per_second", "Speed of the last reads from a tier.", ["tier"], registry=self.registry
+        )
         self.capture_seconds = Histogram(
             "cwm_capture_seconds",
             "Seconds from the call of a freeze until its blocks are read.",

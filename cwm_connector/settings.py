@@ -56,6 +56,15 @@ class AutoThaw(enum.StrEnum):
     """None."""
 
 
+class LoadPolicy(enum.StrEnum):
+    """Whether a window is loaded although computing its tokens would be faster."""
+
+    ALWAYS = "always"
+    """Yes. A conversation goes on with the window's own KV, bit for bit."""
+    AUTO = "auto"
+    """No. What is computed again is right, but not bit for bit equal to the window."""
+
+
 class Settings(BaseSettings):
     """The settings. `cpu_cache_gb` is set by the environment variable `CWM_CPU_CACHE_GB`, the others likewise."""
 
@@ -103,6 +112,8 @@ class Settings(BaseSettings):
     The limits of these five settings are checked in operations/auto_freeze/policy.py."""
     auto_thaw: AutoThaw = AutoThaw.SESSION
     """Which windows requests load without a thaw, session, prefix or off. Default: session."""
+    load: LoadPolicy = LoadPolicy.ALWAYS
+    """Whether windows are loaded although computing would be faster, always or auto. Default: always."""
     log_level: str = "INFO"
     """The lowest level of the connector's log lines: DEBUG, INFO, WARNING or ERROR. Default: INFO."""
 

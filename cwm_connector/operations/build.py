@@ -136,6 +136,7 @@ def build_engine(
         step_queue=step_queue,
         locations=locations,
         metrics=metrics,
+        load_policy=settings.load,
     )
     return EngineParts(
         settings=settings,

@@ -62,6 +62,14 @@ class ReplyTokens(msgspec.Struct, frozen=True):
     generated: int
 
 
+class LoadPlan(msgspec.Struct, frozen=True):
+    """How the next request gets the window's tokens."""
+
+    loaded: int
+    computed: int
+    because: str
+
+
 class Thawed(Answer, frozen=True):
     """A window that a session can load. The client that thaws adds the addresses and the reply."""
 
@@ -75,6 +83,7 @@ class Thawed(Answer, frozen=True):
     partial: bool
     warning: str | None
     recompute_is_faster: bool | None
+    load: LoadPlan | None = None
     tokens_uri: Annotated[str, Meta(description="The resource with the window's exact token ids.")] = ""
     transcript_uri: str = ""
     reply: str | None = None

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from cwm_connector.core.errors import Code
@@ -17,7 +18,9 @@ from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard, JobResult
 from cwm_connector.step.jobs import ChunkBlocks, ChunkOutcome, FailedLoad, LoadJob
+from cwm_connector.step.load_choice import LoadChoice
 from cwm_connector.step.loads_under_way import LoadsUnderWay
+from cwm_connector.step.read_speed import ReadSpeed
 from cwm_connector.step.window_matches import Match
 
 if TYPE_CHECKING:
@@ -36,13 +39,25 @@ class HasBlockIds(Protocol):
 class RequestLoads:
     """The loads that requests may begin, and those under way."""
 
-    def __init__(self, geometry: Geometry, board: JobBoard, locations: ChunkLocations, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        geometry: Geometry,
+        board: JobBoard,
+        locations: ChunkLocations,
+        metrics: Metrics,
+        choice: LoadChoice,
+        read_speed: ReadSpeed,
+    ) -> None:
         self._geometry = geometry
         self._board = board
         self._locations = locations
         self._metrics = metrics
+        self._choice = choice
+        self._read_speed = read_speed
         self._under_way = LoadsUnderWay()
         self._matches: dict[str, Match] = {}
+        self._choices: dict[str, tuple[Match, int]] = {}
+        """By request: its match, and the block up to which it is loaded. vLLM may ask in every step."""
         self._no_more: set[str] = set()
         self._sources: dict[str, dict[TierName, int]] = {}
 
@@ -59,6 +74,17 @@ class RequestLoads:
         """Return False if a load of the request has failed."""
         return request_id not in self._no_more
 
+    def choose(self, request_id: str, match: Match | None) -> Match | None:
+        """Return the part of the match that is worth loading, or None if there is none."""
+        if match is None:
+            self._choices.pop(request_id, None)
+            return None
+        chosen = self._choices.get(request_id)
+        if chosen is None or chosen[0] != match:
+            end = self._choice.end_of_load(match.window.chunks, match.from_block, match.to_block)
+            self._choices[request_id] = chosen = (match, end)
+        return replace(match, to_block=chosen[1]) if chosen[1] > match.from_block else None
+
     def take_match(self, request: "Request", match: Match | None) -> int | None:
         """Return how many blocks of the match the request will load, or None if another request loads them now."""
         if match is None:
@@ -71,6 +97,8 @@ class RequestLoads:
 
     def blocks_allocated(self, request: "Request", blocks: HasBlockIds, external_tokens: int) -> None:
         """Post the load of the last match. vLLM calls it again, without external tokens, when the load is done."""
+        if (chosen := self._choices.pop(request.request_id, None)) is not None:
+            self._metrics.declined_tokens.inc((chosen[0].to_block - chosen[1]) * self._geometry.block_tokens)
         if external_tokens == 0:
             self._under_way.ended(request.request_id)
             return
@@ -92,6 +120,7 @@ class RequestLoads:
         """Forget a request."""
         self._matches.pop(request_id, None)
         self._sources.pop(request_id, None)
+        self._choices.pop(request_id, None)
         self._no_more.discard(request_id)
         self._under_way.finished(request_id)
 
@@ -140,6 +169,7 @@ class RequestLoads:
             self._exclude(request_id)
             _note_failures(window, [outcomes.get(part.chunk.key) for part in parts], parts)
         self._metrics.load_seconds.observe(result.result().seconds)
+        self._read_speed.measured({tier: tokens[tier] for tier in loaded}, result.result().seconds)
 
     def _exclude(self, request_id: str) -> None:
         if self._under_way.failed(request_id):

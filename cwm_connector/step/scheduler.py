@@ -16,12 +16,15 @@ from cwm_connector.metrics import Metrics
 from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.sessions.views import HeadSnapshot, SessionView
+from cwm_connector.settings import LoadPolicy
 from cwm_connector.step import surveys
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard
 from cwm_connector.step.jobs import ChunkBlocks, SaveJob, StepJobs, StepReports
+from cwm_connector.step.load_choice import LoadChoice
 from cwm_connector.step.pinned_blocks import PinnedBlocks
 from cwm_connector.step.prefill_speed import PrefillSpeed
+from cwm_connector.step.read_speed import ReadSpeed
 from cwm_connector.step.request_loads import HasBlockIds, RequestLoads
 from cwm_connector.step.save_plan import Recompute, Recomputed, SaveOrder, SavePlan
 from cwm_connector.step.step_queue import StepQueue
@@ -46,6 +49,7 @@ class SchedulerSide:
         step_queue: StepQueue,
         locations: ChunkLocations,
         metrics: Metrics,
+        load_policy: LoadPolicy = LoadPolicy.ALWAYS,
     ) -> None:
         self._geometry = geometry
         self._sessions = sessions
@@ -53,8 +57,10 @@ class SchedulerSide:
         self._board = board
         self._step_queue = step_queue
         self._locations = locations
-        self._loads = RequestLoads(geometry, board, locations, metrics)
         self.prefill_speed = PrefillSpeed()
+        self.read_speed = ReadSpeed(metrics)
+        self.load_choice = LoadChoice(load_policy, geometry, locations, self.prefill_speed, self.read_speed)
+        self._loads = RequestLoads(geometry, board, locations, metrics, self.load_choice, self.read_speed)
         self.computing_steps = 0
         """Steps that have computed tokens. Any thread may read it."""
         self._pool: BlockPool | None = None
@@ -231,7 +237,8 @@ class SchedulerSide:
             return None
         recompute = self._recomputes.get(request.request_id)
         if recompute is None:
-            return self.window_matches.best(request, self._sessions.session_id_of(request), from_block)
+            best = self.window_matches.best(request, self._sessions.session_id_of(request), from_block)
+            return self._loads.choose(request.request_id, best)
         # The window has the tokens of the request.
         limit = (request.num_tokens - 1) // self._geometry.block_tokens
         to_block = min(recompute.loadable.usable_blocks, limit)

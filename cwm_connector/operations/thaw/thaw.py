@@ -23,8 +23,9 @@ from cwm_connector.core.types import ChunkKey, TierName, now_micros, salt_hash
 from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.protocol.calls import CloneArgs, ThawArgs
-from cwm_connector.protocol.results import Cloned, Thawed
+from cwm_connector.protocol.results import Cloned, LoadPlan, Thawed
 from cwm_connector.sessions.thaw_bindings import BoundWindow
+from cwm_connector.settings import LoadPolicy
 from cwm_connector.step.job_board import JobResult
 from cwm_connector.step.jobs import PromoteJob
 
@@ -73,7 +74,10 @@ class Thawer:
         stored = await self._stored(name)
         self._engine.require_same_passport(stored.row.passport, f"window {name!r}")
         specs = self._specs(stored)
-        checked = await self._promote(specs, progress) if args.prewarm else self._recorded(specs)
+        choice = self._engine.scheduler.load_choice
+        costs = choice.costs(specs, 0, specs[-1].end_block)
+        prewarm = args.prewarm and choice.end_of_load(specs, 0, specs[-1].end_block) == specs[-1].end_block
+        checked = await self._promote(specs, progress) if prewarm else self._recorded(specs)
         read_s = time.perf_counter() - started
         self._keep_warm(specs, checked)
         session_id = new_session_id or stored.row.session_id
@@ -97,7 +101,8 @@ class Thawer:
             restoration_time_ms=round((time.perf_counter() - started) * 1000, 3),
             partial=restorable < full,
             warning=warning,
-            recompute_is_faster=self._is_slower(read_s, restorable) if args.prewarm else None,
+            recompute_is_faster=self._is_slower(read_s, restorable) if prewarm else costs.computing_is_faster,
+            load=self._load_plan(specs, checked, stored.row.token_count),
         )
 
     async def clone(self, args: CloneArgs) -> Cloned:
@@ -150,6 +155,19 @@ class Thawer:
         computing_s = self._engine.scheduler.prefill_speed.seconds_for(tokens)
         return computing_s < read_s if computing_s and tokens else None
 
+    def _load_plan(self, specs: Sequence[ChunkSpec], checked: _Checked, tokens: int) -> LoadPlan:
+        """Return what the next request loads, as far as the speeds and locations of now say."""
+        choice = self._engine.scheduler.load_choice
+        end = choice.end_of_load(specs, 0, checked.blocks) if checked.blocks else 0
+        loaded = end * self._engine.geometry.block_tokens
+        if end < checked.blocks:
+            because = "computing the rest is faster (CWM_LOAD=auto); it is right, but not bit-equal to the window"
+        elif choice.policy is LoadPolicy.AUTO:
+            because = "loading is faster, or a speed is not measured yet (CWM_LOAD=auto)"
+        else:
+            because = "CWM_LOAD=always"
+        return LoadPlan(loaded=loaded, computed=tokens - loaded, because=because)
+
     def _specs(self, stored: _Stored) -> tuple[ChunkSpec, ...]:
         return specs_of(
             self._engine.geometry, [row.key for row in stored.chunks], [row.tokens for row in stored.chunks]
@@ -162,7 +180,13 @@ class Thawer:
             progress(done, len(specs), "chunks read and verified")
 
         ticket = board.post(PromoteJob(board.next_id(), tuple(specs)), call_on_loop(report_verified))
-        return self._verified(specs, await self._engine.wait_for_workers(ticket.finished, PERSIST_STEP_S))
+        result = await self._engine.wait_for_workers(ticket.finished, PERSIST_STEP_S)
+        checked = self._verified(specs, result)
+        if checked.fault is None:
+            # What was in memory already took no time.
+            read = {tier: tokens for tier, tokens in checked.tokens_by_tier.items() if tier.is_durable}
+            self._engine.scheduler.read_speed.measured(read, result.seconds)
+        return checked
 
     def _verified(self, specs: Sequence[ChunkSpec], result: JobResult) -> _Checked:
         """Return what the workers could read and verify, up to the first failure."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cwm_connector.core.types import TierName
 from cwm_connector.protocol.calls import Op
 from tests.support.fan_out import FanOut
 from tests.support.miniature import CHUNK_BLOCKS, Miniature, chunk_files
@@ -37,7 +38,7 @@ class HeldLoads:
 
     def __init__(self, engine: Miniature) -> None:
         self._gate = threading.Event()
-        engine.worker._memory_load_thread.submit(self._gate.wait)
+        engine.worker._memory_load_thread.submit(self._gate.wait, 20)
 
     def release(self) -> None:
         self._gate.set()
@@ -137,3 +138,44 @@ async def test_a_preempted_request_waits_for_the_load_of_another_one(engine: Min
     held.release()
     fan.finish()
     assert (first.cached, second.loaded) == (len(IDS), len(IDS))
+
+
+async def auto(home: Path, tokens_per_second: int) -> Miniature:
+    """Return a restarted engine that chooses, and computes so many tokens a second. Its disk reads 1,000."""
+    (await frozen(home)).close()
+    one = await Miniature.started(home, load="auto")
+    one.scheduler.read_speed.measured({TierName.DISK: 1000}, 1.0)
+    one.scheduler.prefill_speed._measured.append((tokens_per_second, 1.0))
+    return one
+
+
+async def test_auto_computes_what_a_slow_disk_has_and_says_so(tmp_path: Path) -> None:
+    engine = await auto(tmp_path, 2000)
+    thawed = await engine.call(Op.THAW, window_name="w")
+    assert (thawed["load"]["loaded"], thawed["load"]["computed"]) == (0, len(IDS))
+    assert "not bit-equal" in thawed["load"]["because"] and thawed["recompute_is_faster"] is True
+    fan = FanOut(engine)
+    first, second = fan.add(IDS, thawed["cache_salt"]), fan.add(IDS[:64], thawed["cache_salt"])
+    fan.finish()
+    assert (first.loaded, second.loaded, loaded_chunks(engine)) == (0, 0, 0)
+    declined = {each.name: each.value for each in engine.parts.metrics.samples()}["cwm_declined_tokens_total"]
+    assert declined == len(IDS) + 64
+    engine.close()
+
+
+async def test_auto_loads_what_a_fast_disk_has(tmp_path: Path) -> None:
+    engine = await auto(tmp_path, 500)
+    thawed = await engine.call(Op.THAW, window_name="w", prewarm=False)
+    assert thawed["load"]["loaded"] == len(IDS) and thawed["recompute_is_faster"] is False
+    assert await engine.resume(IDS, salt=thawed["cache_salt"]) == len(IDS)
+    engine.close()
+
+
+async def test_a_load_and_a_prewarm_measure_their_tier(tmp_path: Path) -> None:
+    (await frozen(tmp_path)).close()
+    engine = await Miniature.started(tmp_path)
+    salt = await thawed_salt(engine)
+    assert engine.scheduler.read_speed.knows(TierName.DISK) and not engine.scheduler.read_speed.knows(TierName.CPU)
+    await engine.resume(IDS, salt=salt)
+    assert engine.scheduler.read_speed.knows(TierName.CPU)
+    engine.close()
