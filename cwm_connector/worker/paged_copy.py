@@ -190,9 +190,10 @@ class CopyQueue(Protocol):
 
 
 class DirectCopier:
-    """Copies page by page straight between the cache and payloads. A batch is one call of the driver.
+    """Copies pages straight between the cache and payloads. A batch is one call of the driver.
 
-    No staging buffer on the device and no kernel. On an H100, 64-KiB pages reach 93 % of a plain copy's rate.
+    No staging buffer on the device and no kernel. On an H100, 64-KiB pages reach 93 % of a plain copy's rate. Pages
+    that lie one behind the other on both sides are one copy, because every copy costs the driver a microsecond.
     """
 
     def __init__(self, layers: Sequence[torch.Tensor], outward: CopyQueue, inward: CopyQueue) -> None:
@@ -210,6 +211,8 @@ class DirectCopier:
         self._base = torch.tensor(bases)[:, None]
         self._stride = torch.tensor(strides)[:, None]
         self._layer = torch.arange(self.layers)[:, None]
+        self._is_gapless = all(stride == self.page_bytes for stride in strides)
+        """A layer's page of the next block lies behind that of this one."""
 
     def fence(self) -> Fence:
         """Return a fence on the model's stream."""
@@ -217,32 +220,39 @@ class DirectCopier:
 
     def gather(self, parts: Sequence[PagePart], after: Fence) -> Fence:
         """Queue the copies of blocks into payloads."""
-        pages, words = self._addresses(parts)
-        return self._outward.copy(pages, words, self._sizes(pages), after)
+        pages, words, sizes = self._copies(parts)
+        return self._outward.copy(pages, words, sizes, after)
 
     def scatter(self, parts: Sequence[PagePart], after: Fence) -> Fence:
         """Queue the copies of payloads into blocks."""
-        pages, words = self._addresses(parts)
-        return self._inward.copy(words, pages, self._sizes(pages), after)
+        pages, words, sizes = self._copies(parts)
+        return self._inward.copy(words, pages, sizes, after)
 
-    def _addresses(self, parts: Sequence[PagePart]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the addresses of the parts' pages, in the cache and in the payloads.
+    def _copies(self, parts: Sequence[PagePart]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the addresses of the parts' pages in the cache and in the payloads, and how many bytes each has.
 
         A few operations on the whole batch: after each of them the thread may have to wait for the engine's.
         """
-        blocks = [block for part in parts for block in part.block_ids]
-        starts = [
-            part.payload.data_ptr() + (part.first + at) * self.page_bytes
-            for part in parts
-            for at in range(len(part.block_ids))
-        ]
-        layers = [part.blocks * self.page_bytes for part in parts for _ in part.block_ids]
+        blocks, counts, starts, layers = [], [], [], []
+        for part in parts:
+            for at, count in self._runs(part.block_ids):
+                blocks.append(part.block_ids[at])
+                counts.append(count)
+                starts.append(part.payload.data_ptr() + (part.first + at) * self.page_bytes)
+                layers.append(part.blocks * self.page_bytes)
         cache = torch.addcmul(self._base, self._stride, torch.tensor(blocks))
         payloads = torch.addcmul(torch.tensor(starts), self._layer, torch.tensor(layers))
-        return cache.view(-1), payloads.view(-1)
+        sizes = (torch.tensor(counts) * self.page_bytes).repeat(self.layers)
+        return cache.view(-1), payloads.view(-1), sizes
 
-    def _sizes(self, pages: torch.Tensor) -> torch.Tensor:
-        return torch.full_like(pages, self.page_bytes)
+    def _runs(self, block_ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Yield where runs of blocks begin that lie one behind the other, and how many each has."""
+        begin = 0
+        for at in range(1, len(block_ids) + 1):
+            ends = at == len(block_ids) or block_ids[at] != block_ids[at - 1] + 1
+            if ends or not self._is_gapless:
+                yield begin, at - begin
+                begin = at
 
 
 def copier_for(layers: Sequence[torch.Tensor]) -> PagedCopier:
