@@ -27,8 +27,8 @@ from cwm_connector.worker.checksums import Checksums, Lazy
 
 READ_AHEAD: Final = 4
 """Chunks that are read from a durable tier ahead of their turn, at least."""
-BATCH_BYTES: Final = 256 * MIB
-"""A batch is as long as this or one chunk. A PCIe 5 bus is busy with it for five milliseconds."""
+BATCH_BYTES: Final = 128 * MIB
+"""A batch is as long as this or one chunk. A PCIe 5 bus is busy with it for 2.5 ms, and the model's own copies wait."""
 RESERVE_WAIT_S: Final = 10.0
 """The longest that a load waits for memory while other transfers give some back. Then its tokens are computed."""
 
@@ -116,7 +116,9 @@ class ChunkReader:
         self._shape = shape
         self._checksums = checksums
         self._reads_ahead = max(READ_AHEAD, checksums.threads)
-        self._ahead = max(READ_AHEAD, 4 * checksums.threads)
+        self._ahead = max(READ_AHEAD, 2 * checksums.threads)
+        self._first_ahead = max(READ_AHEAD, checksums.threads // 2)
+        """Fewer at first, so that the bus waits for one check and not for the preparation of many."""
 
     def all_in_memory(self, chunks: Iterable[ChunkSpec]) -> bool:
         """Return True if nothing would have to be read from a durable tier now."""
@@ -135,9 +137,11 @@ class ChunkReader:
         is no memory to read it into.
         """
         waiting, pending = deque(chunks), deque[_PendingRead]()
+        ahead = self._first_ahead
         try:
             while waiting or pending:
-                self._read_ahead(waiting, pending, purpose, make_room)
+                self._read_ahead(waiting, pending, purpose, make_room, ahead)
+                ahead = min(2 * ahead, self._ahead)
                 batch = [self._finish(pending.popleft())]
                 size = batch[0].buffer.nbytes
                 while pending and pending[0].is_good and size + pending[0].buffer.nbytes <= BATCH_BYTES:
@@ -159,8 +163,9 @@ class ChunkReader:
         pending: "deque[_PendingRead]",
         purpose: Purpose,
         make_room: Callable[[], bool],
+        ahead: int,
     ) -> None:
-        while waiting and len(pending) < self._ahead:
+        while waiting and len(pending) < ahead:
             if sum(not each.is_resident for each in pending) >= self._reads_ahead:
                 return
             try:
