@@ -9,8 +9,9 @@ import logging
 import secrets
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cwm_connector.catalog.base import Binding, Catalog, ChunkRow, WindowRow
 from cwm_connector.control.async_helpers import call_on_loop, finish_even_if_cancelled
@@ -59,7 +60,7 @@ class Thawer:
     def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
         self._tiering = tiering
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[object]] = set()
 
     async def thaw(self, args: ThawArgs, progress: ProgressSink) -> Thawed:
         """Make a window loadable for its session and for a new salt. With `prewarm`, read and verify its chunks first.
@@ -77,7 +78,7 @@ class Thawer:
         choice = self._engine.scheduler.load_choice
         costs = choice.costs(specs, 0, specs[-1].end_block)
         prewarm = args.prewarm and choice.end_of_load(specs, 0, specs[-1].end_block) == specs[-1].end_block
-        checked = await self._promote(specs, progress) if prewarm else self._recorded(specs)
+        checked = await self._prewarm(specs, progress) if prewarm else self._recorded(specs)
         read_s = time.perf_counter() - started
         self._keep_warm(specs, checked)
         session_id = new_session_id or stored.row.session_id
@@ -173,6 +174,17 @@ class Thawer:
             self._engine.geometry, [row.key for row in stored.chunks], [row.tokens for row in stored.chunks]
         )
 
+    async def _prewarm(self, specs: Sequence[ChunkSpec], progress: ProgressSink) -> _Checked:
+        """Bring the chunks into CPU memory and return what could be verified.
+
+        What is there already was verified when it came, so a window that is all there is not waited for.
+        """
+        promoted = self._promote(specs, progress)
+        if all(self._engine.locations.holds(TierName.CPU, spec.key) for spec in specs):
+            self._in_background(promoted)  # counts the chunks as used, so that they are evicted last
+            return self._recorded(specs)
+        return await promoted
+
     async def _promote(self, specs: Sequence[ChunkSpec], progress: ProgressSink) -> _Checked:
         board = self._engine.board
 
@@ -222,9 +234,12 @@ class Thawer:
         """Count the window's chunks as used just now, and bring those from slower tiers back to the disk."""
         self._tiering.used(spec.key for spec in specs)
         if checked.below_disk:
-            restoring = asyncio.create_task(self._tiering.restore(checked.below_disk))
-            self._background.add(restoring)
-            restoring.add_done_callback(self._background.discard)
+            self._in_background(self._tiering.restore(checked.below_disk))
+
+    def _in_background(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _bind(self, binding: Binding, stored: _Stored, specs: tuple[ChunkSpec, ...], blocks: int) -> None:
         window = BoundWindow(name=binding.window_name, token_ids=stored.token_ids, chunks=specs, usable_blocks=blocks)

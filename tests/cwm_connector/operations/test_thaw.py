@@ -1,5 +1,7 @@
 """thaw.py over real tiers, a real catalog and vLLM's block pool. Only the model is missing."""
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,18 @@ async def test_a_thaw_restores_every_page_for_its_session_and_its_salt_and_for_n
     assert await thaw_only.resume(TEXT, session_id="alice") == 0
     assert await thaw_only.resume(TEXT, salt="cwm-guess") == 0
     assert await thaw_only.resume(TEXT) == 0
+
+
+async def test_a_window_in_memory_is_thawed_without_waiting_for_the_workers(
+    thaw_only: Miniature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await thaw_only.serve(TEXT, "alice")
+    await thaw_only.call(Op.FREEZE, session_id="alice", window_name="w")
+    begun = threading.Event()
+    monkeypatch.setattr(thaw_only.worker, "submit", lambda jobs: begun.set() if jobs else None)
+    thawed = await asyncio.wait_for(thaw_only.call(Op.THAW, window_name="w"), 10)
+    assert thawed["restored_by_tier"] == {"cpu": 144} and thawed["restorable_tokens"] == 144
+    assert await asyncio.to_thread(begun.wait, 10)  # its chunks still count as used
 
 
 @pytest.mark.parametrize(("tokens_per_step", "faster"), [(1, None), (1_000_000_000, True), (200, False)])
