@@ -10,7 +10,6 @@ cached. Tokens and logprobs after each thaw are compared with vLLM's own prefix 
 import argparse
 import itertools
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -23,15 +22,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.gpu_server import Answer, Server, prompt, with_connector, with_cwm
-from cwm_connector.core.units import GIB
+from benchmarks import gpu_peers
+from benchmarks.gpu_server import Answer, Server, drop_page_cache, prompt, with_cwm
 from cwm_connector.protocol.calls import CloneArgs, FreezeArgs, Op, ThawArgs
 from tests.support.machine import describe
+from tests.support.redis_server import redis_server
 
 Row = dict[str, Any]
 
-PHASES: Final = ("ceilings", "worker", "memory", "again", "beside", "disk", "offload")
+PHASES: Final = ("ceilings", "worker", "offload", "memory", "again", "beside", "disk", "files", "redis")
 AGAIN: Final = 5
+BESIDE: Final = 3
+"""Rounds beside a running request."""
 TOKENS: Final = 24
 """Tokens that are compared after a thaw."""
 
@@ -49,6 +51,11 @@ class Plan:
     reference: dict[int, Answer] = field(default_factory=dict)
     """An answer from vLLM's own prefix cache."""
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Return CWM's settings."""
+        return {"CWM_CPU_CACHE_GB": str(self.cpu_gb), "CWM_DISK_CACHE_GB": "45"}
 
     def write(self, row: Row) -> None:
         """Append a row to the output and print it."""
@@ -143,98 +150,109 @@ def again(server: Server, plan: Plan) -> Iterator[Row]:
 
 
 def beside(server: Server, plan: Plan) -> Iterator[Row]:
-    """Measure the gaps between a running request's tokens: alone, beside a freeze, and beside a thaw with its load."""
+    """Measure the gaps between a running request's tokens: alone, and beside a prefix hit, a freeze and a thaw.
+
+    A thaw comes with a request that loads the window. The prefix hit is that request without a load.
+    """
     length = plan.lengths[min(1, len(plan.lengths) - 1)]
-    ids = prompt(77, length)
+    ids, numbers = prompt(77, length), itertools.count()
     server.complete(ids, 1, session_id="beside")
 
+    def hit() -> None:
+        server.complete(ids, 1, session_id="beside")
+
     def freeze() -> None:
-        server.call(Op.FREEZE, FreezeArgs(session_id="beside", window_name="beside"))
+        server.call(Op.FREEZE, FreezeArgs(session_id=f"beside-{turn}", window_name=f"beside-{turn}"))
 
     def thaw() -> None:
-        answer, _ = server.call(Op.THAW, ThawArgs(window_name="beside", new_session_id="beside-thawed"))
-        server.complete(ids, 1, cache_salt=answer["cache_salt"])
+        arguments = ThawArgs(window_name="beside-0", new_session_id=f"thawed-{next(numbers)}")
+        server.complete(ids, 1, cache_salt=server.call(Op.THAW, arguments)[0]["cache_salt"])
 
-    for what, act in (("nothing", lambda: None), ("freeze", freeze), ("thaw and load", thaw)):
-        yield {"beside": what, "tokens": length, **_gaps(server, act)}
+    acts: dict[str, Callable[[], object]] = {"nothing": lambda: time.sleep(1)}
+    acts |= {"freeze": freeze, "prefix hit": hit, "thaw and load": thaw}
+    for turn in range(BESIDE):
+        # The first freeze is of the prompt that is thawed later, the others store chunks of their own.
+        server.complete(prompt(77 + turn, length), 1, session_id=f"beside-{turn}")
+        for what, act in acts.items():
+            yield {"beside": what, "tokens": length, **_gaps(server, act)}
 
 
 def _gaps(server: Server, act: Callable[[], object]) -> Row:
-    """Return the gaps during the act and those of the whole answer, in milliseconds."""
+    """Return the gaps during the act and those of the rest of the answer, in milliseconds."""
     arrivals: list[float] = []
     running = threading.Thread(target=lambda: arrivals.extend(server.token_times(prompt(5, 64), 300)))
     running.start()
-    time.sleep(0.8)
+    time.sleep(0.5)
     began = time.perf_counter()
     act()
     ended = time.perf_counter()
     running.join()
-    pairs = list(itertools.pairwise(arrivals))
-    gaps = sorted((later - earlier) * 1000 for earlier, later in pairs)
-    during = sorted((later - earlier) * 1000 for earlier, later in pairs if later > began and earlier < ended)
-    row: Row = {"act_s": round(ended - began, 3), "gaps": len(gaps), "gaps_during": len(during)}
-    row |= {"p50_ms": round(statistics.median(gaps), 2), "p99_ms": round(gaps[int(len(gaps) * 0.99)], 2)}
-    if during:
-        row |= {"during_p50_ms": round(statistics.median(during), 2), "during_max_ms": round(during[-1], 2)}
-    return row
+    pairs = list(itertools.pairwise(arrivals))[10:]  # the first ones still belong to the start
+    during = [(later - earlier) * 1000 for earlier, later in pairs if later > began and earlier < ended]
+    rest = [(later - earlier) * 1000 for earlier, later in pairs if not (later > began and earlier < ended)]
+    return {"act_s": round(ended - began, 3), **_spread("during", during), **_spread("rest", rest)}
+
+
+def _spread(name: str, gaps: list[float]) -> Row:
+    if not gaps:
+        return {f"{name}_gaps": 0}
+    ordered = sorted(gaps)
+    row = {"p50_ms": statistics.median(gaps), "p99_ms": ordered[int(len(gaps) * 0.99)], "max_ms": ordered[-1]}
+    return {f"{name}_gaps": len(gaps), **{f"{name}_{each}": round(ms, 2) for each, ms in row.items()}}
 
 
 def disk(server: Server, plan: Plan) -> Iterator[Row]:
     """Measure requests whose window lies on disk only, after kill -9 and a restart."""
     server.kill()
-    _drop_page_cache(plan.folder)
+    drop_page_cache(plan.folder)
     yield {"restarted_s": round(server.start(), 1)}
     for length in plan.lengths:
-        ids = prompt(length, length)
-        answer, ms = server.call(
-            Op.THAW, ThawArgs(window_name=window(length), new_session_id=f"r{length}", prewarm=False)
-        )
-        first = server.complete(ids, 1, cache_salt=answer["cache_salt"])
-        exact = _compare(server, plan, length, answer["cache_salt"])
-        row = {"tokens": length, "thaw_ms": round(ms, 1), "thawed_from_disk_s": round(first.seconds, 3)}
-        yield {**row, "cached": first.cached, "by_tier": answer["restored_by_tier"], **exact}
+        yield _first_request(server, plan, length, "disk")
 
 
-def _drop_page_cache(folder: Path) -> None:
-    for path in folder.rglob("*.data"):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
+def redis(plan: Plan) -> Iterator[Row]:
+    """Measure requests whose window another engine has frozen, through a Redis server that both share."""
+    with redis_server(append_fsync="everysec") as shared:
+        settings = {**plan.settings, "CWM_REDIS_URL": shared.url, "CWM_CATALOG": "redis"}
+        for name in ("writer", "reader"):
+            command = with_cwm(plan.model, plan.options)
+            with Server(command, plan.folder / name, plan.log(name), settings) as server:
+                yield from _write(server, plan) if name == "writer" else _read(server, plan)
 
 
-def offload(plan: Plan) -> Iterator[Row]:
-    """Measure vLLM's own offload to CPU memory in the same way."""
-    connector = {
-        "kv_connector": "OffloadingConnector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {"cpu_bytes_to_use": int(plan.cpu_gb * GIB)},
+def _write(server: Server, plan: Plan) -> Iterator[Row]:
+    for length in plan.lengths:
+        ids, session = prompt(length, length), f"s{length}"
+        server.complete(ids, 1, session_id=session)
+        plan.reference[length] = server.complete(ids, TOKENS, logprobs=True, session_id=session)
+        _, ms = server.call(Op.FREEZE, FreezeArgs(session_id=session, window_name=window(length)))
+        yield {"tokens": length, "freeze_to_redis_ms": round(ms)}
+
+
+def _read(server: Server, plan: Plan) -> Iterator[Row]:
+    for length in plan.lengths:
+        yield _first_request(server, plan, length, "redis")
+
+
+def _first_request(server: Server, plan: Plan, length: int, tier: str) -> Row:
+    """Thaw without reading ahead, and measure the first request, which reads the window from `tier`."""
+    thaw = ThawArgs(window_name=window(length), new_session_id=f"{tier}-{length}", prewarm=False)
+    answer, ms = server.call(Op.THAW, thaw)
+    first = server.complete(prompt(length, length), 1, cache_salt=answer["cache_salt"])
+    return {
+        "tokens": length,
+        "thaw_ms": round(ms, 1),
+        f"thawed_from_{tier}_s": round(first.seconds, 3),
+        "cached": first.cached,
+        "by_tier": answer["restored_by_tier"],
+        **_compare(server, plan, length, answer["cache_salt"]),
     }
-    command = with_connector(plan.model, connector, plan.options)
-    with Server(command, plan.folder / "offload", plan.log("offload"), {}) as server:
-        for length in plan.lengths:
-            ids = prompt(length, length)
-            server.complete(ids, 1)
-            hit = statistics.median(server.complete(ids, 1).seconds for _ in range(3))
-            time.sleep(2)  # it writes behind
-            loads, cached = [], 0
-            for _ in range(3):
-                server.forget()
-                answer = server.complete(ids, 1)
-                loads.append(answer.seconds)
-                cached = answer.cached
-            row = {
-                "offload": length,
-                "prefix_hit_s": round(hit, 4),
-                "from_memory_s": round(statistics.median(loads), 4),
-            }
-            yield {**row, "cached": cached}
 
 
 def measure_cwm(plan: Plan, phases: list[str]) -> None:
     """Carry out the phases that need a server with CWM."""
-    settings = {"CWM_CPU_CACHE_GB": str(plan.cpu_gb), "CWM_DISK_CACHE_GB": "45"}
     todo = {"memory": memory, "again": again, "beside": beside, "disk": disk}
-    with Server(with_cwm(plan.model, plan.options), plan.folder / "cwm", plan.log("cwm"), settings) as server:
+    with Server(with_cwm(plan.model, plan.options), plan.folder / "cwm", plan.log("cwm"), plan.settings) as server:
         for name in [name for name in todo if name in phases]:
             plan.carry_out(name, partial(todo[name], server, plan))
 
@@ -255,7 +273,7 @@ def main() -> int:
     common += ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log", *sys.argv[split + 1 :]]
     with tempfile.TemporaryDirectory(prefix="cwm-gpu-") as folder:
         plan = Plan(given.model, lengths, given.cpu_gb, given.output, Path(folder), common)
-        plan.write({"machine": describe()})
+        plan.write({"machine": describe(), "options": sys.argv[split + 1 :]})
         if {"ceilings", "worker"} & set(phases):
             from benchmarks import gpu_copies
 
@@ -264,10 +282,15 @@ def main() -> int:
                     plan.carry_out("ceilings", ceiling)
             if "worker" in phases:
                 plan.carry_out("worker", gpu_copies.worker)
+        peer = (plan.model, plan.lengths, plan.cpu_gb, plan.options)
+        if "offload" in phases:
+            plan.carry_out("offload", lambda: gpu_peers.memory(*peer, plan.folder / "offload"))
         if {"memory", "again", "beside", "disk"} & set(phases):
             measure_cwm(plan, phases)
-        if "offload" in phases:
-            plan.carry_out("offload", lambda: offload(plan))
+        if "files" in phases:
+            plan.carry_out("files", lambda: gpu_peers.files(*peer, plan.folder / "files"))
+        if "redis" in phases:
+            plan.carry_out("redis", lambda: redis(plan))
         plan.write({"done": True})
     return 0
 

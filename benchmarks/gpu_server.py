@@ -148,6 +148,16 @@ def prompt(seed: int, length: int) -> list[int]:
     return [numbers.randrange(5, 49_000) for _ in range(length)]
 
 
+def drop_page_cache(folder: Path) -> None:
+    """Drop what the system keeps in memory of the files below `folder`."""
+    os.sync()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
 def with_cwm(model: str, options: Sequence[str]) -> list[str]:
     """Return the command that serves `model` with CWM."""
     return [sys.executable, "-m", "cwm_mcp.cli", "serve", model, *options]
