@@ -38,7 +38,7 @@ class WindowCommit:
             raise
         raise name_taken(name)
 
-    async def order_missing(self, chunks: Sequence[ChunkSpec]) -> SaveOrder:
+    async def order_missing(self, chunks: Sequence[ChunkSpec], *, asked_for: bool = True) -> SaveOrder:
         """Return the order to store those of `chunks` that no durable tier has, once there is room for them.
 
         Raises: `Code.QUOTA` if there is no room.
@@ -50,7 +50,8 @@ class WindowCommit:
         if missing:
             needed = sum(self._engine.stored_bytes(chunk.blocks) for chunk in missing)
             await self._tiering.make_room(needed, protected=frozenset(keys))
-        return SaveOrder(chunks=tuple(missing), tiers=self._engine.freeze_tiers, claim=self._engine.claims.new())
+        claim = self._engine.claims.new()
+        return SaveOrder(chunks=tuple(missing), tiers=self._engine.freeze_tiers, claim=claim, asked_for=asked_for)
 
     def new_window(
         self,

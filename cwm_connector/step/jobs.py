@@ -51,6 +51,8 @@ class SaveJob:
     chunks: tuple[ChunkBlocks, ...]
     tiers: tuple[TierName, ...]
     claim: Claim
+    asked_for: bool = True
+    """False for an auto-freeze. It leaves chunks in CPU memory that somebody has used lately."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ class SaveOrder:
     chunks: tuple[ChunkSpec, ...]
     tiers: tuple[TierName, ...]
     claim: Claim
+    asked_for: bool = True
+    """False for an auto-freeze."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,7 +257,7 @@ class SchedulerSide:
             for chunk, blocks in zip(order.chunks, held, strict=True)
         )
         pinned = self._pinned.pin(pool, held)
-        ticket = self._board.post(SaveJob(self._board.next_id(), parts, order.tiers, order.claim))
+        ticket = self._board.post(SaveJob(self._board.next_id(), parts, order.tiers, order.claim, order.asked_for))
         ticket.on_captured = pinned.release
         ticket.captured.add_done_callback(lambda _: pinned.release_all())
         return SavePlan(ticket)

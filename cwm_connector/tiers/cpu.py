@@ -3,8 +3,8 @@
 The memory is one pool (`host_pool.py`). This module decides who uses which piece of it. A piece is **reserved** while
 one caller fills it, and then **published** under a chunk's id, so that others find it. Only bytes that passed their
 check, or that were sealed here, are published. A **pin** keeps a published chunk in place while somebody reads it. A
-chunk without a pin may be evicted whenever a reservation needs memory, in the policy's order. No chunk here is the only
-copy: an evicted one is still in a durable tier.
+chunk without a pin may be evicted whenever a reservation needs memory, in the policy's order. Chunks that nobody has
+asked for go before all others. No chunk here is the only copy: an evicted one is still in a durable tier.
 
 Threads: any but the engine's own. One lock guards everything. Only `ready` and the first `reserve` can wait long.
 """
@@ -28,6 +28,7 @@ from cwm_connector.tiers.base import ChunkId, TierUsage
 from cwm_connector.tiers.chunk import ALIGNMENT
 from cwm_connector.tiers.host_pool import HostPool
 from cwm_connector.tiers.policies.base import TierPolicy
+from cwm_connector.tiers.policies.cold_first import ColdFirst
 from cwm_connector.tiers.policies.lru import LeastRecentlyUsed
 
 QUIET_S: Final = 2.0
@@ -83,7 +84,7 @@ class CpuTier:
         """Notified whenever memory was freed, or can be, by eviction."""
         self._freed_at = -math.inf
         self._entries: dict[ChunkId, _Entry] = {}
-        self._policy: TierPolicy[ChunkId] = LeastRecentlyUsed() if policy is None else policy
+        self._policy: ColdFirst[ChunkId] = ColdFirst(LeastRecentlyUsed() if policy is None else policy)
         """Knows every chunk that can be found."""
         self._reserved: set[HostBuffer] = set()
         self._evicted: dict[ChunkId, None] = {}
@@ -110,11 +111,11 @@ class CpuTier:
 
     # --- one caller's buffers -----------------------------------------------------------------------------------------
 
-    def reserve(self, n_bytes: int, wait_s: float = 0.0) -> HostBuffer:
+    def reserve(self, n_bytes: int, wait_s: float = 0.0, *, keep_hot: bool = False) -> HostBuffer:
         """Return a buffer with unknown content that is the caller's alone until it is published or released.
 
         Wait up to `wait_s` seconds for memory that others pin or have reserved, but only `QUIET_S` while none of them
-        gives anything back.
+        gives anything back. With `keep_hot`, evict no chunk that was asked for lately.
 
         Raises: `Code.MEMORY` if pinned and reserved buffers leave too little memory. Nothing was evicted then, unless
         the free memory is in pieces that are too small.
@@ -126,7 +127,7 @@ class CpuTier:
         with self._lock:
             while True:
                 try:
-                    buffer = self._reserve(n_bytes)
+                    buffer = self._reserve(n_bytes, keep_hot)
                 except CWMError:
                     deadline = min(began + wait_s, max(began, self._freed_at) + QUIET_S)
                     left = deadline - time.monotonic()
@@ -146,11 +147,12 @@ class CpuTier:
 
     # --- chunks -------------------------------------------------------------------------------------------------------
 
-    def publish(self, chunk: ChunkId, buffer: HostBuffer) -> HostBuffer:
+    def publish(self, chunk: ChunkId, buffer: HostBuffer, *, asked_for: bool = True) -> HostBuffer:
         """Let others find a reserved buffer that is filled and sealed. Return the chunk's buffer, pinned once.
 
         If the chunk is here already, its buffer is pinned and returned, and `buffer` is given back: both hold the same
-        bytes. Raises ValueError if the buffer is not a reserved one.
+        bytes. A chunk that nobody has asked for goes before all others until it is used. Raises ValueError if the
+        buffer is not a reserved one.
         """
         with self._lock:
             self._take_reserved(buffer)
@@ -161,7 +163,10 @@ class CpuTier:
             else:
                 self._free(buffer)
             entry.pins += 1
-            self._policy.used(chunk)
+            if asked_for:
+                self._policy.used(chunk)
+            else:
+                self._policy.came(chunk)
             published = entry.buffer
             if self._closed:
                 self._hide(chunk, entry)
@@ -257,14 +262,14 @@ class CpuTier:
 
     # --- under the lock -----------------------------------------------------------------------------------------------
 
-    def _reserve(self, n_bytes: int) -> HostBuffer:
+    def _reserve(self, n_bytes: int, keep_hot: bool) -> HostBuffer:
         needed = -(-n_bytes // ALIGNMENT) * ALIGNMENT
         if self._closed:
             raise CWMError(Code.MEMORY, "the CPU tier is closed; start the engine again")
-        for chunk in self._victims(needed):
+        for chunk in self._victims(needed, keep_hot):
             self._evict(chunk)
         while (buffer := self._allocate(n_bytes)) is None:  # enough is free, but in pieces
-            unpinned = next(self._evictable(), None)
+            unpinned = next(self._evictable(keep_hot), None)
             if unpinned is None:
                 raise self._full(needed)
             self._evict(unpinned)
@@ -311,11 +316,11 @@ class CpuTier:
         if entry.buffer is None and entry.pins == 0:
             del self._entries[chunk]
 
-    def _victims(self, needed: int) -> list[ChunkId]:
+    def _victims(self, needed: int, keep_hot: bool) -> list[ChunkId]:
         """Return the chunks to evict for `needed` bytes, coldest first. Raises: `Code.MEMORY` if they are too few."""
         free = self._capacity - self._used
         victims: list[ChunkId] = []
-        evictable = self._evictable()
+        evictable = self._evictable(keep_hot)
         while free < needed:
             chunk = next(evictable, None)
             if chunk is None:
@@ -325,8 +330,9 @@ class CpuTier:
             free += 0 if buffer is None else buffer.memory.get_physical_size()
         return victims
 
-    def _evictable(self) -> Iterator[ChunkId]:
-        return (chunk for chunk in self._policy.coldest() if self._entries[chunk].pins == 0)
+    def _evictable(self, keep_hot: bool) -> Iterator[ChunkId]:
+        order = self._policy.not_hot() if keep_hot else self._policy.coldest()
+        return (chunk for chunk in order if self._entries[chunk].pins == 0)
 
     def _evict(self, chunk: ChunkId) -> None:
         entry = self._entries.pop(chunk)

@@ -3,12 +3,16 @@
 One transfer thread. A save runs as a pipeline: while the bus copies one batch out, checksums of earlier ones are
 computed and still earlier ones are written. It holds at most a share of CPU memory, so a freeze of any size leaves the
 rest to others. Blocks are copied from the end of the sequence to its beginning, because vLLM reuses the end first.
+
+A save that nobody asked for leaves hot chunks where they are. It takes free memory and cold chunks. If there are none,
+it takes one small batch from the others, goes through that over and over, and waits.
 """
 
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -27,6 +31,10 @@ from cwm_connector.worker.paged_copy import PagedCopier, PagePart
 
 SHARE_OF_MEMORY: Final = 0.4
 """The part of the CPU tier that one save may hold while its chunks are not written yet, and keep afterwards."""
+UNASKED_SHARE: Final = 0.05
+"""The part of the CPU tier, or one chunk, that a save which nobody asked for may take from hot chunks."""
+UNASKED_WAITS: Final = 3
+"""Such a save waits so many times as long for memory that others pin before it fails."""
 BATCHES_UNDER_WAY: Final = 2
 """Batches that the bus has, so that it goes on while the next one is prepared."""
 WRITES_AHEAD: Final = 8
@@ -120,6 +128,8 @@ class Save:
     def _batches(self) -> Iterator[list[ChunkBlocks]]:
         """Yield the job's chunks from the end, in batches of as many as the bus takes at once."""
         room = min(BATCH_BYTES, self._budget // (BATCHES_UNDER_WAY + 1))
+        if not self._job.asked_for:
+            room = min(room, int(UNASKED_SHARE * self._parts.cpu.usage().limit_bytes))
         batch: list[ChunkBlocks] = []
         size = 0
         for part in reversed(self._job.chunks):
@@ -161,11 +171,15 @@ class Save:
     def _reserve(self, size: int) -> HostBuffer:
         while self._held:
             try:
-                return self._parts.cpu.reserve(size)
+                return self._parts.cpu.reserve(size, keep_hot=not self._job.asked_for)
             except CWMError as problem:
                 if problem.code is not Code.MEMORY:
                     raise
                 self._make_room()
+        if not self._job.asked_for:
+            for _ in range(UNASKED_WAITS - 1):
+                with suppress(CWMError):
+                    return self._parts.cpu.reserve(size, RESERVE_WAIT_S)
         return self._parts.cpu.reserve(size, RESERVE_WAIT_S)
 
     def _make_room(self) -> None:
@@ -217,7 +231,7 @@ class Save:
             self._parts.cpu.release(one.buffer)
             return
         chunk_id = self._parts.shape.id(one.chunk)
-        self._parts.cpu.publish(chunk_id, one.buffer)
+        self._parts.cpu.publish(chunk_id, one.buffer, asked_for=self._job.asked_for)
         self._parts.cpu.unpin(chunk_id)
         self._parts.outbox.entered_memory([chunk_id])
 

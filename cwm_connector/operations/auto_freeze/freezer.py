@@ -270,7 +270,7 @@ class AutoFreezer:
                 head=head.head,
             )
             try:
-                return await self._freezer.freeze(args, lambda *_: None, recompute=False)
+                return await self._freezer.freeze(args, lambda *_: None, asked_for=False)
             except CWMError as problem:
                 if problem.code is not Code.WINDOW_EXISTS:
                     raise

@@ -87,11 +87,11 @@ class Freezer:
         self._window_commit = WindowCommit(engine, tiering)
         self._numbers = itertools.count(1)
 
-    async def freeze(self, args: FreezeArgs, progress: ProgressSink, *, recompute: bool = True) -> TimedFreeze:
+    async def freeze(self, args: FreezeArgs, progress: ProgressSink, *, asked_for: bool = True) -> TimedFreeze:
         """Freeze a session into a new window.
 
-        Without `recompute` evicted blocks are not computed again. The window then restores what comes before them, and
-        its description says so.
+        With `asked_for=False` the freeze computes no evicted block again and pushes no hot chunk out of CPU memory. The
+        window then restores what comes before the evicted blocks, and its description says so.
 
         Raises: `Code.SESSION_ID`, `Code.WINDOW_NAME`, `Code.ARGUMENT`, `Code.SESSION_NOT_FOUND`, `Code.CHUNK_MISSING`,
         `Code.STATE`, `Code.WINDOW_EXISTS`, `Code.WRITE_FAILED`, `Code.QUOTA`, `Code.MEMORY` and what the catalog
@@ -104,11 +104,11 @@ class Freezer:
         )
         await self._window_commit.require_free(args.window_name)
         with self._engine.freezes.begin(args.window_name, progress) as freeze:
-            return await self._freeze(args, freeze, recompute)
+            return await self._freeze(args, freeze, asked_for)
 
     # --- steps ---
 
-    async def _freeze(self, args: FreezeArgs, freeze: FreezeUnderWay, recompute: bool) -> TimedFreeze:
+    async def _freeze(self, args: FreezeArgs, freeze: FreezeUnderWay, asked_for: bool) -> TimedFreeze:
         started = time.perf_counter()
         async with self._engine.chunk_lock:
             snapshot = await self._snapshot(args)
@@ -129,7 +129,7 @@ class Freezer:
             private=snapshot.cache_salt is not None,
         )
         try:
-            saved, row = await self._store_locked(snapshot, chunks, new, freeze, recompute)
+            saved, row = await self._store_locked(snapshot, chunks, new, freeze, asked_for)
         except _Lost as lost:
             async with self._recomputing(snapshot, lost, freeze) as recomputed:
                 saved, row = await self._store_recomputed(snapshot, chunks, new, freeze)
@@ -179,13 +179,13 @@ class Freezer:
         chunks: Sequence[ChunkSpec],
         new: NewWindow,
         freeze: FreezeUnderWay,
-        recompute: bool,
+        asked_for: bool,
     ) -> tuple[_Saved, WindowRow]:
         """Save and commit under `chunk_lock`. Raises: `_Lost` if blocks have to be computed again first."""
         freeze.stage = Stage.WAITING
         async with self._engine.chunk_lock:
             freeze.stage = Stage.COPYING
-            saved, row = await self._store(snapshot, chunks, new, freeze, recompute)
+            saved, row = await self._store(snapshot, chunks, new, freeze, asked_for)
             self._tiering.used([chunk.key for chunk in chunks[: row.block_count]])
             self._mark_frozen(snapshot, row)
             return saved, row
@@ -195,7 +195,7 @@ class Freezer:
     ) -> tuple[_Saved, WindowRow]:
         """Save and commit once the evicted blocks are back."""
         try:
-            return await self._store_locked(snapshot, chunks, new, freeze, recompute=True)
+            return await self._store_locked(snapshot, chunks, new, freeze, asked_for=True)
         except _Lost as lost:
             raise CWMError(
                 Code.CHUNK_MISSING,
@@ -209,14 +209,14 @@ class Freezer:
         chunks: Sequence[ChunkSpec],
         new: NewWindow,
         freeze: FreezeUnderWay,
-        recompute: bool,
+        asked_for: bool,
     ) -> tuple[_Saved, WindowRow]:
         """Save missing chunks and commit. Begin again if another engine has deleted some chunks meanwhile."""
         refused = 0
         while True:
-            order = await self._window_commit.order_missing(chunks)
+            order = await self._window_commit.order_missing(chunks, asked_for=asked_for)
             try:
-                saved = await self._save(snapshot, chunks, order, freeze, recompute)
+                saved = await self._save(snapshot, chunks, order, freeze)
                 freeze.stage = Stage.COMMITTING
                 return saved, await self._window_commit.commit(self._window_over(chunks, new, saved), order)
             except _Evicted as evicted:
@@ -259,7 +259,6 @@ class Freezer:
         chunks: Sequence[ChunkSpec],
         order: SaveOrder,
         freeze: FreezeUnderWay,
-        recompute: bool,
     ) -> _Saved:
         if not order.chunks:
             return _Saved(captured_at=time.perf_counter())
@@ -273,7 +272,7 @@ class Freezer:
             raise
         if freeze.let_go is not None:
             freeze.let_go()
-        if plan.ticket is None and not recompute:
+        if plan.ticket is None and not order.asked_for:
             raise _Evicted(order.chunks[plan.whole_chunks])
         if plan.ticket is None:
             raise _Lost(chunks, order, plan.lost_blocks)
