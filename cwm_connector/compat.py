@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
+    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.engine.core import EngineCoreProc
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.metrics.cache_hit_source import CacheHitSource
@@ -94,6 +95,19 @@ def abort_request(engine: "EngineCoreProc", request_id: str) -> None:
     inbox = getattr(engine, "input_queue", None)
     if inbox is not None:
         inbox.put_nowait((EngineCoreRequestType.ABORT, [request_id]))
+
+
+# --- steps; engine thread only ---------------------------------------------------------------------------------------
+
+
+def middle_of_step(step: "SchedulerOutput") -> int:
+    """Return the mean position, in their prompts, of the tokens that the step computes."""
+    cached = step.scheduled_cached_reqs
+    begins = [(each.req_id, each.num_computed_tokens) for each in step.scheduled_new_reqs]
+    begins += zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+    tokens = step.num_scheduled_tokens
+    total = sum(tokens[request_id] * (begin + tokens[request_id] / 2) for request_id, begin in begins)
+    return int(total / (step.total_num_scheduled_tokens or 1))
 
 
 # --- blocks; engine thread only --------------------------------------------------------------------------------------

@@ -214,7 +214,8 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
         """Run the calls queued by other threads, then return this step's jobs for the workers."""
         assert self._service is not None
-        return self._service.scheduler.step_jobs(scheduler_output.total_num_scheduled_tokens)
+        tokens = scheduler_output.total_num_scheduled_tokens
+        return self._service.scheduler.step_jobs(tokens, compat.middle_of_step(scheduler_output))
 
     @hook(_nothing)
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:

@@ -9,7 +9,6 @@ Any thread. Nothing here blocks, and nothing is read: a choice needs nothing but
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from cwm_connector.core.identity import ChunkSpec, Geometry
 from cwm_connector.core.types import TierName
@@ -17,9 +16,6 @@ from cwm_connector.settings import LoadPolicy
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.prefill_speed import PrefillSpeed
 from cwm_connector.step.read_speed import ReadSpeed
-
-_TRIAL: Final = 0.02
-"""The part of the computing time that a trial of a slow tier may take, once its measurement is old."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +57,23 @@ class LoadChoice:
 
         The rest is computed. A load can only be a beginning, so the best end is looked for among the chunks' ends.
         """
-        computing_s = self._prefill_speed.seconds_for(self._tokens(to_block - from_block))
-        if self.policy is LoadPolicy.ALWAYS or not computing_s:
+        prefill = self._prefill_speed.costs()
+        if self.policy is LoadPolicy.ALWAYS or prefill is None:
             return to_block
-        per_block = computing_s / (to_block - from_block)
-        best, most_saved, loading_s, trial = from_block, 0.0, 0.0, from_block
+        best, most_saved, saved = from_block, 0.0, 0.0
         for end, blocks, tier in self._pieces(chunks, from_block, to_block):
-            loading_s += self._read_speed.seconds_for(tier, self._tokens(blocks))
-            saved = (end - from_block) * per_block - loading_s
+            tokens = self._tokens(blocks)
+            saved += prefill.seconds(tokens, self._tokens(end - blocks)) - self._read_speed.seconds_for(tier, tokens)
             if saved >= most_saved:
                 best, most_saved = end, saved
-            if self._read_speed.is_outdated(tier) and loading_s <= _TRIAL * computing_s:
-                trial = end
-        return max(best, trial)
+        return best
 
     def costs(self, chunks: Sequence[ChunkSpec], from_block: int, to_block: int) -> Costs:
         """Return what it takes to load these blocks, and to compute them."""
         pieces = tuple(self._pieces(chunks, from_block, to_block))
         return Costs(
             loading_s=sum(self._read_speed.seconds_for(tier, self._tokens(blocks)) for _, blocks, tier in pieces),
-            computing_s=self._prefill_speed.seconds_for(self._tokens(to_block - from_block)),
+            computing_s=self._prefill_speed.seconds_for(self._tokens(to_block - from_block), self._tokens(from_block)),
             is_measured=all(self._read_speed.knows(tier) for tier in {tier for _, _, tier in pieces}),
         )
 

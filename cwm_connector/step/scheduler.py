@@ -119,13 +119,13 @@ class SchedulerSide:
         """Return the tokens of the load that was just posted, by the tier that holds them, and forget them."""
         return self._loads.hit_sources(request.request_id)
 
-    def step_jobs(self, tokens: int = 0) -> StepJobs:
+    def step_jobs(self, tokens: int = 0, position: int = 0) -> StepJobs:
         """Run the calls queued by other threads, then return this step's jobs for the workers.
 
-        `tokens`: the tokens that the step computes.
+        `tokens`: the tokens that the step computes. `position`: their mean position in their prompts.
         """
         self.computing_steps += tokens > 0
-        self.prefill_speed.step_planned(tokens)
+        self.prefill_speed.step_planned(tokens, position)
         self._sessions.pack()
         self._step_queue.drain()
         return StepJobs(self._board.take())

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.engine import EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine.core import EngineCore, EngineCoreProc, EngineShutdownState
 from vllm.v1.engine.output_processor import OutputProcessor
@@ -119,6 +120,17 @@ def test_the_salt_changes_vllm_s_hashes_but_is_the_same_for_the_same_salt() -> N
         request(range(BLOCK), cache_salt="a"),
     )
     assert plain.block_hashes != salted.block_hashes == again.block_hashes
+
+
+def test_the_middle_of_a_step_is_the_mean_position_of_its_tokens() -> None:
+    assert compat.middle_of_step(SchedulerOutput.make_empty()) == 0
+    step = SchedulerOutput.make_empty()
+    new = NewRequestData("new", None, None, None, None, ([],), num_computed_tokens=1000, lora_request=None)
+    step.scheduled_new_reqs = [new]
+    step.scheduled_cached_reqs = CachedRequestData.make_empty()
+    step.scheduled_cached_reqs.req_ids, step.scheduled_cached_reqs.num_computed_tokens = ["old"], [5000]
+    step.num_scheduled_tokens, step.total_num_scheduled_tokens = {"new": 300, "old": 100}, 400
+    assert compat.middle_of_step(step) == (300 * 1150 + 100 * 5050) // 400
 
 
 def test_waking_puts_a_message_that_vllm_ignores_into_its_queue() -> None:

@@ -10,8 +10,8 @@ from cwm_connector.metrics import Metrics
 from cwm_connector.settings import LoadPolicy
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.load_choice import LoadChoice
-from cwm_connector.step.prefill_speed import PrefillSpeed
-from cwm_connector.step.read_speed import OUTDATED_S, ReadSpeed
+from cwm_connector.step.prefill_speed import FIRST_RANGE, PrefillSpeed
+from cwm_connector.step.read_speed import ReadSpeed
 from cwm_connector.tiers.base import ChunkId
 
 BLOCK_TOKENS, CHUNK_BLOCKS, BLOCKS = 16, 2, 200
@@ -31,9 +31,9 @@ class Engine:
         self.locations.record(TierName.DISK, [chunk.key for chunk in CHUNKS])
         self.choice = LoadChoice(policy, GEOMETRY, self.locations, self.prefill, self.read)
 
-    def compute(self) -> "Engine":
-        self.prefill.step_planned(1000)
-        self.now += 1.0
+    def compute(self, seconds: float = 1.0, position: int = 0) -> "Engine":
+        self.prefill.step_planned(1000, position)
+        self.now += seconds
         self.prefill.step_done()
         return self
 
@@ -76,10 +76,19 @@ def test_auto_reads_a_little_from_a_slow_disk_to_reach_much_in_memory() -> None:
     assert engine.end() == BLOCKS
 
 
-def test_an_old_measurement_is_tried_again_with_little() -> None:
+def test_auto_computes_the_cheap_beginning_only_if_nothing_follows_that_is_dear() -> None:
     engine = Engine().compute().disk(900)
-    engine.now += OUTDATED_S
-    assert 0 < engine.end() * BLOCK_TOKENS / 900 <= 0.02 * TOKENS / 1000
+    engine.compute(seconds=2.0, position=FIRST_RANGE)  # loading is slower before this position, and faster behind it
+    assert engine.end() == BLOCKS
+    beginning = FIRST_RANGE // BLOCK_TOKENS
+    assert engine.choice.end_of_load(CHUNKS, 0, beginning) == 0
+    assert engine.choice.end_of_load(CHUNKS, beginning, BLOCKS) == BLOCKS
+
+
+def test_the_costs_count_the_position() -> None:
+    engine = Engine().compute().compute(seconds=2.0, position=FIRST_RANGE)
+    beginning = FIRST_RANGE // BLOCK_TOKENS
+    assert engine.choice.costs(CHUNKS, beginning, beginning + 10).computing_s == pytest.approx(0.32)
 
 
 def test_the_costs_say_which_is_faster_and_nothing_without_a_measurement() -> None:

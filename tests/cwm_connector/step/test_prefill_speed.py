@@ -2,7 +2,7 @@
 
 import pytest
 
-from cwm_connector.step.prefill_speed import PREFILL_TOKENS, PrefillSpeed
+from cwm_connector.step.prefill_speed import FIRST_RANGE, PREFILL_TOKENS, PrefillSpeed
 
 
 class Clock:
@@ -22,8 +22,8 @@ def prefill_speed(clock: Clock) -> PrefillSpeed:
     return PrefillSpeed(clock)
 
 
-def step(prefill_speed: PrefillSpeed, clock: Clock, tokens: int, seconds: float) -> None:
-    prefill_speed.step_planned(tokens)
+def step(prefill_speed: PrefillSpeed, clock: Clock, tokens: int, seconds: float, position: int = 0) -> None:
+    prefill_speed.step_planned(tokens, position)
     clock.now += seconds
     prefill_speed.step_done()
 
@@ -76,3 +76,22 @@ def test_old_steps_are_forgotten(prefill_speed: PrefillSpeed, clock: Clock) -> N
     for _ in range(32):
         step(prefill_speed, clock, 1000, 1.0)
     assert prefill_speed.seconds_for(1000) == pytest.approx(1.0)
+
+
+def test_tokens_far_into_a_prompt_have_a_speed_of_their_own(prefill_speed: PrefillSpeed, clock: Clock) -> None:
+    step(prefill_speed, clock, 1000, 1.0, position=FIRST_RANGE - 1)
+    step(prefill_speed, clock, 1000, 3.0, position=FIRST_RANGE)
+    assert prefill_speed.seconds_for(1000) == pytest.approx(1.0)
+    assert prefill_speed.seconds_for(1000, first=FIRST_RANGE) == pytest.approx(3.0)
+    assert prefill_speed.seconds_for(1000, first=FIRST_RANGE - 500) == pytest.approx(2.0)
+
+
+def test_a_position_without_a_measurement_is_taken_for_the_nearest_one(
+    prefill_speed: PrefillSpeed, clock: Clock
+) -> None:
+    step(prefill_speed, clock, 1000, 1.0)
+    assert prefill_speed.seconds_for(1000, first=1_000_000) == pytest.approx(1.0)
+    step(prefill_speed, clock, 1000, 3.0, position=4 * FIRST_RANGE)
+    assert prefill_speed.seconds_for(1000, first=FIRST_RANGE) == pytest.approx(1.0)
+    assert prefill_speed.seconds_for(1000, first=2 * FIRST_RANGE) == pytest.approx(3.0)
+    assert prefill_speed.seconds_for(1000, first=10**9) == pytest.approx(3.0)

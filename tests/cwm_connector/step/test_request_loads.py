@@ -145,7 +145,7 @@ async def auto(home: Path, tokens_per_second: int) -> Miniature:
     (await frozen(home)).close()
     one = await Miniature.started(home, load="auto")
     one.scheduler.read_speed.measured({TierName.DISK: 1000}, 1.0)
-    one.scheduler.prefill_speed._measured.append((tokens_per_second, 1.0))
+    one.scheduler.prefill_speed._take_in(tokens_per_second, 0, 1.0)
     return one
 
 
