@@ -128,7 +128,12 @@ class EngineSide:
         server = ControlServer(self._settings.socket_path, operations, engine.model, __version__)
         await server.start()
         self._operations = operations
-        tasks = (operations.tiering.run(), operations.auto.run(), operations.expire_sessions())
+        tasks = (
+            operations.tiering.run(),
+            operations.auto.run(),
+            operations.expire_sessions(),
+            operations.tier_probe.run(),
+        )
         self._background = [asyncio.create_task(task) for task in tasks]
         if engine.claims.shared:
             sync = self._parts.shared_catalog_sync

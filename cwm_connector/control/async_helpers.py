@@ -61,10 +61,17 @@ async def finish_even_if_cancelled(work: Awaitable[T]) -> T:
     return task.result()
 
 
-async def run_periodically(step: Callable[[], Awaitable[None]], every_s: float, what: str) -> NoReturn:
-    """Call `step` every `every_s` seconds until cancelled. A failure is logged with `what` and tried again."""
+async def run_periodically(
+    step: Callable[[], Awaitable[None]], every_s: float, what: str, *, first_s: float | None = None
+) -> NoReturn:
+    """Call `step` every `every_s` seconds until cancelled. A failure is logged with `what` and tried again.
+
+    The first call comes after `first_s`, or after `every_s` like the others.
+    """
+    wait_s = every_s if first_s is None else first_s
     while True:
-        await asyncio.sleep(every_s)
+        await asyncio.sleep(wait_s)
+        wait_s = every_s
         try:
             await step()
         except CWMError as problem:

@@ -128,9 +128,9 @@ class EngineContext:
         """Have the workers put good copies into `target`. See CopyJob."""
         return await self._run(CopyJob(self.board.next_id(), claimed(rows), target))
 
-    async def verify(self, keys: Iterable[ChunkKey], tier: TierName) -> JobResult:
+    async def verify(self, keys: Iterable[ChunkKey], tier: TierName, *, together: bool = False) -> JobResult:
         """Have the workers read and check these chunks in `tier`. See VerifyJob."""
-        return await self._run(VerifyJob(self.board.next_id(), tuple(keys), tier))
+        return await self._run(VerifyJob(self.board.next_id(), tuple(keys), tier, together))
 
     async def drop(self, chunks: Iterable[ClaimedChunk], tiers: Iterable[TierName]) -> JobResult:
         """Have the workers remove chunks from `tiers`. The sizes of the outcomes are the bytes that became free."""

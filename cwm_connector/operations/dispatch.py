@@ -20,6 +20,7 @@ from cwm_connector.operations.health import HealthReader
 from cwm_connector.operations.queries import Queries
 from cwm_connector.operations.thaw.finder import CatalogFinder
 from cwm_connector.operations.thaw.thaw import Thawer
+from cwm_connector.operations.tier_probe import TierProbe
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.transfer.exporter import Exporter
 from cwm_connector.operations.transfer.importer import Importer
@@ -67,6 +68,7 @@ class Dispatcher:
         self.auto = AutoFreezer(engine, self._freezer, self._deleter)
         self._queries = Queries(engine, self.auto)
         self._health = HealthReader(engine)
+        self.tier_probe = TierProbe(engine)
 
     async def prepare(self) -> None:
         """Load the chunks' locations, the policy and the thaws of before a restart. Call it after recovery.

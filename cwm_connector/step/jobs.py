@@ -94,6 +94,8 @@ class VerifyJob:
     id: JobId
     keys: tuple[ChunkKey, ...]
     tier: TierName
+    together: bool = False
+    """Read them at the same time, as a load does, and not one after the other."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Claim, TierName
@@ -59,20 +60,17 @@ class Maintenance:
 
     def verify(self, job: VerifyJob) -> list[ChunkOutcome]:
         """Read and check every copy in the job's tier. Return one outcome for each chunk: its size, or its failure."""
-        outcomes = []
+        verify_one = functools.partial(self._verify, job.tier)
+        if job.together:
+            with ThreadPoolExecutor(len(job.keys), thread_name_prefix="cwm-verify") as threads:
+                return list(threads.map(verify_one, job.keys))
+        outcomes: list[ChunkOutcome] = []
         for key in job.keys:
-            try:
-                if job.tier is TierName.CPU:
-                    outcomes.append(self._verify_in_memory(key))
-                else:
-                    tier = self._durable_tiers[job.tier]
-                    sizes = [self._check(part, tier) for part in self._parts(key, (tier,))]
-                    outcomes.append(ChunkOutcome(key, job.tier, sum(sizes)))
-            except CWMError as problem:
-                outcomes.append(_failed(key, problem))
-                if problem.code is Code.BACKEND:
-                    outcomes += [_failed(other, problem) for other in job.keys[len(outcomes) :]]
-                    break
+            outcomes.append(verify_one(key))
+            failure = outcomes[-1].failure
+            if failure is not None and failure[0] is Code.BACKEND:
+                outcomes += [ChunkOutcome(other, None, 0, failure) for other in job.keys[len(outcomes) :]]
+                break
         return outcomes
 
     def drop(self, job: DropJob) -> tuple[list[ChunkOutcome], list[ChunkId]]:
@@ -188,6 +186,16 @@ class Maintenance:
         buffer = self._read(part, tier)
         self._cpu.release(buffer)
         return buffer.nbytes
+
+    def _verify(self, tier_name: TierName, key: ChunkKey) -> ChunkOutcome:
+        """Check all of this worker's parts of the chunk in one tier."""
+        try:
+            if tier_name is TierName.CPU:
+                return self._verify_in_memory(key)
+            tier = self._durable_tiers[tier_name]
+            return ChunkOutcome(key, tier_name, sum(self._check(part, tier) for part in self._parts(key, (tier,))))
+        except CWMError as problem:
+            return _failed(key, problem)
 
     def _verify_in_memory(self, key: ChunkKey) -> ChunkOutcome:
         """Check this rank's own part, the only one that can be there. Drop a bad one: a durable tier has the chunk."""
