@@ -11,111 +11,16 @@ vLLM's hash of a block covers all blocks before it. Two chains therefore have a 
 position are equal, and a binary search finds the last common block.
 """
 
-import sys
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import Final, overload
+from typing import Final, NamedTuple
 
-import numpy as np
-
+from cwm_connector.sessions.hash_run import HashRun
 from cwm_connector.sessions.token_run import TokenRun
 
 NODE_BYTES: Final = 700
 """Python's own overhead for a node: the objects, and the entry in its parent's table."""
-
-
-class HashRun(Sequence[bytes]):
-    """Block hashes stored end to end. A list would take more than twice as much memory."""
-
-    __slots__ = ("_ends", "_joined")
-
-    def __init__(self, hashes: Iterable[bytes] = ()) -> None:
-        self._joined = bytearray()
-        self._ends = array("I")
-        self.extend(hashes)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    @overload
-    def __getitem__(self, at: int) -> bytes: ...
-
-    @overload
-    def __getitem__(self, at: slice) -> tuple[bytes, ...]: ...
-
-    def __getitem__(self, at: int | slice) -> bytes | tuple[bytes, ...]:
-        ends = self._ends
-        if isinstance(at, slice):
-            return tuple(self[each] for each in range(*at.indices(len(ends))))
-        start = ends[at - 1] if at % len(ends) else 0
-        return bytes(self._joined[start : ends[at]])
-
-    @property
-    def size_bytes(self) -> int:
-        """Return the bytes that the hashes take in memory."""
-        return sys.getsizeof(self._joined) + sys.getsizeof(self._ends)
-
-    def extend(self, hashes: Iterable[bytes]) -> None:
-        """Append the hashes."""
-        added = list(hashes)
-        lengths = np.fromiter(map(len, added), dtype=np.uint32, count=len(added))
-        self._ends.frombytes((np.cumsum(lengths, dtype=np.uint32) + np.uint32(len(self._joined))).tobytes())
-        self._joined += b"".join(added)
-
-    def append_run(self, other: "HashRun") -> None:
-        """Append all hashes of another run."""
-        offset = len(self._joined)
-        self._ends.frombytes((np.frombuffer(other._ends, dtype=np.uint32) + np.uint32(offset)).tobytes())
-        self._joined += other._joined
-
-    def take_first(self, count: int) -> "HashRun":
-        """Remove the first `count` hashes and return them."""
-        cut = self._ends[count - 1] if count else 0
-        first = HashRun()
-        first._joined, first._ends = self._joined[:cut], self._ends[:count]
-        self._joined = self._joined[cut:]
-        rest = array("I")
-        rest.frombytes((np.frombuffer(self._ends, dtype=np.uint32)[count:] - np.uint32(cut)).tobytes())
-        self._ends = rest
-        return first
-
-    def copy(self) -> "HashRun":
-        """Return a copy that does not change any more."""
-        other = HashRun()
-        other._joined, other._ends = self._joined[:], self._ends[:]
-        return other
-
-
-class ChainHashes(Sequence[bytes]):
-    """The hashes of a whole chain, over the runs of its nodes."""
-
-    __slots__ = ("_runs", "_starts", "_total")
-
-    def __init__(self, runs: Sequence[HashRun]) -> None:
-        self._runs = runs
-        self._starts = [0, *accumulate(map(len, runs))][:-1]
-        self._total = sum(map(len, runs))
-
-    def __len__(self) -> int:
-        return self._total
-
-    @overload
-    def __getitem__(self, at: int) -> bytes: ...
-
-    @overload
-    def __getitem__(self, at: slice) -> tuple[bytes, ...]: ...
-
-    def __getitem__(self, at: int | slice) -> bytes | tuple[bytes, ...]:
-        if isinstance(at, slice):
-            return tuple(self[each] for each in range(*at.indices(self._total)))
-        if not -self._total <= at < self._total:
-            raise IndexError(at)
-        position = at % self._total
-        run = bisect_right(self._starts, position) - 1
-        return self._runs[run][position - self._starts[run]]
 
 
 @dataclass(slots=True, eq=False)
@@ -148,6 +53,15 @@ class Node:
         return nodes[::-1]
 
 
+class Fork(NamedTuple):
+    """Where a chain and another one of the tree part."""
+
+    blocks: int
+    """How many leading blocks they have in common."""
+    node: "Node | None"
+    """The node with the next block of the other chain. None if it has no further full block."""
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
     """How far a chain is in the tree already."""
@@ -157,13 +71,24 @@ class Match:
     node: Node
     """The last one of them. The chain may leave it before its end."""
     blocks: int
+    _forks: dict[Node, Fork] = field(default_factory=dict, repr=False)
+    """What is known already, so that to ask about every chain costs one visit of each node."""
 
-    def common_blocks(self, node: Node) -> int:
-        """Return how many blocks the chain has in common with the chain that ends with `node`."""
-        while node not in self.path:
-            assert node.parent is not None
-            node = node.parent
-        return min(node.end, self.blocks)
+    def fork(self, node: Node) -> Fork:
+        """Return where the chain and the one that ends with `node` part."""
+        if node in self.path:
+            return Fork(min(node.end, self.blocks), node if node.end > self.blocks else None)
+        passed = []
+        while (fork := self._forks.get(node)) is None:
+            passed.append(node)
+            parent = node.parent
+            assert parent is not None
+            if parent in self.path:
+                fork = Fork(self.blocks, parent) if parent.end > self.blocks else Fork(parent.end, node)
+                break
+            node = parent
+        self._forks.update(dict.fromkeys(passed, fork))
+        return fork
 
 
 class BlockTree:
@@ -189,14 +114,14 @@ class BlockTree:
                 break
         return Match(frozenset(path), node, at)
 
-    def attach(self, match: Match, hashes: Sequence[bytes], tokens: TokenRun) -> Node:
+    def attach(self, match: Match, hashes: HashRun, tokens: TokenRun) -> Node:
         """Add a head to the chain that `match` found, continued by `hashes` and the ids of their tokens.
 
         Return the node at which the head ends.
         """
         node = match.node if match.blocks == match.node.end else self._split(match.node, match.blocks)
         if hashes:
-            child = Node(node, match.blocks, HashRun(hashes), tokens)
+            child = Node(node, match.blocks, hashes, tokens)
             node.children[hashes[0]] = child
             node = child
         node.heads += 1
@@ -219,7 +144,7 @@ class BlockTree:
         if node.parent is None or node.heads or len(node.children) != 1:
             return
         (child,) = node.children.values()
-        node.hashes.append_run(child.hashes)
+        node.hashes.append(child.hashes)
         node.tokens.append(child.tokens)
         child.hashes, child.tokens = node.hashes, node.tokens
         child.first, child.parent = node.first, node.parent
@@ -228,13 +153,10 @@ class BlockTree:
         self.size_bytes -= node.counted_bytes
         self._count(child)
 
-    def token_ids(self, node: Node, start: int, end: int) -> "array[int]":
-        """Return the ids of the tokens [start, end) of the chain that ends with `node`. A chain may end before."""
-        found = array("i")
-        for each in self._nodes_back_to(node, start):
-            offset = each.first * self._block_tokens
-            found = each.tokens.ids(start - offset, end - offset) + found
-        return found
+    def block_ids(self, node: Node, block: int) -> "array[int]":
+        """Return the ids of the tokens of the block at position `block`, which the node has."""
+        start = (block - node.first) * self._block_tokens
+        return node.tokens.ids(start, start + self._block_tokens)
 
     def tokens(self, node: Node, end: int) -> TokenRun:
         """Return the first `end` ids of the chain that ends with `node`, without packing any. A chain may end before.
@@ -249,31 +171,25 @@ class BlockTree:
 
     @property
     def is_packed(self) -> bool:
-        """Return whether no token lies in a request's list any more."""
+        """Return whether nothing lies in a request's lists any more."""
         return not self._unpacked
 
     def pack(self, limit: int) -> None:
-        """Pack at most `limit` tokens that lie in a request's list."""
+        """Pack at most `limit` tokens, and the hashes of so many, that lie in a request's lists."""
         node = next(iter(self._unpacked), None)
         if node is not None:
             node.tokens.pack(limit)
+            node.hashes.pack(limit // self._block_tokens)
             self._count(node)
-
-    def _nodes_back_to(self, node: Node, start: int) -> Iterator[Node]:
-        """Yield the nodes of the chain from its end back to the one with the token `start`."""
-        while node.parent is not None:
-            yield node
-            if node.first * self._block_tokens <= start:
-                return
-            node = node.parent
 
     def _split(self, node: Node, at: int) -> Node:
         """Cut the node before the block at position `at`. Return the new node of the blocks before it."""
         assert node.parent is not None
         count = at - node.first
         tokens = count * self._block_tokens
-        before = Node(node.parent, node.first, node.hashes.take_first(count), node.tokens.part(0, tokens))
+        before = Node(node.parent, node.first, node.hashes.part(0, count), node.tokens.part(0, tokens))
         node.parent.children[before.hashes[0]] = before
+        node.hashes = node.hashes.part(count, len(node.hashes))
         node.tokens = node.tokens.part(tokens, len(node.tokens))
         node.parent, node.first = before, at
         before.children[node.hashes[0]] = node
@@ -285,7 +201,7 @@ class BlockTree:
         size = NODE_BYTES + node.hashes.size_bytes + node.tokens.size_bytes
         self.size_bytes += size - node.counted_bytes
         node.counted_bytes = size
-        if node.tokens.is_packed:
+        if node.tokens.is_packed and node.hashes.is_packed:
             self._unpacked.pop(node, None)
         else:
             self._unpacked[node] = None

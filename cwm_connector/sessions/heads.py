@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cwm_connector.core.types import Micros
-from cwm_connector.sessions.block_tree import BlockTree, ChainHashes, Match, Node, common_blocks
+from cwm_connector.sessions.block_tree import BlockTree, Fork, Match, Node, common_blocks
 from cwm_connector.sessions.choice import Decision, Effect, becomes_main, decide, default_head, is_of_main_line
+from cwm_connector.sessions.hash_run import ChainHashes, HashRun
 from cwm_connector.sessions.head import Chain, Head, Progress
 from cwm_connector.sessions.token_run import TokenRun
 from cwm_connector.sessions.views import HeadKind, HeadReason
@@ -130,11 +131,11 @@ class Heads:
 
     @property
     def is_packed(self) -> bool:
-        """Return whether no token lies in a request's list any more."""
+        """Return whether nothing lies in a request's lists any more."""
         return self._tree.is_packed
 
     def pack(self, limit: int) -> None:
-        """Pack at most `limit` tokens that lie in the lists of finished requests."""
+        """Pack at most `limit` tokens, and their hashes, that lie in the lists of finished requests."""
         self._tree.pack(limit)
 
     def block_hashes(self, head: Head) -> Sequence[bytes]:
@@ -142,7 +143,7 @@ class Heads:
         if head.running is None:
             return ChainHashes([node.hashes.copy() for node in _stored(head.node).path()])
         chain = head.running.chain
-        return tuple(chain.block_hashes[: chain.blocks])
+        return HashRun.of_list(chain.block_hashes, 0, chain.blocks)
 
     def live_hashes(self, head: Head) -> ChainHashes:
         """Return the hashes of a stored head without a copy. They are valid until the next request ends."""
@@ -151,7 +152,7 @@ class Heads:
     def common_tokens(self, chain: Chain, heads: Iterable[Head]) -> dict[str, int]:
         """Return how many tokens the chain has in common with each of the heads."""
         match = self._tree.match(chain.block_hashes, chain.blocks)
-        return {head.name: self._common(head, chain, match) for head in heads}
+        return {head.name: tokens for head, tokens in self._common(heads, chain, match).items()}
 
     def own_tokens(self, heads: Iterable[Head]) -> dict[str, int]:
         """Return for each head how many of its tokens no weightier head has.
@@ -176,7 +177,7 @@ class Heads:
     def _apply(self, table: HeadTable, progress: Progress, now: Micros, match: Match) -> Head | None:
         """Change the table as the rules say. A head that is moved or opened gets the request as its chain."""
         heads = list(table.by_name.values())
-        shared = {head: self._common(head, progress.chain, match) for head in heads}
+        shared = self._common(heads, progress.chain, match)
         main = table.main
         decision = decide(heads, main, progress, shared.__getitem__)
         if decision.effect is Effect.NONE:
@@ -223,46 +224,52 @@ class Heads:
     def _store(self, head: Head, chain: Chain, match: Match) -> None:
         """Put the chain into the tree as the head's."""
         size, end = self._block_tokens, chain.blocks
-        hashes = chain.block_hashes[match.blocks : end]
+        hashes = HashRun.of_list(chain.block_hashes, match.blocks, end)
         tokens = TokenRun.of_list(chain.token_ids, match.blocks * size, end * size)
         head.node = self._tree.attach(match, hashes, tokens)
         head.tail = chain.ids(end * size)
         head.running = None
 
-    def _common(self, head: Head, chain: Chain, match: Match) -> int:
-        """Return how many leading tokens the head and the chain have in common."""
-        if head.running is not None:
-            other = head.running.chain
-            blocks = common_blocks(other.block_hashes, chain.block_hashes, min(other.blocks, chain.blocks))
-        else:
-            blocks = match.common_blocks(_stored(head.node))
-        start = blocks * self._block_tokens
-        alike = head.cache_salt == chain.cache_salt and head.text_only and chain.text_only
-        if not blocks and not alike:  # the hashes would tell, but no full block is equal
-            return 0
-        end = min(start + self._block_tokens, head.token_count, chain.token_count)
-        return start + _common_start(self._part(head, start, end), chain.ids(start, end))
+    def _common(self, heads: Iterable[Head], chain: Chain, match: Match) -> dict[Head, int]:
+        """Return how many leading tokens each of the heads and the chain have in common."""
+        in_next_block: dict[Node, int] = {}
+        found = {}
+        for head in heads:
+            blocks, node = self._fork(head, chain, match)
+            start = blocks * self._block_tokens
+            alike = head.cache_salt == chain.cache_salt and head.text_only and chain.text_only
+            if not blocks and not alike:  # the hashes would tell, but no full block is equal
+                found[head] = 0
+            elif node is None:
+                found[head] = start + self._common_start(self._after(head, start), chain, start)
+            else:
+                if node not in in_next_block:
+                    in_next_block[node] = self._common_start(self._tree.block_ids(node, blocks), chain, start)
+                found[head] = start + in_next_block[node]
+        return found
 
-    def _part(self, head: Head, start: int, end: int) -> "array[int]":
-        if head.running is not None:
-            return head.running.chain.ids(start, end)
-        node = _stored(head.node)
-        full = node.end * self._block_tokens
-        if start >= full:
-            return head.tail[start - full : end - full]
-        return self._tree.token_ids(node, start, min(end, full))
+    def _fork(self, head: Head, chain: Chain, match: Match) -> Fork:
+        if head.running is None:
+            return match.fork(_stored(head.node))
+        other = head.running.chain
+        return Fork(common_blocks(other.block_hashes, chain.block_hashes, min(other.blocks, chain.blocks)), None)
+
+    def _after(self, head: Head, start: int) -> "array[int]":
+        """Return the ids of the head's tokens from `start` on, at most a block. A stored head ends within it."""
+        return head.tail if head.running is None else head.running.chain.ids(start, start + self._block_tokens)
+
+    def _common_start(self, ours: "array[int]", chain: Chain, start: int) -> int:
+        """Return how many of the tokens of a block, or of less, agree with the chain's from `start` on."""
+        theirs = chain.ids(start, start + len(ours))
+        if ours == theirs:
+            return len(ours)
+        return next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(theirs))
 
 
 def _stored(node: Node | None) -> Node:
     """Return the node of a head that is in the tree."""
     assert node is not None
     return node
-
-
-def _common_start(ours: "array[int]", theirs: "array[int]") -> int:
-    if ours == theirs:
-        return len(ours)
-    return next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), 0)
 
 
 def _move(head: Head, progress: Progress, shared: int) -> None:

@@ -5,7 +5,8 @@ from array import array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwm_connector.sessions.block_tree import BlockTree, ChainHashes, HashRun, Node
+from cwm_connector.sessions.block_tree import BlockTree, Fork, Node
+from cwm_connector.sessions.hash_run import ChainHashes, HashRun
 from cwm_connector.sessions.token_run import TokenRun
 
 BLOCK = 4
@@ -14,6 +15,10 @@ BLOCK = 4
 def hashes_of(chain: list[int]) -> list[bytes]:
     """Return hashes that differ in length, each for all blocks up to its own."""
     return [repr(chain[: at + 1]).encode() for at in range(len(chain))]
+
+
+def run_of(hashes: list[bytes]) -> HashRun:
+    return HashRun.of_list(hashes, 0, len(hashes))
 
 
 def tokens_of(chain: list[int]) -> "array[int]":
@@ -34,16 +39,25 @@ def test_every_chain_is_found_again_whatever_was_added_and_removed(steps: list[t
             match = tree.match(hashes, len(hashes))
             known = max((_common(chain, other) for _, other in heads), default=0)
             assert match.blocks == known
-            heads.append((tree.attach(match, hashes[known:], TokenRun(tokens_of(chain)[known * BLOCK :])), chain))
+            heads.append(
+                (tree.attach(match, run_of(hashes[known:]), TokenRun(tokens_of(chain)[known * BLOCK :])), chain)
+            )
         for node, kept in heads:
             assert list(ChainHashes([each.hashes for each in node.path()])) == hashes_of(kept)
-            assert tree.token_ids(node, 0, len(kept) * BLOCK) == tokens_of(kept)
-            assert tree.token_ids(node, 3, 9) == tokens_of(kept)[3:9]
+            assert tree.tokens(node, len(kept) * BLOCK).packed() == tokens_of(kept)
             match = tree.match(hashes_of(kept), len(kept))
-            assert [match.common_blocks(other) for other, _ in heads] == [_common(kept, chain) for _, chain in heads]
+            forks = [match.fork(other) for other, _ in heads]
+            assert [fork.blocks for fork in forks] == [_common(kept, chain) for _, chain in heads]
+            assert [_next_block(tree, fork) for fork in forks] == [
+                tokens_of(chain)[fork.blocks * BLOCK :][:BLOCK] for fork, (_, chain) in zip(forks, heads, strict=True)
+            ]
     for node, _ in heads:
         tree.detach(node)
     assert (tree.size_bytes, tree.root.children) == (0, {})
+
+
+def _next_block(tree: BlockTree, fork: Fork) -> "array[int]":
+    return array("i") if fork.node is None else tree.block_ids(fork.node, fork.blocks)
 
 
 def _common(one: list[int], other: list[int]) -> int:
@@ -52,29 +66,12 @@ def _common(one: list[int], other: list[int]) -> int:
     )
 
 
-def test_a_run_of_hashes_reads_like_a_list() -> None:
-    hashes = [b"a", b"bcd", b"", b"ef"]
-    run = HashRun(hashes[:2])
-    run.extend(hashes[2:])
-    assert list(run) == hashes and run[-1] == b"ef" and run[1:3] == (b"bcd", b"")
-    first = run.take_first(1)
-    assert (list(first), list(run)) == ([b"a"], hashes[1:])
-    first.append_run(run)
-    assert list(first) == hashes
-
-
-def test_a_chain_over_several_runs_reads_like_a_list() -> None:
-    chain = ChainHashes([HashRun([b"a", b"b"]), HashRun([b"c"]), HashRun([b"d", b"e"])])
-    assert list(chain) == [b"a", b"b", b"c", b"d", b"e"]
-    assert (chain[-1], chain[1:4], len(chain)) == (b"e", (b"b", b"c", b"d"), 5)
-
-
 def test_a_chain_is_one_node_again_when_its_branch_has_gone() -> None:
     tree = BlockTree(BLOCK)
     hashes, other = hashes_of([1, 2, 3, 4]), hashes_of([1, 2, 9])
-    stem = tree.attach(tree.match(hashes, 4), hashes, TokenRun(tokens_of([1, 2, 3, 4])))
+    stem = tree.attach(tree.match(hashes, 4), run_of(hashes), TokenRun(tokens_of([1, 2, 3, 4])))
     before = tree.size_bytes
-    branch = tree.attach(tree.match(other, 3), other[2:], TokenRun(tokens_of([9])))
+    branch = tree.attach(tree.match(other, 3), run_of(other[2:]), TokenRun(tokens_of([9])))
     assert len(stem.path()) == 2
     tree.detach(branch)
     assert len(stem.path()) == 1 and abs(tree.size_bytes - before) < 100

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cwm_connector.sessions import token_run
-from cwm_connector.sessions.token_run import PACKED_AT_ONCE, PACKED_IN_A_STEP, TokenRun
+from cwm_connector.sessions.token_run import PACKED_IN_A_STEP, TokenRun
 from tests.cwm_connector.step.test_scheduler import Side
 from tests.support.vllm_parts import request
 
@@ -28,7 +27,7 @@ class Source(list[int]):
 
 @pytest.fixture(autouse=True)
 def every_list_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_run, "PACKED_AT_ONCE", 3)
+    monkeypatch.setattr(TokenRun, "part_length", 3)
 
 
 def mixed() -> TokenRun:
@@ -52,12 +51,12 @@ def test_a_run_reads_like_its_tokens_however_much_of_it_is_packed(start: int, en
 
 
 def test_no_call_reads_more_of_a_list_than_it_may() -> None:
-    source = Source(PACKED_AT_ONCE + 100)
+    source = Source(500)
     run = TokenRun.of_list(source, 0, len(source))
-    run.part(5, 4000)
+    run.part(5, 400)
     assert source.read == [] and not run.is_packed
-    assert [run.pack(1000) for _ in range(6)] == [1000, 1000, 1000, 1000, 196, 0]
-    assert max(source.read) == 1000 and run.is_packed
+    assert [run.pack(100) for _ in range(6)] == [100, 100, 100, 100, 100, 0]
+    assert max(source.read) == 3 and run.is_packed
 
 
 def test_the_end_of_a_long_request_packs_nothing_and_each_step_after_it_a_part() -> None:
