@@ -60,11 +60,8 @@ class _Beginning:
     """The tokens of a prompt from `start`, the end of its last full block. The last few tokens are left out."""
 
     start: int
-    rest: "array[int]" = field(repr=False)
-
-    def begins(self, token_ids: Sequence[int]) -> bool:
-        """Return whether the tokens have `rest` at `start`."""
-        return array("i", token_ids[self.start : self.start + len(self.rest)]) == self.rest
+    rest: bytes = field(repr=False)
+    """Their ids, packed, so that hundreds of beginnings are compared in a few microseconds."""
 
 
 class Beginnings:
@@ -83,7 +80,7 @@ class Beginnings:
         block = request.block_hashes[blocks - 1] if blocks else _NO_BLOCK
         start = blocks * self._block_tokens
         alike = self._alike.setdefault(block, OrderedDict())
-        alike[name] = _Beginning(start, array("i", tokens[start:compared]))
+        alike[name] = _Beginning(start, _packed(tokens[start:compared]))
         self._block_of[name] = block
         if len(alike) > MAX_ALIKE:
             self.remove(next(iter(alike)))
@@ -106,7 +103,10 @@ class Beginnings:
         """Return the conversation that the request continues. Of several, return the one with the longest beginning."""
         tokens = request.all_token_ids
         for block in self._known_ends(request.block_hashes):
-            fitting = [(len(each.rest), name) for name, each in self._alike[block].items() if each.begins(tokens)]
+            alike = self._alike[block]
+            start = next(iter(alike.values())).start  # the same for all, because the hash covers all before it
+            said = _packed(tokens[start : start + self._block_tokens])
+            fitting = [(len(each.rest), name) for name, each in alike.items() if said.startswith(each.rest)]
             if fitting:
                 return max(fitting)[1]
         return None
@@ -114,3 +114,7 @@ class Beginnings:
     def _known_ends(self, hashes: "Sequence[BlockHash]") -> Iterator[bytes]:
         """Return those of the hashes at which a beginning ends, the last one first."""
         return filter(self._alike.__contains__, chain(reversed(hashes), (_NO_BLOCK,)))
+
+
+def _packed(token_ids: Sequence[int]) -> bytes:
+    return array("i", token_ids).tobytes()
