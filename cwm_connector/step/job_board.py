@@ -12,9 +12,10 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 from cwm_connector.core.errors import CWMError
@@ -27,13 +28,26 @@ SILENCE_S: Final = 60.0
 """A job of which no rank has reported anything for so long is named in the log and asked about, again and again."""
 
 
-@dataclass(frozen=True, slots=True)
 class JobResult:
-    """All ranks' reports in one. A chunk has the sum of the sizes, the slowest tier and the first failure."""
+    """All ranks' reports in one. They are merged by the thread that reads the outcomes."""
 
-    outcomes: dict[ChunkKey, ChunkOutcome]
-    seconds: float
-    """The longest time that a rank took."""
+    def __init__(self, reports: Sequence[Report]) -> None:
+        self._reports = reports
+
+    @property
+    def seconds(self) -> float:
+        """Return the longest time that a rank took."""
+        return max(report.seconds for report in self._reports)
+
+    @cached_property
+    def outcomes(self) -> dict[ChunkKey, ChunkOutcome]:
+        """Return each chunk with the sum of the sizes, the slowest tier and the first failure."""
+        first, *others = self._reports
+        merged = {outcome.key: outcome for outcome in first.outcomes}
+        for report in others:
+            for outcome in report.outcomes:
+                merged[outcome.key] = _merge(merged.get(outcome.key), outcome)
+        return merged
 
 
 @dataclass(slots=True)
@@ -82,11 +96,7 @@ class Ticket:
         if failure is not None:
             self.finished.set_exception(failure)
             return
-        merged: dict[ChunkKey, ChunkOutcome] = {}
-        for report in self._final.values():
-            for outcome in report.outcomes:
-                merged[outcome.key] = _merge(merged.get(outcome.key), outcome)
-        self.finished.set_result(JobResult(merged, max(report.seconds for report in self._final.values())))
+        self.finished.set_result(JobResult(tuple(self._final.values())))
 
 
 def _tell(observer: Callable[[int], None], count: int) -> None:

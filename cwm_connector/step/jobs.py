@@ -5,8 +5,11 @@ reports of one rank arrive in order, possibly over several steps.
 """
 
 import enum
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, NewType
+from itertools import accumulate
+from typing import Any, NamedTuple, NewType, overload
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorHandshakeMetadata,
@@ -40,6 +43,62 @@ class ChunkBlocks:
     first: int = 0
 
 
+class ChunkRun(Sequence[ChunkBlocks]):
+    """The parts of successive chunks that cover the blocks [from_block, to_block) of a request.
+
+    Each part is made when it is read. A long run is therefore made and pickled in few operations.
+    """
+
+    __slots__ = ("_block_ids", "_from_block", "specs")
+
+    def __init__(self, specs: Sequence[ChunkSpec], from_block: int, block_ids: Sequence[int]) -> None:
+        """Take the chunks and the request's blocks from `from_block` on. Each chunk has at least one of them."""
+        self.specs = specs
+        self._from_block = from_block
+        self._block_ids = block_ids
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    @overload
+    def __getitem__(self, at: int) -> ChunkBlocks: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[ChunkBlocks]: ...
+
+    def __getitem__(self, at: int | slice) -> ChunkBlocks | list[ChunkBlocks]:
+        if isinstance(at, slice):
+            return [self[each] for each in range(*at.indices(len(self)))]
+        chunk = self.specs[at]
+        start = max(chunk.first_block, self._from_block)
+        ids = self._block_ids[start - self._from_block : chunk.end_block - self._from_block]
+        return ChunkBlocks(chunk, tuple(ids), start - chunk.first_block)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        keys = b"".join(chunk.key for chunk in self.specs)
+        blocks = array("i", [chunk.blocks for chunk in self.specs])
+        first = self.specs[0].first_block if self.specs else 0
+        return _unpickled, (keys, blocks, first, self._from_block, array("i", self._block_ids))
+
+    def block_counts(self) -> list[int]:
+        """Return how many blocks each part has."""
+        counts = [chunk.blocks for chunk in self.specs]
+        if counts:
+            counts[0] -= self._from_block - self.specs[0].first_block
+            counts[-1] -= self.specs[-1].end_block - self._from_block - len(self._block_ids)
+        return counts
+
+
+def _unpickled(keys: bytes, blocks: "array[int]", first: int, from_block: int, block_ids: "array[int]") -> ChunkRun:
+    size = len(keys) // max(1, len(blocks))
+    starts = accumulate(blocks, initial=first)
+    specs = [
+        ChunkSpec(ChunkKey(keys[at * size : (at + 1) * size]), start, count)
+        for at, (start, count) in enumerate(zip(starts, blocks, strict=False))
+    ]
+    return ChunkRun(specs, from_block, block_ids)
+
+
 @dataclass(frozen=True, slots=True)
 class SaveJob:
     """Copy these whole chunks out of the cache and make them durable in every one of `tiers`.
@@ -48,7 +107,7 @@ class SaveJob:
     """
 
     id: JobId
-    chunks: tuple[ChunkBlocks, ...]
+    chunks: Sequence[ChunkBlocks]
     tiers: tuple[TierName, ...]
     claim: Claim
     asked_for: bool = True
@@ -64,7 +123,7 @@ class LoadJob:
 
     id: JobId
     request_id: str
-    chunks: tuple[ChunkBlocks, ...]
+    chunks: Sequence[ChunkBlocks]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,19 +5,19 @@ Engine thread only. Nothing here blocks.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from cwm_connector.core.errors import Code
 from cwm_connector.core.identity import ChunkSpec, Geometry
-from cwm_connector.core.types import TierName
+from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.metrics import Metrics
 from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard, JobResult
-from cwm_connector.step.jobs import ChunkBlocks, ChunkOutcome, FailedLoad, LoadJob
+from cwm_connector.step.jobs import ChunkOutcome, ChunkRun, FailedLoad, LoadJob
 from cwm_connector.step.load_choice import LoadChoice
 from cwm_connector.step.loads_under_way import LoadsUnderWay
 from cwm_connector.step.read_speed import ReadSpeed
@@ -131,23 +131,27 @@ class RequestLoads:
         if match.automatic:
             self._metrics.auto_thaws.inc()
             logger.debug("a request loads window %s without a thaw", match.window.name)
-        parts = tuple(_parts(match.window.chunks, match.from_block, match.to_block, ids))
-        self._sources[request_id] = self._tokens_by_tier(parts)
-        ticket = self._board.post(LoadJob(self._board.next_id(), request_id, parts))
-        ticket.finished.add_done_callback(lambda result: self._loaded(request_id, match.window, parts, result))
+        chunks = self._chunks(match, ids)
+        self._sources[request_id] = self._tokens_by_tier(chunks)
+        ticket = self._board.post(LoadJob(self._board.next_id(), request_id, chunks))
+        ticket.finished.add_done_callback(lambda result: self._loaded(request_id, match.window, chunks, result))
         self._under_way.started(request, match.from_block, match.to_block)
 
-    def _tokens_by_tier(self, parts: Sequence[ChunkBlocks]) -> dict[TierName, int]:
-        tokens: dict[TierName, int] = {}
-        for part in parts:
-            # A chunk that no tier is known to have is still looked for on disk.
-            tier = self._locations.fastest(part.chunk.key) or TierName.DISK
-            tokens[tier] = tokens.get(tier, 0) + len(part.block_ids) * self._geometry.block_tokens
-        return tokens
+    def _chunks(self, match: Match, ids: Sequence[int]) -> ChunkRun:
+        """Return the chunks of the match with the request's blocks. `ids` are all of these, from its block 0."""
+        size = self._geometry.blocks_per_chunk
+        chunks = match.window.chunks[match.from_block // size : -(-match.to_block // size)]
+        return ChunkRun(chunks, match.from_block, ids[match.from_block : match.to_block])
 
-    def _loaded(
-        self, request_id: str, window: BoundWindow, parts: Sequence[ChunkBlocks], result: "Future[JobResult]"
-    ) -> None:
+    def _tokens_by_tier(self, chunks: ChunkRun) -> dict[TierName, int]:
+        tokens: Counter[TierName] = Counter()
+        tiers = self._locations.fastest_of(chunk.key for chunk in chunks.specs)
+        for tier, blocks in zip(tiers, chunks.block_counts(), strict=True):
+            # A chunk that no tier is known to have is still looked for on disk.
+            tokens[tier or TierName.DISK] += blocks * self._geometry.block_tokens
+        return dict(tokens)
+
+    def _loaded(self, request_id: str, window: BoundWindow, chunks: ChunkRun, result: "Future[JobResult]") -> None:
         """Count a finished load, and do not offer again what could not be read."""
         if result.exception() is not None:
             self._exclude(request_id)
@@ -155,19 +159,21 @@ class RequestLoads:
         outcomes = result.result().outcomes
         loaded: Counter[TierName] = Counter()
         tokens: Counter[TierName | None] = Counter()
-        for part in parts:
-            outcome = outcomes.get(part.chunk.key)
+        used = []
+        for chunk, blocks in zip(chunks.specs, chunks.block_counts(), strict=True):
+            outcome = outcomes.get(chunk.key)
             tier = None if outcome is None or outcome.failure is not None else outcome.tier
-            tokens[tier] += len(part.block_ids) * self._geometry.block_tokens
+            tokens[tier] += blocks * self._geometry.block_tokens
             if tier is not None:
                 loaded[tier] += 1
-                self._locations.saw_use(part.chunk.key)
-        for tier, chunks in loaded.items():
-            self._metrics.loaded(tier, chunks, tokens[tier])
-        if missed := len(parts) - loaded.total():
+                used.append(chunk.key)
+        self._locations.saw_use(used)
+        for tier, count in loaded.items():
+            self._metrics.loaded(tier, count, tokens[tier])
+        if missed := len(chunks) - len(used):
             self._metrics.missed(missed, tokens[None])
             self._exclude(request_id)
-            _note_failures(window, [outcomes.get(part.chunk.key) for part in parts], parts)
+            _note_failures(window, chunks.specs, outcomes)
         self._metrics.load_seconds.observe(result.result().seconds)
         self._read_speed.measured({tier: tokens[tier] for tier in loaded}, result.result().seconds)
 
@@ -176,24 +182,12 @@ class RequestLoads:
             self._no_more.add(request_id)
 
 
-def _note_failures(window: BoundWindow, outcomes: Sequence[ChunkOutcome | None], parts: Sequence[ChunkBlocks]) -> None:
+def _note_failures(window: BoundWindow, chunks: Sequence[ChunkSpec], outcomes: Mapping[ChunkKey, ChunkOutcome]) -> None:
     """Log the first chunk that could not be loaded, and do not offer what is missing or corrupt again."""
-    failed = [(each.failure, part) for each, part in zip(outcomes, parts, strict=True) if each and each.failure]
-    for (code, reason), _ in failed[:1]:
+    reported = [(chunk, outcomes[chunk.key].failure) for chunk in chunks if chunk.key in outcomes]
+    failed = [(chunk, failure) for chunk, failure in reported if failure is not None]
+    for _, (code, reason) in failed[:1]:
         logger.warning("window %s: a chunk could not be loaded (CWM-%d: %s)", window.name, code, reason)
-    for (code, _), part in failed:
+    for chunk, (code, _) in failed:
         if code in (Code.CORRUPT, Code.CHUNK_MISSING):
-            window.usable_blocks = min(window.usable_blocks, part.chunk.first_block)
-
-
-def _parts(
-    chunks: Sequence[ChunkSpec], from_block: int, to_block: int, block_ids: Sequence[int]
-) -> Iterator[ChunkBlocks]:
-    """Yield the parts of `chunks` that cover blocks [from_block, to_block).
-
-    `block_ids` are all blocks of the request, from its block 0.
-    """
-    for chunk in chunks:
-        start, end = max(chunk.first_block, from_block), min(chunk.end_block, to_block)
-        if start < end:
-            yield ChunkBlocks(chunk, tuple(block_ids[start:end]), start - chunk.first_block)
+            window.usable_blocks = min(window.usable_blocks, chunk.first_block)
