@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import NoReturn, TypeVar
 
@@ -22,21 +22,6 @@ async def wait_done(future: "Future[T]", limit_s: float) -> bool:
     except TimeoutError:
         pass
     return future.done()
-
-
-async def until_done(future: "Future[T]", waits_s: Iterable[float]) -> AsyncIterator[None]:
-    """Yield before each wait, until the future is done or no wait is left. Adds one callback to it in all."""
-    loop, done = asyncio.get_running_loop(), asyncio.Event()
-    future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
-    for wait_s in waits_s:
-        if future.done():
-            return
-        yield
-        try:
-            async with asyncio.timeout(wait_s):
-                await done.wait()
-        except TimeoutError:
-            pass
 
 
 def call_on_loop(function: Callable[[T], None]) -> Callable[[T], None]:

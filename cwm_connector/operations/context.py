@@ -7,11 +7,13 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, TypeVar
 
 from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.catalog.thread import CatalogThread
-from cwm_connector.control.async_helpers import until_done, wait_done
+from cwm_connector.control.async_helpers import wait_done
+from cwm_connector.control.step_poll import StepPoll
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import Geometry, Passport
 from cwm_connector.core.types import ChunkKey, TierName
@@ -33,8 +35,6 @@ SubmitPrefill = Callable[[str, "memoryview[int]", str | None], None]
 """(request id, token ids, cache salt): has the engine compute the tokens. See compat.submit_prefill."""
 AbortRequest = Callable[[str], None]
 """(request id): has the engine end a request that was submitted so. See compat.abort_request."""
-FIRST_STEP_S: Final = 0.001
-"""Between the first two engine steps of a wait. Each further time is twice as long as the one before."""
 PERSIST_STEP_S: Final = 0.01
 """Between two engine steps while an operation waits for a job of the workers."""
 ENGINE_STEP_LIMIT_S: Final = 120.0
@@ -67,6 +67,10 @@ class EngineContext:
     freezes: FreezesUnderWay = field(default_factory=FreezesUnderWay)
     chunk_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held to write, move or remove chunks, so that no operation drops a chunk that another has decided to refer to."""
+
+    @cached_property
+    def _step_poll(self) -> StepPoll:
+        return StepPoll(self.step_queue.nudge)
 
     @property
     def freeze_tiers(self) -> tuple[TierName, ...]:
@@ -117,12 +121,8 @@ class EngineContext:
         return future.result()
 
     async def workers_done(self, future: "Future[T]", every_s: float) -> None:
-        """Wait until a worker's report has completed the future. Ask for an engine step every `every_s` seconds.
-
-        The first steps follow each other more quickly, because a job whose chunks are in memory takes a millisecond.
-        """
-        async for _ in until_done(future, _growing(FIRST_STEP_S, every_s)):
-            self.step_queue.nudge()
+        """Wait until a worker's report has completed the future, with an engine step every `every_s` at least."""
+        await self._step_poll.until_done(future, every_s)
 
     async def copy(self, rows: Iterable[ChunkRow], target: TierName) -> JobResult:
         """Have the workers put good copies into `target`. See CopyJob."""
@@ -154,11 +154,3 @@ def passport_mismatch(what: str, field: str, ours: str, theirs: str) -> CWMError
         engine=ours,
         window=theirs,
     )
-
-
-def _growing(first: float, most: float) -> Iterator[float]:
-    """Yield times without end, each twice as long as the one before, up to `most`."""
-    time_s = first
-    while True:
-        yield min(time_s, most)
-        time_s = min(2 * time_s, most)
