@@ -43,6 +43,7 @@ FIELDS = ("weights", "config", "dtype", "cache_dtype", "layout", "attention_back
 PASSPORT = {name: hashlib.sha256(name.encode()).hexdigest() for name in FIELDS}
 START = Micros(1_767_225_600_000_000)
 MINUTE = 60_000_000
+_LAST_BIT = bytes(byte & 1 for byte in range(256))
 
 
 def chain(session: str, length: int) -> list[ChunkRow]:
@@ -51,6 +52,14 @@ def chain(session: str, length: int) -> list[ChunkRow]:
         ChunkRow(ChunkKey(hashlib.sha256(f"{session}/{n}".encode()).digest()), CHUNK_TOKENS, CHUNK_BYTES)
         for n in range(length)
     ]
+
+
+def ids_of(key: ChunkKey) -> bytes:
+    """Return the token ids that the chunk stands for, of a vocabulary of 131,072."""
+    ids = bytearray(hashlib.shake_128(key).digest(4 * CHUNK_TOKENS))
+    ids[2::4] = ids[2::4].translate(_LAST_BIT)
+    ids[3::4] = bytes(CHUNK_TOKENS)
+    return bytes(ids)
 
 
 def new_window(name: str, session: str, chunks: list[ChunkRow], new: int, minute: int) -> NewWindow:
@@ -66,7 +75,7 @@ def new_window(name: str, session: str, chunks: list[ChunkRow], new: int, minute
         session_id=session,
         head="h1",
         parent=None,
-        token_ids=choose.randbytes(4 * tokens),
+        token_ids=b"".join(ids_of(chunk.key) for chunk in chunks),
         restorable_tokens=tokens,
         chunks=[chunk.key for chunk in chunks],
         stored=chunks[len(chunks) - new :],

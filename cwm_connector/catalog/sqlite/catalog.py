@@ -46,7 +46,6 @@ from cwm_connector.catalog.sqlite.notes import read_note, write_note
 from cwm_connector.catalog.sqlite.query import count_of, page_of
 from cwm_connector.catalog.sqlite.search import gather_words
 from cwm_connector.catalog.sqlite.snapshots import (
-    TOKEN_BYTES,
     add_snapshot,
     count_windows,
     drop_snapshot,
@@ -62,6 +61,7 @@ from cwm_connector.catalog.sqlite.thaws import (
     one_session,
     remember_session,
 )
+from cwm_connector.catalog.sqlite.tokens import TOKEN_BYTES
 from cwm_connector.catalog.sqlite.totals import counting, read_totals
 from cwm_connector.catalog.sqlite.windows import (
     Tagged,

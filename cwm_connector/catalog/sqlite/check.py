@@ -52,8 +52,15 @@ _COUNTED: dict[str, str] = {
             OR referenced_bytes != (SELECT ifnull(sum(size_bytes), 0) FROM windows)
     """,
     "a window's token ids are missing or cut short": """
-        SELECT count(*) FROM windows w LEFT JOIN snapshot_tokens t ON t.snapshot_id = w.snapshot_id
-        WHERE length(t.token_ids) IS NOT 4 * w.token_count
+        SELECT count(*) FROM windows w LEFT JOIN snapshot_tokens t ON t.snapshot_id = w.snapshot_id LEFT JOIN (
+            SELECT h.snapshot_id AS id, sum(c.tokens) AS tokens
+            FROM snapshot_chunks h JOIN chunks c ON c.id = h.chunk_id GROUP BY h.snapshot_id
+        ) held ON held.id = w.snapshot_id
+        WHERE length(t.token_ids) IS NOT 4 * (w.token_count - ifnull(held.tokens, 0))
+    """,
+    "a chunk's token ids are missing": """
+        SELECT count(*) FROM snapshot_chunks h LEFT JOIN chunk_tokens t ON t.chunk_id = h.chunk_id
+        WHERE t.chunk_id IS NULL
     """,
     "a window can't be found by its words": """
         SELECT count(*) FROM windows w LEFT JOIN window_words f ON f.rowid = w.id

@@ -207,7 +207,8 @@ class SqliteFile:
             (unused,) = self._connection.execute("PRAGMA freelist_count").fetchone()
             if unused:
                 self._connection.execute("VACUUM")
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            # The log may still have what was deleted.
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             return before - self._size()
 
     def _size(self) -> int:

@@ -10,6 +10,7 @@ The tables have these invariants beyond their foreign keys. `check.py` verifies 
 - `snapshots.own_bytes` is the size of the chunks that no other snapshot holds. Every commit and deletion updates it, so
   a listing does not have to read chunks.
 - `totals` is one row that triggers update. Every freeze reads it to check the size limit of the disk tier.
+- Every chunk that a snapshot holds has its token ids in `chunk_tokens`. `snapshot_tokens` has those after the last one.
 - `digest` is the checksum over the fields of a row (`rows.py`). That of a window covers its tags. That of a snapshot
   covers the checksums of its token ids and of the keys of its chunks in their order.
 - Every value that decides which rows a query finds is stored in a table and in an index. A comparison of the two shows
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from typing import Final
 
 from cwm_connector.catalog.sqlite.sealing import seal_everything, seal_private
+from cwm_connector.catalog.sqlite.tokens import split_by_chunk
 
 APPLICATION_ID: Final = 0x43574D63
 """'CWMc' in the header of the file, which distinguishes our files from those of other programs."""
@@ -248,6 +250,19 @@ def _third(db: sqlite3.Connection) -> None:
     seal_private(db)
 
 
-MIGRATIONS: Final = (_run(*_FIRST), _second, _third)
+def _fourth(db: sqlite3.Connection) -> None:
+    # Token ids once for each chunk. `snapshot_tokens` keeps those after the last chunk.
+    db.execute(
+        """
+        CREATE TABLE chunk_tokens (
+            chunk_id INTEGER PRIMARY KEY REFERENCES chunks ON DELETE CASCADE,
+            token_ids BLOB NOT NULL
+        )
+        """
+    )
+    split_by_chunk(db)
+
+
+MIGRATIONS: Final = (_run(*_FIRST), _second, _third, _fourth)
 """The steps, each a function that runs inside the caller's transaction."""
 SCHEMA_VERSION: Final = len(MIGRATIONS)

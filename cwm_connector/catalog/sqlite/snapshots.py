@@ -21,11 +21,9 @@ from cwm_connector.catalog.sqlite.chunks import (
     write_chunks,
 )
 from cwm_connector.catalog.sqlite.rows import damaged_window, seal, seal_bytes
+from cwm_connector.catalog.sqlite.tokens import TOKEN_BYTES, cut, read_tokens, write_chunk_tokens, write_last_tokens
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey
-
-TOKEN_BYTES: Final = 4
-"""Bytes of a token id, a little-endian int32."""
 
 _FIELDS: Final = (
     "id, restorable_tokens, block_count, own_bytes, windows, passport, tokens_digest, chunks_digest, digest"
@@ -60,10 +58,10 @@ def read_snapshot(db: sqlite3.Connection, snapshot: int, name: str) -> Snapshot:
 
 def read_token_ids(db: sqlite3.Connection, snapshot: Snapshot, name: str) -> bytes:
     """Return the token ids. Raises `Code.CORRUPT` if they are damaged or missing."""
-    row = db.execute("SELECT token_ids FROM snapshot_tokens WHERE snapshot_id = ?", (snapshot.id,)).fetchone()
-    if row is None or not isinstance(row[0], bytes) or seal_bytes(row[0]) != snapshot.tokens_digest:
+    token_ids = read_tokens(db, snapshot.id)
+    if token_ids is None or seal_bytes(token_ids) != snapshot.tokens_digest:
         raise damaged_window(name)
-    return row[0]
+    return token_ids
 
 
 def read_chunks(db: sqlite3.Connection, snapshot: Snapshot, name: str) -> tuple[ChunkEntry, ...]:
@@ -107,7 +105,6 @@ def add_snapshot(db: sqlite3.Connection, new: NewWindow) -> tuple[Snapshot, int]
     db.execute(
         f"INSERT INTO snapshots ({_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*fields, seal("snapshot", *fields))
     )
-    db.execute("INSERT INTO snapshot_tokens (snapshot_id, token_ids) VALUES (?, ?)", (snapshot.id, new.token_ids))
     db.executemany(
         "INSERT INTO snapshot_chunks (snapshot_id, position, chunk_id) VALUES (?, ?, ?)",
         ((snapshot.id, position, entry.id) for position, entry in enumerate(chunks)),
@@ -118,6 +115,9 @@ def add_snapshot(db: sqlite3.Connection, new: NewWindow) -> tuple[Snapshot, int]
             losses[entry.owners] -= entry.chunk.size_bytes
         known[entry.chunk.key] = entry._replace(refs=entry.refs + 1, owners=entry.owners + snapshot.id)
     write_chunks(db, before, known.values())
+    parts, last = cut(new.token_ids, [entry.chunk.tokens for entry in chunks])
+    write_chunk_tokens(db, [(entry.id, part) for entry, part in zip(chunks, parts, strict=True)])
+    write_last_tokens(db, snapshot.id, last)
     _change_own_bytes(db, losses)
     return snapshot, sum(entry.chunk.size_bytes for entry in chunks)
 

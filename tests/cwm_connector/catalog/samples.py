@@ -40,8 +40,13 @@ def sizes(rows: Sequence[ChunkRow]) -> int:
     return sum(row.size_bytes for row in rows)
 
 
-def token_ids(name: str, count: int) -> bytes:
-    return hashlib.shake_128(name.encode()).digest(4 * count)
+def token_ids(name: str, chunks: Sequence[ChunkRow]) -> bytes:
+    """Return the ids that the chunks stand for, and five more that differ from window to window."""
+    return b"".join(ids_of(row) for row in chunks) + hashlib.shake_128(name.encode()).digest(4 * 5)
+
+
+def ids_of(row: ChunkRow) -> bytes:
+    return hashlib.shake_128(row.key).digest(4 * row.tokens)
 
 
 def new_window(
@@ -58,7 +63,7 @@ def new_window(
         "session_id": "session-1",
         "head": "h1",
         "parent": None,
-        "token_ids": token_ids(name, restorable + 5),
+        "token_ids": token_ids(name, chunks),
         "restorable_tokens": restorable,
         "chunks": [row.key for row in chunks],
         "stored": chunks if stored is None else stored,

@@ -297,5 +297,5 @@ def test_a_reader_sees_the_old_or_the_new_while_a_checkpoint_is_loaded(shared: E
         assert names(reader) == {"w0", "w1", "w2"}
         b.catch_up()
         assert names(reader) == names(a)
-        assert reader.token_ids_of("v1") == token_ids("v1", 2 * 256 + 5)
+        assert reader.token_ids_of("v1") == token_ids("v1", chain("v1", 2))
         reader.check_integrity()

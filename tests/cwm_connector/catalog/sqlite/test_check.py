@@ -27,7 +27,9 @@ def filled(path: Path) -> Iterator[Path]:
     [
         ("UPDATE chunks SET refs = refs + 1 WHERE id = 1", "references are miscounted"),
         ("UPDATE chunks SET owners = owners + 1 WHERE id = 1", "references are miscounted"),
-        ("DELETE FROM chunks WHERE id = 5", "a chunk that is not stored"),
+        ("DELETE FROM chunks WHERE id = 5", "refers to a missing row of chunks"),
+        ("DELETE FROM chunks WHERE id = 5; DELETE FROM chunk_tokens WHERE chunk_id = 5", "a chunk that is not stored"),
+        ("DELETE FROM chunk_tokens WHERE chunk_id = 5", "a chunk's token ids are missing"),
         ("DELETE FROM snapshot_chunks WHERE position = 1", "references are miscounted"),
         ("UPDATE chunks SET size_bytes = size_bytes + 1 WHERE id = 4", "totals are miscounted"),
         ("UPDATE totals SET chunks = 4", "totals are miscounted"),
@@ -50,7 +52,7 @@ def filled(path: Path) -> Iterator[Path]:
 )
 def test_what_does_not_agree_is_found(filled: Path, tampering: str, finding: str) -> None:
     with closing(sqlite3.connect(filled)) as raw, raw:
-        raw.execute(tampering)
+        raw.executescript(tampering)
     with closing(SqliteCatalog.open_read_only(filled)) as catalog:
         with pytest.raises(CWMError, match=finding) as refused:
             catalog.check_integrity()

@@ -53,7 +53,7 @@ def test_a_chunk_stored_again_keeps_its_claim_and_gains_the_tiers(catalog: Sqlit
     (mine,) = chain("a", 1)
     mine = replace(mine, claim=Claim("mine"))
     catalog.commit_window(new_window("first", [mine]))
-    theirs = replace(mine, claim=Claim("theirs"), tiers=frozenset({REDIS}), size_bytes=7, tokens=7)
+    theirs = replace(mine, claim=Claim("theirs"), tiers=frozenset({REDIS}), size_bytes=7)
     catalog.commit_window(new_window("second", [theirs]))
     assert catalog.all_chunks() == (replace(mine, tiers=frozenset({DISK, REDIS})),)
     assert catalog.totals().tiers[REDIS] == TierTotals(1, mine.size_bytes)

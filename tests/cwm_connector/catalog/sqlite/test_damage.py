@@ -289,6 +289,10 @@ def test_a_window_that_does_not_pass_is_named_and_listed_by_its_name_alone(
     [
         ("UPDATE snapshot_tokens SET token_ids = zeroblob(length(token_ids))", [lambda c: c.token_ids_of("first")]),
         ("DELETE FROM snapshot_tokens", [lambda c: c.token_ids_of("first")]),
+        ("UPDATE chunk_tokens SET token_ids = x'03' WHERE chunk_id = 2", [lambda c: c.token_ids_of("first")]),
+        ("UPDATE chunk_tokens SET token_ids = 'text' WHERE chunk_id = 2", [lambda c: c.token_ids_of("first")]),
+        ("UPDATE chunk_tokens SET token_ids = x'' WHERE chunk_id = 2", [lambda c: c.token_ids_of("first")]),
+        ("DELETE FROM chunk_tokens WHERE chunk_id = 2", [lambda c: c.token_ids_of("first")]),
         ("UPDATE snapshot_chunks SET chunk_id = 7 WHERE chunk_id = 2", [lambda c: c.chunks_of("first")]),
         ("UPDATE snapshot_chunks SET position = 9 WHERE position = 0", [lambda c: c.chunks_of("first")]),
         ("DELETE FROM snapshot_chunks WHERE position = 3", [lambda c: c.chunks_of("first")]),

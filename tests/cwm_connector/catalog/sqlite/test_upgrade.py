@@ -1,7 +1,10 @@
 """A file of the first schema, written as the code of that time wrote it, is brought up to date with all it holds."""
 
 import json
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +17,8 @@ from cwm_connector.catalog.sqlite.schema import MIGRATIONS, SCHEMA_VERSION
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros, TierName
 from tests.cwm_connector.catalog.samples import at, chain, content, new_window, token_ids, totals
+
+ROOT = Path(__file__).parents[4]
 
 # --- the statements of the first schema's code, as they were ---
 
@@ -146,7 +151,7 @@ def test_everything_that_was_there_is_there(old: Path) -> None:
         assert [row.unique_bytes for row in (first, second, copy)] == [0, sum(c.size_bytes for c in LONGER[3:]), 0]
         assert catalog.chunks_of("first") == catalog.chunks_of("copy") == tuple(LONGER[:3])
         assert catalog.chunks_of("second") == tuple(LONGER)
-        assert catalog.token_ids_of("copy") == token_ids("first", 773)
+        assert catalog.token_ids_of("copy") == token_ids("first", LONGER[:3])
         assert catalog.bindings() == (THAW,)
         carol = catalog.session("carol")
         assert carol is not None
@@ -194,6 +199,49 @@ def test_it_happens_once_and_in_one_transaction(old: Path, monkeypatch: pytest.M
     after = content(old)
     SqliteCatalog.open(old).close()
     assert content(old) == after
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cwm_connector.catalog.sqlite import schema
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
+split = schema.split_by_chunk
+def killed(db):
+    split(db)
+    os.kill(os.getpid(), signal.SIGKILL)
+schema.split_by_chunk = killed
+SqliteCatalog.open(Path(sys.argv[1]))
+"""
+
+
+def test_a_kill_in_the_middle_leaves_what_was_there(old: Path) -> None:
+    before = content(old)
+    assert subprocess.run([sys.executable, "-c", KILLED, str(old)], cwd=ROOT).returncode == -signal.SIGKILL
+    assert content(old) == before
+    with closing(SqliteCatalog.open(old)) as catalog:
+        catalog.check_integrity()
+        assert catalog.token_ids_of("second") == SECOND.token_ids
+
+
+def test_token_ids_move_to_their_chunks(old: Path) -> None:
+    SqliteCatalog.open(old).close()
+    after = content(old)
+    assert [len(ids) for _, ids in after["snapshot_tokens"]] == [4 * 5, 4 * 5]
+    assert len(after["chunk_tokens"]) == 5
+
+
+def test_damaged_token_ids_stay_damaged_and_harm_no_other_window(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cwm_connector.catalog.sqlite.file.MIGRATIONS", MIGRATIONS[:3])
+    monkeypatch.setattr("cwm_connector.catalog.sqlite.file.SCHEMA_VERSION", 3)
+    SqliteCatalog.open(old).close()
+    monkeypatch.undo()
+    with closing(sqlite3.connect(old)) as raw, raw:
+        raw.execute("UPDATE snapshot_tokens SET token_ids = zeroblob(length(token_ids)) WHERE snapshot_id = 1")
+    with closing(SqliteCatalog.open(old)) as catalog:
+        assert catalog.token_ids_of("second") == SECOND.token_ids
+        with pytest.raises(CWMError, match="'first' is damaged"):
+            catalog.token_ids_of("first")
 
 
 def test_a_reader_waits_for_the_engine_to_bring_it_up_to_date(old: Path) -> None:
