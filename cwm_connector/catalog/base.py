@@ -56,6 +56,15 @@ class ChunkRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Proof:
+    """The greedy token that came after a window's tokens when it was frozen."""
+
+    token_id: int = field(repr=False)
+    logprob: float
+    taken_at: Micros
+
+
+@dataclass(frozen=True, slots=True)
 class NewWindow:
     """Everything that a freeze commits at once."""
 
@@ -78,6 +87,8 @@ class NewWindow:
     created_at: Micros
     private: bool = False
     """True if the head had a cache salt. Only the salt of a thaw opens such a window."""
+    proof: Proof | None = None
+    """The proof in an imported file. A freeze adds its own later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +272,12 @@ class Catalog(Protocol):
 
         A description or tags of None are inherited from `source`.
         """
+
+    def add_proof(self, name: str, proof: Proof) -> None:
+        """Store the proof of the window's snapshot, which its clones have in common. It replaces an older one."""
+
+    def proof_of(self, name: str) -> Proof | None:
+        """Return the proof of the window, or None if it has none."""
 
     def delete_window(self, name: str, keep: Iterable[ChunkKey] = ()) -> DeletedWindow:
         """Remove the window, its bindings, and the chunk rows that no window refers to any more.

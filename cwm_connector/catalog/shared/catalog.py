@@ -34,6 +34,7 @@ from cwm_connector.catalog.base import (
     NewWindow,
     OpenWindows,
     OutcomeUnknown,
+    Proof,
     SessionRow,
     WindowPage,
     WindowQuery,
@@ -48,6 +49,7 @@ from cwm_connector.catalog.shared.changes import (
     Commit,
     Delete,
     Position,
+    Prove,
     Sweep,
     Tag,
     perform,
@@ -194,6 +196,9 @@ class RedisCatalog:
     def bind(self, binding: Binding) -> None:
         self._write(Bind(binding))
 
+    def add_proof(self, name: str, proof: Proof) -> None:
+        self._write(Prove(name, proof))
+
     # --- reads ---
 
     def window(self, name: str) -> WindowRow:
@@ -207,6 +212,9 @@ class RedisCatalog:
 
     def token_ids_of(self, name: str) -> bytes:
         return self._follower.fresh().token_ids_of(name)
+
+    def proof_of(self, name: str) -> Proof | None:
+        return self._follower.fresh().proof_of(name)
 
     def chunks_of(self, name: str) -> tuple[ChunkRow, ...]:
         return self._follower.fresh().chunks_of(name)

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from cwm_connector.catalog.base import Binding, Catalog, NewWindow
+from cwm_connector.catalog.base import Binding, Catalog, NewWindow, Proof
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Micros
 
@@ -97,11 +97,18 @@ class Bind(msgspec.Struct, frozen=True, array_like=True, tag="bind"):
     binding: Binding
 
 
+class Prove(msgspec.Struct, frozen=True, array_like=True, tag="prove"):
+    """See `Catalog.add_proof`."""
+
+    name: str
+    proof: Proof
+
+
 class Barrier(msgspec.Struct, frozen=True, array_like=True, tag="barrier"):
     """Changes nothing. Once it is in the log, an append that was meant for its position can't succeed any more."""
 
 
-Change = Commit | Clone | Delete | Sweep | Tag | Bind | Barrier
+Change = Commit | Clone | Delete | Sweep | Tag | Bind | Prove | Barrier
 
 
 def perform(change: Change, catalog: Catalog) -> Any:
@@ -119,6 +126,8 @@ def perform(change: Change, catalog: Catalog) -> Any:
             return catalog.tag_window(name, add, remove, description, now)
         case Bind(binding):
             return catalog.bind(binding)
+        case Prove(name, proof):
+            return catalog.add_proof(name, proof)
         case Barrier():
             return None
 

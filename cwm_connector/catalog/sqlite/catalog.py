@@ -21,6 +21,7 @@ from cwm_connector.catalog.base import (
     DeletedWindow,
     NewWindow,
     OpenWindows,
+    Proof,
     SessionEvent,
     SessionRow,
     WindowPage,
@@ -59,7 +60,9 @@ from cwm_connector.catalog.sqlite.thaws import (
     all_sessions,
     last_thaw_into,
     one_session,
+    read_proof,
     remember_session,
+    write_proof,
 )
 from cwm_connector.catalog.sqlite.tokens import TOKEN_BYTES
 from cwm_connector.catalog.sqlite.totals import counting, read_totals
@@ -126,6 +129,8 @@ class SqliteCatalog:
                 private=int(new.private),
             )
             add_window(db, window, new.tags)
+            if new.proof is not None:
+                write_proof(db, snapshot.id, new.proof)
             if not new.private and new.chunks:
                 self._follow_beginning(*first_chunk(db, snapshot.id))
             count_windows(db, snapshot.id, 1)
@@ -260,7 +265,15 @@ class SqliteCatalog:
         with self._writing() as db:
             place(db, tier, came, went)
 
-    # --- thaws and sessions ---
+    # --- proofs, thaws and sessions ---
+
+    def add_proof(self, name: str, proof: Proof) -> None:
+        with self._writing() as db:
+            write_proof(db, self._found(db, name).window.snapshot_id, proof)
+
+    def proof_of(self, name: str) -> Proof | None:
+        with self._reading("proofs") as db:
+            return read_proof(db, self._found(db, name).window.snapshot_id, name)
 
     def bind(self, binding: Binding) -> None:
         with self._writing() as db:

@@ -10,7 +10,7 @@ from cwm_connector.catalog.sqlite.chunks import chunks_where
 from cwm_connector.catalog.sqlite.notes import read_note
 from cwm_connector.catalog.sqlite.rows import seal
 from cwm_connector.catalog.sqlite.snapshots import read_chunks, read_snapshot, read_token_ids
-from cwm_connector.catalog.sqlite.thaws import all_bindings, all_sessions
+from cwm_connector.catalog.sqlite.thaws import all_bindings, all_sessions, read_proof
 from cwm_connector.catalog.sqlite.totals import read_totals
 from cwm_connector.catalog.sqlite.windows import read_window
 from cwm_connector.core.errors import CWMError
@@ -133,3 +133,4 @@ def _read_everything(db: sqlite3.Connection) -> None:
         snapshot = read_snapshot(db, window.snapshot_id, window.name)
         read_chunks(db, snapshot, window.name)
         read_token_ids(db, snapshot, window.name)
+        read_proof(db, window.snapshot_id, window.name)

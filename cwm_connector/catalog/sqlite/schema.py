@@ -263,6 +263,20 @@ def _fourth(db: sqlite3.Connection) -> None:
     split_by_chunk(db)
 
 
-MIGRATIONS: Final = (_run(*_FIRST), _second, _third, _fourth)
+_PROOFS: Final = (
+    # `snapshot_id` is not the key of the rows, so that the index tells when a row is missing.
+    """
+    CREATE TABLE proofs (
+        id INTEGER PRIMARY KEY,
+        snapshot_id INTEGER NOT NULL UNIQUE REFERENCES snapshots ON DELETE CASCADE,
+        token_id INTEGER NOT NULL,
+        logprob REAL NOT NULL,
+        taken_at INTEGER NOT NULL,
+        digest INTEGER NOT NULL
+    )
+    """,
+)
+
+MIGRATIONS: Final = (_run(*_FIRST), _second, _third, _fourth, _run(*_PROOFS))
 """The steps, each a function that runs inside the caller's transaction."""
 SCHEMA_VERSION: Final = len(MIGRATIONS)

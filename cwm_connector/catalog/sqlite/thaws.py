@@ -1,4 +1,6 @@
-"""The thaws of windows (bindings) and the sessions of the embedded catalog: read and check, seal and write their rows.
+"""The thaws of windows (bindings), the proofs that a thaw can repeat, and the sessions of the embedded catalog.
+
+The functions read and check the rows, and seal and write them.
 
 Every function runs inside the caller's transaction.
 """
@@ -8,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from cwm_connector.catalog.base import Binding, SessionEvent, SessionRow
+from cwm_connector.catalog.base import Binding, Proof, SessionEvent, SessionRow
 from cwm_connector.catalog.sqlite.chunks import next_id
 from cwm_connector.catalog.sqlite.rows import damaged, damaged_window, seal
 from cwm_connector.catalog.sqlite.windows import Window
@@ -54,6 +56,25 @@ def last_thaw_into(db: sqlite3.Connection, session_id: str) -> Binding | None:
     if binding is not None and binding.session_id != session_id:
         raise damaged("a thaw")
     return binding
+
+
+def write_proof(db: sqlite3.Connection, snapshot: int, proof: Proof) -> None:
+    """Store the proof of a snapshot in place of an older one."""
+    db.execute("DELETE FROM proofs WHERE snapshot_id = ?", (snapshot,))
+    values = (next_id(db, "proofs"), snapshot, proof.token_id, proof.logprob, proof.taken_at)
+    db.execute("INSERT INTO proofs VALUES (?, ?, ?, ?, ?, ?)", (*values, seal("proof", *values)))
+
+
+def read_proof(db: sqlite3.Connection, snapshot: int, name: str) -> Proof | None:
+    """Return the proof of a snapshot, or None. Raises `Code.CORRUPT` if it is damaged, with the window's `name`."""
+    fields = db.execute(
+        "SELECT id, snapshot_id, token_id, logprob, taken_at, digest FROM proofs WHERE snapshot_id = ?", (snapshot,)
+    ).fetchone()
+    if fields is None:
+        return None
+    if seal("proof", *fields[:-1]) != fields[-1] or fields[1] != snapshot:
+        raise damaged_window(name)
+    return Proof(token_id=fields[2], logprob=fields[3], taken_at=fields[4])
 
 
 def remember_session(db: sqlite3.Connection, session_id: str, window: Window, event: SessionEvent, now: Micros) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.catalog.base import Binding, WindowQuery
+from cwm_connector.catalog.base import Binding, Proof, WindowQuery
 from cwm_connector.catalog.shared.changes import Commit, record_after
 from cwm_connector.catalog.shared.follow import FollowLimits
 from cwm_connector.catalog.shared.log import RedisLog
@@ -20,6 +20,7 @@ from tests.cwm_connector.catalog.engines import BRISK, Engines, code_of, engines
 from tests.cwm_connector.catalog.samples import at, chain, names, new_window
 from tests.support.redis_server import RedisServer, redis_server
 
+PROOF = Proof(token_id=7, logprob=-0.3, taken_at=at(3))
 BOTH = frozenset({TierName.DISK, TierName.REDIS})
 
 
@@ -45,6 +46,7 @@ def test_every_kind_of_change_arrives(shared: Engines) -> None:
     b.clone_window("stem", "branch", "cloned", None, at(1))
     a.tag_window("branch", ["hot"], [], "tagged", at(2))
     b.bind(Binding("branch", "bob", b"1" * 32, at(3)))
+    b.add_proof("branch", PROOF)
     a.delete_window("stem")
     b.commit_window(new_window("last", stored_in(BOTH, "y", 2)))
     b.delete_window("last", keep=[row.key for row in chain("y", 2)])
@@ -53,6 +55,7 @@ def test_every_kind_of_change_arrives(shared: Engines) -> None:
     assert shared_content(shared.path("a")) == shared_content(shared.path("b"))
     assert names(a) == {"branch"}
     assert a.bindings() == (Binding("branch", "bob", b"1" * 32, at(3)),)
+    assert a.proof_of("branch") == PROOF
     assert (b.window("branch").tags, b.window("branch").description) == (("hot",), "tagged")
     assert len(a.all_chunks()) == len(b.all_chunks()) == 3
 

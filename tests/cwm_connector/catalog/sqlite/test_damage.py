@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cwm_connector.catalog.base import Binding, SortBy, WindowPage, WindowQuery
+from cwm_connector.catalog.base import Binding, Proof, SortBy, WindowPage, WindowQuery
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import TierName
@@ -42,6 +42,8 @@ def fill(catalog: SqliteCatalog) -> None:
     catalog.place(TierName.REDIS, KEYS[:3], [])
     catalog.place(TierName.DISK, [], KEYS[1:2])
     catalog.note("cursor", "at the third")
+    for n, name in enumerate(("first", "third")):
+        catalog.add_proof(name, Proof(token_id=70 + n, logprob=-0.3, taken_at=at(30 + n)))
 
 
 def listing(**conditions: Any) -> Question:
@@ -83,6 +85,7 @@ QUESTIONS: dict[str, Question] = {
     **{f"window {name}": partial(SqliteCatalog.window, name=name) for name in WINDOWS},
     **{f"chunks of {name}": partial(SqliteCatalog.chunks_of, name=name) for name in WINDOWS},
     **{f"tokens of {name}": partial(SqliteCatalog.token_ids_of, name=name) for name in WINDOWS},
+    **{f"proof of {name}": partial(SqliteCatalog.proof_of, name=name) for name in WINDOWS},
     **{f"children of {name}": partial(SqliteCatalog.children, name=name) for name in WINDOWS},
 }
 
@@ -315,6 +318,7 @@ def test_a_window_that_does_not_pass_is_named_and_listed_by_its_name_alone(
             [lambda c: c.bindings(), lambda c: c.last_thaw_into("thawed-1")],
         ),
         ("UPDATE sessions SET token_count = 1", [lambda c: c.sessions(), lambda c: c.session("bob")]),
+        ("UPDATE proofs SET logprob = -0.4", [lambda c: c.proof_of("first")]),
         ("UPDATE notes SET note = 'elsewhere'", [lambda c: c.noted("cursor")]),
         (
             "UPDATE totals SET size_bytes = 0",

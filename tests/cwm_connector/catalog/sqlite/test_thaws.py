@@ -1,9 +1,16 @@
 """The embedded catalog keeps the contract of `catalog/base.py`: thaws and sessions are recorded."""
 
-from cwm_connector.catalog.base import Binding, SessionEvent
+from dataclasses import replace
+
+import pytest
+
+from cwm_connector.catalog.base import Binding, Proof, SessionEvent
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.catalog.sqlite.thaws import BINDINGS
+from cwm_connector.core.errors import CWMError
 from tests.cwm_connector.catalog.samples import at, chain, new_window
+
+PROOF = Proof(token_id=7, logprob=-0.1 - 2**-24, taken_at=at(2))
 
 
 def test_a_thaw_is_recorded_with_its_window_and_session(catalog: SqliteCatalog) -> None:
@@ -84,3 +91,26 @@ def test_the_last_thaw_into_a_session_is_told(catalog: SqliteCatalog) -> None:
     assert catalog.last_thaw_into("nobody") is None
     catalog.delete_window("second")
     assert catalog.last_thaw_into("bob") == thaws[2]
+
+
+def test_a_window_has_the_last_proof_that_was_stored_to_the_last_bit(catalog: SqliteCatalog) -> None:
+    catalog.commit_window(new_window("first", chain("a", 1)))
+    assert catalog.proof_of("first") is None
+    catalog.add_proof("first", replace(PROOF, token_id=8))
+    catalog.add_proof("first", PROOF)
+    assert catalog.proof_of("first") == PROOF
+    assert "token_id" not in repr(PROOF), "a token in a log"
+    for call in (catalog.proof_of, lambda name: catalog.add_proof(name, PROOF)):
+        with pytest.raises(CWMError, match="CWM-2002"):
+            call("none")
+
+
+def test_a_proof_is_its_snapshots_and_goes_with_the_last_window(catalog: SqliteCatalog) -> None:
+    catalog.commit_window(new_window("first", chain("a", 1), proof=PROOF))
+    catalog.clone_window("first", "copy", None, None, at(3))
+    catalog.commit_window(new_window("second", chain("a", 1), stored=[]))
+    catalog.delete_window("first")
+    assert (catalog.proof_of("copy"), catalog.proof_of("second")) == (PROOF, None)
+    catalog.delete_window("copy")
+    catalog.commit_window(new_window("third", chain("a", 1), stored=[]))
+    assert catalog.proof_of("third") is None

@@ -153,6 +153,7 @@ def test_everything_that_was_there_is_there(old: Path) -> None:
         assert catalog.chunks_of("second") == tuple(LONGER)
         assert catalog.token_ids_of("copy") == token_ids("first", LONGER[:3])
         assert catalog.bindings() == (THAW,)
+        assert catalog.proof_of("first") is None
         carol = catalog.session("carol")
         assert carol is not None
         assert (carol.event, carol.created_at, carol.token_count) == (SessionEvent.THAWED, at(4), 773)
