@@ -5,9 +5,12 @@ Each section says on which threads its functions may run. Nothing here blocks, e
 which read from the disk.
 """
 
+import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -21,10 +24,13 @@ if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.engine.core import EngineCoreProc
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.metrics.cache_hit_source import CacheHitSource
     from vllm.v1.request import Request
+
+logger = logging.getLogger(__name__)
 
 
 # --- the engine loop; any thread, but `find_engine_core` -------------------------------------------------------------
@@ -63,9 +69,17 @@ def is_shutting_down(engine: "EngineCoreProc") -> bool:
     return getattr(engine, "shutdown_state", EngineShutdownState.RUNNING) is not EngineShutdownState.RUNNING
 
 
-def submit_prefill(engine: "EngineCoreProc", request_id: str, token_ids: Sequence[int], cache_salt: str | None) -> None:
+def submit_prefill(
+    engine: "EngineCoreProc",
+    request_id: str,
+    token_ids: Sequence[int],
+    cache_salt: str | None,
+    *,
+    logprobs: int | None = None,
+) -> None:
     """Queue a request that computes `token_ids` and one more token. No client waits for its output.
 
+    `logprobs`: how many alternatives to the token vLLM's output names besides the token's own logprob.
     Raises `Code.STATE` for an in-process engine, which has no queue for the request.
     """
     from vllm import SamplingParams
@@ -78,7 +92,7 @@ def submit_prefill(engine: "EngineCoreProc", request_id: str, token_ids: Sequenc
         request_id=request_id,
         prompt_token_ids=list(token_ids),
         mm_features=None,
-        sampling_params=SamplingParams(max_tokens=1, temperature=0.0),
+        sampling_params=SamplingParams(max_tokens=1, temperature=0.0, logprobs=logprobs),
         pooling_params=None,
         arrival_time=time.time(),
         lora_request=None,
@@ -108,6 +122,53 @@ def middle_of_step(step: "SchedulerOutput") -> int:
     tokens = step.num_scheduled_tokens
     total = sum(tokens[request_id] * (begin + tokens[request_id] / 2) for request_id, begin in begins)
     return int(total / (step.total_num_scheduled_tokens or 1))
+
+
+def is_paused(engine: "EngineCoreProc") -> bool:
+    """Return whether the engine sleeps or was paused, so that it begins no request."""
+    return engine.is_sleeping()
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """A greedy token and its logprob."""
+
+    token_id: int = field(repr=False)
+    logprob: float
+
+
+def watch_first_tokens(engine: "EngineCoreProc", answers: "Mapping[str, Future[FirstToken]]") -> None:
+    """Answer the futures in `answers`, by request id, with each request's first token. Call it once for an engine.
+
+    vLLM gives a logprob to the request's client alone, so this looks at what the engine thread puts into its output
+    queue. All of it goes on, and the API server ignores answers to requests that it does not know. A future fails with
+    `Code.STATE` if its request ends without a token.
+    """
+    outbox = getattr(engine, "output_queue", None)
+    if outbox is None:
+        return  # an in-process engine takes no request of ours either
+    put = outbox.put_nowait
+
+    def put_and_look(message: Any) -> None:
+        put(message)
+        if not answers or not isinstance(message, tuple):
+            return
+        try:
+            for output in message[1].outputs:
+                answer = answers.get(output.request_id)
+                if answer is not None and answer.set_running_or_notify_cancel():
+                    _complete(answer, output)
+        except Exception:
+            logger.exception("an output of the engine could not be read")
+
+    outbox.put_nowait = put_and_look
+
+
+def _complete(answer: "Future[FirstToken]", output: "EngineCoreOutput") -> None:
+    if output.new_token_ids and output.new_logprobs is not None:
+        answer.set_result(FirstToken(output.new_token_ids[0], float(output.new_logprobs.logprobs[0][0])))
+    else:
+        answer.set_exception(CWMError(Code.STATE, "the engine ended the request without a token; try again"))
 
 
 # --- blocks; engine thread only --------------------------------------------------------------------------------------

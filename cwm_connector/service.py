@@ -22,6 +22,7 @@ from cwm_connector.core.identity import FORMAT_VERSION, Passport
 from cwm_connector.operations.auto_freeze import policy as policies
 from cwm_connector.operations.build import EngineShape, build_engine, start_operations
 from cwm_connector.operations.dispatch import Dispatcher
+from cwm_connector.operations.proof.first_tokens import FirstTokens
 from cwm_connector.sessions.titles import Titler
 from cwm_connector.settings import Settings
 from cwm_connector.step.jobs import WorkerFacts
@@ -57,6 +58,7 @@ class EngineSide:
         self._lock = HomeLock(settings.home)
         self._lock.acquire()
         self._core = compat.find_engine_core()
+        self._first_tokens = None if self._core is None else FirstTokens(self._core)
         self._titler = Titler(lambda: compat.tokenizer(vllm_config))
         self._parts = build_engine(
             settings,
@@ -68,6 +70,7 @@ class EngineSide:
             ),
             wake=self._wake,
             submit_prefill=self._submit_prefill,
+            submit_proof=self._submit_proof,
             abort_request=self._abort_request,
             request_title=self._titler.request_title,
         )
@@ -143,6 +146,13 @@ class EngineSide:
         if self._core is None:
             raise CWMError(Code.STATE, "this engine can't compute evicted blocks again; serve it with `cwm serve`")
         compat.submit_prefill(self._core, request_id, token_ids.tolist(), cache_salt)
+
+    def _submit_proof(
+        self, request_id: str, token_ids: "memoryview[int]", cache_salt: str | None
+    ) -> "Future[compat.FirstToken]":
+        if self._first_tokens is None:
+            raise CWMError(Code.STATE, "this engine takes no requests of ours; serve it with `cwm serve`")
+        return self._first_tokens.submit(request_id, token_ids.tolist(), cache_salt)
 
     def _abort_request(self, request_id: str) -> None:
         if self._core is not None:

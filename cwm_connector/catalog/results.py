@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 from cwm_connector.catalog.base import (
     ChunkRow,
+    Proof,
     SessionEvent,
     SessionRow,
     SortBy,
@@ -29,6 +30,7 @@ from cwm_connector.core.speaker import check_session_id
 from cwm_connector.core.types import ChunkKey, Micros, TierName
 from cwm_connector.protocol import results
 from cwm_connector.protocol.calls import MAX_LIMIT, MAX_OFFSET, ListArgs, SessionsArgs
+from cwm_connector.protocol.proofs import TakenProof
 
 MAX_SEARCH: Final = 200
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -196,6 +198,7 @@ def window_status(
     *,
     include_blocks: bool = False,
     hit_rate: float | None = None,
+    proof: Proof | None = None,
 ) -> results.Status:
     """Return window_status's result for a window. A clone has no other freeze time than its own creation."""
     tiers = locations.tiers_of([chunk.key for chunk in chunks])
@@ -220,7 +223,13 @@ def window_status(
         ),
         lineage=results.Lineage(parent=row.parent, children=list(children)),
         blocks=[_block(chunk, locations) for chunk in chunks] if include_blocks else None,
+        proof=None if proof is None else taken_proof(proof),
     )
+
+
+def taken_proof(proof: Proof) -> TakenProof:
+    """Return a proof as results show it."""
+    return TakenProof(token_id=proof.token_id, logprob=proof.logprob, taken_at=iso(proof.taken_at))
 
 
 def _block(chunk: ChunkRow, locations: LocationLookup) -> results.Block:

@@ -18,7 +18,7 @@ from cwm_connector.core.identity import Geometry, Passport
 from cwm_connector.core.types import now_micros
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations.claims import Claims
-from cwm_connector.operations.context import AbortRequest, EngineContext, SubmitPrefill
+from cwm_connector.operations.context import AbortRequest, EngineContext, SubmitPrefill, SubmitProof
 from cwm_connector.operations.dispatch import Dispatcher
 from cwm_connector.operations.recovery import recover
 from cwm_connector.operations.shared_catalog_sync import SharedCatalogSync
@@ -63,6 +63,7 @@ class EngineParts:
     thaw_bindings: ThawBindings
     metrics: Metrics
     submit_prefill: SubmitPrefill
+    submit_proof: SubmitProof
     abort_request: AbortRequest
     durable_tiers: Sequence[DurableTier]
     """As this process sees them, fastest first. The workers open their own."""
@@ -87,6 +88,7 @@ class EngineParts:
             thaw_bindings=self.thaw_bindings,
             metrics=self.metrics,
             submit_prefill=self.submit_prefill,
+            submit_proof=self.submit_proof,
             abort_request=self.abort_request,
             durable_tiers={tier.name: tier for tier in self.durable_tiers},
             claims=self.claims,
@@ -104,6 +106,7 @@ def build_engine(
     *,
     wake: Callable[[], None],
     submit_prefill: SubmitPrefill,
+    submit_proof: SubmitProof,
     abort_request: AbortRequest,
     request_title: RequestTitle | None = None,
 ) -> EngineParts:
@@ -149,6 +152,7 @@ def build_engine(
         thaw_bindings=thaw_bindings,
         metrics=metrics,
         submit_prefill=submit_prefill,
+        submit_proof=submit_proof,
         abort_request=abort_request,
         durable_tiers=open_tiers(settings, store_id),
         claims=Claims(engine_id=store_id, shared=settings.catalog is CatalogKind.REDIS, since=now_micros()),

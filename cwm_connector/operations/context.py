@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.catalog.thread import CatalogThread
+from cwm_connector.compat import FirstToken
 from cwm_connector.control.async_helpers import wait_done
 from cwm_connector.control.step_poll import StepPoll
 from cwm_connector.core.errors import Code, CWMError
@@ -33,6 +34,8 @@ from cwm_connector.tiers.chunk import sealed_bytes
 T = TypeVar("T")
 SubmitPrefill = Callable[[str, "memoryview[int]", str | None], None]
 """(request id, token ids, cache salt): has the engine compute the tokens. See compat.submit_prefill."""
+SubmitProof = Callable[[str, "memoryview[int]", str | None], "Future[FirstToken]"]
+"""(request id, token ids, cache salt): has the engine compute one greedy token. See FirstTokens."""
 AbortRequest = Callable[[str], None]
 """(request id): has the engine end a request that was submitted so. See compat.abort_request."""
 PERSIST_STEP_S: Final = 0.01
@@ -60,6 +63,7 @@ class EngineContext:
     thaw_bindings: ThawBindings
     metrics: Metrics
     submit_prefill: SubmitPrefill
+    submit_proof: SubmitProof
     abort_request: AbortRequest
     durable_tiers: Mapping[TierName, DurableTier]
     """As this process sees them, for maintenance that needs no worker. Fastest first."""

@@ -36,6 +36,7 @@ from cwm_connector.protocol.calls import (
     ListArgs,
     Op,
     PolicyArgs,
+    ProveArgs,
     ResumableArgs,
     SessionsArgs,
     StatusArgs,
@@ -113,6 +114,8 @@ class Dispatcher:
                 return self._freeze(args, progress)
             case ThawArgs():
                 return self._thawer.thaw(args, progress)
+            case ProveArgs():
+                return self._thawer.prove(args)
             case CloneArgs():
                 self._engine.freezes.require_free(args.target_window)
                 return self._thawer.clone(args)

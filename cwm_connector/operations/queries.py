@@ -180,6 +180,7 @@ class Queries:
                 self._engine.locations,
                 include_blocks=include_blocks,
                 hit_rate=self._engine.metrics.hit_rate(),
+                proof=catalog.proof_of(name),
             )
 
         try:

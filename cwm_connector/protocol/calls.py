@@ -72,6 +72,7 @@ class FreezeArgs(Args, frozen=True):
     description: Description = ""
     tags: Tags = []
     head: Annotated[str | None, Meta(description="One of several heads. Default: the conversation.")] = None
+    prove: Annotated[bool, Meta(description="Take a proof for thaws to repeat.")] = False
 
 
 class ThawArgs(Args, frozen=True):
@@ -80,6 +81,13 @@ class ThawArgs(Args, frozen=True):
     window_name: WindowName
     new_session_id: SessionId | None = None
     prewarm: Annotated[bool, Meta(description="Read and verify the window's chunks now.")] = True
+    prove: Annotated[bool, Meta(description="Repeat the freeze's proof.")] = False
+
+
+class ProveArgs(Args, frozen=True):
+    """Repeat a window's proof."""
+
+    window_name: WindowName
 
 
 class CloneArgs(Args, frozen=True):
@@ -211,6 +219,7 @@ class Op(enum.StrEnum):
 
     FREEZE = "window.freeze"
     THAW = "window.thaw"
+    PROVE = "window.prove"
     CLONE = "window.clone"
     DELETE = "window.delete"
     TAG = "window.tag"
@@ -237,6 +246,7 @@ other operation can be called again. A Cancel message ends them too."""
 ARGUMENTS: Final[Mapping[Op, type[Args]]] = {
     Op.FREEZE: FreezeArgs,
     Op.THAW: ThawArgs,
+    Op.PROVE: ProveArgs,
     Op.CLONE: CloneArgs,
     Op.DELETE: DeleteArgs,
     Op.TAG: TagArgs,

@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from cwm_connector.protocol.proofs import Outcome, ProofCheck, TakenProof
+
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """Base of every result."""
@@ -46,6 +48,8 @@ class Frozen(Answer, frozen=True):
     head_reason: str | None = None
     other_heads: Annotated[list[OtherHead] | None, Meta(description="The last active one first.")] = None
     more_heads: Annotated[int, Meta(description="How many further heads there are.")] = 0
+    proof: TakenProof | None = None
+    no_proof: Annotated[str | None, Meta(description="Why a proof that was asked for was not taken.")] = None
 
 
 class TimedFreeze(Frozen, frozen=True, kw_only=True):
@@ -84,11 +88,23 @@ class Thawed(Answer, frozen=True):
     warning: str | None
     recompute_is_faster: bool | None
     load: LoadPlan | None = None
+    proof: Outcome | None = None
+    proof_check: ProofCheck | None = None
     tokens_uri: Annotated[str, Meta(description="The resource with the window's exact token ids.")] = ""
     transcript_uri: str = ""
     reply: str | None = None
     reply_finish_reason: Annotated[str | None, Meta(description="`length`: the reply was cut at max_tokens.")] = None
     reply_tokens: ReplyTokens | None = None
+
+
+class Proved(Answer, frozen=True):
+    """A window's proof, repeated."""
+
+    window_name: str
+    token_count: int
+    proof: Outcome
+    proof_check: ProofCheck
+    duration_ms: float
 
 
 class Cloned(Answer, frozen=True):
@@ -181,6 +197,7 @@ class Status(Answer, frozen=True):
     timestamps: Timestamps
     lineage: Lineage
     blocks: list[Block] | None = None
+    proof: TakenProof | None = None
     progress: FreezeProgress | None = None
 
 

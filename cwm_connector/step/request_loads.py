@@ -60,6 +60,8 @@ class RequestLoads:
         """By request: its match, and the block up to which it is loaded. vLLM may ask in every step."""
         self._no_more: set[str] = set()
         self._sources: dict[str, dict[TierName, int]] = {}
+        self._loaded_tokens: dict[str, int] = {}
+        """By request that has posted a load."""
 
     def asked(self, request_id: str) -> None:
         """Forget the last match of a request. vLLM asks again what it can load, so it has no blocks."""
@@ -116,13 +118,14 @@ class RequestLoads:
         """Return the tokens of the load that was just posted, by the tier that holds them, and forget them."""
         return self._sources.pop(request_id, {})
 
-    def finished(self, request_id: str) -> None:
-        """Forget a request."""
+    def finished(self, request_id: str) -> int:
+        """Forget a request and return how many tokens were really loaded for it."""
         self._matches.pop(request_id, None)
         self._sources.pop(request_id, None)
         self._choices.pop(request_id, None)
         self._no_more.discard(request_id)
         self._under_way.finished(request_id)
+        return self._loaded_tokens.pop(request_id, 0)
 
     # --- internal ---
 
@@ -133,6 +136,7 @@ class RequestLoads:
             logger.debug("a request loads window %s without a thaw", match.window.name)
         chunks = self._chunks(match, ids)
         self._sources[request_id] = self._tokens_by_tier(chunks)
+        self._loaded_tokens[request_id] = 0
         ticket = self._board.post(LoadJob(self._board.next_id(), request_id, chunks))
         ticket.finished.add_done_callback(lambda result: self._loaded(request_id, match.window, chunks, result))
         self._under_way.started(request, match.from_block, match.to_block)
@@ -159,17 +163,20 @@ class RequestLoads:
         outcomes = result.result().outcomes
         loaded: Counter[TierName] = Counter()
         tokens: Counter[TierName | None] = Counter()
-        used = []
+        used, leading = [], 0
         for chunk, blocks in zip(chunks.specs, chunks.block_counts(), strict=True):
             outcome = outcomes.get(chunk.key)
             tier = None if outcome is None or outcome.failure is not None else outcome.tier
             tokens[tier] += blocks * self._geometry.block_tokens
+            leading += 0 if tokens[None] else blocks * self._geometry.block_tokens
             if tier is not None:
                 loaded[tier] += 1
                 used.append(chunk.key)
         self._locations.saw_use(used)
         for tier, count in loaded.items():
             self._metrics.loaded(tier, count, tokens[tier])
+        if request_id in self._loaded_tokens:
+            self._loaded_tokens[request_id] = leading  # vLLM computes everything from the first bad chunk on
         if missed := len(chunks) - len(used):
             self._metrics.missed(missed, tokens[None])
             self._exclude(request_id)

@@ -1,4 +1,4 @@
-"""What a freeze asks the scheduler side to save, and what becomes of it."""
+"""What a freeze asks the scheduler side to save, and what becomes of it. The requests of our own."""
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -55,3 +55,26 @@ class Recompute:
     """Done when the request has finished. Cancel it if nobody wants the blocks any more."""
     request: "Request | None" = None
     computed_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """Where the tokens of a proof's request came from. Those in neither count were computed."""
+
+    hit_tokens: int
+    """Found in vLLM's prefix cache."""
+    loaded_tokens: int
+    """Loaded from the tiers, and verified."""
+
+
+@dataclass(slots=True)
+class ProofRequest:
+    """A request of our own for one token over the tokens of a window."""
+
+    loadable: BoundWindow
+    """What the request may load. Nobody else can load it through this."""
+    done: "Future[Prefilled]" = field(default_factory=Future)
+    """Done when the request has finished."""
+    request: "Request | None" = None
+    hit_tokens: int | None = None
+    """The fewest that vLLM has found. It asks more than once if it has no blocks for the request."""

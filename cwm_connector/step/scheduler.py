@@ -26,7 +26,7 @@ from cwm_connector.step.pinned_blocks import PinnedBlocks
 from cwm_connector.step.prefill_speed import PrefillSpeed
 from cwm_connector.step.read_speed import ReadSpeed
 from cwm_connector.step.request_loads import HasBlockIds, RequestLoads
-from cwm_connector.step.save_plan import Recompute, Recomputed, SaveOrder, SavePlan
+from cwm_connector.step.save_plan import Prefilled, ProofRequest, Recompute, Recomputed, SaveOrder, SavePlan
 from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.step.surveys import FreezableHead
 from cwm_connector.step.window_matches import Match, WindowMatches, is_anonymous
@@ -67,6 +67,7 @@ class SchedulerSide:
         self._unassigned: dict[str, Request] = {}
         """Requests without an id that wait for the finder, which may know the session that they continue."""
         self._recomputes: dict[str, Recompute] = {}
+        self._proofs: dict[str, ProofRequest] = {}
         self._pinned = PinnedBlocks()
 
     # --- vLLM's hooks ---
@@ -76,9 +77,9 @@ class SchedulerSide:
         self._pool = pool
 
     def request_added(self, request: "Request") -> None:
-        """Assign a new request to its session, unless it is a recompute of our own, and look for its windows."""
-        if (recompute := self._recomputes.get(request.request_id)) is not None:
-            recompute.request = request
+        """Assign a new request to its session, unless it is one of our own, and look for its windows."""
+        if (own := self._own(request.request_id)) is not None:
+            own.request = request
             return
         self.expire_some()
         waits = self.window_matches.added(request, self._sessions.session_id_of(request))
@@ -109,6 +110,9 @@ class SchedulerSide:
             return None
         if (recompute := self._recomputes.get(request_id)) is not None:
             recompute.computed_tokens = request.num_tokens - computed_tokens - blocks * size
+        if (proof := self._proofs.get(request_id)) is not None:
+            before = computed_tokens if proof.hit_tokens is None else proof.hit_tokens
+            proof.hit_tokens = min(before, computed_tokens)
         return blocks * size
 
     def blocks_allocated(self, request: "Request", blocks: HasBlockIds, external_tokens: int) -> None:
@@ -139,7 +143,11 @@ class SchedulerSide:
 
     def request_finished(self, request: "Request") -> None:
         """Add the request's tokens to its session. Pin the blocks of a recompute of our own."""
-        self._loads.finished(request.request_id)
+        loaded_tokens = self._loads.finished(request.request_id)
+        if (proof := self._proofs.pop(request.request_id, None)) is not None:
+            if proof.done.set_running_or_notify_cancel():
+                proof.done.set_result(Prefilled(proof.hit_tokens or 0, loaded_tokens))
+            return
         self._assign(request.request_id)
         self.window_matches.finished(request.request_id)
         recompute = self._recomputes.pop(request.request_id, None)
@@ -224,7 +232,22 @@ class SchedulerSide:
         recompute = self._recomputes.get(request_id)
         return 0 if recompute is None or recompute.request is None else recompute.request.num_computed_tokens
 
+    def expect_proof(self, request_id: str, loadable: BoundWindow) -> "Future[Prefilled]":
+        """Register a request of our own for one token, which the caller submits next. It may load `loadable`.
+
+        Return a future of where its tokens came from.
+        """
+        self._proofs[request_id] = proof = ProofRequest(loadable)
+        return proof.done
+
+    def forget_proof(self, request_id: str) -> None:
+        """Forget a proof whose request could not be submitted."""
+        self._proofs.pop(request_id, None)
+
     # --- internal ---
+
+    def _own(self, request_id: str) -> Recompute | ProofRequest | None:
+        return self._recomputes.get(request_id) or self._proofs.get(request_id)
 
     def _assign(self, request_id: str) -> None:
         """Assign a request that has waited for the finder to its session."""
@@ -235,14 +258,14 @@ class SchedulerSide:
     def _match(self, request: "Request", from_block: int) -> Match | None:
         if not self._loads.may_load(request.request_id):
             return None
-        recompute = self._recomputes.get(request.request_id)
-        if recompute is None:
+        own = self._own(request.request_id)
+        if own is None:
             best = self.window_matches.best(request, self._sessions.session_id_of(request), from_block)
             return self._loads.choose(request.request_id, best)
         # The window has the tokens of the request.
         limit = (request.num_tokens - 1) // self._geometry.block_tokens
-        to_block = min(recompute.loadable.usable_blocks, limit)
-        return Match(recompute.loadable, from_block, to_block, automatic=False) if to_block > from_block else None
+        to_block = min(own.loadable.usable_blocks, limit)
+        return Match(own.loadable, from_block, to_block, automatic=False) if to_block > from_block else None
 
     def _plan(self, hashes: "Sequence[BlockHash]", order: SaveOrder) -> SavePlan:
         pool = self._require_pool()

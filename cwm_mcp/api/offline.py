@@ -104,6 +104,7 @@ def _status(catalog: Catalog, args: StatusArgs) -> Status:
             catalog.children(args.window_name),
             results.AsRecorded(chunks),
             include_blocks=args.include_blocks,
+            proof=catalog.proof_of(args.window_name),
         )
     row = catalog.session(args.session_id or "")
     if row is None:

@@ -83,6 +83,9 @@ class Operations:
         used = m.ReplyTokens(prompt=reply.prompt_tokens, cached=reply.cached_tokens, generated=reply.generated_tokens)
         return {"reply": reply.text, "reply_finish_reason": reply.finish_reason, "reply_tokens": used}
 
+    async def prove(self, args: calls.ProveArgs, on_progress: OnProgress | None = None) -> m.Proved:
+        return await self._ask(m.Proved, Op.PROVE, args, on_progress=on_progress)
+
     async def clone(self, args: calls.CloneArgs) -> m.Cloned:
         return await self._ask(m.Cloned, Op.CLONE, args)
 

@@ -2,17 +2,21 @@
 
 import inspect
 import queue
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
-from vllm.v1.engine import EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine.core import EngineCore, EngineCoreProc, EngineShutdownState
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
+from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
 
 from cwm_connector import compat
@@ -150,11 +154,50 @@ def test_a_prefill_of_ours_is_an_ordinary_request_for_one_token() -> None:
         structured_output_manager=None,
     )
     engine.preprocess_add_request = lambda each: EngineCore.preprocess_add_request(engine, each)
-    compat.submit_prefill(engine, "cwm-1", range(2 * BLOCK), "salt")
+    compat.submit_prefill(engine, "cwm-1", range(2 * BLOCK), "salt", logprobs=0)
     kind, (added, wave) = inbox.get_nowait()
+    assert added.sampling_params.num_logprobs == 0, "the token's own logprob and no other"
     assert kind is EngineCoreRequestType.ADD and wave == 0
     assert (added.request_id, added.max_tokens, added.cache_salt, added.num_tokens) == ("cwm-1", 1, "salt", 2 * BLOCK)
     assert added.block_hashes == request(range(2 * BLOCK), cache_salt="salt").block_hashes
+
+
+def output_of(request_id: str, token_ids: list[int]) -> EngineCoreOutput:
+    logprobs = LogprobsLists(np.array([[5, 9]]), np.array([[-0.25, -3.0]], dtype=np.float32), np.array([0]))
+    return EngineCoreOutput(request_id, token_ids, new_logprobs=logprobs if token_ids else None)
+
+
+def test_the_first_token_of_a_request_of_ours_is_read_from_what_goes_to_clients() -> None:
+    outbox: queue.Queue = queue.Queue()
+    answers: dict[str, Future[compat.FirstToken]] = {"ours": Future(), "aborted": Future()}
+    compat.watch_first_tokens(SimpleNamespace(output_queue=outbox), answers)
+    theirs, ours, aborted = (output_of(*each) for each in (("theirs", [3]), ("ours", [5]), ("aborted", [])))
+    put = [EngineCoreProc.ENGINE_CORE_DEAD, (0, EngineCoreOutputs(outputs=[theirs, ours, aborted]))]
+    for message in put:
+        outbox.put_nowait(message)
+    assert [outbox.get_nowait(), outbox.get_nowait()] == put
+    assert answers["ours"].result(0) == compat.FirstToken(5, -0.25)
+    with pytest.raises(CWMError, match="CWM-3001"):
+        answers["aborted"].result(0)
+    assert "self.output_queue.put_nowait(output)" in inspect.getsource(EngineCoreProc._process_engine_step)
+    assert "token_id" not in repr(compat.FirstToken(5, -0.25)), "a token in a log"
+
+
+def test_what_can_not_be_read_of_an_output_ends_no_engine() -> None:
+    outbox: queue.Queue = queue.Queue()
+    compat.watch_first_tokens(SimpleNamespace(output_queue=outbox), {"ours": Future()})
+    outbox.put_nowait((0, "of another shape"))
+    assert outbox.get_nowait() == (0, "of another shape")
+
+
+@pytest.mark.parametrize(("pause", "executor", "paused"), [(0, False, False), (1, False, True), (0, True, True)])
+def test_an_engine_says_when_it_begins_no_request(pause: int, executor: bool, paused: bool) -> None:
+    engine = SimpleNamespace(
+        scheduler=SimpleNamespace(pause_state=PauseState(pause)), model_executor=SimpleNamespace(is_sleeping=executor)
+    )
+    engine.is_scheduler_paused = lambda: EngineCore.is_scheduler_paused(engine)
+    engine.is_sleeping = lambda: EngineCore.is_sleeping(engine)
+    assert compat.is_paused(engine) is paused
 
 
 def test_a_request_of_ours_is_aborted_as_a_client_s_would_be() -> None:

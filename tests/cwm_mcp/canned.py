@@ -39,6 +39,23 @@ STATUS = {
     "lineage": {"parent": None, "children": []},
 }
 DELETED = {"window_name": "w", "blocks_deleted": 3, "blocks_shared": 0, "space_freed_bytes": 12288}
+PROVED = {
+    "window_name": "w",
+    "token_count": 700,
+    "proof": "equal",
+    "proof_check": {
+        "equal": True,
+        "token_id": 7,
+        "repeated_token_id": 7,
+        "logprob": -0.5,
+        "repeated_logprob": -0.5,
+        "difference": 0.0,
+        "loaded_tokens": 640,
+        "computed_tokens": 60,
+        "because": "the same token and logprob came after 640 loaded tokens",
+    },
+    "duration_ms": 80.5,
+}
 STORE = {
     "total_blocks": 3,
     "total_bytes": 12288,

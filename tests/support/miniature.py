@@ -23,6 +23,9 @@ from typing import Any, TypeVar
 import msgspec
 import torch
 
+from cwm_connector import compat
+from cwm_connector.compat import FirstToken
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import Passport
 from cwm_connector.operations.build import EngineShape, build_engine, start_operations
 from cwm_connector.operations.dispatch import Dispatcher
@@ -89,6 +92,8 @@ class Miniature:
         """Requests that vLLM had to ask about more than once."""
         self._numbers = itertools.count(1)
         self._stopped = False
+        self.asleep = False
+        """The engine takes no proofs."""
         self.prefills_wait = False
         """Requests of CWM's own wait in the queue, as they do when vLLM is busy."""
         self.queued: dict[str, Any] = {}
@@ -98,6 +103,7 @@ class Miniature:
             EngineShape(model="small", block_tokens=BLOCK_TOKENS, block_bytes=BLOCK_BYTES, world_size=1),
             wake=lambda: self._inbox.put(None),
             submit_prefill=self._prefill,
+            submit_proof=self._proof,
             abort_request=self._abort,
         )
         self.scheduler = self.parts.scheduler
@@ -167,6 +173,16 @@ class Miniature:
         blocks = self._do(lambda: self.pool.get_new_blocks(len(one.block_hashes))).result(10)
         block_ids = [block.block_id for block in blocks]
         self._do(lambda: self.scheduler.blocks_allocated(one, _Blocks(block_ids), loadable)).result(10)
+        bad = self._blocks_not_loaded(one)
+        good = next((at for at, block in enumerate(block_ids) if block in bad), loadable // BLOCK_TOKENS)
+        for at in range(min(good, loadable // BLOCK_TOKENS)):
+            expected = page_of(ids[: (at + 1) * BLOCK_TOKENS])
+            assert torch.equal(self.cache[:, block_ids[at]], expected), f"block {at} holds other bytes"
+        self._do(lambda: self.pool.free_blocks(reversed(blocks))).result(10)
+        return min(good * BLOCK_TOKENS, loadable)
+
+    def _blocks_not_loaded(self, one: Any) -> set[int]:
+        """Wait for the end of a request's load and return the blocks that it could not fill."""
         bad: set[int] = set()
         loaded: set[str] = set()
 
@@ -176,12 +192,53 @@ class Miniature:
 
         while one.request_id not in loaded:
             self._do(collect).result(10)
-        good = next((at for at, block in enumerate(block_ids) if block in bad), loadable // BLOCK_TOKENS)
-        for at in range(min(good, loadable // BLOCK_TOKENS)):
-            expected = page_of(ids[: (at + 1) * BLOCK_TOKENS])
-            assert torch.equal(self.cache[:, block_ids[at]], expected), f"block {at} holds other bytes"
-        self._do(lambda: self.pool.free_blocks(reversed(blocks))).result(10)
-        return min(good * BLOCK_TOKENS, loadable)
+        return bad
+
+    # --- proofs ---
+
+    def _proof(self, request_id: str, token_ids: "memoryview[int]", salt: str | None) -> "Future[FirstToken]":
+        if self.asleep:
+            raise CWMError(Code.STATE, "the engine is asleep or paused; wake it and try again")
+        answer: Future[FirstToken] = Future()
+        ids = token_ids.tolist()
+        one = request(ids, request_id=request_id, cache_salt=salt)
+        self._do(lambda: self.scheduler.request_added(one)).result(10)
+        if self.prefills_wait:
+            self.queued[request_id] = one
+        else:
+            threading.Thread(target=self._answer, args=(one, ids, answer), daemon=True).start()
+        return answer
+
+    def _answer(self, one: Any, ids: list[int], answer: "Future[FirstToken]") -> None:
+        """Prefill like vLLM: find blocks in the prefix cache, load what can be loaded, compute the rest.
+
+        The token and its logprob follow from the bytes of all pages, so that a wrong page gives another token.
+        """
+        blocks, found = self._do(lambda: self._with_hits(one)).result(10)
+        loadable = self._do(lambda: self._matched(one, found * BLOCK_TOKENS)).result(10)
+        block_ids = [block.block_id for block in blocks]
+        computed_from = found
+        if loadable:
+            self._do(lambda: self.scheduler.blocks_allocated(one, _Blocks(block_ids), loadable)).result(10)
+            bad, end = self._blocks_not_loaded(one), found + loadable // BLOCK_TOKENS
+            computed_from = next((at for at in range(found, end) if block_ids[at] in bad), end)
+        for at in range(computed_from, len(blocks)):
+            self.cache[:, block_ids[at]] = page_of(ids[: (at + 1) * BLOCK_TOKENS])
+        pages = hashlib.sha256(self.cache[:, block_ids].numpy().tobytes() + array("i", ids).tobytes()).digest()
+
+        def finish() -> None:
+            self.scheduler.request_finished(one)
+            self.pool.free_blocks(reversed(blocks))
+
+        self._do(finish).result(10)
+        answer.set_result(FirstToken(pages[0], -1 / (1 + pages[1])))
+
+    def _with_hits(self, one: Any) -> tuple[list[Any], int]:
+        """Return blocks for a request, and how many of them the prefix cache had already."""
+        usable = one.block_hashes[: (one.num_tokens - 1) // BLOCK_TOKENS]
+        hits = list(itertools.takewhile(lambda block: block is not None, compat.cached_blocks(self.pool, usable)))
+        self.pool.touch(hits)
+        return [*hits, *self.pool.get_new_blocks(len(one.block_hashes) - len(hits))], len(hits)
 
     # --- the engine thread ---
 
@@ -220,9 +277,9 @@ class Miniature:
         self._step()
         self.pool.free_blocks(reversed(blocks))
 
-    def _matched(self, one: Any) -> int:
+    def _matched(self, one: Any, computed: int = 0) -> int:
         """Ask how much can be loaded, again and again like vLLM while the answer is None."""
-        while (matched := self.scheduler.matched_tokens(one, 0)) is None:
+        while (matched := self.scheduler.matched_tokens(one, computed)) is None:
             self.asked_again.add(one.request_id)
             time.sleep(0.001)
         return matched

@@ -25,7 +25,7 @@ from cwm_connector.catalog.base import (
     NewWindow,
     WindowRow,
 )
-from cwm_connector.catalog.results import iso, storage_tier
+from cwm_connector.catalog.results import iso, storage_tier, taken_proof
 from cwm_connector.control.async_helpers import call_on_loop, finish_even_if_cancelled, wait_done
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
@@ -34,6 +34,7 @@ from cwm_connector.core.names import check_description, check_tags, check_window
 from cwm_connector.core.speaker import check_session
 from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
 from cwm_connector.operations.freeze.under_way import FreezeUnderWay, Stage
+from cwm_connector.operations.proof.prover import Prover
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.window_commit import WindowCommit
 from cwm_connector.protocol.calls import FreezeArgs
@@ -85,6 +86,7 @@ class Freezer:
         self._engine = engine
         self._tiering = tiering
         self._window_commit = WindowCommit(engine, tiering)
+        self._prover = Prover(engine)
         self._numbers = itertools.count(1)
 
     async def freeze(self, args: FreezeArgs, progress: ProgressSink, *, asked_for: bool = True) -> TimedFreeze:
@@ -104,11 +106,23 @@ class Freezer:
         )
         await self._window_commit.require_free(args.window_name)
         with self._engine.freezes.begin(args.window_name, progress) as freeze:
-            return await self._freeze(args, freeze, asked_for)
+            frozen, snapshot = await self._freeze(args, freeze, asked_for)
+            return await self._prove(frozen, snapshot, freeze) if args.prove else frozen
 
     # --- steps ---
 
-    async def _freeze(self, args: FreezeArgs, freeze: FreezeUnderWay, asked_for: bool) -> TimedFreeze:
+    async def _prove(self, frozen: TimedFreeze, snapshot: HeadSnapshot, freeze: FreezeUnderWay) -> TimedFreeze:
+        """Take the window's proof. If there is none, the result says why: the window exists all the same."""
+        freeze.report(Stage.PROVING, 0, 1, "taking the proof")
+        try:
+            proof = await self._prover.take(frozen.window_name, snapshot.token_ids, snapshot.cache_salt)
+        except CWMError as problem:
+            return msgspec.structs.replace(frozen, no_proof=f"no proof was taken: {problem.message}")
+        return msgspec.structs.replace(frozen, proof=taken_proof(proof))
+
+    async def _freeze(
+        self, args: FreezeArgs, freeze: FreezeUnderWay, asked_for: bool
+    ) -> tuple[TimedFreeze, HeadSnapshot]:
         started = time.perf_counter()
         async with self._engine.chunk_lock:
             snapshot = await self._snapshot(args)
@@ -141,7 +155,7 @@ class Freezer:
         metrics.capture_seconds.observe(saved.captured_at - started)
         metrics.freeze_seconds.observe(time.perf_counter() - started)
         tiers = self._engine.locations.tiers_of(keys)
-        return TimedFreeze(
+        frozen = TimedFreeze(
             window_name=row.name,
             session_id=row.session_id,
             token_count=row.token_count,
@@ -160,6 +174,7 @@ class Freezer:
             other_heads=[_other_head(head) for head in snapshot.others],
             more_heads=snapshot.more_heads,
         )
+        return frozen, snapshot
 
     def _mark_frozen(self, snapshot: HeadSnapshot, row: WindowRow) -> None:
         """Tell the index of the sessions what the window holds. Nobody waits for the engine's next step."""

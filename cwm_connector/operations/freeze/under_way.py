@@ -29,6 +29,7 @@ class Stage(enum.StrEnum):
     COPYING = "copying blocks"
     STORING = "storing blocks"
     COMMITTING = "committing"
+    PROVING = "taking the proof"
 
 
 @dataclass(slots=True)

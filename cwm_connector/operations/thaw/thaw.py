@@ -13,7 +13,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cwm_connector.catalog.base import Binding, Catalog, ChunkRow, WindowRow
+from cwm_connector.catalog.base import Binding, Catalog, ChunkRow, Proof, WindowRow
 from cwm_connector.control.async_helpers import call_on_loop, finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
@@ -22,9 +22,11 @@ from cwm_connector.core.names import check_description, check_tags, check_window
 from cwm_connector.core.speaker import check_session_id
 from cwm_connector.core.types import ChunkKey, TierName, now_micros, salt_hash
 from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
+from cwm_connector.operations.proof.prover import UNPROVED, Prover
 from cwm_connector.operations.tiering import Tiering
-from cwm_connector.protocol.calls import CloneArgs, ThawArgs
-from cwm_connector.protocol.results import Cloned, LoadPlan, Thawed
+from cwm_connector.protocol.calls import CloneArgs, ProveArgs, ThawArgs
+from cwm_connector.protocol.proofs import Outcome, ProofCheck
+from cwm_connector.protocol.results import Cloned, LoadPlan, Proved, Thawed
 from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.settings import LoadPolicy
 from cwm_connector.step.job_board import JobResult
@@ -60,6 +62,7 @@ class Thawer:
     def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
         self._tiering = tiering
+        self._prover = Prover(engine)
         self._background: set[asyncio.Task[object]] = set()
 
     async def thaw(self, args: ThawArgs, progress: ProgressSink) -> Thawed:
@@ -91,6 +94,7 @@ class Thawer:
         fault = checked.fault
         if fault is None and restorable < full:
             fault = "an auto-freeze found the rest of the session evicted"
+        outcome, check = await self._repeat(stored, specs, await self._proof_of(name)) if args.prove else (None, None)
         warning = f"the window will be computed again from token {restorable} on: {fault}" if fault else None
         return Thawed(
             session_id=session_id,
@@ -104,6 +108,29 @@ class Thawer:
             warning=warning,
             recompute_is_faster=self._is_slower(read_s, restorable) if prewarm else costs.computing_is_faster,
             load=self._load_plan(specs, checked, stored.row.token_count),
+            proof=outcome,
+            proof_check=check,
+        )
+
+    async def prove(self, args: ProveArgs) -> Proved:
+        """Repeat a window's proof. Nothing is bound by it, and the window's state does not change.
+
+        Raises: `Code.WINDOW_NAME`, `Code.WINDOW_NOT_FOUND`, `Code.STATE` for a window without a proof, `Code.PASSPORT`.
+        """
+        started = time.perf_counter()
+        name = check_window_name(args.window_name)
+        stored = await self._stored(name)
+        proof = await self._proof_of(name)
+        if proof is None:
+            raise CWMError(Code.STATE, UNPROVED, window_name=name)
+        self._engine.require_same_passport(stored.row.passport, f"window {name!r}")
+        outcome, check = await self._repeat(stored, self._specs(stored), proof)
+        return Proved(
+            window_name=name,
+            token_count=stored.row.token_count,
+            proof=outcome,
+            proof_check=check,
+            duration_ms=round((time.perf_counter() - started) * 1000, 3),
         )
 
     async def clone(self, args: CloneArgs) -> Cloned:
@@ -140,6 +167,14 @@ class Thawer:
         return len(rebound)
 
     # --- steps ---
+
+    async def _proof_of(self, name: str) -> Proof | None:
+        return await self._engine.catalog.run(lambda catalog: catalog.proof_of(name))
+
+    async def _repeat(
+        self, stored: _Stored, specs: Sequence[ChunkSpec], proof: Proof | None
+    ) -> tuple[Outcome, ProofCheck]:
+        return await self._prover.repeat(stored.row.name, stored.token_ids, specs, proof)
 
     async def _stored(self, name: str) -> _Stored:
         def read(catalog: Catalog) -> _Stored:

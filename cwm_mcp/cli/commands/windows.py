@@ -35,6 +35,7 @@ def freeze(
     description: Description = None,
     tag: Tags = None,
     head: Annotated[str | None, typer.Option(help="A head of the session; the conversation by default.")] = None,
+    prove: Annotated[bool, typer.Option("--prove", help="Take a proof that a thaw can repeat.")] = False,
     as_json: Json = False,
 ) -> None:
     """Save a session's KV cache as a new window.
@@ -42,7 +43,7 @@ def freeze(
     Pins the session's blocks in vLLM's prefix cache, copies them out and makes them durable. Tokens whose blocks were
     evicted in the meantime are computed again, and the result says how many. Once the command returns, the window
     survives kill -9 and a power cut. Content that is already stored is not stored twice. The session continues
-    undisturbed.
+    undisturbed. With --prove, the model's next token and its logprob are stored with the window.
     """
     args = parsed(
         calls.FreezeArgs,
@@ -51,6 +52,7 @@ def freeze(
         description=description,
         tags=tag,
         head=head,
+        prove=prove,
     )
     print_result(
         run(lambda cwm: with_bar(f"freezing {window_name}", as_json, lambda on: cwm.freeze(args, on))), as_json
@@ -78,6 +80,7 @@ def thaw(
         str | None, typer.Option(help="The user's next message. Sends it to vLLM and prints the model's reply.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="The reply's maximum length in tokens, 1 to 2048.")] = None,
+    prove: Annotated[bool, typer.Option("--prove", help="Repeat the proof of the freeze, as cwm prove does.")] = False,
     as_json: Json = False,
 ) -> None:
     """Restore a window into a session and print its session id and cache salt.
@@ -93,8 +96,30 @@ def thaw(
         continuation_prompt=prompt,
         max_tokens=max_tokens,
         prewarm=prewarm,
+        prove=prove,
     )
     print_result(run(lambda cwm: with_bar(f"thawing {window_name}", as_json, lambda on: cwm.thaw(args, on))), as_json)
+
+
+@command(
+    app,
+    WINDOWS,
+    examples=["cwm prove project-kickoff", "cwm prove project-kickoff --json | jq .proof_check.difference"],
+    exits={0: "equal", 1: "an error, a difference, or not all of the window was loaded"},
+)
+def prove(window_name: Window, as_json: Json = False) -> None:
+    """Repeat a window's proof: the same next token with the same logprob?
+
+    A freeze with --prove stores the greedy token that comes after the window's tokens, and its logprob. This command
+    loads the window for a request that nobody sees, under a salt that is used once, and compares. It is equal only if
+    every stored token was really loaded. Other requests in the same batch can change a logprob, so prove while the
+    engine is idle. The window is not thawed for anybody.
+    """
+    args = parsed(calls.ProveArgs, window_name=window_name)
+    proved = run(lambda cwm: with_bar(f"proving {window_name}", as_json, lambda on: cwm.prove(args, on)))
+    print_result(proved, as_json)
+    if proved.proof != "equal":
+        raise typer.Exit(1)
 
 
 @command(app, WINDOWS, examples=["cwm clone project-kickoff idea-b --tag experiment"])

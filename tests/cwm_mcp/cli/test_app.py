@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from cwm_connector.protocol.calls import DeleteArgs, FreezeArgs
+from cwm_connector.protocol.calls import DeleteArgs, FreezeArgs, Op
 from cwm_connector.settings import Settings
 from cwm_mcp.cli.app import app
-from tests.cwm_mcp.canned import DELETED, FROZEN, STATUS, CannedEngine, canned_engine_on_a_thread
+from tests.cwm_mcp.canned import DELETED, FROZEN, PROVED, STATUS, CannedEngine, canned_engine_on_a_thread
 from tests.cwm_mcp.server.test_tools import answer, connected
 from tests.support.paths import ROOT
 
@@ -69,6 +69,7 @@ def test_a_table_shows_what_was_asked_for(filled: Path) -> None:
         (["thaw", "stem"], 5001),
         (["clone", "stem", "w"], 5001),
         (["tag", "stem", "--add", "x"], 5001),
+        (["prove", "stem"], 5001),
         (["rm", "stem", "--force"], 5001),
         (["rm", "stem"], 5001),
         (["show", "nothing"], 2002),
@@ -121,8 +122,18 @@ def test_the_command_runs_in_a_process_of_its_own(filled: Path) -> None:
 
 @pytest.fixture
 def engine(settings: Settings) -> Iterator[CannedEngine]:
-    with canned_engine_on_a_thread(settings, FREEZE=FROZEN, STATUS=STATUS, DELETE=DELETED) as canned:
+    answers = {"FREEZE": FROZEN, "STATUS": STATUS, "DELETE": DELETED, "PROVE": PROVED}
+    with canned_engine_on_a_thread(settings, **answers) as canned:
         yield canned
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("equal", 0), ("different", 1), ("none", 1)])
+def test_a_proof_that_is_not_equal_exits_with_1(engine: CannedEngine, outcome: str, code: int) -> None:
+    engine.answers[Op.PROVE] = {**PROVED, "proof": outcome}
+    ran = cwm("prove", "w")
+    assert ran.exit_code == code
+    assert f"proof                          {outcome}" in ran.stdout and "proof_check.loaded_tokens" in ran.stdout
+    assert json.loads(cwm("prove", "w", "--json").stdout)["proof"] == outcome
 
 
 def test_a_freeze_prints_the_tools_result(engine: CannedEngine) -> None:

@@ -17,8 +17,8 @@ ERAS = ["auto", "legacy"]
 
 # contract.md's table. Not there yet: auto_freeze_policy.
 TABLE = {
-    "window_freeze": {"session_id", "window_name", "description", "tags", "head"},
-    "window_thaw": {"window_name", "new_session_id", "continuation_prompt", "max_tokens", "prewarm"},
+    "window_freeze": {"session_id", "window_name", "description", "tags", "head", "prove"},
+    "window_thaw": {"window_name", "new_session_id", "continuation_prompt", "max_tokens", "prewarm", "prove"},
     "window_clone": {"source_window", "target_window", "description", "tags"},
     "window_list": {
         *("tags", "model", "search", "session_id", "created_after", "created_before", "sort_by", "sort_order"),
