@@ -5,7 +5,7 @@ The caller holds `chunk_lock`, except for `require_free` and the two functions t
 
 from collections.abc import Callable, Sequence
 
-from cwm_connector.catalog.base import ChunkRow, NewWindow, OutcomeUnknown, WindowRow
+from cwm_connector.catalog.base import ChunkRow, NewWindow, OutcomeUnknown, Proof, WindowRow
 from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec
@@ -65,6 +65,7 @@ class WindowCommit:
         token_ids: bytes,
         chunks: Sequence[ChunkSpec],
         private: bool,
+        proof: Proof | None = None,
         stored: Sequence[ChunkRow] = (),
     ) -> NewWindow:
         """Return this engine's window over `chunks`, created now. `stored`: rows of those that were written for it."""
@@ -83,6 +84,7 @@ class WindowCommit:
             stored=stored,
             created_at=now_micros(),
             private=private,
+            proof=proof,
         )
 
     def new_rows(self, order: SaveOrder, size_bytes: Callable[[ChunkSpec], int]) -> list[ChunkRow]:

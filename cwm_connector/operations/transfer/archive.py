@@ -19,6 +19,7 @@ docs/export-format.md describes the format for other programs.
 """
 
 import hashlib
+import math
 import struct
 from collections.abc import Iterator
 from typing import Annotated, Any, BinaryIO, Final, NoReturn
@@ -60,6 +61,14 @@ class ArchiveChunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     sizes: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=1024)]
 
 
+class ArchiveProof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The greedy token that came after the window's tokens when it was frozen."""
+
+    token_id: Annotated[int, Meta(ge=0, lt=1 << 31)]
+    logprob: float
+    taken_at: Time
+
+
 class ArchiveHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The window as the file describes it. Names of sessions, heads and parents mean nothing in another engine."""
 
@@ -83,6 +92,8 @@ class ArchiveHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     parent: Name | None
     private: bool = False
     """True if the window was frozen under a cache salt. Left out if it was not, as in the files of older versions."""
+    proof: ArchiveProof | None = None
+    """Left out if the window has none, as in the files of older versions."""
 
     @property
     def ranks(self) -> int:
@@ -244,6 +255,7 @@ def _faults(header: ArchiveHeader) -> Iterator[tuple[str, bool]]:
         sum(each.tokens for each in header.chunks) != header.restorable_tokens,
     )
     yield "its chunks have different numbers of ranks", any(len(each.sizes) != header.ranks for each in header.chunks)
+    yield "its proof is not a number", header.proof is not None and not math.isfinite(header.proof.logprob)
     yield (
         "its parts have impossible lengths",
         any(size <= HEADER_BYTES or size % ALIGNMENT for _, _, size in header.parts()),

@@ -11,9 +11,9 @@ Control thread. Blocking steps run on the transfer's own thread.
 import time
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
-from cwm_connector.catalog.base import Catalog, ChunkRow, WindowRow
+from cwm_connector.catalog.base import Catalog, ChunkRow, Proof, WindowRow
 from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
@@ -22,7 +22,7 @@ from cwm_connector.core.names import check_window_name
 from cwm_connector.core.types import ChunkKey, TierName, now_micros
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.tiering import Tiering
-from cwm_connector.operations.transfer.archive import ArchiveChunk, ArchiveHeader
+from cwm_connector.operations.transfer.archive import ArchiveChunk, ArchiveHeader, ArchiveProof
 from cwm_connector.operations.transfer.archive_files import Target, checked_path
 from cwm_connector.operations.transfer.steps import (
     TransferThread,
@@ -42,6 +42,7 @@ class _Window:
     row: WindowRow
     chunks: Sequence[ChunkRow]
     token_ids: bytes
+    proof: Proof | None
 
 
 class _NoGoodCopy(CWMError):
@@ -111,6 +112,7 @@ class Exporter:
             head=row.head,
             parent=row.parent,
             private=row.private,
+            proof=None if window.proof is None else ArchiveProof(*astuple(window.proof)),
         )
 
     def _chunk_tokens(self, window: _Window) -> int:
@@ -206,4 +208,4 @@ class Exporter:
 
 
 def _read(catalog: Catalog, name: str) -> _Window:
-    return _Window(catalog.window(name), catalog.chunks_of(name), catalog.token_ids_of(name))
+    return _Window(catalog.window(name), catalog.chunks_of(name), catalog.token_ids_of(name), catalog.proof_of(name))

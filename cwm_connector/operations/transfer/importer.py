@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cwm_connector.catalog.base import NewWindow, WindowRow
+from cwm_connector.catalog.base import NewWindow, Proof, WindowRow
 from cwm_connector.catalog.results import iso
 from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
@@ -201,6 +201,7 @@ class Importer:
             raise _damaged("the layout of its pages does not match its passport")
 
     def _new_window(self, wanted: _Wanted, order: SaveOrder, header: ArchiveHeader) -> NewWindow:
+        proof = header.proof
         return self._window_commit.new_window(
             name=wanted.name,
             description=wanted.description,
@@ -211,6 +212,7 @@ class Importer:
             token_ids=wanted.token_ids,
             chunks=wanted.chunks,
             private=header.private,
+            proof=None if proof is None else Proof(proof.token_id, proof.logprob, Micros(proof.taken_at)),
             stored=self._window_commit.new_rows(order, lambda chunk: self._engine.stored_bytes(chunk.blocks)),
         )
 

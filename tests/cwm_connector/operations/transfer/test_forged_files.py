@@ -1,6 +1,7 @@
 """importer.py: damaged, forged and unusual files never become a window."""
 
 import asyncio
+import math
 import os
 import random
 import socket
@@ -72,6 +73,11 @@ async def test_negative_tokens_are_refused(there: Miniature, file: Path) -> None
         return fields | {"token_ids": fields["token_ids"][:-4] + struct.pack("<i", -1)}, parts
 
     await forged(there, file, negative)
+
+
+@pytest.mark.parametrize("proof", [[7, math.nan, 1], [7, -math.inf, 1], [-7, -0.5, 1], [7, -0.5], [7, -0.5, 1, 2]])
+async def test_an_impossible_proof_is_refused(there: Miniature, file: Path, proof: list[Any]) -> None:
+    await forged(there, file, lambda fields, parts: (fields | {"proof": proof}, parts))
 
 
 async def test_swapped_and_foreign_chunks_are_refused(here: Miniature, there: Miniature, file: Path) -> None:

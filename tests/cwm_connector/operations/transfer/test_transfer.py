@@ -18,6 +18,7 @@ from cwm_connector.protocol.calls import ExportArgs, ImportArgs, Op
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import read_header, seal
 from tests.cwm_connector.tiers.mounts import mounted
+from tests.support.archives import split
 from tests.support.miniature import Miniature, chunk_files
 from tests.support.redis_server import RedisServer
 from tests.support.stores import (
@@ -55,6 +56,17 @@ async def test_an_imported_window_is_the_same_as_the_exported_one(
     assert await there.resume(TEXT, session_id="bob") == RESTORABLE  # which compares every page
     assert await there.resume(TEXT, session_id="alice", salt="hers") == 0
     await there.catalog.run(lambda catalog: catalog.check_integrity())
+
+
+async def test_a_proof_travels_with_its_window(here: Miniature, there: Miniature, file: Path, tmp_path: Path) -> None:
+    await there.call(Op.IMPORT, path=str(file))
+    assert "proof" not in split(content_of(file))[0], "as in the files of versions without proofs"
+    assert "proof" not in await there.call(Op.STATUS, window_name="w")
+    frozen = await here.call(Op.FREEZE, session_id="alice", window_name="proven", prove=True)
+    await here.call(Op.EXPORT, window_name="proven", path=str(tmp_path / "proven.cwm"))
+    await there.call(Op.IMPORT, path=str(tmp_path / "proven.cwm"))
+    assert (await there.call(Op.STATUS, window_name="proven"))["proof"] == frozen["proof"]
+    assert (await there.call(Op.PROVE, window_name="proven"))["proof"] == "equal"
 
 
 async def test_an_imported_window_outlives_a_restart_and_its_source(
