@@ -22,7 +22,7 @@ LOCK := requirements/$(PLATFORM).txt
 PACKAGES := .venv/.packages-$(shell { pwd; cat $(LOCK); } | sha256sum | cut -c1-16)
 PROJECT := .venv/.project-$(shell sha256sum pyproject.toml | cut -c1-16)
 
-.PHONY: help setup model demo test check torture bench wheel lock clean
+.PHONY: help setup model demo test check certify torture bench wheel lock clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -54,6 +54,9 @@ check: setup ## Style, types and layers: ruff, mypy, the test of the imports
 test: setup model check ## Style, types and every test that can run here
 	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/engine
 	@$(PY) -m pytest tests/engine
+
+certify: setup model ## Compare 104 thawed windows of a real vLLM with prefix hits, bit for bit (20 minutes at most)
+	@$(PY) -m tests.certify
 
 torture: setup model ## Kill -9 and power cuts, 1,000 loops over stores and 20 over a real vLLM (an hour at most)
 	@$(PY) -m tests.torture --loops 1080 --engine-loops 20 --minutes 60
