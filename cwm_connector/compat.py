@@ -277,15 +277,7 @@ def hit_sources(tokens_by_tier: Mapping[TierName, int]) -> "dict[CacheHitSource,
 
 def check_supported(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> None:
     """Raise `Code.STATE` or `Code.ARGUMENT` for a model or a configuration whose KV can't be frozen exactly."""
-    from vllm.v1.kv_cache_interface import FullAttentionSpec
-
-    groups = kv_cache_config.kv_cache_groups
-    if len(groups) != 1 or not isinstance(groups[0].kv_cache_spec, FullAttentionSpec):
-        raise CWMError(
-            Code.STATE,
-            "this model mixes kinds of attention (sliding window, Mamba, …), which CWM can't freeze yet; "
-            "serve it without the connector",
-        )
+    _check_attention(kv_cache_config)
     parallel = vllm_config.parallel_config
     if parallel.data_parallel_size > 1:
         raise CWMError(Code.STATE, "data parallelism is not supported yet; start one engine for each rank")
@@ -311,6 +303,26 @@ def check_supported(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig")
             'a chunk that can\'t be read must be recomputed; add "kv_load_failure_policy":"recompute" to '
             "--kv-transfer-config",
         )
+
+
+def _check_attention(kv_cache_config: "KVCacheConfig") -> None:
+    from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec
+
+    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+    is_full = [isinstance(spec, FullAttentionSpec) for spec in specs]
+    if is_full == [True]:
+        return
+    if any(is_full) and all(isinstance(spec, AttentionSpec) for spec in specs):
+        raise CWMError(
+            Code.STATE,
+            "this model mixes full attention with windows of it, which CWM can't freeze yet; add "
+            "--disable-hybrid-kv-cache-manager, which keeps the KV of all tokens in every layer",
+        )
+    raise CWMError(
+        Code.STATE,
+        "this model keeps a state or a sliding window in place of all tokens' KV (Mamba, …), which CWM can't freeze "
+        "yet; serve it without the connector",
+    )
 
 
 def block_tokens(kv_cache_config: "KVCacheConfig") -> int:

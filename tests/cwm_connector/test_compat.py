@@ -15,7 +15,14 @@ from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, Schedul
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine.core import EngineCore, EngineCoreProc, EngineShutdownState
 from vllm.v1.engine.output_processor import OutputProcessor
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    KVCacheSpec,
+    MambaSpec,
+    SlidingWindowSpec,
+)
 from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
 
@@ -263,10 +270,29 @@ def test_parallelism_that_would_mix_windows_up_is_refused(size: str) -> None:
         compat.check_supported(engine_config(**{size: 2}), config(full()))
 
 
-def test_a_model_with_sliding_windows_is_refused() -> None:
-    window = SlidingWindowSpec(block_size=BLOCK, num_kv_heads=2, head_size=8, dtype=torch.bfloat16, sliding_window=64)
-    with pytest.raises(CWMError, match=r"CWM-3001.*kinds of attention"):
-        compat.check_supported(engine_config(), config(full(), window))
+def sliding() -> SlidingWindowSpec:
+    return SlidingWindowSpec(block_size=BLOCK, num_kv_heads=2, head_size=8, dtype=torch.bfloat16, sliding_window=64)
+
+
+def state() -> MambaSpec:
+    return MambaSpec(block_size=BLOCK, shapes=((2, 8),), dtypes=(torch.float32,))
+
+
+@pytest.mark.parametrize(
+    ("specs", "way_out"),
+    [
+        ((full(), sliding()), "--disable-hybrid-kv-cache-manager"),
+        ((full(), full()), "--disable-hybrid-kv-cache-manager"),
+        ((sliding(),), "without the connector"),
+        ((full(), state()), "without the connector"),
+        ((full(), sliding(), state()), "without the connector"),
+    ],
+)
+def test_a_model_with_other_kv_than_that_of_all_tokens_is_refused_with_the_way_out(
+    specs: tuple[KVCacheSpec, ...], way_out: str
+) -> None:
+    with pytest.raises(CWMError, match=rf"CWM-3001.*{way_out}"):
+        compat.check_supported(engine_config(), config(*specs))
 
 
 def test_an_engine_that_would_fail_requests_with_bad_chunks_is_refused() -> None:
