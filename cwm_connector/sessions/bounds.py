@@ -12,8 +12,9 @@ one that was unused for longest goes first. Where something that should have bee
 """
 
 import enum
+import itertools
 import logging
-from collections import OrderedDict
+from bisect import bisect_left, insort
 from collections.abc import Callable, Collection
 from typing import Final
 
@@ -92,41 +93,56 @@ class EvictionQueue:
     def __init__(self, class_of: Callable[[str], EvictionClass]) -> None:
         """`class_of` returns the class that a session has now."""
         self._class_of = class_of
-        self._queues: dict[EvictionClass, OrderedDict[str, None]] = {each: OrderedDict() for each in EvictionClass}
-        self._placed: dict[str, EvictionClass] = {}
+        self._uses = itertools.count()
+        self._queues: dict[EvictionClass, list[tuple[int, str]]] = {each: [] for each in EvictionClass}
+        """By class: the sessions with the number of their last use, in its order."""
+        self._placed: dict[str, tuple[EvictionClass, int]] = {}
 
     def used(self, session_id: str) -> None:
         """Move a session that was just used to the end of its class."""
         self.remove(session_id)
-        self._place(session_id)
+        self._place(session_id, next(self._uses))
+
+    def changed(self, session_id: str) -> None:
+        """Look up a session's class again. Its place there is that of its last use."""
+        _, use = self._placed[session_id]
+        self.remove(session_id)
+        self._place(session_id, use)
 
     def remove(self, session_id: str) -> None:
         """Forget a session."""
         placed = self._placed.pop(session_id, None)
         if placed is not None:
-            del self._queues[placed][session_id]
+            which, use = placed
+            queue = self._queues[which]
+            del queue[bisect_left(queue, (use, session_id))]
 
     def count(self, which: EvictionClass) -> int:
-        """Return how many sessions were in this class when they were used."""
+        """Return how many sessions were in this class when it was last looked up."""
         return len(self._queues[which])
 
     def next(self) -> tuple[str, EvictionClass] | None:
         """Return the session to drop next, and its class. None if there is no session.
 
-        A class can have changed since the session was used, for example by a freeze. It is looked up again, for a
-        bounded number of sessions.
+        A class can have changed since the session was used, for example because auto-freeze was turned on. It is looked
+        up again, for a bounded number of sessions. If all of them are in later classes now, the first of the lowest of
+        these classes is returned.
         """
+        risen: list[EvictionClass] = []
         for _ in range(_LOOKS):
             queue = next((queue for queue in self._queues.values() if queue), None)
             if queue is None:
                 return None
-            session_id = next(iter(queue))
-            placed, now = self._placed[session_id], self._class_of(session_id)
+            _, session_id = queue[0]
+            (placed, _), now = self._placed[session_id], self._class_of(session_id)
             if now <= placed:
                 return session_id, now
-            self.used(session_id)
-        return session_id, now
+            risen.append(now)
+            self.changed(session_id)
+        _, session_id = self._queues[min(risen)][0]
+        return session_id, min(risen)
 
-    def _place(self, session_id: str) -> None:
-        self._placed[session_id] = now = self._class_of(session_id)
-        self._queues[now][session_id] = None
+    def _place(self, session_id: str, use: int) -> None:
+        now = self._class_of(session_id)
+        self._placed[session_id] = (now, use)
+        insort(self._queues[now], (use, session_id))

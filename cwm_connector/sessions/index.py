@@ -248,13 +248,13 @@ class SessionIndex:
         """
         if (session := self._known(session_id)) is not None:
             session.mark_frozen(token_ids, block_hashes)
-            self._eviction.used(session.session_id)
+            self._eviction.changed(session.session_id)
 
     def mark_covered(self, session_id: str, head: str, tokens: int) -> None:
         """Record that windows from before the engine's start hold the first `tokens` of a head."""
         if (session := self._known(session_id)) is not None:
             session.mark_covered(head, tokens)
-            self._eviction.used(session.session_id)
+            self._eviction.changed(session.session_id)
 
     def unfrozen_tokens(self, session_id: str, head: str) -> int:
         """Return how many tokens of a head no window holds. 0 for a head that is not there."""
@@ -281,7 +281,7 @@ class SessionIndex:
                 session.expired = replace(session.view(), expired=True)
                 session.heads = Heads(self._block_tokens)
                 self._count(session)
-                self._eviction.used(session.session_id)
+                self._eviction.changed(session.session_id)
 
     # --- internal ---
 
