@@ -230,14 +230,17 @@ class Queries:
         return items + [results.session_item(row) for row in stored.values()]
 
     async def _live_sessions(self, wait_s: float) -> Sessions:
-        if self._pending_views is not None and self._pending_views.done():
-            self._last_views = self._pending_views.result()  # answered after the last list had given up waiting
-            self._pending_views = None
-        if self._pending_views is None:
-            self._pending_views = self._engine.step_queue.collect(self._engine.scheduler.session_views())
-        fresh = await wait_done(self._pending_views, wait_s)
+        pending = self._pending_views
+        if pending is not None and pending.done():  # since the last list has given up waiting
+            if pending.exception() is None:
+                self._last_views = pending.result()
+            pending = None
+        if pending is None:
+            pending = self._engine.step_queue.collect(self._engine.scheduler.session_views())
+        self._pending_views = pending
+        fresh = await wait_done(pending, wait_s)
         if fresh:
-            self._last_views = self._pending_views.result()
+            self._last_views = pending.result()
         return self._last_views, fresh
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from cwm_connector.catalog.base import SessionEvent, SessionRow
+from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import Micros, now_micros
 from cwm_connector.operations import dispatch
 from cwm_connector.operations.queries import LIST_WAITS_S, _state
-from cwm_connector.protocol.calls import Op
+from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_connector.sessions.index import EXPIRES_AFTER
 from cwm_connector.sessions.views import SessionView
 from tests.support.miniature import Miniature
@@ -78,6 +79,34 @@ async def test_while_nobody_is_answered_the_list_waits_for_the_engine_s_step(tmp
     release.join()
     engine.close()
     assert [each["session_id"] for each in listed] == ["bob", "alice"]
+
+
+async def test_a_list_that_failed_is_made_again_by_the_next_call(tmp_path: Path) -> None:
+    engine = await Miniature.started(tmp_path / "home")
+    await engine.serve(range(40), "alice")
+    engine.scheduler._pool = None  # as before vLLM has bound it
+    for _ in range(2):
+        with pytest.raises(CWMError, match="still starting"):
+            await engine.call(Op.SESSIONS)
+    engine.scheduler.bind_pool(engine.pool)
+    (session,) = (await engine.call(Op.SESSIONS))["sessions"]
+    engine.close()
+    assert session["session_id"] == "alice"
+
+
+async def test_a_list_that_failed_after_nobody_waited_for_it_is_made_again(tmp_path: Path) -> None:
+    engine = await Miniature.started(tmp_path / "home")
+    await engine.serve(range(40), "alice")
+    await engine.call(Op.SESSIONS)
+    engine.scheduler._pool = None
+    step = in_a_long_step(engine)
+    await engine.operations.call(Op.SESSIONS, ARGUMENTS[Op.SESSIONS](), lambda *_: None)
+    step.set()
+    await engine.engine.on_engine_thread(lambda side: None)
+    engine.scheduler.bind_pool(engine.pool)
+    (session,) = (await engine.call(Op.SESSIONS))["sessions"]
+    engine.close()
+    assert (session["session_id"], session["cached_tokens"]) == ("alice", 32)
 
 
 async def test_the_list_shows_the_title_of_a_session(tmp_path: Path) -> None:
