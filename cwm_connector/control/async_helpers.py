@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from typing import NoReturn, TypeVar
 
@@ -14,14 +14,24 @@ T = TypeVar("T")
 
 async def wait_done(future: "Future[T]", limit_s: float) -> bool:
     """Return True once the future is done, False after `limit_s`. A cancelled wait does not cancel the future."""
-    loop, done = asyncio.get_running_loop(), asyncio.Event()
-    future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
-    try:
-        async with asyncio.timeout(limit_s):
-            await done.wait()
-    except TimeoutError:
+    async for _ in until_done(future, (limit_s,)):
         pass
     return future.done()
+
+
+async def until_done(future: "Future[T]", waits_s: Iterable[float]) -> AsyncIterator[None]:
+    """Yield before each wait, until the future is done or no wait is left. Adds one callback to it in all."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+    for wait_s in waits_s:
+        if future.done():
+            return
+        yield
+        try:
+            async with asyncio.timeout(wait_s):
+                await done.wait()
+        except TimeoutError:
+            pass
 
 
 def call_on_loop(function: Callable[[T], None]) -> Callable[[T], None]:

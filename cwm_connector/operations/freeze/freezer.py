@@ -26,7 +26,7 @@ from cwm_connector.catalog.base import (
     WindowRow,
 )
 from cwm_connector.catalog.results import iso, storage_tier, taken_proof
-from cwm_connector.control.async_helpers import call_on_loop, finish_even_if_cancelled, wait_done
+from cwm_connector.control.async_helpers import call_on_loop, finish_even_if_cancelled, until_done
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, chunk_specs
@@ -149,6 +149,7 @@ class Freezer:
                 saved, row = await self._store_recomputed(snapshot, chunks, new, freeze)
             saved.recomputed_tokens = recomputed.computed_tokens
         keys = [chunk.key for chunk in chunks[: row.block_count]]
+        self._tiering.used(keys)
         metrics = self._engine.metrics
         metrics.recomputed_tokens.inc(saved.recomputed_tokens)
         metrics.stored_bytes.inc(sum(chunk.size_bytes for chunk in saved.rows))
@@ -201,7 +202,6 @@ class Freezer:
         async with self._engine.chunk_lock:
             freeze.stage = Stage.COPYING
             saved, row = await self._store(snapshot, chunks, new, freeze, asked_for)
-            self._tiering.used([chunk.key for chunk in chunks[: row.block_count]])
             self._mark_frozen(snapshot, row)
             return saved, row
 
@@ -355,7 +355,7 @@ class Freezer:
     ) -> Recomputed:
         """Report the progress of a recompute until it is done."""
         give_up_at = time.monotonic() + RECOMPUTE_LIMIT_S
-        while not await wait_done(done, RECOMPUTE_STEP_S):
+        async for _ in until_done(done, itertools.repeat(RECOMPUTE_STEP_S)):
             if time.monotonic() > give_up_at:
                 raise CWMError(
                     Code.OPERATION_TIMEOUT, "evicted blocks could not be computed again in time; try again later"
