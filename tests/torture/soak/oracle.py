@@ -58,7 +58,7 @@ class Oracle:
                     return None
                 return f"{turn.name} got token {token} at {at} and not {expected}, which leads by {gap:.3g}"
             apart = abs(logprob_of(heard, at) - logprob_of(right, at))
-            if apart > self.floor:
+            if not apart <= self.floor:  # not a number is neither
                 return f"{turn.name} has another logprob at {at}: {apart:.3g} apart, the floor is {self.floor:.3g}"
         return None
 

@@ -55,3 +55,7 @@ def test_the_floor_follows_the_noise_that_was_measured(oracle: Oracle) -> None:
     oracle.noise = noise_between(RIGHT, again)
     assert oracle.noise == pytest.approx(0.01)
     assert oracle.floor == pytest.approx(SAFETY * 0.01)
+
+
+def test_what_is_not_a_number_is_a_difference(oracle: Oracle) -> None:
+    assert oracle.difference(TURN, answer({7: float("nan"), 8: -3.0}, {9: -0.6931}, {5: -0.2})) is not None

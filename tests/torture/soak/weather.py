@@ -19,9 +19,9 @@ from tests.support.slow_disk import SlowDisk
 
 GRACE_S: Final = 20.0
 """After a fault has ended, until the engine has noticed it."""
-SLOW: Final = 8e6
+SLOW: Final = 2e6
 """Bytes a second of the slow disk: a chunk takes more than a second."""
-DISK_MIB: Final = 1536
+DISK_MIB: Final = 384
 _BAD_S: Final = (0.5, 5.0)
 _FAIR_S: Final = (1.0, 4.0)
 _DAMAGE: Final = 1 << 16
@@ -72,6 +72,8 @@ class Weather:
         self._dice = dice
         self._is_bad = False
         self._ended_at = -float("inf")
+        self.is_over = False
+        """Set by whoever wants no more faults. `blow` then returns within seconds."""
         self.damaged: set[str] = set()
         self.count: Counter[str] = Counter()
 
@@ -82,7 +84,7 @@ class Weather:
     async def blow(self, until: float) -> None:
         """Make one fault after the other. None is left at the end."""
         kinds = self._kinds()
-        while time.monotonic() < until and kinds:
+        while time.monotonic() < until and kinds and not self.is_over:
             name = self._dice.choice(sorted(kinds))
             begin, end = kinds[name]
             self._is_bad = True
