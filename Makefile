@@ -58,8 +58,8 @@ test: setup model check ## Style, types and every test that can run here
 certify: setup model ## Compare 104 thawed windows of a real vLLM with prefix hits, bit for bit (20 minutes at most)
 	@$(PY) -m tests.certify
 
-torture: setup model ## Kill -9 and power cuts, 1,000 loops over stores and 20 over a real vLLM (an hour at most)
-	@$(PY) -m tests.torture --loops 1080 --engine-loops 20 --minutes 60
+torture: setup model ## Kill -9 and power cuts, 1,000 loops over stores, 20 over a real vLLM (an hour), a soak (an hour)
+	@$(PY) -m tests.torture --loops 1080 --engine-loops 20 --minutes 60 --soak-minutes 60
 
 bench: setup model ## Measure: time to first token, llama.cpp beside it, copies, tiers, Redis, catalog, lists (30 minutes)
 	@for part in ttft llama_cpp paging tiers redis catalog facade; do $(PY) -m benchmarks.$$part || exit 1; done

@@ -8,4 +8,5 @@ judge.py       what a start has found, held against the ledger: lost, corrupt, p
 plan.py        when a child is killed
 faults.py      bugs to plant, so that the harness itself is tried
 real.py        the same with a real vLLM server
+soak/          a real vLLM server whose KV cache is too small, for up to an hour, every answer compared
 """

@@ -28,6 +28,7 @@ def main(
     windows: Annotated[int, typer.Option(help="Windows that may stand in a store at a time.")] = 16,
     faults: Annotated[bool, typer.Option(help="Plants each known bug as well, and fails if one is not found.")] = True,
     engine_loops: Annotated[int, typer.Option(help="Loops with a real vLLM server; each takes half a minute.")] = 0,
+    soak_minutes: Annotated[float, typer.Option(help="Then soaks a real vLLM server for so long.")] = 0,
     keep: Annotated[bool, typer.Option(help="Leaves the stores of a failure for inspection.")] = False,
     report: Annotated[Path | None, typer.Option(help="Writes all figures here, as JSON.")] = None,
 ) -> None:
@@ -40,6 +41,9 @@ def main(
         good = bool(found["good"])
         if good and engine_loops:
             good = _torture_a_real_engine(folder, library, str(seed), engine_loops, deadline)
+        if good and soak_minutes:
+            found["soak"] = _soak(str(seed), soak_minutes, faults)
+            good = bool(found["soak"]["good"])
         if report is not None:
             report.write_text(json.dumps(found))
     finally:
@@ -74,6 +78,12 @@ def _torture_a_real_engine(folder: Path, library: Path | None, seed: str, loops:
     tally = torture(power, seed, loops, deadline)
     print(tally.summary(), flush=True)
     return tally.loops == loops and not tally.violations
+
+
+def _soak(seed: str, minutes: float, faults: bool) -> dict[str, Any]:
+    from tests.torture.soak.rounds import soak  # imports torch and vLLM
+
+    return soak(seed, time.monotonic() + minutes * 60, bugs=faults).report()
 
 
 def _torture(
