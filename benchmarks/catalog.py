@@ -133,7 +133,6 @@ def reads(catalog: SqliteCatalog, windows: int, choose: random.Random) -> Iterat
 
 def walks(catalog: SqliteCatalog) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield the calls that read everything, as a demotion or a start does."""
-    yield "chunks by use", catalog.chunks_by_use
     yield "all chunks", catalog.all_chunks
     yield "sessions", catalog.sessions
 

@@ -15,8 +15,8 @@ returns. After a kill at any instant, a transaction has happened completely or n
 
 An engine calls the catalog in this order. An implementation must keep what each step relies on:
 
-1. Start: `sweep_unreferenced` after opening, then `all_chunks` and `place`, because recovery compares the tiers with
-   the rows, then `bindings`.
+1. Start: `structure_check` after opening, `bindings`, and in the background `sweep_unreferenced`, `chunks_after` and
+   `place`, because recovery compares the tiers with the rows.
 2. Freeze: `stored` first, to find the chunks that need no copy. The chunks are then made durable in a tier, and
    `commit_window` comes last. A row never refers to bytes that are not durable.
 3. Thaw: `window`, `token_ids_of` and `chunks_of`, then `bind` before the client gets its salt.
@@ -251,6 +251,16 @@ class OutcomeUnknown(CWMError):
         )
 
 
+class StructureCheck(Protocol):
+    """The part of the check of the catalog's file that a start leaves to do."""
+
+    def run(self) -> str | None:
+        """Return what is wrong with the file, or None. Takes seconds per GiB. Any thread."""
+
+    def stop(self) -> None:
+        """Let `run` end soon, with an error. Any thread."""
+
+
 class Catalog(Protocol):
     """The methods of a catalog. The module's docstring says on which thread and in which order they are called.
 
@@ -310,7 +320,7 @@ class Catalog(Protocol):
         """Return the rows of those `keys` that have one."""
 
     def all_chunks(self) -> tuple[ChunkRow, ...]:
-        """Return all chunk rows. Recovery compares the tiers with them."""
+        """Return all chunk rows. A collection compares the tiers with them."""
 
     def chunks_after(self, last: ChunkKey | None, limit: int) -> tuple[ChunkRow, ...]:
         """Return the next chunk rows after the key `last`, in the order of their keys. None starts at the beginning.
@@ -318,8 +328,8 @@ class Catalog(Protocol):
         A walk over all chunks can continue after a restart.
         """
 
-    def chunks_by_use(self) -> tuple[tuple[ChunkKey, Micros], ...]:
-        """Return all chunks with the time of the last freeze or thaw of a window that holds them, oldest first."""
+    def uses_after(self, last: ChunkKey | None, limit: int) -> tuple[tuple[ChunkRow, Micros], ...]:
+        """Return the same rows with the time of the last freeze or thaw of a window that holds the chunk, or 0."""
 
     def windows_with(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[str, ...]]:
         """Return for each of `keys` the names of the windows that hold the chunk, oldest first."""
@@ -375,6 +385,12 @@ class Catalog(Protocol):
 
     def state(self) -> str | None:
         """Return None if all is well, or a sentence that says why answers may be stale and writes fail."""
+
+    def structure_check(self) -> StructureCheck | None:
+        """Return what checks the catalog's file, or None if it was checked when it was opened."""
+
+    def refuse_writes(self, fault: str) -> None:
+        """Refuse all writes from now on, because of this damage. Raises `Code.CORRUPT` at once and for each write."""
 
     def compact(self) -> int:
         """Release the space that deleted windows took in the catalog and return its bytes. May take seconds."""

@@ -2,13 +2,12 @@
 
     build_engine       before the workers are known: the home and what vLLM's scheduler hooks use. Any thread.
     EngineParts.open   once the passport is known: the catalog and what the operations use. Control thread.
-    start_operations   recovery and the state of before the last stop. Control thread.
+    start_operations   the check of the home and the state of before the last stop. Control thread.
 
 vLLM's process and the engine of the tests are both built here. Whoever builds an engine for a home that another process
 may use holds its HomeLock.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,6 @@ from cwm_connector.metrics import Metrics
 from cwm_connector.operations.claims import Claims
 from cwm_connector.operations.context import AbortRequest, EngineContext, SubmitPrefill, SubmitProof
 from cwm_connector.operations.dispatch import Dispatcher
-from cwm_connector.operations.recovery import recover
 from cwm_connector.operations.shared_catalog_sync import SharedCatalogSync
 from cwm_connector.sessions.heads import RequestTitle
 from cwm_connector.sessions.index import SessionIndex
@@ -34,8 +32,6 @@ from cwm_connector.step.window_matches import WindowMatches
 from cwm_connector.store.pairing import open_home, require_catalog
 from cwm_connector.tiers.base import DurableTier
 from cwm_connector.tiers.open import open_tiers
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +157,8 @@ def build_engine(
 
 
 async def start_operations(engine: EngineContext) -> Dispatcher:
-    """Recover the home and return the operations, ready for the first call."""
-    tiers = tuple(engine.durable_tiers.values())
-    recovered = await engine.catalog.run(lambda catalog: recover(catalog, tiers, engine.claims))
-    logger.info(
-        "home %s: swept %d leftovers and %d orphans; %d chunks are damaged",
-        engine.settings.home,
-        recovered.leftovers,
-        recovered.orphans,
-        recovered.damaged,
-    )
+    """Return the operations, ready for the first call. The check of the home may go on."""
     operations = Dispatcher(engine)
+    await operations.home_check.start()
     await operations.prepare()
     return operations

@@ -69,6 +69,8 @@ class EngineContext:
     """As this process sees them, for maintenance that needs no worker. Fastest first."""
     claims: Claims
     freezes: FreezesUnderWay = field(default_factory=FreezesUnderWay)
+    uncompared: set[TierName] = field(default_factory=set)
+    """Tiers that were not compared with the catalog since the start. See home_check.py."""
     chunk_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held to write, move or remove chunks, so that no operation drops a chunk that another has decided to refer to."""
 

@@ -17,6 +17,7 @@ from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.delete import Deleter
 from cwm_connector.operations.freeze.freezer import Freezer
 from cwm_connector.operations.health import HealthReader
+from cwm_connector.operations.home_check import HomeCheck
 from cwm_connector.operations.queries import Queries
 from cwm_connector.operations.thaw.finder import CatalogFinder
 from cwm_connector.operations.thaw.thaw import Thawer
@@ -58,6 +59,7 @@ class Dispatcher:
 
     def __init__(self, engine: EngineContext) -> None:
         self._engine = engine
+        self.home_check = HomeCheck(engine)
         self.tiering = Tiering(engine)
         self._freezer = Freezer(engine, self.tiering)
         self._thawer = Thawer(engine, self.tiering)
@@ -68,15 +70,15 @@ class Dispatcher:
         self._importer = Importer(engine, self.tiering)
         self.auto = AutoFreezer(engine, self._freezer, self._deleter)
         self._queries = Queries(engine, self.auto)
-        self._health = HealthReader(engine)
+        self._health = HealthReader(engine, self.home_check)
         self.tier_probe = TierProbe(engine)
 
     async def prepare(self) -> None:
-        """Load the chunks' locations, the policy and the thaws of before a restart. Call it after recovery.
+        """Load the policy and the thaws of before a restart. Call it after `home_check.start`.
 
         From then on requests find their windows.
         """
-        await self.tiering.load_from_catalog()
+        self.tiering.load_from_catalog()
         await self.auto.load_from_catalog()
         await self._thawer.rebind()
         await self._finder.start()

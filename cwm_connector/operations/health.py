@@ -13,6 +13,7 @@ from cwm_connector.core.errors import CWMError
 from cwm_connector.core.folders import folder_state, free_space
 from cwm_connector.core.types import TierName
 from cwm_connector.operations.context import EngineContext
+from cwm_connector.operations.home_check import HomeCheck
 from cwm_connector.protocol.calls import HealthArgs
 from cwm_connector.protocol.stats import Component, Health, HealthState
 from cwm_connector.version import __version__
@@ -24,8 +25,9 @@ ANSWER_S: Final = 4.0
 class HealthReader:
     """One for each engine. Control thread only."""
 
-    def __init__(self, engine: EngineContext) -> None:
+    def __init__(self, engine: EngineContext, home_check: HomeCheck) -> None:
         self._engine = engine
+        self._home_check = home_check
         self._started = time.monotonic()
 
     async def health(self, args: HealthArgs) -> Health:
@@ -61,6 +63,10 @@ class HealthReader:
         known = f"{totals.windows} windows, {totals.chunks} blocks"
         if state is not None:
             return _component("catalog", "degraded", f"{known} as last known; {state}", begun)
+        if self._home_check.fault is not None:
+            return _component("catalog", "degraded", f"{known}; {self._home_check.fault}", begun)
+        if self._home_check.is_running:
+            known += "; its file and the tiers are still being checked"
         return _component("catalog", "healthy", known, begun)
 
     async def _cpu_health(self) -> Component:

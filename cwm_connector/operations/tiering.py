@@ -18,9 +18,9 @@ from typing import Final
 from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.control.async_helpers import run_periodically
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.types import ChunkKey, Micros, TierName, now_micros
+from cwm_connector.core.types import ChunkKey, TierName, now_micros
+from cwm_connector.operations.chunk_uses import ChunkUses
 from cwm_connector.operations.context import EngineContext, claimed
-from cwm_connector.tiers.policies import TierPolicy, new_policy
 
 logger = logging.getLogger(__name__)
 
@@ -39,40 +39,29 @@ class Tiering:
 
     def __init__(self, engine: EngineContext) -> None:
         self._engine = engine
-        self._policy: TierPolicy[ChunkKey] = new_policy(engine.settings.tier_policy)
-        self._used_at: dict[ChunkKey, Micros] = {}
+        self._uses = ChunkUses(engine)
         self._lost: list[ChunkKey] = []
         self._reviewed_at = 0.0
         self._below_disk = tuple(tier for tier in engine.durable_tiers if tier is not TierName.DISK)
         """Where chunks may go that leave the disk; fastest first."""
 
-    async def load_from_catalog(self) -> None:
-        """Load from the catalog where each chunk lies and when it was used last."""
-        rows, uses = await self._engine.catalog.run(lambda catalog: (catalog.all_chunks(), catalog.chunks_by_use()))
-        for tier in self._engine.durable_tiers:
-            self._engine.locations.record(tier, [row.key for row in rows if tier in row.tiers])
-        for key, at in uses:
-            self._note_use(key, at)
+    def load_from_catalog(self) -> None:
+        """Begin to load from the catalog where each chunk lies and when it was used last."""
+        self._uses.load()
 
     # --- called by operations -----------------------------------------------------------------------------------------
 
     def used(self, keys: Iterable[ChunkKey]) -> None:
         """Note that a freeze or a thaw uses these chunks now."""
-        now = now_micros()
-        for key in keys:
-            self._note_use(key, now)
+        self._uses.used(keys)
 
     def forget(self, keys: Iterable[ChunkKey]) -> None:
         """Drop what is known of deleted chunks."""
-        for key in keys:
-            self._policy.forget(key)
-            self._used_at.pop(key, None)
+        self._uses.forget(keys)
 
     async def apply_observations(self) -> None:
         """Record the uses and bad copies that loads have shown since the last call. The caller holds `chunk_lock`."""
-        for key in self._engine.locations.take_uses():
-            if key in self._used_at:
-                self._note_use(key, now_micros())
+        self._uses.seen(self._engine.locations.take_uses())
         for key, tier in self._engine.locations.take_bad():
             logger.warning("a chunk in the %s tier is missing or corrupt; it no longer counts as stored", tier.value)
             await self._record(tier, went=[key])
@@ -154,6 +143,7 @@ class Tiering:
         if not self._below_disk:
             return
         limit = self._engine.settings.disk_cache_bytes
+        await self._uses.loaded()
         await self.demote(self._aged())
         used = await self._disk_bytes()
         if used > HIGH_WATER * limit:
@@ -162,20 +152,17 @@ class Tiering:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _note_use(self, key: ChunkKey, at: Micros) -> None:
-        self._policy.used(key)
-        self._used_at[key] = at
-
     def _on_disk_coldest_first(self) -> Iterator[ChunkKey]:
         holds = self._engine.locations.holds
-        return (key for key in self._policy.coldest() if holds(TierName.DISK, key))
+        return (key for key in self._uses.coldest() if holds(TierName.DISK, key))
 
     def _aged(self) -> list[ChunkKey]:
         before = now_micros() - self._engine.settings.cold_after_hours * 3600 * 1_000_000
-        return [key for key in self._on_disk_coldest_first() if self._used_at[key] < before]
+        return [key for key in self._on_disk_coldest_first() if self._uses.used_at[key] < before]
 
     async def _coldest(self, n_bytes: int, protected: Collection[ChunkKey]) -> list[ChunkRow]:
         """Return the coldest chunks on disk that together take `n_bytes`, or none if all of them take less."""
+        await self._uses.loaded()
         chosen: list[ChunkRow] = []
         candidates = [key for key in self._on_disk_coldest_first() if key not in protected]
         for batch in _batches(candidates, 64):

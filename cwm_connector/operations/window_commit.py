@@ -12,6 +12,7 @@ from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.core.names import name_taken
 from cwm_connector.core.types import ChunkKey, TierName, now_micros
 from cwm_connector.operations.context import EngineContext
+from cwm_connector.operations.home_check import require_there
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.step.jobs import ClaimedChunk
 from cwm_connector.step.save_plan import SaveOrder
@@ -46,6 +47,8 @@ class WindowCommit:
         await self._tiering.apply_observations()
         keys = [chunk.key for chunk in chunks]
         stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
+        if await require_there(self._engine, tuple(stored.values())):
+            stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
         missing = [chunk for chunk in chunks if chunk.key not in stored or not stored[chunk.key].tiers]
         if missing:
             needed = sum(self._engine.stored_bytes(chunk.blocks) for chunk in missing)

@@ -36,6 +36,7 @@ from cwm_connector.catalog.base import (
     OutcomeUnknown,
     Proof,
     SessionRow,
+    StructureCheck,
     WindowPage,
     WindowQuery,
     WindowRow,
@@ -158,7 +159,14 @@ class RedisCatalog:
         return self._durable
 
     def state(self) -> str | None:
-        return None if self._follower.fault is None else self._follower.fault.message
+        damage = self._replica.catalog.state()
+        return damage if self._follower.fault is None else self._follower.fault.message
+
+    def structure_check(self) -> StructureCheck | None:
+        return self._replica.catalog.structure_check()
+
+    def refuse_writes(self, fault: str) -> None:
+        self._replica.catalog.refuse_writes(fault)
 
     def compact(self) -> int:
         """Make a checkpoint and remove the log's records before it, so that nothing of a deleted window is left."""
@@ -259,8 +267,8 @@ class RedisCatalog:
     def chunks_after(self, last: ChunkKey | None, limit: int) -> tuple[ChunkRow, ...]:
         return self._replica.catalog.chunks_after(last, limit)
 
-    def chunks_by_use(self) -> tuple[tuple[ChunkKey, Micros], ...]:
-        return self._replica.catalog.chunks_by_use()
+    def uses_after(self, last: ChunkKey | None, limit: int) -> tuple[tuple[ChunkRow, Micros], ...]:
+        return self._replica.catalog.uses_after(last, limit)
 
     def place(self, tier: TierName, came: Sequence[ChunkKey], went: Sequence[ChunkKey]) -> None:
         self._replica.catalog.place(tier, came, went)

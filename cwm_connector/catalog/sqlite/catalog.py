@@ -2,7 +2,8 @@
 
 `schema.py` says which invariants the tables have, `file.py` how a transaction becomes durable, and `rows.py` how a
 damaged row is detected. A *missing* row is detected because the table and its indexes differ. The engine compares all
-tables with their indexes when it opens the catalog. A reader compares a table when a query needs it for the first time.
+tables with their indexes when it opens the catalog, or soon afterwards if the file is large (`structure.py`). A reader
+compares a table when a query needs it for the first time.
 
 Only the thread that opened a catalog may use it. sqlite3 refuses any other thread, so there is no lock. Every method
 may block on the disk. Each method that writes is durable when it returns.
@@ -30,7 +31,6 @@ from cwm_connector.catalog.base import (
 )
 from cwm_connector.catalog.sqlite.check import first_inconsistency, table_damage
 from cwm_connector.catalog.sqlite.chunks import (
-    by_use,
     chunk_entries,
     chunks_where,
     delete_chunks,
@@ -40,6 +40,7 @@ from cwm_connector.catalog.sqlite.chunks import (
     open_beginnings,
     open_windows_with,
     place,
+    uses_after,
 )
 from cwm_connector.catalog.sqlite.chunks import windows_with as names_with
 from cwm_connector.catalog.sqlite.file import BUSY_TIMEOUT_S, SqliteFile
@@ -54,6 +55,7 @@ from cwm_connector.catalog.sqlite.snapshots import (
     read_snapshot,
     read_token_ids,
 )
+from cwm_connector.catalog.sqlite.structure import StructureCheck
 from cwm_connector.catalog.sqlite.thaws import (
     add_binding,
     all_bindings,
@@ -233,9 +235,9 @@ class SqliteCatalog:
         with self._reading("chunks") as db:
             return chunks_where(db, "WHERE key > ? ORDER BY key LIMIT ?", (last or b"", limit))
 
-    def chunks_by_use(self) -> tuple[tuple[ChunkKey, Micros], ...]:
+    def uses_after(self, last: ChunkKey | None, limit: int) -> tuple[tuple[ChunkRow, Micros], ...]:
         with self._reading("windows", "snapshot_chunks", "chunks") as db:
-            return by_use(db)
+            return uses_after(db, last, limit)
 
     def windows_with(self, keys: Sequence[ChunkKey]) -> dict[ChunkKey, tuple[str, ...]]:
         """Return the names of the windows for each of `keys`, an empty tuple for a key that no window holds."""
@@ -317,7 +319,15 @@ class SqliteCatalog:
         return True
 
     def state(self) -> str | None:
-        return None
+        fault = self._file.fault
+        return None if fault is None else f"its file is damaged ({fault}); stop the engine and restore it from a backup"
+
+    def structure_check(self) -> StructureCheck | None:
+        return self._file.unchecked
+
+    def refuse_writes(self, fault: str) -> None:
+        self._file.fault = fault
+        raise self._inconsistent(fault)
 
     def compact(self) -> int:
         return self._file.compact()

@@ -84,11 +84,8 @@ def definitions(db: sqlite3.Connection) -> int:
     return seal("definitions", *rows)
 
 
-def structural_damage(db: sqlite3.Connection) -> str | None:
-    """Return what is wrong with the pages of the file, or between a table and its indexes, or None."""
-    (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
-    if verdict != "ok":
-        return str(verdict)
+def words_damage(db: sqlite3.Connection) -> str | None:
+    """Return None if the index of words fits the words. Raises sqlite3.Error for damage. Needs the writer's lock."""
     if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'window_words'").fetchone():
         # Changes nothing. `integrity_check` does not check the index of words.
         db.execute("INSERT INTO window_words (window_words) VALUES ('integrity-check')")

@@ -21,13 +21,12 @@ _CHANGE_COUNTERS: Final = "UPDATE chunks SET refs = ?, owners = ?, digest = ? WH
 """A statement of its own, because each change of `tiers` runs a trigger."""
 _KEYS_PER_STATEMENT: Final = 128
 """Keys that one statement looks up. A statement costs as much as the look-up of several keys."""
-_BY_USE: Final = """
-    WITH used AS (
-        SELECT snapshot_id, max(max(created_at, ifnull(thawed_at, 0))) AS at FROM windows GROUP BY snapshot_id
-    )
-    SELECT c.key, ifnull(max(used.at), 0) AS at
-    FROM chunks c LEFT JOIN snapshot_chunks h ON h.chunk_id = c.id LEFT JOIN used ON used.snapshot_id = h.snapshot_id
-    GROUP BY c.id ORDER BY at, c.id
+_USES: Final = f"""
+    SELECT {_FIELDS}, ifnull((
+        SELECT max(max(w.created_at, ifnull(w.thawed_at, 0)))
+        FROM snapshot_chunks h JOIN windows w ON w.snapshot_id = h.snapshot_id WHERE h.chunk_id = chunks.id
+    ), 0)
+    FROM chunks WHERE key > ? ORDER BY key LIMIT ?
 """
 _BEGINNINGS: Final = """
     SELECT c.key, c.tokens FROM snapshots s
@@ -179,9 +178,9 @@ def delete_chunks(db: sqlite3.Connection, keys: Iterable[ChunkKey]) -> None:
     db.executemany("DELETE FROM chunks WHERE key = ?", ((key,) for key in keys))
 
 
-def by_use(db: sqlite3.Connection) -> tuple[tuple[ChunkKey, Micros], ...]:
-    """Return all keys with the time of their last use, oldest first. The time is 0 if no window holds the chunk."""
-    return tuple((ChunkKey(key), Micros(at)) for key, at in db.execute(_BY_USE))
+def uses_after(db: sqlite3.Connection, last: ChunkKey | None, limit: int) -> tuple[tuple[ChunkRow, Micros], ...]:
+    """Return the next rows after `last` by key, with the time of the last use, 0 if no window holds the chunk."""
+    return tuple((checked(fields[:-1]).chunk, Micros(fields[-1])) for fields in db.execute(_USES, (last or b"", limit)))
 
 
 def windows_with(db: sqlite3.Connection, key: ChunkKey) -> tuple[str, ...]:

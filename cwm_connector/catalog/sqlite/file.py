@@ -14,8 +14,9 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from cwm_connector.catalog.sqlite.check import definitions, structural_damage
+from cwm_connector.catalog.sqlite.check import definitions
 from cwm_connector.catalog.sqlite.schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
+from cwm_connector.catalog.sqlite.structure import LIMIT_S, StructureCheck, Unfinished, structural_damage
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.units import MIB
 
@@ -98,13 +99,20 @@ class SqliteFile:
         self._connection = connection
         self.path = path
         self._inode = inode
+        self.unchecked: StructureCheck | None = None
+        """What is left of the check when the file was opened."""
+        self.fault: str | None = None
+        """Why the file is not written to any more: damage that was found after the start."""
 
     @classmethod
-    def open(cls, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S, home_id: str = "") -> "SqliteFile":
+    def open(
+        cls, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S, home_id: str = "", check_s: float = LIMIT_S
+    ) -> "SqliteFile":
         """Open the file for the engine. Create it with mode 0600 if it is missing, check it and update its schema.
 
-        The check reads the whole file, which takes a third of a second for 10,000 windows. `home_id` is the id of the
-        CWM_HOME that the catalog must belong to. A catalog that has no id yet takes this one.
+        If the check of the structure takes longer than `check_s`, `unchecked` is left to do. A file of an older schema
+        is checked completely. `home_id` is the id of the CWM_HOME that the catalog must belong to. A catalog that has
+        no id yet takes this one.
         Raises `Code.WRITE_FAILED` if the file can't be created, `Code.CORRUPT` if it is not a catalog, is damaged,
         comes from a newer version or belongs to another CWM_HOME.
         """
@@ -119,7 +127,7 @@ class SqliteFile:
             _refuse_truncated(path)
             connection = _connect(str(path), busy_timeout_s)
             try:
-                _require_sound(connection, path, _version(connection, path))
+                checked = _require_sound(connection, path, _version(connection, path), check_s)
                 _use_write_ahead_log(connection, path)
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA foreign_keys = ON")
@@ -127,6 +135,7 @@ class SqliteFile:
                 connection.execute("PRAGMA secure_delete = ON")
                 connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
                 file = cls(connection, str(path), _inode(path))
+                file.unchecked = None if checked else StructureCheck(path)
                 with file.writing():  # so that another home's catalog stays unchanged
                     _migrate(file)
                     _require_home(file, home_id)
@@ -193,8 +202,11 @@ class SqliteFile:
         """Run a write transaction. It is durable when the block ends, and an exception in the block undoes it.
 
         Within another transaction it is a part of that one, and becomes durable or is undone with it.
-        Raises `Code.WRITE_FAILED` if the file is no longer at its path, where it would be found later.
+        Raises `Code.WRITE_FAILED` if the file is no longer at its path, where it would be found later, `Code.CORRUPT`
+        if it was found damaged.
         """
+        if self.fault is not None:
+            raise _damaged(Path(self.path), self.fault)
         self._require_in_place()
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
@@ -317,13 +329,18 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     return int(version)
 
 
-def _require_sound(connection: sqlite3.Connection, path: Path, version: int) -> None:
-    """Raise `Code.CORRUPT` if the structure of the file is damaged."""
-    if version == SCHEMA_VERSION:
+def _require_sound(connection: sqlite3.Connection, path: Path, version: int, limit_s: float) -> bool:
+    """Raise `Code.CORRUPT` if the structure of the file is damaged. Return False if the check was too long."""
+    is_current = version == SCHEMA_VERSION
+    if is_current:
         _require_our_definitions(connection, path)
-    fault = structural_damage(connection)
+    try:
+        fault = structural_damage(connection, limit_s if is_current else None)
+    except Unfinished:
+        return False
     if fault is not None:
         raise _damaged(path, fault)
+    return True
 
 
 def _require_our_definitions(connection: sqlite3.Connection, path: Path) -> None:

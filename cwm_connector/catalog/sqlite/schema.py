@@ -149,7 +149,7 @@ _SECOND: Final = (
     "ALTER TABLE bindings ADD COLUMN digest INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE sessions ADD COLUMN digest INTEGER NOT NULL DEFAULT 0",
     "CREATE INDEX snapshot_chunks_by_chunk ON snapshot_chunks (chunk_id)",
-    # Covering indexes for `chunks_by_use`, the windows of a session and the children of a window.
+    # Covering indexes for `uses_after`, the windows of a session and the children of a window.
     "DROP INDEX windows_by_snapshot",
     "CREATE INDEX windows_by_snapshot ON windows (snapshot_id, created_at, thawed_at)",
     "DROP INDEX windows_by_session",

@@ -75,7 +75,7 @@ def test_what_a_start_reads_from_a_killed_engine_s_log_is_durable_before_anythin
 
 FOUND = """
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
-from cwm_connector.operations.recovery import recover
+from tests.support.recovery import recover
 from cwm_connector.core.folders import private_folder
 from cwm_connector.core.types import TierName
 from cwm_connector.tiers.disk.tier import DiskTier

@@ -13,10 +13,10 @@ from cwm_connector.catalog.base import (
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.types import ChunkKey, Micros, TierName
 from cwm_connector.operations.claims import Claims
-from cwm_connector.operations.recovery import recover
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import ChunkHeader, seal, sealed_bytes
 from cwm_connector.tiers.disk.tier import DiskTier
+from tests.support.recovery import recover
 
 SIZE = sealed_bytes(8192)
 MINE = Claims("mine", shared=False, since=Micros(0))
@@ -101,7 +101,7 @@ def test_a_chunk_without_one_rank_s_part_counts_as_damaged(store) -> None:
     put(disk, 2, rank=1)
     rows = [ChunkRow(key(number), 16, 2 * SIZE) for number in (1, 2)]
     catalog.commit_window(replace(window("w", 1, 2), stored=rows))
-    assert recover(catalog, [disk], MINE).damaged == 1
+    assert recover(catalog, [disk], MINE, ranks=2).damaged == 1
     assert [bool(row.tiers) for row in catalog.chunks_of("w")] == [False, True]
 
 

@@ -70,7 +70,7 @@ async def test_chunks_over_the_age_limit_are_moved_and_younger_ones_stay(engine:
     await frozen(engine, "old", text(1))
     await frozen(engine, "young", text(2))
     for row in await engine.catalog.run(lambda catalog: catalog.chunks_of("old")):
-        tiering._used_at[row.key] = Micros(0)
+        tiering._uses.used_at[row.key] = Micros(0)
     await tiering.review()
     assert "disk" not in await tiers_of(engine, "old")
     assert "redis" not in await tiers_of(engine, "young")

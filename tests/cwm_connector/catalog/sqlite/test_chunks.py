@@ -8,7 +8,7 @@ import pytest
 from cwm_connector.catalog.base import Binding, ChunkRow, TierTotals
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.types import ChunkKey, Claim, TierName
+from cwm_connector.core.types import ChunkKey, Claim, Micros, TierName
 from tests.cwm_connector.catalog.samples import at, chain, content, new_window, sizes
 
 DISK, REDIS = TierName.DISK, TierName.REDIS
@@ -83,17 +83,26 @@ def test_a_walk_over_the_chunks_goes_on_where_it_stopped(catalog: SqliteCatalog)
     assert walked == sorted(chunks, key=lambda row: row.key)
 
 
-def test_chunks_are_ordered_by_the_last_freeze_or_thaw_of_their_windows(catalog: SqliteCatalog) -> None:
+def uses(catalog: SqliteCatalog) -> dict[ChunkKey, Micros]:
+    """Return the uses, read two at a time."""
+    found: list[tuple[ChunkRow, Micros]] = []
+    while page := catalog.uses_after(found[-1][0].key if found else None, 2):
+        found += page
+    assert [row for row, _ in found] == sorted(catalog.all_chunks(), key=lambda row: row.key)
+    return {row.key: at for row, at in found}
+
+
+def test_a_chunk_s_use_is_the_last_freeze_or_thaw_of_its_windows(catalog: SqliteCatalog) -> None:
     old, shared, new, loose = chain("a", 4)
     catalog.commit_window(new_window("old", [old, shared], stored=[old, shared, loose], created_at=at(1)))
     catalog.commit_window(new_window("new", [shared, new], created_at=at(5)))
-    assert catalog.chunks_by_use() == ((loose.key, 0), (old.key, at(1)), (shared.key, at(5)), (new.key, at(5)))
+    assert uses(catalog) == {loose.key: 0, old.key: at(1), shared.key: at(5), new.key: at(5)}
     catalog.clone_window("old", "copy", None, None, at(7))
     catalog.bind(Binding("copy", "bob", b"1" * 32, at(9)))
     catalog.tag_window("new", ["a"], [], None, at(20))
-    assert catalog.chunks_by_use() == ((loose.key, 0), (new.key, at(5)), (old.key, at(9)), (shared.key, at(9)))
+    assert uses(catalog) == {loose.key: 0, new.key: at(5), old.key: at(9), shared.key: at(9)}
     catalog.delete_window("copy")
-    assert dict(catalog.chunks_by_use()) == {loose.key: 0, old.key: at(1), shared.key: at(5), new.key: at(5)}
+    assert uses(catalog) == {loose.key: 0, old.key: at(1), shared.key: at(5), new.key: at(5)}
 
 
 def test_the_windows_that_hold_a_chunk_are_named(catalog: SqliteCatalog) -> None:

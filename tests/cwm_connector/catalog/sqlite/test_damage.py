@@ -78,7 +78,7 @@ QUESTIONS: dict[str, Question] = {
     "totals": lambda catalog: catalog.totals(),
     "chunks": lambda catalog: catalog.all_chunks(),
     "walk": lambda catalog: (catalog.chunks_after(None, 5), catalog.chunks_after(KEYS[3], 50)),
-    "use": lambda catalog: catalog.chunks_by_use(),
+    "use": lambda catalog: catalog.uses_after(None, 100),
     "holders": lambda catalog: catalog.windows_with(KEYS),
     "stored": lambda catalog: catalog.stored(KEYS),
     "notes": lambda catalog: (catalog.noted("cursor"), catalog.noted("none")),
