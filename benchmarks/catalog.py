@@ -28,6 +28,7 @@ from cwm_connector.catalog.base import (
     SortBy,
     WindowQuery,
 )
+from cwm_connector.catalog.session_pages import SessionQuery
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.types import ChunkKey, Micros, TierName
 
@@ -134,7 +135,7 @@ def reads(catalog: SqliteCatalog, windows: int, choose: random.Random) -> Iterat
 def walks(catalog: SqliteCatalog) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield the calls that read everything, as a demotion or a start does."""
     yield "all chunks", catalog.all_chunks
-    yield "sessions", catalog.sessions
+    yield "sessions, newest 50", lambda: catalog.sessions(SessionQuery())
 
 
 def writes(catalog: SqliteCatalog, rounds: int, minute: int) -> dict[str, list[float]]:

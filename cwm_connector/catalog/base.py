@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from cwm_connector.catalog.session_pages import SessionPage, SessionQuery
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, Micros, TierName
 
@@ -371,8 +372,14 @@ class Catalog(Protocol):
     def session(self, session_id: str) -> SessionRow | None:
         """Return the session, or None if it was never frozen or thawed."""
 
-    def sessions(self) -> tuple[SessionRow, ...]:
-        """Return all sessions that were frozen or thawed, the one with the newest event first."""
+    def sessions(self, query: SessionQuery) -> SessionPage:
+        """Return a page of the sessions that were frozen or thawed, the one with the newest event first.
+
+        One that no window was frozen from and none was thawed into any more is kept among the newest 1,024.
+        """
+
+    def sessions_of(self, session_ids: Sequence[str]) -> dict[str, SessionRow]:
+        """Return those of these sessions that were frozen or thawed."""
 
     def totals(self) -> CatalogTotals:
         """Return the number and the size of all windows and chunks."""

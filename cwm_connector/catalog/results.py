@@ -24,6 +24,7 @@ from cwm_connector.catalog.base import (
     WindowQuery,
     WindowRow,
 )
+from cwm_connector.catalog.session_pages import SessionPage, SessionQuery
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_tags
 from cwm_connector.core.speaker import check_session_id
@@ -277,17 +278,33 @@ def live_session_item(live: LiveSession, row: SessionRow | None) -> results.Sess
     )
 
 
-def session_page(items: Sequence[results.SessionItem], args: SessionsArgs) -> results.SessionList:
-    """Return session_list's result: the page of `items` that the arguments select, in the order given.
+def session_page(
+    live: Sequence[results.SessionItem], args: SessionsArgs, stored: Callable[[SessionQuery], SessionPage]
+) -> results.SessionList:
+    """Return session_list's result: a page of the engine's sessions, then of other `stored` ones.
 
     Raises: `Code.ARGUMENT` for a wrong argument.
     """
     _check_page(args)
     if args.state_filter not in (None, *SessionState):
         raise CWMError(Code.ARGUMENT, f"state_filter is {args.state_filter!r}; use one of {', '.join(SessionState)}")
-    matching = [item for item in items if args.state_filter in (None, item.state) and args.model in (None, item.model)]
+    matching = [item for item in live if args.state_filter in (None, item.state) and args.model in (None, item.model)]
     end = args.offset + args.limit
-    return results.SessionList(sessions=matching[args.offset : end], total=len(matching), has_more=end < len(matching))
+    page = list(matching[args.offset : end])
+    total = len(matching)
+    if args.state_filter in (None, *SessionEvent):
+        more = stored(
+            SessionQuery(
+                event=None if args.state_filter is None else SessionEvent(args.state_filter),
+                model=args.model,
+                without=[item.session_id for item in live],
+                limit=args.limit - len(page),
+                offset=max(0, args.offset - len(matching)),
+            )
+        )
+        page += [session_item(row) for row in more.sessions]
+        total += more.total
+    return results.SessionList(sessions=page, total=total, has_more=end < total)
 
 
 def session_status(item: results.SessionItem, row: SessionRow | None) -> results.Status:

@@ -95,7 +95,8 @@ class Queries:
     async def sessions(self, args: SessionsArgs) -> SessionList:
         """Return one page of sessions: the engine's own, then those that only the catalog remembers."""
         wait_s = LIST_WAITS_S if self._engine.scheduler.is_answering else STATUS_WAITS_S
-        return results.session_page(await self._session_items(wait_s), args)
+        live = await self._live_items(wait_s)
+        return await self._engine.catalog.run(lambda catalog: results.session_page(live, args, catalog.sessions))
 
     async def resumable(self, args: ResumableArgs) -> Resumable:
         """Return what a session that is resumed can load. Raises: `Code.SESSION_ID`."""
@@ -194,23 +195,27 @@ class Queries:
             ) from None
 
     async def _session_status(self, session_id: str) -> Status:
-        item = next((each for each in await self._session_items(STATUS_WAITS_S) if each.session_id == session_id), None)
+        live = await self._live_items(STATUS_WAITS_S)
+        row = await self._engine.catalog.run(lambda catalog: catalog.session(session_id))
+        item = next((each for each in live if each.session_id == session_id), None)
+        if item is None and row is not None:
+            item = results.session_item(row)
         if item is None:
             raise CWMError(
                 Code.SESSION_NOT_FOUND,
                 f"no session {session_id!r}; session_list shows the ones that are known",
                 session_id=session_id,
             )
-        row = await self._engine.catalog.run(lambda catalog: catalog.session(session_id))
         return results.session_status(item, row)
 
-    async def _session_items(self, wait_s: float) -> list[SessionItem]:
-        """Return the engine's sessions, last active first, then those that only the catalog remembers."""
+    async def _live_items(self, wait_s: float) -> list[SessionItem]:
+        """Return the engine's sessions, last active first."""
         live, fresh = await self._live_sessions(wait_s)
-        stored = {row.session_id: row for row in await self._engine.catalog.run(lambda catalog: catalog.sessions())}
+        ids = [view.session_id for view, _ in live]
+        stored = await self._engine.catalog.run(lambda catalog: catalog.sessions_of(ids))
         items = []
         for view, cached in live:
-            row = stored.pop(view.session_id, None)
+            row = stored.get(view.session_id)
             state = _state(view, row)
             session = LiveSession(
                 session_id=view.session_id,
@@ -227,7 +232,7 @@ class Queries:
                 head_reason=None if view.head_reason is None else view.head_reason.sentence,
             )
             items.append(results.live_session_item(session, row))
-        return items + [results.session_item(row) for row in stored.values()]
+        return items
 
     async def _live_sessions(self, wait_s: float) -> Sessions:
         pending = self._pending_views

@@ -51,8 +51,7 @@ class OfflineCatalog:
 
     def sessions(self, args: SessionsArgs) -> SessionList:
         """Return the sessions that were ever frozen or thawed, as they were then."""
-        rows = self._read(lambda catalog: catalog.sessions())
-        return results.session_page([results.session_item(row) for row in rows], args)
+        return self._read(lambda catalog: results.session_page([], args, catalog.sessions))
 
     def stats(self) -> StoreStats:
         totals = self.totals()

@@ -17,10 +17,12 @@ class Moment(enum.StrEnum):
     RESTARTED = "after kill -9"
 
 
-BLOCKS: Final = (1, 2, 3, 5, 8)
-"""Whole blocks of the prompt, more or less."""
+UNIT: Final = 128
+"""Tokens: vLLM's block on the CPU build, and eight of them on CUDA."""
+LENGTHS: Final = (1, 2, 3, 5, 8)
+"""Of the prompts, in units."""
 RESTS: Final = (-8, 5, 60)
-"""Tokens beside them. With -8 the answer completes the last block, and with any of them the cue begins no block."""
+"""Tokens more than that. With -8 the answer completes a block, and with none of them the cue begins one."""
 BRANCHES: Final = (None, 0.3, 0.5, 1.0)
 """Which part of an earlier window's tokens a window begins with. None: none of them."""
 
@@ -30,7 +32,7 @@ class Case:
     """One window. `seed` decides its text."""
 
     seed: int
-    blocks: int
+    units: int
     rest: int
     branch: float | None
     moment: Moment
@@ -41,14 +43,19 @@ class Case:
     def name(self) -> str:
         return f"certify-{self.seed}"
 
+    @property
+    def length(self) -> int:
+        """The prompt's tokens."""
+        return self.units * UNIT + self.rest
+
 
 def cases(windows: int, seed: int) -> list[Case]:
     """Return the cases of a run. The first one branches off nothing, as there is nothing yet."""
     dice = Random(seed)
-    kinds = list(itertools.product(Moment, BLOCKS, RESTS, BRANCHES))
+    kinds = list(itertools.product(Moment, LENGTHS, RESTS, BRANCHES))
     dice.shuffle(kinds)
     found = []
-    for number, (moment, blocks, rest, branch) in zip(range(windows), itertools.cycle(kinds), strict=False):
+    for number, (moment, units, rest, branch) in zip(range(windows), itertools.cycle(kinds), strict=False):
         load = dice.random() < 0.25
-        found.append(Case(1000 * seed + number, blocks, rest, branch if number else None, moment, load))
+        found.append(Case(1000 * seed + number, units, rest, branch if number else None, moment, load))
     return found

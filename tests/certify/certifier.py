@@ -92,28 +92,26 @@ class Certifier:
 
     async def _make(self, cwm: Tools, case: Case) -> Made:
         talk = await self._talk(case)
-        own = await talk.branch(talk.session_id).say(talk.cue(), TOKENS, logprobs=LOGPROBS)
-        plain = talk.branch(None)
-        hit = await plain.say(talk.cue(), TOKENS, logprobs=LOGPROBS)
-        restorable = talk.full_blocks(self._block_tokens)
+        prompt, restorable = [*talk.ids, *talk.cue()], talk.full_blocks(self._block_tokens)
+        own = await self._api.complete(prompt, TOKENS, session_id=talk.session_id, logprobs=LOGPROBS)
+        hit = await self._api.complete(prompt, TOKENS, logprobs=LOGPROBS)
         for what, answer in (("uninterrupted session", own), ("prefix hit", hit)):
-            if answer.local_hits != restorable:
-                self.report.failures.append(f"{case}: the {what} hit {answer.local_hits} of {restorable} tokens")
+            if answer.cached_tokens != restorable:
+                self.report.failures.append(f"{case}: the {what} hit {answer.cached_tokens} of {restorable} tokens")
         async with self._load(case):
             frozen = await cwm.call("window_freeze", session_id=case.name, window_name=case.name, prove=not case.load)
         if not case.load and frozen.get("proof") is None:
             self.report.failures.append(f"{case}: {frozen.get('no_proof')}")
-        return Made(case, list(talk.ids), plain.ids[:-TOKENS], restorable, own.completion, hit.completion)
+        return Made(case, list(talk.ids), prompt, restorable, own, hit)
 
     async def _talk(self, case: Case) -> Talk:
         """A session of one turn, which begins like an earlier one if the case says so."""
         script = await prompt_of(self._api, case.seed, SCRIPT)
         talk = Talk(self._api, case.name, script=script)
-        length = case.blocks * self._block_tokens + case.rest
         if case.branch is not None and self._talks:
             before = self._talks[case.seed % len(self._talks)]
-            talk.ids = before[: min(int(len(before) * case.branch), length - 1)]
-        await talk.say(talk.cue(length - len(talk.ids)), ANSWER)
+            talk.ids = before[: min(int(len(before) * case.branch), case.length - 1)]
+        await talk.say(talk.cue(case.length - len(talk.ids)), ANSWER)
         self._talks.append(list(talk.ids))
         return talk
 
@@ -126,23 +124,22 @@ class Certifier:
 
     async def _compare(self, cwm: Tools, one: Made) -> None:
         case = one.case
-        before = await self._api.counters()
+        first: Completion | None = None
         async with self._load(case):
             thawed = await cwm.call("window_thaw", window_name=case.name, new_session_id=f"{case.name}-again")
             if case.load:
                 # The blocks are loaded beside the others. The answer that is compared finds them in the prefix cache.
-                await self._api.complete(one.prompt, 1, cache_salt=thawed["cache_salt"])
-        heard = await self._api.measure(one.prompt, TOKENS, cache_salt=thawed["cache_salt"], logprobs=LOGPROBS)
-        restored = (await self._api.counters()).external_hits - before.external_hits
+                first = await self._api.complete(one.prompt, 1, cache_salt=thawed["cache_salt"])
+        heard = await self._api.complete(one.prompt, TOKENS, cache_salt=thawed["cache_salt"], logprobs=LOGPROBS)
         self.report.compared.append(
             Compared(
                 case=case,
                 tokens=len(one.ids) - 1,
                 restorable=one.restorable,
-                restored=restored,
+                restored=(first or heard).cached_tokens,
                 tiers=tuple(sorted(thawed["restored_by_tier"])),
-                to_hit=difference(heard.completion, one.hit),
-                to_uninterrupted=difference(heard.completion, one.uninterrupted),
+                to_hit=difference(heard, one.hit),
+                to_uninterrupted=difference(heard, one.uninterrupted),
                 proof=None if case.load else await self._proof(cwm, case),
             )
         )

@@ -18,7 +18,7 @@ class Compared:
     restorable: int
     """The window's tokens in whole blocks."""
     restored: int
-    """Tokens that vLLM's own counter says were loaded."""
+    """Cached tokens, by vLLM, of the first request with the thaw's salt. No other request has filled blocks for it."""
     tiers: tuple[str, ...]
     """Where the thaw found them."""
     to_hit: Difference
@@ -76,7 +76,7 @@ class Report:
             _counted("loaded from", Counter("+".join(each.tiers) for each in self.compared)),
             _counted("branch of another window", Counter("yes" if case.branch else "no" for case in cases)),
             _counted("load beside it", Counter("yes" if case.load else "no" for case in cases)),
-            f"{sum(each.restored for each in self.compared)} tokens restored, by vLLM's counter",
+            f"{sum(each.restored for each in self.compared)} tokens restored, by vLLM's usage",
             f"equal to a prefix hit, tokens and logprobs: {sum(each.to_hit.none for each in self.compared)}",
             f"equal to the uninterrupted session: {sum(each.to_uninterrupted.none for each in self.compared)}",
             _counted("proofs", proofs),

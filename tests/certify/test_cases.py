@@ -2,17 +2,16 @@
 
 import pytest
 
-from tests.certify.cases import BLOCKS, BRANCHES, RESTS, Moment, cases
+from tests.certify.cases import BRANCHES, LENGTHS, RESTS, UNIT, Moment, cases
 
-BLOCK_TOKENS = 128
-ANSWER, CUE, TOKENS = 12, 8, 16
+ANSWER, CUE = 12, 8
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_hundred_windows_have_every_length_branch_and_moment(seed: int) -> None:
     found = cases(104, seed)
     assert len({each.name for each in found}) == 104
-    assert {each.blocks for each in found} == set(BLOCKS) and {each.rest for each in found} == set(RESTS)
+    assert {each.units for each in found} == set(LENGTHS) and {each.rest for each in found} == set(RESTS)
     assert {each.branch for each in found} == set(BRANCHES) and found[0].branch is None
     assert {each.moment for each in found} == set(Moment)
     assert 10 < sum(each.load for each in found) < 50
@@ -23,9 +22,10 @@ def test_a_seed_decides_everything() -> None:
     assert cases(30, 1) != cases(30, 2)
 
 
+@pytest.mark.parametrize("block_tokens", [16, UNIT])
 @pytest.mark.parametrize("rest", RESTS)
-def test_a_prefix_hit_and_the_session_itself_find_the_same_blocks(rest: int) -> None:
+def test_a_prefix_hit_and_the_session_itself_find_the_same_blocks(rest: int, block_tokens: int) -> None:
     """Otherwise the requests would compute different tokens, and their logprobs would differ by that alone."""
-    computed = 5 * BLOCK_TOKENS + rest + ANSWER - 1
-    last = computed + 1 + CUE + TOKENS
-    assert computed // BLOCK_TOKENS == last // BLOCK_TOKENS
+    computed = 5 * UNIT + rest + ANSWER - 1
+    prompt = computed + 1 + CUE
+    assert computed // block_tokens == (prompt - 1) // block_tokens

@@ -41,6 +41,7 @@ from cwm_connector.catalog.base import (
     WindowQuery,
     WindowRow,
 )
+from cwm_connector.catalog.session_pages import SessionPage, SessionQuery
 from cwm_connector.catalog.shared.append import Moved, append
 from cwm_connector.catalog.shared.changes import (
     Barrier,
@@ -245,8 +246,11 @@ class RedisCatalog:
     def session(self, session_id: str) -> SessionRow | None:
         return self._follower.fresh().session(session_id)
 
-    def sessions(self) -> tuple[SessionRow, ...]:
-        return self._follower.fresh().sessions()
+    def sessions(self, query: SessionQuery) -> SessionPage:
+        return self._follower.fresh().sessions(query)
+
+    def sessions_of(self, session_ids: Sequence[str]) -> dict[str, SessionRow]:
+        return self._follower.fresh().sessions_of(session_ids)
 
     def totals(self) -> CatalogTotals:
         return self._follower.fresh().totals()

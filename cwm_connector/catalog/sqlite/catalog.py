@@ -29,6 +29,7 @@ from cwm_connector.catalog.base import (
     WindowQuery,
     WindowRow,
 )
+from cwm_connector.catalog.session_pages import SessionPage, SessionQuery
 from cwm_connector.catalog.sqlite.check import first_inconsistency, table_damage
 from cwm_connector.catalog.sqlite.chunks import (
     chunk_entries,
@@ -59,11 +60,13 @@ from cwm_connector.catalog.sqlite.structure import StructureCheck
 from cwm_connector.catalog.sqlite.thaws import (
     add_binding,
     all_bindings,
-    all_sessions,
+    forget_unused_sessions,
     last_thaw_into,
-    one_session,
     read_proof,
     remember_session,
+    session_page,
+    sessions_bound_to,
+    sessions_of,
     write_proof,
 )
 from cwm_connector.catalog.sqlite.tokens import TOKEN_BYTES
@@ -165,7 +168,9 @@ class SqliteCatalog:
         with self._writing() as db:
             window = self._find(db, name)
             snapshot_id = snapshot_of(db, window, name)
+            sessions = sessions_bound_to(db, window)
             delete_window(db, window)
+            forget_unused_sessions(db, sessions)
             if db.execute("SELECT 1 FROM windows WHERE snapshot_id = ?", (snapshot_id,)).fetchone():
                 count_windows(db, snapshot_id, -1)
                 count = db.execute("SELECT count(*) FROM snapshot_chunks WHERE snapshot_id = ?", (snapshot_id,))
@@ -295,11 +300,15 @@ class SqliteCatalog:
 
     def session(self, session_id: str) -> SessionRow | None:
         with self._reading("windows", "sessions") as db:
-            return one_session(db, session_id)
+            return sessions_of(db, [session_id]).get(session_id)
 
-    def sessions(self) -> tuple[SessionRow, ...]:
+    def sessions(self, query: SessionQuery) -> SessionPage:
         with self._reading("windows", "sessions") as db:
-            return all_sessions(db)
+            return session_page(db, query)
+
+    def sessions_of(self, session_ids: Sequence[str]) -> dict[str, SessionRow]:
+        with self._reading("windows", "sessions") as db:
+            return sessions_of(db, session_ids)
 
     # --- the catalog itself ---
 

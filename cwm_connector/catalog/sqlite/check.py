@@ -6,11 +6,12 @@ it is large.
 
 import sqlite3
 
+from cwm_connector.catalog.session_pages import SessionQuery
 from cwm_connector.catalog.sqlite.chunks import chunks_where
 from cwm_connector.catalog.sqlite.notes import read_note
 from cwm_connector.catalog.sqlite.rows import seal
 from cwm_connector.catalog.sqlite.snapshots import read_chunks, read_snapshot, read_token_ids
-from cwm_connector.catalog.sqlite.thaws import all_bindings, all_sessions, read_proof
+from cwm_connector.catalog.sqlite.thaws import all_bindings, read_proof, session_page
 from cwm_connector.catalog.sqlite.totals import read_totals
 from cwm_connector.catalog.sqlite.windows import read_window
 from cwm_connector.core.errors import CWMError
@@ -121,7 +122,7 @@ def _read_everything(db: sqlite3.Connection) -> None:
     """Raise `Code.CORRUPT` for a row that fails its checksum."""
     read_totals(db)
     all_bindings(db)
-    all_sessions(db)
+    session_page(db, SessionQuery(limit=-1))
     chunks_where(db)
     for (name,) in db.execute("SELECT name FROM notes").fetchall():
         read_note(db, name)

@@ -5,12 +5,14 @@ The functions read and check the rows, and seal and write them.
 Every function runs inside the caller's transaction.
 """
 
+import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from cwm_connector.catalog.base import Binding, Proof, SessionEvent, SessionRow
+from cwm_connector.catalog.session_pages import SessionPage, SessionQuery
 from cwm_connector.catalog.sqlite.chunks import next_id
 from cwm_connector.catalog.sqlite.rows import damaged, damaged_window, seal
 from cwm_connector.catalog.sqlite.windows import Window
@@ -18,6 +20,8 @@ from cwm_connector.core.types import Micros
 
 BINDINGS: Final = 1024
 """The newest bindings that are kept. Each costs memory at every start, and an old thaw can be repeated."""
+SESSIONS: Final = 1024
+"""The newest sessions, which are kept although no window was frozen from them and none was thawed into them."""
 
 _BINDING: Final = """
     SELECT w.name, b.id, b.window_id, b.session_id, b.salt_hash, b.created_at, b.digest
@@ -27,6 +31,13 @@ _SESSION: Final = "SELECT session_id, model, token_count, event, created_at, upd
 _REMEMBER: Final = "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)"
 _FROZEN: Final = "SELECT session_id, name FROM windows INDEXED BY windows_by_session WHERE cloned = 0"
 _NEWEST_FIRST: Final = "ORDER BY created_at DESC, id DESC"
+_NEWEST_EVENT_FIRST: Final = "ORDER BY updated_at DESC, session_id"
+_FORGET: Final = f"""
+    DELETE FROM sessions WHERE session_id IN (SELECT value FROM json_each(?))
+        AND NOT EXISTS (SELECT 1 FROM windows w WHERE w.session_id = sessions.session_id)
+        AND NOT EXISTS (SELECT 1 FROM bindings b WHERE b.session_id = sessions.session_id)
+        AND session_id NOT IN (SELECT session_id FROM sessions {_NEWEST_EVENT_FIRST} LIMIT ?)
+"""
 
 
 def add_binding(db: sqlite3.Connection, window: int, binding: Binding) -> None:
@@ -37,9 +48,9 @@ def add_binding(db: sqlite3.Connection, window: int, binding: Binding) -> None:
         "VALUES (?, ?, ?, ?, ?, ?)",
         (*values, seal("binding", *values)),
     )
-    db.execute(
-        f"DELETE FROM bindings WHERE id IN (SELECT id FROM bindings {_NEWEST_FIRST} LIMIT -1 OFFSET ?)", (BINDINGS,)
-    )
+    old = db.execute(f"SELECT id, session_id FROM bindings {_NEWEST_FIRST} LIMIT -1 OFFSET ?", (BINDINGS,)).fetchall()
+    db.executemany("DELETE FROM bindings WHERE id = ?", ((number,) for number, _ in old))
+    forget_unused_sessions(db, [session_id for _, session_id in old])
 
 
 def all_bindings(db: sqlite3.Connection) -> tuple[Binding, ...]:
@@ -82,23 +93,61 @@ def remember_session(db: sqlite3.Connection, session_id: str, window: Window, ev
     known = _session_fields(db, session_id)
     values = (session_id, window.model, window.token_count, event.value, known[4] if known else now, now)
     db.execute(_REMEMBER, (*values, seal("session", *values)))
+    oldest = db.execute(f"SELECT session_id FROM sessions {_NEWEST_EVENT_FIRST} LIMIT 1 OFFSET ?", (SESSIONS,))
+    forget_unused_sessions(db, [session_id for (session_id,) in oldest])
 
 
-def one_session(db: sqlite3.Connection, session_id: str) -> SessionRow | None:
-    """Return the session, or None. Raises `Code.CORRUPT` if it is damaged."""
-    fields = _session_fields(db, session_id)
-    if fields is None:
-        return None
-    names = db.execute(f"{_FROZEN} AND session_id = ? {_NEWEST_FIRST}", (session_id,))
-    return _session_row(fields, {session_id: [name for _, name in names]})
+def sessions_bound_to(db: sqlite3.Connection, window: int) -> list[str]:
+    """Return the session of a window and those that it was thawed into."""
+    rows = db.execute(
+        "SELECT session_id FROM windows WHERE id = ?1 UNION SELECT session_id FROM bindings WHERE window_id = ?1",
+        (window,),
+    )
+    return [session_id for (session_id,) in rows]
 
 
-def all_sessions(db: sqlite3.Connection) -> tuple[SessionRow, ...]:
-    """Return all sessions, the newest event first. Raises `Code.CORRUPT` if one is damaged."""
+def forget_unused_sessions(db: sqlite3.Connection, session_ids: Sequence[str]) -> None:
+    """Remove those sessions that have neither windows nor thaws and are not among the newest `SESSIONS`.
+
+    Call it for a session that may have lost its last window or thaw, or that is no longer among the newest. So no other
+    row has to be looked at.
+    """
+    if session_ids:
+        db.execute(_FORGET, (json.dumps(session_ids), SESSIONS))
+
+
+def session_page(db: sqlite3.Connection, query: SessionQuery) -> SessionPage:
+    """Return a page of the sessions. Raises `Code.CORRUPT` if one on it is damaged."""
+    given = {"event": None if query.event is None else query.event.value, "model": query.model}
+    where = " AND ".join(f"s.{field} = :{field}" for field, value in given.items() if value is not None) or "1"
+    values = {**given, "without": json.dumps(list(query.without)), "limit": query.limit, "offset": query.offset}
+    (total,) = db.execute(
+        f"SELECT (SELECT count(*) FROM sessions s WHERE {where}) - "
+        f"(SELECT count(*) FROM json_each(:without) CROSS JOIN sessions s ON s.session_id = value WHERE {where})",
+        values,
+    ).fetchone()
+    rows = db.execute(
+        f"{_SESSION} s WHERE {where} AND session_id NOT IN (SELECT value FROM json_each(:without)) "
+        f"{_NEWEST_EVENT_FIRST} LIMIT :limit OFFSET :offset",
+        values,
+    )
+    return SessionPage(_with_windows(db, rows.fetchall()), total)
+
+
+def sessions_of(db: sqlite3.Connection, session_ids: Sequence[str]) -> dict[str, SessionRow]:
+    """Return those of these sessions that are known. Raises `Code.CORRUPT` if one is damaged."""
+    asked = json.dumps(list(session_ids))
+    rows = db.execute(f"{_SESSION} WHERE session_id IN (SELECT value FROM json_each(?))", (asked,))
+    return {row.session_id: row for row in _with_windows(db, rows.fetchall())}
+
+
+def _with_windows(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> tuple[SessionRow, ...]:
+    asked = json.dumps([fields[0] for fields in rows])
     names = defaultdict(list)
-    for session_id, name in db.execute(f"{_FROZEN} {_NEWEST_FIRST}"):
+    for session_id, name in db.execute(
+        f"{_FROZEN} AND session_id IN (SELECT value FROM json_each(?)) {_NEWEST_FIRST}", (asked,)
+    ):
         names[session_id].append(name)
-    rows = db.execute(f"{_SESSION} ORDER BY updated_at DESC, session_id")
     return tuple(_session_row(_checked_session(fields), names) for fields in rows)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cwm_connector.catalog.base import Binding, Proof, SortBy, WindowPage, WindowQuery
+from cwm_connector.catalog.session_pages import SessionQuery
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import TierName
@@ -74,7 +75,7 @@ QUESTIONS: dict[str, Question] = {
     "bindings": lambda catalog: catalog.bindings(),
     "last thaw": lambda catalog: (catalog.last_thaw_into("thawed-1"), catalog.last_thaw_into("nobody")),
     "one session": lambda catalog: (catalog.session("session-1"), catalog.session("nobody")),
-    "sessions": lambda catalog: catalog.sessions(),
+    "sessions": lambda catalog: catalog.sessions(SessionQuery()),
     "totals": lambda catalog: catalog.totals(),
     "chunks": lambda catalog: catalog.all_chunks(),
     "walk": lambda catalog: (catalog.chunks_after(None, 5), catalog.chunks_after(KEYS[3], 50)),
@@ -317,7 +318,7 @@ def test_a_window_that_does_not_pass_is_named_and_listed_by_its_name_alone(
             "UPDATE bindings SET salt_hash = zeroblob(32)",
             [lambda c: c.bindings(), lambda c: c.last_thaw_into("thawed-1")],
         ),
-        ("UPDATE sessions SET token_count = 1", [lambda c: c.sessions(), lambda c: c.session("bob")]),
+        ("UPDATE sessions SET token_count = 1", [lambda c: c.sessions(SessionQuery()), lambda c: c.session("bob")]),
         ("UPDATE proofs SET logprob = -0.4", [lambda c: c.proof_of("first")]),
         ("UPDATE notes SET note = 'elsewhere'", [lambda c: c.noted("cursor")]),
         (

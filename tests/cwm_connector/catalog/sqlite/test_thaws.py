@@ -1,10 +1,12 @@
 """The embedded catalog keeps the contract of `catalog/base.py`: thaws and sessions are recorded."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from cwm_connector.catalog.base import Binding, Proof, SessionEvent
+from cwm_connector.catalog.session_pages import SessionQuery
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.catalog.sqlite.thaws import BINDINGS
 from cwm_connector.core.errors import CWMError
@@ -55,8 +57,9 @@ def test_a_session_lists_what_was_frozen_from_it_and_no_clones(catalog: SqliteCa
     assert alice is not None
     assert (alice.windows, alice.token_count, alice.event) == (("two", "one"), 517, SessionEvent.FROZEN)
     assert (alice.created_at, alice.updated_at) == (at(1), at(2))
-    assert [row.session_id for row in catalog.sessions()] == ["bob", "alice"]
-    assert catalog.sessions()[1] == alice
+    page = catalog.sessions(SessionQuery())
+    assert ([row.session_id for row in page.sessions], page.total) == (["bob", "alice"], 2)
+    assert page.sessions[1] == alice
     assert catalog.session("carol") is None
 
 
@@ -114,3 +117,39 @@ def test_a_proof_is_its_snapshots_and_goes_with_the_last_window(catalog: SqliteC
     catalog.delete_window("copy")
     catalog.commit_window(new_window("third", chain("a", 1), stored=[]))
     assert catalog.proof_of("third") is None
+
+
+def ids(catalog: SqliteCatalog, **query: Any) -> tuple[list[str], int]:
+    page = catalog.sessions(SessionQuery(**query))
+    return [row.session_id for row in page.sessions], page.total
+
+
+def test_sessions_are_listed_page_by_page(catalog: SqliteCatalog) -> None:
+    for n in range(6):
+        model = ("small", "large")[n % 2]
+        catalog.commit_window(new_window(f"w{n}", chain("a", 1), session_id=f"s{n}", model=model, created_at=at(n)))
+    catalog.bind(Binding("w0", "s1", b"1" * 32, at(9)))
+    assert ids(catalog) == (["s1", "s5", "s4", "s3", "s2", "s0"], 6)
+    assert ids(catalog, limit=2, offset=2) == (["s4", "s3"], 6)
+    assert ids(catalog, event=SessionEvent.THAWED) == (["s1"], 1)
+    assert ids(catalog, model="large") == (["s5", "s3"], 2)  # s1 is now as the window that was thawed into it
+    assert ids(catalog, without=["s4", "s5", "nobody"], limit=3) == (["s1", "s3", "s2"], 4)
+    assert ids(catalog, limit=0) == ([], 6)
+    assert set(catalog.sessions_of(["s2", "nobody", "s4"])) == {"s2", "s4"}
+
+
+def test_sessions_without_windows_and_thaws_are_forgotten_beyond_the_newest(
+    catalog: SqliteCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cwm_connector.catalog.sqlite.thaws.SESSIONS", 3)
+    monkeypatch.setattr("cwm_connector.catalog.sqlite.thaws.BINDINGS", 5)
+    for n in range(3):
+        catalog.commit_window(new_window(f"w{n}", chain("a", 1), session_id=f"frozen-{n}", created_at=at(n)))
+    for n in range(20):
+        catalog.bind(Binding("w0", f"thawed-{n}", n.to_bytes(32), at(10 + n)))
+    assert set(ids(catalog)[0]) == {f"frozen-{n}" for n in range(3)} | {f"thawed-{n}" for n in range(15, 20)}
+    for n in range(3):
+        catalog.delete_window(f"w{n}")
+    assert ids(catalog)[0] == ["thawed-19", "thawed-18", "thawed-17"]
+    catalog.commit_window(new_window("new", chain("a", 1), session_id="new", created_at=at(50)))
+    assert ids(catalog)[0] == ["new", "thawed-19", "thawed-18"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cwm_connector.catalog.base import Binding, ChunkRow, NewWindow, SessionEvent, WindowQuery
+from cwm_connector.catalog.session_pages import SessionQuery
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.catalog.sqlite.schema import MIGRATIONS, SCHEMA_VERSION
 from cwm_connector.core.errors import Code, CWMError
@@ -157,7 +158,7 @@ def test_everything_that_was_there_is_there(old: Path) -> None:
         carol = catalog.session("carol")
         assert carol is not None
         assert (carol.event, carol.created_at, carol.token_count) == (SessionEvent.THAWED, at(4), 773)
-        assert [row.session_id for row in catalog.sessions()] == ["carol", "bob", "session-1"]
+        assert [row.session_id for row in catalog.sessions(SessionQuery()).sessions] == ["carol", "bob", "session-1"]
         assert catalog.list_windows(WindowQuery(search="naive")).total == 2
         stored = sum(row.size_bytes for row in LONGER)
         assert catalog.totals() == totals(3, 5, stored, stored + 2 * first.size_bytes)
