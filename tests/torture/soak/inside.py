@@ -9,15 +9,16 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from cwm_connector.connector import CWMConnector as _Connector
-from cwm_connector.step import request_loads
-from cwm_connector.step.jobs import ChunkBlocks
+from cwm_connector.step.jobs import ChunkRun
 from cwm_connector.step.pinned_blocks import PinnedSave
+from cwm_connector.step.request_loads import RequestLoads
+from cwm_connector.step.window_matches import Match
 from cwm_connector.tiers import chunk
 from cwm_connector.worker.loads import Loader
 
@@ -115,18 +116,16 @@ def no_checksum() -> None:
 def wrong_blocks() -> None:
     """A load fills its first two parts the wrong way round."""
 
-    def parts(*args: Any) -> Iterable[ChunkBlocks]:
-        found = list(right(*args))
-        if len(found) > 1 and len(found[0].block_ids) == len(found[1].block_ids):
-            one, two = found[:2]
-            found[:2] = [
-                ChunkBlocks(one.chunk, two.block_ids, one.first),
-                ChunkBlocks(two.chunk, one.block_ids, two.first),
-            ]
-        return found
+    def chunks(self: RequestLoads, match: Match, ids: Sequence[int]) -> ChunkRun:
+        found = right(self, match, ids)
+        blocks = [part.block_ids for part in found]
+        if len(blocks) < 2 or len(blocks[0]) != len(blocks[1]):
+            return found
+        blocks[:2] = reversed(blocks[:2])
+        return ChunkRun(found.specs, match.from_block, [each for part in blocks for each in part])
 
-    right = request_loads._parts
-    _replace(request_loads, "_parts", parts)
+    right = RequestLoads._chunks
+    _replace(RequestLoads, "_chunks", chunks)
 
 
 def bad_blocks_kept_quiet() -> None:
