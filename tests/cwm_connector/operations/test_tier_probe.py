@@ -1,5 +1,7 @@
 """tier_probe.py: a tier's speed is known before a request depends on it."""
 
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from cwm_connector.operations import tier_probe
 from cwm_connector.operations.tier_probe import TierProbe
 from cwm_connector.protocol.calls import Op
 from cwm_connector.step.read_speed import OUTDATED_S
+from cwm_connector.tiers.base import ChunkId
 from tests.support.miniature import Miniature, chunk_files
 from tests.support.redis_server import RedisServer
 from tests.support.stores import demote, flip, frozen, text
@@ -80,4 +83,18 @@ async def test_an_engine_measures_at_once_when_it_begins(tmp_path: Path, monkeyp
     probe = TierProbe(engine.engine)
     await probe.run()
     assert began == [(probe.measure, tier_probe.EVERY_S, 0)]
+    engine.close()
+
+
+async def test_a_measurement_reads_its_chunks_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await Miniature.started(tmp_path)
+    await frozen(engine, "w", text(1, chunks=3))
+    read, all_three = engine.disk.read, threading.Barrier(3)
+
+    def read_together(chunk: ChunkId, into: memoryview) -> "Future[None]":
+        all_three.wait(5)
+        return read(chunk, into)
+
+    monkeypatch.setattr(engine.disk, "read", read_together)
+    assert await measured(engine) == {TierName.DISK}
     engine.close()

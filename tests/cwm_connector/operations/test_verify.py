@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.core.errors import CWMError
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import TierName
 from cwm_connector.protocol.calls import Op
+from cwm_connector.tiers.base import ChunkId
 from tests.support.miniature import Miniature
 from tests.support.redis_server import RedisServer
 from tests.support.stores import (
@@ -189,3 +190,19 @@ async def test_freezes_and_deletes_go_on_during_a_verification_and_deleted_chunk
 async def test_an_impossible_rate_is_refused(engine: Miniature, rate: float) -> None:
     with pytest.raises(CWMError, match="CWM-1003"):
         await engine.call(Op.VERIFY, rate_mb_s=rate)
+
+
+async def test_a_tier_that_does_not_answer_is_asked_once_a_batch(
+    engine: Miniature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await frozen(engine, "w", text(1, chunks=3))
+    forget_memory(engine)
+    asked = []
+
+    def read(chunk: ChunkId, into: memoryview) -> None:
+        asked.append(chunk)
+        raise CWMError(Code.BACKEND, "the disk does not answer; look at it")
+
+    monkeypatch.setattr(engine.disk, "read", read)
+    report = await engine.call(Op.VERIFY)
+    assert (report["copies"], report["unread"], len(asked)) == (3, 3, 1)
