@@ -166,6 +166,8 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=PROMPT_TOKENS, help="the length of every prompt")
     parser.add_argument("--dtype", default=quick_dtype(), choices=("bfloat16", "float32"), help="the model's numbers")
     options = parser.parse_args()
+    if options.repetitions < WINDOWS_IN_MEMORY:
+        parser.error("fewer than 3 windows all fit into memory, and none would be read from disk")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     if not (model_folder() / "config.json").exists():
         console.print(f"there is no model in {model_folder()}. Run `make model` first.")
