@@ -97,3 +97,5 @@ def test_the_costs_say_which_is_faster_and_nothing_without_a_measurement() -> No
     slow = Engine().compute().disk(900).choice.costs(CHUNKS, 0, BLOCKS)
     assert slow.computing_is_faster is True and slow.loading_s == pytest.approx(TOKENS / 900)
     assert Engine().compute().disk(1100).choice.costs(CHUNKS, 0, BLOCKS).computing_is_faster is False
+    rest = Engine().compute().disk(900).choice.costs(CHUNKS, BLOCKS - 101, BLOCKS - 1)
+    assert rest.loading_s == pytest.approx(1600 / 900) and rest.computing_s == pytest.approx(1.6)

@@ -8,9 +8,10 @@ import pytest
 
 from cwm_connector.core.types import TierName
 from cwm_connector.protocol.calls import Op
+from cwm_connector.settings import LoadPolicy
 from tests.support.fan_out import FanOut
 from tests.support.miniature import CHUNK_BLOCKS, Miniature, chunk_files
-from tests.support.vllm_parts import BLOCK_TOKENS
+from tests.support.vllm_parts import BLOCK_TOKENS, request
 
 BLOCKS = 8
 IDS = list(range(BLOCKS * BLOCK_TOKENS))
@@ -42,6 +43,13 @@ class HeldLoads:
 
     def release(self) -> None:
         self._gate.set()
+
+
+class NoBlocks:
+    """The blocks that vLLM allocates for a request that loads nothing."""
+
+    def get_block_ids(self) -> tuple[list[int], ...]:
+        return ([],)
 
 
 async def thawed_salt(engine: Miniature, prewarm: bool = True) -> str:
@@ -158,8 +166,44 @@ async def test_auto_computes_what_a_slow_disk_has_and_says_so(tmp_path: Path) ->
     first, second = fan.add(IDS, thawed["cache_salt"]), fan.add(IDS[:64], thawed["cache_salt"])
     fan.finish()
     assert (first.loaded, second.loaded, loaded_chunks(engine)) == (0, 0, 0)
-    declined = {each.name: each.value for each in engine.parts.metrics.samples()}["cwm_declined_tokens_total"]
-    assert declined == len(IDS) + 64
+    assert declined(engine) == len(IDS) + 64
+    engine.close()
+
+
+def declined(engine: Miniature) -> float:
+    """Return how many tokens were not loaded because computing them is faster."""
+    return {each.name: each.value for each in engine.parts.metrics.samples()}["cwm_declined_tokens_total"]
+
+
+async def test_a_request_that_computes_waits_for_nobody_s_load(tmp_path: Path) -> None:
+    engine = await auto(tmp_path, 2000)
+    salts = [await thawed_salt(engine, prewarm=False) for _ in range(2)]
+    fan, held = FanOut(engine), HeldLoads(engine)
+    engine.scheduler.load_choice.policy = LoadPolicy.ALWAYS
+    first = fan.add(IDS, salts[0])
+    fan.step()
+    engine.scheduler.load_choice.policy = LoadPolicy.AUTO
+    second = fan.add(IDS, salts[1])
+    fan.step()
+    assert fan.waiting == []
+    held.release()
+    fan.finish()
+    assert (first.loaded, second.loaded) == (len(IDS), 0)
+    engine.close()
+
+
+async def test_what_another_request_has_computed_meanwhile_is_not_declined(tmp_path: Path) -> None:
+    engine = await auto(tmp_path, 2000)
+    one = request([*IDS, 7], request_id="r", cache_salt=await thawed_salt(engine))
+
+    def ask_twice() -> tuple[int, int | None]:
+        engine.scheduler.request_added(one)
+        before, now = engine._matched(one), engine.scheduler.matched_tokens(one, len(IDS))
+        engine.scheduler.blocks_allocated(one, NoBlocks(), 0)
+        engine.scheduler.request_finished(one)
+        return before, now
+
+    assert engine._do(ask_twice).result(10) == (0, 0) and declined(engine) == 0
     engine.close()
 
 

@@ -40,9 +40,10 @@ async def test_others_load_all_they_ask_for_while_a_freeze_eight_times_the_tier_
     loaded = [await engine.resume(text(number), session_id=f"w{number}") for number in range(LOADS)]
     assert not freezing.done(), "the loads must run beside the freeze"
     assert loaded == [len(text(0))] * LOADS
-    while free - engine.pool.get_num_free_blocks() > 8 * TIER_CHUNKS:  # half of its blocks
+    while (pinned := free - engine.pool.get_num_free_blocks()) > 8 * TIER_CHUNKS:  # half of its blocks
         assert not freezing.done(), "blocks are given back as they are captured"
         await asyncio.sleep(0.001)
+    assert pinned, "blocks were given back all at once"
     assert (await freezing)["captured_tokens"] == len(large)
     await engine.call(Op.THAW, window_name="large", new_session_id="reader", prewarm=False)
     assert await engine.resume(large, session_id="reader") == len(large)
