@@ -32,6 +32,8 @@ class _Load:
     """The block hashes of the request, from its block 0."""
     from_block: int
     to_block: int
+    awaited_until: float
+    """Nobody begins to wait for it later. Its request may never report its end."""
     is_over: bool = False
     has_failed: bool = False
 
@@ -58,7 +60,8 @@ class LoadsUnderWay:
 
     def started(self, request: "Request", from_block: int, to_block: int) -> None:
         """Record that a request loads these blocks."""
-        self._loads[request.request_id] = _Load(request.block_hashes, from_block, to_block)
+        until = self._clock() + WAIT_LIMIT_S
+        self._loads[request.request_id] = _Load(request.block_hashes, from_block, to_block, until)
 
     def ended(self, request_id: str) -> None:
         """Record that the blocks of a request's load are in the prefix cache, or that they never will be."""
@@ -100,10 +103,12 @@ class LoadsUnderWay:
         before = self._waiting.get(request_id)
         if before is None and len(self._waiting) >= MAX_WAITING:
             return False
+        now = self._clock()
         for loader, load in self._loads.items():
-            common = 0 if loader == request_id else _common_end(load, request.block_hashes, match)
+            mine_or_old = loader == request_id or now >= load.awaited_until
+            common = 0 if mine_or_old else _common_end(load, request.block_hashes, match)
             if 2 * (common - match.from_block) >= match.to_block - match.from_block:
-                deadline = self._clock() + WAIT_LIMIT_S if before is None else before.deadline
+                deadline = now + WAIT_LIMIT_S if before is None else before.deadline
                 self._waiting[request_id] = _Waiting(deadline, load, common)
                 return True
         self._waiting.pop(request_id, None)

@@ -99,20 +99,13 @@ class RequestLoads:
 
     def blocks_allocated(self, request: "Request", blocks: HasBlockIds, external_tokens: int) -> None:
         """Post the load of the last match. vLLM calls it again, without external tokens, when the load is done."""
-        if (chosen := self._choices.pop(request.request_id, None)) is not None:
-            self._metrics.declined_tokens.inc((chosen[0].to_block - chosen[1]) * self._geometry.block_tokens)
+        chosen = self._choices.pop(request.request_id, None)
         if external_tokens == 0:
             self._under_way.ended(request.request_id)
-            return
-        ids, match = blocks.get_block_ids()[0], self._matches.pop(request.request_id, None)
-        try:
-            assert match is not None, "vLLM allocated blocks for a load that was not offered"
-            self._post(request, match, ids)
-        except Exception:
-            logger.exception("a load could not be planned, so its tokens are computed")
-            self._no_more.add(request.request_id)
-            bad = ids if match is None else ids[match.from_block : match.to_block]
-            self._board.post(FailedLoad(self._board.next_id(), request.request_id, tuple(bad)))
+        else:
+            self._start(request, blocks)
+        if chosen is not None:
+            self._metrics.declined_tokens.inc((chosen[0].to_block - chosen[1]) * self._geometry.block_tokens)
 
     def hit_sources(self, request_id: str) -> dict[TierName, int]:
         """Return the tokens of the load that was just posted, by the tier that holds them, and forget them."""
@@ -128,6 +121,18 @@ class RequestLoads:
         return self._loaded_tokens.pop(request_id, 0)
 
     # --- internal ---
+
+    def _start(self, request: "Request", blocks: HasBlockIds) -> None:
+        """Post the load of the last match. vLLM waits for its end, so one that fails is posted as such."""
+        ids, match = blocks.get_block_ids()[0], self._matches.pop(request.request_id, None)
+        try:
+            assert match is not None, "vLLM allocated blocks for a load that was not offered"
+            self._post(request, match, ids)
+        except Exception:
+            logger.exception("a load could not be planned, so its tokens are computed")
+            self._no_more.add(request.request_id)
+            bad = ids if match is None else ids[match.from_block : match.to_block]
+            self._board.post(FailedLoad(self._board.next_id(), request.request_id, tuple(bad)))
 
     def _post(self, request: "Request", match: Match, ids: Sequence[int]) -> None:
         request_id = request.request_id

@@ -143,6 +143,9 @@ class SchedulerSide:
 
     def request_finished(self, request: "Request") -> None:
         """Add the request's tokens to its session. Pin the blocks of a recompute of our own."""
+        recompute = self._recomputes.pop(request.request_id, None)
+        if recompute is not None:
+            self._complete(recompute, request)  # first, because a freeze waits for it
         loaded_tokens = self._loads.finished(request.request_id)
         if (proof := self._proofs.pop(request.request_id, None)) is not None:
             if proof.done.set_running_or_notify_cancel():
@@ -150,19 +153,8 @@ class SchedulerSide:
             return
         self._assign(request.request_id)
         self.window_matches.finished(request.request_id)
-        recompute = self._recomputes.pop(request.request_id, None)
         if recompute is None:
             self._sessions.request_finished(request)
-            return
-        if not recompute.done.set_running_or_notify_cancel():
-            return
-        try:
-            # The request still holds its blocks now. A moment later they could be evicted again.
-            pool = self._require_pool()
-            found = [[block] for block in compat.cached_blocks(pool, request.block_hashes) if block is not None]
-            recompute.done.set_result(Recomputed(self._pinned.pin(pool, found), recompute.computed_tokens))
-        except Exception as problem:
-            recompute.done.set_exception(problem)
 
     @property
     def is_answering(self) -> bool:
@@ -254,6 +246,18 @@ class SchedulerSide:
         request = self._unassigned.pop(request_id, None)
         if request is not None:
             self._sessions.request_added(request)
+
+    def _complete(self, recompute: Recompute, request: "Request") -> None:
+        """Pin the blocks of a recompute and hand them to its freeze."""
+        if not recompute.done.set_running_or_notify_cancel():
+            return
+        try:
+            # The request still holds its blocks now. A moment later they could be evicted again.
+            pool = self._require_pool()
+            found = [[block] for block in compat.cached_blocks(pool, request.block_hashes) if block is not None]
+            recompute.done.set_result(Recomputed(self._pinned.pin(pool, found), recompute.computed_tokens))
+        except Exception as problem:
+            recompute.done.set_exception(problem)
 
     def _match(self, request: "Request", from_block: int) -> Match | None:
         if not self._loads.may_load(request.request_id):

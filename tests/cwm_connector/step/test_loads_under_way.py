@@ -50,6 +50,7 @@ def test_it_stops_waiting_at_the_end_of_what_both_share() -> None:
 
 def test_a_request_with_another_salt_does_not_wait() -> None:
     assert not Loads().wait(named("second", cache_salt="other"), match())
+    assert not Loads().wait(named("second", cache_salt="other"), match(to_block=1))
 
 
 def test_a_load_that_begins_further_on_is_not_waited_for() -> None:
@@ -99,3 +100,11 @@ def test_only_so_many_requests_wait() -> None:
     assert waits == [True] * MAX_WAITING + [False]
     loads.finished("r0")
     assert loads.wait(named("one more"), match())
+
+
+def test_a_load_whose_request_never_ends_is_not_waited_for_for_ever() -> None:
+    loads = Loads()
+    assert loads.wait(named("second"), match())
+    loads.now = WAIT_LIMIT_S
+    assert not loads.wait(named("third"), match())
+    assert loads.failed("first"), "its request may still be there"
