@@ -104,7 +104,7 @@ class EvictionQueue:
         self._place(session_id, next(self._uses))
 
     def changed(self, session_id: str) -> None:
-        """Look up a session's class again. Its place there is that of its last use."""
+        """Move a session to the class that it has now. Its place there is that of its last use."""
         _, use = self._placed[session_id]
         self.remove(session_id)
         self._place(session_id, use)

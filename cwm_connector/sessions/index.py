@@ -175,16 +175,10 @@ class SessionIndex:
     def pack(self) -> None:
         """Pack some tokens that lie in the lists of finished requests. See `token_run`."""
         name = next(iter(self._unpacked), "")
-        session = self._sessions.get(name)
-        try:
-            if session is not None:
-                session.heads.pack(PACKED_IN_A_STEP)
-                self._count(session)
-        except Exception:  # else no step would get any further
-            logger.exception("the tokens of session %s can't be packed", name)
-            session = None
-        if session is None or session.heads.is_packed:
-            self._unpacked.pop(name, None)
+        self._unpacked.pop(name, None)  # so that tokens that can't be packed stop one step only
+        if (session := self._sessions.get(name)) is not None:
+            session.heads.pack(PACKED_IN_A_STEP)
+            self._count(session)
 
     # --- queries ---
 
