@@ -216,11 +216,19 @@ class CpuTier:
             entry = self._entries.get(chunk)
             return entry is not None and entry.buffer is not None
 
-    def contains_all(self, chunks: Iterable[ChunkId]) -> bool:
-        """Return True if all the chunks are here now. The policy does not take it for a use."""
+    def pin_all(self, chunks: Iterable[ChunkId]) -> bool:
+        """Pin all the chunks, each until its `unpin`, and return True. If one is not here, pin none and return False.
+
+        The policy does not take it for a use.
+        """
         with self._lock:
-            entries = (self._entries.get(chunk) for chunk in chunks)
-            return all(entry is not None and entry.buffer is not None for entry in entries)
+            found = [self._entries.get(chunk) for chunk in chunks]
+            here = [entry for entry in found if entry is not None and entry.buffer is not None]
+            if len(here) < len(found):
+                return False
+            for entry in here:
+                entry.pins += 1
+            return True
 
     def take_evicted(self) -> list[ChunkId]:
         """Return the chunks that were evicted since the last call and are not back, oldest first."""

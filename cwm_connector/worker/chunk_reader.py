@@ -120,9 +120,14 @@ class ChunkReader:
         self._first_ahead = max(READ_AHEAD, checksums.threads // 2)
         """Fewer at first, so that the bus waits for one check and not for the preparation of many."""
 
-    def all_in_memory(self, chunks: Iterable[ChunkSpec]) -> bool:
-        """Return True if nothing would have to be read from a durable tier now."""
-        return self._cpu.contains_all(self._shape.id(chunk) for chunk in chunks)
+    def pin_all(self, chunks: Iterable[ChunkSpec]) -> bool:
+        """Pin the chunks and return True if nothing has to be read from a durable tier. Otherwise pin none."""
+        return self._cpu.pin_all(self._shape.id(chunk) for chunk in chunks)
+
+    def unpin_all(self, chunks: Iterable[ChunkSpec]) -> None:
+        """End the pins of `pin_all`."""
+        for chunk in chunks:
+            self._cpu.unpin(self._shape.id(chunk))
 
     def read(
         self, chunks: Iterable[ChunkSpec], purpose: Purpose, make_room: Callable[[], bool]

@@ -162,15 +162,21 @@ class WorkerSide:
     def _route(
         self, job: Work, chunks: Sequence[ChunkSpec], work: Callable[[], None], from_tiers: ThreadPoolExecutor
     ) -> None:
-        """Do the work here if all chunks are in memory, else on the thread that may wait for the tiers."""
+        """Do the work here if all chunks are in memory, else on the thread that may wait for the tiers.
+
+        They are pinned meanwhile. If one were evicted, this thread would wait for a tier after all.
+        """
         try:
-            if not self._chunk_reader.all_in_memory(chunks):
+            if not self._chunk_reader.pin_all(chunks):
                 from_tiers.submit(work)
                 return
         except Exception as problem:  # or the worker side is being closed
             self._fail(job, (Code.INTERNAL, unexpected(problem)))
             return
-        work()
+        try:
+            work()
+        finally:
+            self._chunk_reader.unpin_all(chunks)
 
     def _report(
         self,

@@ -129,11 +129,17 @@ def test_a_pinned_chunk_and_a_reserved_buffer_are_never_evicted(tier: CpuTier) -
     assert tier.take_evicted() == [chunk(1)]
 
 
-def test_all_are_here_or_not(tier: CpuTier) -> None:
+def test_chunks_are_pinned_all_together_or_not_at_all(tier: CpuTier) -> None:
     put(tier, 1)
     put(tier, 2)
-    assert tier.contains_all([chunk(1), chunk(2)])
-    assert not tier.contains_all([chunk(1), chunk(3)])
+    assert not tier.pin_all([chunk(1), chunk(3)])
+    assert tier.pin_all([chunk(1), chunk(2)])
+    assert code_of_failed_reserve(tier, 3 * PAGE) is Code.MEMORY
+    for number in (1, 2):
+        tier.unpin(chunk(number))
+        with pytest.raises(ValueError):
+            tier.unpin(chunk(number))
+    tier.release(tier.reserve(4 * PAGE))
 
 
 def test_free_memory_in_pieces_is_joined_by_evicting_what_lies_between(tier: CpuTier) -> None:

@@ -99,7 +99,7 @@ def test_a_job_whose_way_can_t_be_chosen_ends_as_failed(
         raise RuntimeError("broken on purpose")
 
     rank = Rank(tmp_path)
-    monkeypatch.setattr(rank.side._chunk_reader, "all_in_memory", refuse)
+    monkeypatch.setattr(rank.side._chunk_reader, "pin_all", refuse)
     ticket = rank.run(job)
     if isinstance(job, LoadJob):
         assert rank.side.take_loaded() == {"r"} and rank.side.take_bad_blocks() == {10, 11, 12, 13}
