@@ -116,8 +116,8 @@ class EngineContext:
         Raises: `Code.ENGINE_TIMEOUT` if the engine takes too few steps in time.
         """
         answer = self.step_queue.collect(parts)
-        if not await wait_done(answer, ENGINE_STEP_LIMIT_S):
-            answer.cancel()
+        done = await wait_done(answer, ENGINE_STEP_LIMIT_S)
+        if not done and (answer.cancel() or not await wait_done(answer, ENGINE_STEP_LIMIT_S)):
             raise CWMError(Code.ENGINE_TIMEOUT, "the engine is busy and takes few steps; try again later")
         return answer.result()
 

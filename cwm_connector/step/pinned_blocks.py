@@ -6,6 +6,7 @@ captured                          |<-------->|
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
+FREED_AT_ONCE: Final = 512
+"""Blocks. It takes about a tenth of a millisecond. The others follow in the next steps."""
 STALL_S: Final = 1.0
 """vLLM is not told to wait for a save that has released nothing for so long, as one may that waits for a slow disk."""
 
@@ -25,16 +28,32 @@ class PinnedBlocks:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._saves: list[PinnedSave] = []
+        self._released: deque[tuple[BlockPool, Sequence[KVCacheBlock]]] = deque()
+        """What no save pins any more and vLLM does not have back yet, the end of a sequence first."""
 
     def pin(self, pool: "BlockPool", chunks: "Sequence[Sequence[KVCacheBlock]]") -> "PinnedSave":
         """Pin the blocks of a save, in the order of its chunks."""
-        save = PinnedSave(pool, chunks, self._saves, self._clock)
-        self._saves.append(save)
+        save = PinnedSave(pool, chunks, self._saves, self._released, self._clock)
+        compat.pin_blocks(pool, [block for blocks in chunks for block in blocks])
+        save.planned()
         return save
+
+    def begin(self, pool: "BlockPool") -> "PinnedSave":
+        """Return a save whose chunks are pinned one by one, with `PinnedSave.pin_before`."""
+        return PinnedSave(pool, (), self._saves, self._released, self._clock)
+
+    @property
+    def is_freeing(self) -> bool:
+        """Return whether released blocks wait for the next step."""
+        return bool(self._released)
+
+    def free_some(self) -> None:
+        """Give some of the released blocks back to vLLM. Called once a step."""
+        _free_some(self._released)
 
     def frees_some_soon(self) -> bool:
         """Return whether a save is about to give blocks back that nobody else holds."""
-        return any(save.frees_some_soon() for save in self._saves)
+        return self.is_freeing or any(save.frees_some_soon() for save in self._saves)
 
 
 class PinnedSave:
@@ -45,15 +64,27 @@ class PinnedSave:
         pool: "BlockPool",
         chunks: "Sequence[Sequence[KVCacheBlock]]",
         saves: "list[PinnedSave]",
+        released: "deque[tuple[BlockPool, Sequence[KVCacheBlock]]]",
         clock: Callable[[], float],
     ) -> None:
         self._pool = pool
         self._chunks = list(chunks)
         self._total = len(chunks)
         self._saves = saves
+        self._released = released
         self._clock = clock
-        self._released_at = clock()
-        compat.pin_blocks(pool, [block for blocks in chunks for block in blocks])
+        self._released_at = float("-inf")
+
+    def pin_before(self, blocks: "Sequence[KVCacheBlock]") -> None:
+        """Pin the chunk before those that are pinned."""
+        compat.pin_blocks(self._pool, blocks)
+        self._chunks.insert(0, blocks)
+        self._total += 1
+
+    def planned(self) -> None:
+        """Record that all chunks are pinned and that they are copied now."""
+        self._released_at = self._clock()
+        self._saves.append(self)
 
     def release(self, captured: int) -> None:
         """Let go of the last `captured` chunks, as far as that has not happened yet."""
@@ -63,9 +94,10 @@ class PinnedSave:
             return
         del self._chunks[kept:]
         self._released_at = self._clock()
-        if not self._chunks:
+        if not self._chunks and self in self._saves:
             self._saves.remove(self)
-        compat.unpin_blocks(self._pool, [block for blocks in done for block in blocks])
+        self._released.extend((self._pool, blocks) for blocks in reversed(done))
+        _free_some(self._released)
 
     def release_all(self) -> None:
         """Let go of every block."""
@@ -73,6 +105,14 @@ class PinnedSave:
 
     def frees_some_soon(self) -> bool:
         """Return whether the chunk that is released next has a block that only this save holds."""
-        if self._clock() - self._released_at >= STALL_S:
+        if not self._chunks or self._clock() - self._released_at >= STALL_S:
             return False
         return any(compat.is_held_once(block) for block in self._chunks[-1])
+
+
+def _free_some(released: "deque[tuple[BlockPool, Sequence[KVCacheBlock]]]") -> None:
+    freed = 0
+    while released and freed < FREED_AT_ONCE:
+        pool, blocks = released.popleft()
+        compat.unpin_blocks(pool, blocks)
+        freed += len(blocks)

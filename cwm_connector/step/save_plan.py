@@ -1,16 +1,24 @@
-"""What a freeze asks the scheduler side to save, and what becomes of it. The requests of our own."""
+"""Plan a save: what a freeze asks the scheduler side to save, and what becomes of it.
 
+A long save is planned over several steps. vLLM may reuse a block between two of them, so each block is pinned as soon
+as it is found. vLLM evicts the end of a sequence first, so the end is looked for first.
+"""
+
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cwm_connector import compat
 from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.core.types import Claim, TierName
 from cwm_connector.sessions.thaw_bindings import BoundWindow
-from cwm_connector.step.job_board import Ticket
-from cwm_connector.step.pinned_blocks import PinnedSave
+from cwm_connector.step.job_board import JobBoard, Ticket
+from cwm_connector.step.jobs import ChunkBlocks, SaveJob
+from cwm_connector.step.pinned_blocks import PinnedBlocks, PinnedSave
 
 if TYPE_CHECKING:
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.request import Request
 
 
@@ -78,3 +86,38 @@ class ProofRequest:
     request: "Request | None" = None
     hit_tokens: int | None = None
     """The fewest that vLLM has found. It asks more than once if it has no blocks for the request."""
+
+
+def plan_save(
+    pool: "BlockPool", pinned: PinnedBlocks, board: JobBoard, hashes: Sequence[bytes], order: SaveOrder
+) -> Iterator[Sequence[SavePlan]]:
+    """Look for the blocks of one chunk after the other and pin them, then post the save. The last part is the plan.
+
+    Engine thread. If some blocks are lost, nothing is pinned in the end.
+    """
+    save = pinned.begin(pool)
+    parts: list[ChunkBlocks] = []
+    lost, whole = 0, len(order.chunks)
+    try:
+        for index in reversed(range(len(order.chunks))):
+            chunk = order.chunks[index]
+            found = compat.cached_blocks(pool, hashes[chunk.first_block : chunk.end_block])
+            blocks = [block for block in found if block is not None]
+            if missing := chunk.blocks - len(blocks):
+                lost, whole = lost + missing, index
+                save.release_all()
+            elif not lost:
+                save.pin_before(blocks)
+                parts.append(ChunkBlocks(chunk, tuple(block.block_id for block in blocks)))
+            yield ()
+    except BaseException:
+        save.release_all()
+        raise
+    if lost:
+        yield [SavePlan(ticket=None, lost_blocks=lost, whole_chunks=whole)]
+        return
+    save.planned()
+    ticket = board.post(SaveJob(board.next_id(), tuple(reversed(parts)), order.tiers, order.claim, order.asked_for))
+    ticket.on_captured = save.release
+    ticket.captured.add_done_callback(lambda _: save.release_all())
+    yield [SavePlan(ticket)]

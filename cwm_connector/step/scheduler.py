@@ -20,20 +20,27 @@ from cwm_connector.settings import LoadPolicy
 from cwm_connector.step import surveys
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard
-from cwm_connector.step.jobs import ChunkBlocks, SaveJob, StepJobs, StepReports
+from cwm_connector.step.jobs import StepJobs, StepReports
 from cwm_connector.step.load_choice import LoadChoice
 from cwm_connector.step.pinned_blocks import PinnedBlocks
 from cwm_connector.step.prefill_speed import PrefillSpeed
 from cwm_connector.step.read_speed import ReadSpeed
 from cwm_connector.step.request_loads import HasBlockIds, RequestLoads
-from cwm_connector.step.save_plan import Prefilled, ProofRequest, Recompute, Recomputed, SaveOrder, SavePlan
+from cwm_connector.step.save_plan import (
+    Prefilled,
+    ProofRequest,
+    Recompute,
+    Recomputed,
+    SaveOrder,
+    SavePlan,
+    plan_save,
+)
 from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.step.surveys import FreezableHead
 from cwm_connector.step.window_matches import Match, WindowMatches, is_anonymous
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
-    from vllm.v1.core.kv_cache_utils import BlockHash
     from vllm.v1.request import Request
 
 
@@ -131,6 +138,7 @@ class SchedulerSide:
         self.computing_steps += tokens > 0
         self.prefill_speed.step_planned(tokens, position)
         self._sessions.pack()
+        self._pinned.free_some()
         self._step_queue.drain()
         return StepJobs(self._board.take())
 
@@ -164,7 +172,7 @@ class SchedulerSide:
     @property
     def wants_step(self) -> bool:
         """Return whether the engine has to make a step although no request needs one."""
-        return self._step_queue.wants_step or not self._sessions.is_packed
+        return self._step_queue.wants_step or self._pinned.is_freeing or not self._sessions.is_packed
 
     def frees_blocks_soon(self) -> bool:
         """Return whether a save is about to give blocks back to vLLM."""
@@ -206,9 +214,12 @@ class SchedulerSide:
         if pool is not None:
             self._sessions.expire(lambda block: compat.cached_blocks(pool, [block])[0] is not None)
 
-    def plan_save(self, snapshot: HeadSnapshot, order: SaveOrder) -> SavePlan:
-        """Pin the blocks of the order and post their save. If some blocks are lost, pin nothing and report them."""
-        return self._plan(snapshot.block_hashes, order)
+    def plan_save(self, snapshot: HeadSnapshot, order: SaveOrder) -> Iterator[Sequence[SavePlan]]:
+        """Pin the blocks of the order and post their save, over several steps. The last part is the plan.
+
+        If some blocks are lost, nothing is saved and they are counted. See `save_plan`.
+        """
+        return plan_save(self._require_pool(), self._pinned, self._board, snapshot.block_hashes, order)
 
     def expect_recompute(self, request_id: str, loadable: BoundWindow) -> "Future[Recomputed]":
         """Register a recompute, a request of our own that the caller submits next.
@@ -270,24 +281,6 @@ class SchedulerSide:
         limit = (request.num_tokens - 1) // self._geometry.block_tokens
         to_block = min(own.loadable.usable_blocks, limit)
         return Match(own.loadable, from_block, to_block, automatic=False) if to_block > from_block else None
-
-    def _plan(self, hashes: "Sequence[BlockHash]", order: SaveOrder) -> SavePlan:
-        pool = self._require_pool()
-        found = [compat.cached_blocks(pool, hashes[chunk.first_block : chunk.end_block]) for chunk in order.chunks]
-        held = [[block for block in blocks if block is not None] for blocks in found]
-        lost = sum(chunk.blocks for chunk in order.chunks) - sum(map(len, held))
-        if lost:
-            whole = next(index for index, blocks in enumerate(found) if None in blocks)
-            return SavePlan(ticket=None, lost_blocks=lost, whole_chunks=whole)
-        parts = tuple(
-            ChunkBlocks(chunk, tuple(block.block_id for block in blocks))
-            for chunk, blocks in zip(order.chunks, held, strict=True)
-        )
-        pinned = self._pinned.pin(pool, held)
-        ticket = self._board.post(SaveJob(self._board.next_id(), parts, order.tiers, order.claim, order.asked_for))
-        ticket.on_captured = pinned.release
-        ticket.captured.add_done_callback(lambda _: pinned.release_all())
-        return SavePlan(ticket)
 
     def _require_pool(self) -> "BlockPool":
         if self._pool is None:

@@ -277,12 +277,12 @@ class Freezer:
     ) -> _Saved:
         if not order.chunks:
             return _Saved(captured_at=time.perf_counter())
-        planning = asyncio.ensure_future(self._engine.on_engine_thread(lambda side: side.plan_save(snapshot, order)))
+        planning = asyncio.ensure_future(self._engine.collect(self._engine.scheduler.plan_save(snapshot, order)))
         try:
-            plan = await asyncio.shield(planning)
+            (plan,) = await asyncio.shield(planning)
         except asyncio.CancelledError:
             # The plan may have pinned blocks and posted its job already. Both come to their end first.
-            plan = await finish_even_if_cancelled(planning)
+            (plan,) = await finish_even_if_cancelled(planning)
             await finish_even_if_cancelled(self._finish_and_discard(plan.ticket, order))
             raise
         if freeze.let_go is not None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cwm_connector.step.pinned_blocks import STALL_S, PinnedBlocks, PinnedSave
+from cwm_connector.step.pinned_blocks import FREED_AT_ONCE, STALL_S, PinnedBlocks, PinnedSave
 from tests.support.vllm_parts import compute, new_pool, request
 
 
@@ -69,3 +69,21 @@ def test_vllm_does_not_wait_for_blocks_that_a_request_holds_as_well(users: int) 
     save.release_all()
     untouched: list[Any] = saves.held()
     assert untouched == []
+
+
+def test_many_blocks_are_given_back_over_several_steps_the_end_of_the_sequence_first() -> None:
+    tokens = 2 * FREED_AT_ONCE + 100
+    pool = new_pool(tokens + 8)
+    blocks = compute(pool, request(range(16 * tokens)))
+    pool.free_blocks(reversed(blocks))
+    pinned = PinnedBlocks()
+    save = pinned.pin(pool, [[block] for block in blocks])
+    save.release_all()
+    held = [sum(block.ref_cnt for block in blocks)]
+    while pinned.is_freeing:
+        assert pinned.frees_some_soon()
+        pinned.free_some()
+        held.append(sum(block.ref_cnt for block in blocks))
+    assert held == [FREED_AT_ONCE + 100, 100, 0]
+    others = pool.get_num_free_blocks() - len(blocks)
+    assert pool.get_new_blocks(others + 2)[others:] == [blocks[-1], blocks[-2]]

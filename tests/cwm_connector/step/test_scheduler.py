@@ -98,7 +98,7 @@ def test_a_save_holds_the_session_s_blocks_until_they_are_captured() -> None:
     side.serve(request(range(64), session_id="alice"))
     free = side.free()
     snapshot = side.scheduler.snapshot("alice", None)
-    plan = side.scheduler.plan_save(snapshot, order(specs(range(64))))
+    (plan,) = everything(side.scheduler.plan_save(snapshot, order(specs(range(64)))))
     (job,) = side.scheduler.step_jobs().jobs
     assert isinstance(job, SaveJob) and [len(part.block_ids) for part in job.chunks] == [2, 2]
     assert side.free() == free - 4
@@ -111,7 +111,7 @@ def test_a_save_gives_blocks_back_as_they_are_captured_and_vllm_is_told_that_mor
     side = Side()
     side.serve(request(range(96), session_id="alice"))
     free = side.free()
-    side.scheduler.plan_save(side.scheduler.snapshot("alice", None), order(specs(range(96))))
+    everything(side.scheduler.plan_save(side.scheduler.snapshot("alice", None), order(specs(range(96)))))
     (job,) = side.scheduler.step_jobs().jobs
     assert isinstance(job, SaveJob)
     for captured in range(3):
@@ -125,7 +125,7 @@ def test_blocks_are_let_go_when_a_save_fails() -> None:
     side.serve(request(range(64), session_id="alice"))
     free = side.free()
     snapshot = side.scheduler.snapshot("alice", None)
-    plan = side.scheduler.plan_save(snapshot, order(specs(range(64))))
+    (plan,) = everything(side.scheduler.plan_save(snapshot, order(specs(range(64)))))
     (job,) = side.scheduler.step_jobs().jobs
     side.finish(job, failure=(Code.WRITE_FAILED, "no disk"))
     assert side.free() == free
@@ -140,7 +140,7 @@ def test_an_evicted_block_is_counted_and_nothing_is_held() -> None:
     snapshot = side.scheduler.snapshot("alice", None)
     side.pool.get_new_blocks(29)  # 31 are free: vLLM's null block is never given away
     free = side.free()
-    plan = side.scheduler.plan_save(snapshot, order(specs(range(64))))
+    (plan,) = everything(side.scheduler.plan_save(snapshot, order(specs(range(64)))))
     assert plan.ticket is None and plan.lost_blocks == 2
     assert side.free() == free and not side.scheduler.step_jobs().jobs
 
