@@ -8,7 +8,7 @@ of just these samples. So each call is measured three ways:
     CPU         what the thread spent on the CPU
     undisturbed the CPU time, divided by how much slower the machine was at that moment than at its best. A fixed piece
                 of work tells that, which runs just before and just after the call. A call during which the kernel took
-                the CPU away is left out.
+                the CPU away is left out, unless too few others are left.
 
 The limit is on the 99th percentile of the last one. On an idle machine the three agree.
 """
@@ -20,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+ENOUGH: Final = 20
+"""Calls. A percentile of fewer says little."""
 _WORK: Final = {number.to_bytes(32, "big"): number for number in range(1000)}
 """Hashed bytes, numbers and a loop, as in the hooks. It takes about 50 microseconds."""
 
@@ -43,6 +45,7 @@ class Times:
 
     def measure(self, call: Callable[[], object]) -> object:
         """Call and note how long it took. Return the result."""
+        time.sleep(0.001)  # the thread has its share of the CPU again, so that it is seldom interrupted
         before = _fixed_work()
         switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
         began, began_cpu = time.perf_counter_ns(), time.thread_time_ns()
@@ -54,8 +57,10 @@ class Times:
 
     def undisturbed(self, best_work: float) -> list[float]:
         """Return the CPU times as they would be if the fixed work always took `best_work`."""
-        times = [each.cpu * min(1.0, best_work / each.work) for each in self.samples if not each.interrupted]
-        return times or [each.cpu for each in self.samples]
+        counted = [each for each in self.samples if not each.interrupted]
+        if len(counted) < min(ENOUGH, len(self.samples)):
+            counted = self.samples
+        return [each.cpu * min(1.0, best_work / each.work) for each in counted]
 
     @property
     def best_work(self) -> float:

@@ -24,9 +24,12 @@ from rich.table import Table
 
 from benchmarks.hook_state import EngineState, Sizes
 from benchmarks.hook_times import Times, best_work, percentile
+from cwm_connector.step.jobs import Phase
 from tests.support.machine import describe
 
 LIMIT_MS: Final = 1.0
+SHARING: Final = 64
+"""Requests that wait for the load of another one."""
 
 
 def hooks(state: EngineState) -> Iterator[tuple[str, Callable[[Times], None]]]:
@@ -36,6 +39,7 @@ def hooks(state: EngineState) -> Iterator[tuple[str, Callable[[Times], None]]]:
     yield "get_num_new_matched_tokens, first asked", lambda times: _matched(state, times)
     yield "get_num_new_matched_tokens, waits for blocks", lambda times: _asked_again(state, times)
     yield "update_state_after_alloc and the load's end", lambda times: _allocated(state, times)
+    yield "get_num_new_matched_tokens, another one loads it", lambda times: _shared(state, times)
     yield "request_finished, a new prompt", lambda times: _finished(state, times)
     yield "request_finished, a further turn", lambda times: _finished_turn(state, times)
     yield "request_finished, a branch beside 100 others", lambda times: _finished_branch(state, times)
@@ -43,6 +47,8 @@ def hooks(state: EngineState) -> Iterator[tuple[str, Callable[[Times], None]]]:
     yield "build_connector_meta while sessions are listed", lambda times: _listed(state, times)
     yield "build_connector_meta while auto-freeze looks", lambda times: _freezable(state, times)
     yield "snapshot of a head that is computed", lambda times: _snapshot(state, times)
+    yield "build_connector_meta while a freeze is planned", lambda times: _planned(state, times)
+    yield "update_connector_output, blocks of a freeze are read", lambda times: _captured(state, times)
     yield "mark_frozen", lambda times: _marked(state, times)
 
 
@@ -79,6 +85,50 @@ def _allocated(state: EngineState, times: Times) -> None:
     state.drop(one)
 
 
+def _shared(state: EngineState, times: Times) -> None:
+    """Let 64 requests wait for the load of another one, and load by themselves when it has failed."""
+    tokens = [*state.thawed_tokens, *state.prompt(1000)]
+    loader, *others = (state.request(tokens, state.thawed_session) for _ in range(SHARING + 1))
+    for one in (loader, *others):
+        state.side.request_added(one)
+        state.answer_finder()
+        while (matched := state.side.matched_tokens(one, 0)) is None and one is loader:
+            pass
+        if one is loader:
+            assert matched is not None
+            state.side.blocks_allocated(one, state.blocks_for(one), matched)
+    # The last one compares its tokens first. Then it waits.
+    for _ in range(30):
+        times.measure(lambda: state.side.matched_tokens(others[-1], 0))
+    assert state.side.matched_tokens(others[-1], 0) is None
+    times.measure(lambda: state.side.deliver(state.fail_loads()))
+    times.measure(lambda: state.side.matched_tokens(others[-1], 0))
+    for one in (loader, *others):
+        state.drop(one)
+
+
+def _planned(state: EngineState, times: Times) -> None:
+    planning = state.plan_freeze()
+    while not planning.done():
+        times.measure(state.step)
+    (plan,) = planning.result()
+    assert plan.ticket is not None
+    state.side.deliver(state.save_reports(Phase.FINISHED))
+    state.settle()
+
+
+def _captured(state: EngineState, times: Times) -> None:
+    planning = state.plan_freeze()
+    while not planning.done():
+        state.step()
+    reports = state.save_reports(Phase.CAPTURED)
+    times.measure(lambda: state.side.deliver(reports))
+    while state.side.wants_step:
+        times.measure(state.step)
+    reports = state.save_reports(Phase.FINISHED)
+    times.measure(lambda: state.side.deliver(reports))
+
+
 def _finished(state: EngineState, times: Times) -> None:
     one = state.computed(state.prompt(), state.new_name("new"))
     times.measure(lambda: state.side.request_finished(one))
@@ -101,23 +151,23 @@ def _finished_branch(state: EngineState, times: Times) -> None:
 def _steps(state: EngineState, times: Times) -> None:
     one = state.computed(state.prompt(), state.new_name("new"))
     state.side.request_finished(one)
-    times.measure(state.side.step_jobs)
+    times.measure(state.step)
     while state.side.wants_step:
-        times.measure(state.side.step_jobs)
+        times.measure(state.step)
     state.forget(one)
 
 
 def _listed(state: EngineState, times: Times) -> None:
     listing = state.list_sessions()
     while not listing.done():
-        times.measure(state.side.step_jobs)
+        times.measure(state.step)
     assert len(listing.result()) >= state.sizes.sessions
 
 
 def _freezable(state: EngineState, times: Times) -> None:
     looking = state.look_for_unfrozen()
     while not looking.done():
-        times.measure(state.side.step_jobs)
+        times.measure(state.step)
     assert len(looking.result()) >= state.sizes.sessions
 
 

@@ -91,7 +91,7 @@ class ProofRequest:
 def plan_save(
     pool: "BlockPool", pinned: PinnedBlocks, board: JobBoard, hashes: Sequence[bytes], order: SaveOrder
 ) -> Iterator[Sequence[SavePlan]]:
-    """Look for the blocks of one chunk after the other and pin them, then post the save. The last part is the plan.
+    """Find and pin the blocks of one chunk after the other, then post the save. The last part is the plan.
 
     Engine thread. If some blocks are lost, nothing is pinned in the end.
     """
