@@ -30,6 +30,7 @@ from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.thaw.beginnings import Beginnings
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.sessions.thaw_bindings import BoundWindow
+from cwm_connector.sessions.token_run import TokenRun
 from cwm_connector.sessions.unnamed import PREFIX as ANONYMOUS
 from cwm_connector.settings import AutoThaw
 from cwm_connector.step.window_matches import FoundWindows, WindowQuestion
@@ -112,7 +113,9 @@ class _Search:
         self._question = question
         self._beginnings = beginnings
         self._size = engine.geometry.block_tokens
-        self._tokens = array("i", question.token_ids[: question.max_blocks * self._size])
+        end = min(len(question.token_ids), question.max_blocks * self._size)
+        # Packed in parts, because one conversion of a long list keeps the engine thread from running for milliseconds.
+        self._tokens = TokenRun.of_list(question.token_ids, 0, end).packed()
         self._found: dict[str, tuple[BoundWindow, int]] = {}
         self._anonymous: tuple[int, str] = (0, "")
 
