@@ -51,8 +51,8 @@ class Soak:
     seed: str
     seconds: float
     roots: int = 3
-    depth: int = 3
-    sample: int = 5
+    depth: int = 2
+    sample: int = 4
     """Turns that are asked twice, for the noise."""
     thaws: int | None = None
     """Windows that are thawed at the end; None: all."""
