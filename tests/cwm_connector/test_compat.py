@@ -25,6 +25,7 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
+from vllm.v1.sample.sampler import Sampler
 
 from cwm_connector import compat
 from cwm_connector.core.errors import CWMError
@@ -188,6 +189,13 @@ def test_the_first_token_of_a_request_of_ours_is_read_from_what_goes_to_clients(
         answers["aborted"].result(0)
     assert "self.output_queue.put_nowait(output)" in inspect.getsource(EngineCoreProc._process_engine_step)
     assert "token_id" not in repr(compat.FirstToken(5, -0.25)), "a token in a log"
+
+
+def test_vllm_gives_a_token_s_own_logprob_first_and_alone_where_no_alternatives_are_asked_for() -> None:
+    logprobs = torch.log_softmax(torch.tensor([[0.0, 3.0, 1.0], [1.0, 0.0, 5.0]]), -1)
+    told = Sampler.gather_logprobs(logprobs, 0, torch.tensor([1, 2])).tolists().slice_request(1, 1)
+    assert told.logprob_token_ids.tolist() == [[2]]
+    assert told.logprobs.tolist() == [[logprobs[1][2].item()]]
 
 
 def test_what_can_not_be_read_of_an_output_ends_no_engine() -> None:

@@ -29,8 +29,9 @@ from cwm_connector.protocol.proofs import Outcome, ProofCheck
 from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.step.save_plan import Prefilled
 
-TAKE_LIMIT_S: Final = 30.0
-"""A freeze waits no longer for its proof. Its window is durable already."""
+TAKE_LIMIT_S: Final = 60.0
+"""A freeze waits no longer for its proof. Its window is durable already. An engine's first proof takes seconds, because
+vLLM compiles its kernel for logprobs then."""
 REPEAT_LIMIT_S: Final = 600.0
 """The window may have to come from a slow tier first."""
 UNPROVED: Final = "the window has no proof; freeze its session again with prove=true (`cwm freeze --prove`)"
