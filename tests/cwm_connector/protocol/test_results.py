@@ -5,6 +5,7 @@ import pytest
 
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol import stats
+from cwm_connector.protocol.proofs import TakenProof
 from cwm_connector.protocol.results import Answer, Frozen, OtherHead, Status, Thawed, TimedFreeze
 from cwm_connector.protocol.wire import Result, encode
 
@@ -26,6 +27,8 @@ FREEZE = TimedFreeze(
     head_reason="it is the conversation that was continued last",
     other_heads=[OtherHead(head="h2", token_count=300, last_active_at="2026-01-23T09:30:00.250Z", title=None)],
     more_heads=1,
+    proof=TakenProof(token_id=7, logprob=-0.5, taken_at="2026-01-23T09:30:00.250Z"),
+    no_proof="no proof was taken",
 )
 STRUCTS = [
     each for each in {**vars(stats), **vars(m)}.values() if isinstance(each, type) and issubclass(each, msgspec.Struct)
@@ -96,7 +99,7 @@ def test_results_can_not_be_changed(struct: type[msgspec.Struct]) -> None:
 
 
 def test_only_what_was_not_asked_for_may_be_left_out() -> None:
-    assert Status.__struct_defaults__ == (None, None), "blocks and progress"
+    assert Status.__struct_defaults__ == (None, None, None), "blocks, proof and progress"
     with_defaults = {each.__name__ for each in STRUCTS if each.__struct_defaults__}
     assert with_defaults == {
         *("Thawed", "Status", "Metrics"),
