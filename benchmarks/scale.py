@@ -27,8 +27,8 @@ from benchmarks.timing import show_times
 from cwm_connector.catalog.base import OpenWindows, SortBy, WindowQuery
 from cwm_connector.catalog.session_pages import SessionQuery
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
+from cwm_connector.catalog.sqlite.check import StructureCheck
 from cwm_connector.catalog.sqlite.file import SqliteFile
-from cwm_connector.catalog.sqlite.structure import StructureCheck
 from cwm_connector.core.units import GIB
 from tests.support.miniature import Miniature
 

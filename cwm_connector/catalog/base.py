@@ -372,7 +372,7 @@ class Catalog(Protocol):
     def session(self, session_id: str) -> SessionRow | None:
         """Return the session, or None if it was never frozen or thawed."""
 
-    def sessions(self, query: SessionQuery) -> SessionPage:
+    def sessions(self, query: SessionQuery) -> SessionPage[SessionRow]:
         """Return a page of the sessions that were frozen or thawed, the one with the newest event first.
 
         One that no window was frozen from and none was thawed into any more is kept among the newest 1,024.
@@ -397,7 +397,7 @@ class Catalog(Protocol):
         """Return what checks the catalog's file, or None if it was checked when it was opened."""
 
     def refuse_writes(self, fault: str) -> None:
-        """Refuse all writes from now on, because of this damage. Raises `Code.CORRUPT` at once and for each write."""
+        """Let all writes fail from now on, because of this damage. Raises `Code.CORRUPT`, as each write does."""
 
     def compact(self) -> int:
         """Release the space that deleted windows took in the catalog and return its bytes. May take seconds."""

@@ -279,7 +279,7 @@ def live_session_item(live: LiveSession, row: SessionRow | None) -> results.Sess
 
 
 def session_page(
-    live: Sequence[results.SessionItem], args: SessionsArgs, stored: Callable[[SessionQuery], SessionPage]
+    live: Sequence[results.SessionItem], args: SessionsArgs, stored: Callable[[SessionQuery], SessionPage[SessionRow]]
 ) -> results.SessionList:
     """Return session_list's result: a page of the engine's sessions, then of other `stored` ones.
 

@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
-if TYPE_CHECKING:
-    from cwm_connector.catalog.base import SessionEvent, SessionRow
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
 class SessionQuery:
     """The conditions and the page of a list of sessions. The one with the newest event comes first."""
 
-    event: "SessionEvent | None" = None
-    """The last event of the session."""
+    event: str | None = None
+    """The last event of the session, a `SessionEvent`."""
     model: str | None = None
     without: Sequence[str] = ()
     """Sessions that are left out."""
@@ -22,9 +21,9 @@ class SessionQuery:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionPage:
+class SessionPage(Generic[Row]):
     """A page of the list."""
 
-    sessions: "tuple[SessionRow, ...]"
+    sessions: tuple[Row, ...]
     total: int
     """Sessions that meet the conditions, on all pages."""

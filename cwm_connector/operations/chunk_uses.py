@@ -34,7 +34,7 @@ class ChunkUses:
         self._needed = any(tier is not TierName.DISK for tier in engine.durable_tiers)
 
     def load(self) -> None:
-        """Begin to read the uses of before the start."""
+        """Start to read the uses of before the start."""
         if self._needed:
             self._loading = asyncio.create_task(self._load())
 

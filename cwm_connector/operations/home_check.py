@@ -42,7 +42,7 @@ class HomeCheck:
         """What ended the check early while the engine served."""
 
     async def start(self) -> None:
-        """Begin the check, and wait for it for `START_WAITS_S`. Raises: what it has raised until then."""
+        """Start the check, and wait for it for `START_WAITS_S`. Raises: what it has raised until then."""
         self._engine.uncompared.update(self._engine.durable_tiers)
         self._task = asyncio.create_task(self._run())
         await asyncio.wait({self._task}, timeout=START_WAITS_S)

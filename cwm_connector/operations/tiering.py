@@ -46,7 +46,7 @@ class Tiering:
         """Where chunks may go that leave the disk; fastest first."""
 
     def load_from_catalog(self) -> None:
-        """Begin to load from the catalog where each chunk lies and when it was used last."""
+        """Start to load from the catalog where each chunk lies and when it was used last."""
         self._uses.load()
 
     # --- called by operations -----------------------------------------------------------------------------------------

@@ -246,7 +246,7 @@ class RedisCatalog:
     def session(self, session_id: str) -> SessionRow | None:
         return self._follower.fresh().session(session_id)
 
-    def sessions(self, query: SessionQuery) -> SessionPage:
+    def sessions(self, query: SessionQuery) -> SessionPage[SessionRow]:
         return self._follower.fresh().sessions(query)
 
     def sessions_of(self, session_ids: Sequence[str]) -> dict[str, SessionRow]:

@@ -2,7 +2,7 @@
 
 `schema.py` says which invariants the tables have, `file.py` how a transaction becomes durable, and `rows.py` how a
 damaged row is detected. A *missing* row is detected because the table and its indexes differ. The engine compares all
-tables with their indexes when it opens the catalog, or soon afterwards if the file is large (`structure.py`). A reader
+tables with their indexes when it opens the catalog, or soon afterwards if the file is large (`check.py`). A reader
 compares a table when a query needs it for the first time.
 
 Only the thread that opened a catalog may use it. sqlite3 refuses any other thread, so there is no lock. Every method
@@ -30,7 +30,7 @@ from cwm_connector.catalog.base import (
     WindowRow,
 )
 from cwm_connector.catalog.session_pages import SessionPage, SessionQuery
-from cwm_connector.catalog.sqlite.check import first_inconsistency, table_damage
+from cwm_connector.catalog.sqlite.check import StructureCheck, first_inconsistency, table_damage
 from cwm_connector.catalog.sqlite.chunks import (
     chunk_entries,
     chunks_where,
@@ -47,7 +47,6 @@ from cwm_connector.catalog.sqlite.chunks import windows_with as names_with
 from cwm_connector.catalog.sqlite.file import BUSY_TIMEOUT_S, SqliteFile
 from cwm_connector.catalog.sqlite.notes import read_note, write_note
 from cwm_connector.catalog.sqlite.query import count_of, page_of
-from cwm_connector.catalog.sqlite.search import gather_words
 from cwm_connector.catalog.sqlite.snapshots import (
     add_snapshot,
     count_windows,
@@ -56,7 +55,6 @@ from cwm_connector.catalog.sqlite.snapshots import (
     read_snapshot,
     read_token_ids,
 )
-from cwm_connector.catalog.sqlite.structure import StructureCheck
 from cwm_connector.catalog.sqlite.thaws import (
     add_binding,
     all_bindings,
@@ -80,6 +78,7 @@ from cwm_connector.catalog.sqlite.windows import (
     contract_row,
     delete_window,
     find_window,
+    gather_words,
     list_window,
     read_window,
     read_window_named,
@@ -198,13 +197,14 @@ class SqliteCatalog:
             return children_of(db, name)
 
     def list_windows(self, query: WindowQuery) -> WindowPage:
-        count, page = count_of(query), page_of(query)
+        count = count_of(query)
         if self._read_only and query.search:
             with self._file.reading_with_temporary_tables() as db:
                 self._compare(db, ("windows", "window_tags"))
                 gather_words(db)
         with self._reading("windows", "window_tags") as db:
             (total,) = db.execute(count.sql, count.values).fetchone()
+            page = page_of(query, total)
             ids = db.execute(page.sql, page.values).fetchall()
             return WindowPage(tuple(list_window(db, window) for (window,) in ids), total)
 
@@ -302,7 +302,7 @@ class SqliteCatalog:
         with self._reading("windows", "sessions") as db:
             return sessions_of(db, [session_id]).get(session_id)
 
-    def sessions(self, query: SessionQuery) -> SessionPage:
+    def sessions(self, query: SessionQuery) -> SessionPage[SessionRow]:
         with self._reading("windows", "sessions") as db:
             return session_page(db, query)
 

@@ -1,10 +1,15 @@
 """Check an embedded catalog: the structure of the file, and everything that is counted or stored twice.
 
 The functions run inside the caller's transaction and change nothing. They read the whole file, which takes seconds if
-it is large.
+it is large. A start checks the structure for at most `LIMIT_S`, which is enough for some 100 MiB. The rest of a larger
+file is checked by a `StructureCheck` on a thread and a connection of its own, so that the catalog thread goes on.
 """
 
 import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import Final
 
 from cwm_connector.catalog.session_pages import SessionQuery
 from cwm_connector.catalog.sqlite.chunks import chunks_where
@@ -15,6 +20,9 @@ from cwm_connector.catalog.sqlite.thaws import all_bindings, read_proof, session
 from cwm_connector.catalog.sqlite.totals import read_totals
 from cwm_connector.catalog.sqlite.windows import read_window
 from cwm_connector.core.errors import CWMError
+
+LIMIT_S: Final = 0.25
+_WAITS_FOR_LOCK_S: Final = 5.0
 
 _COUNTED: dict[str, str] = {
     "a window lists a chunk that is not stored": """
@@ -93,6 +101,35 @@ def words_damage(db: sqlite3.Connection) -> str | None:
     return None
 
 
+class Unfinished(Exception):
+    """Raised if the check takes longer than it may."""
+
+
+def structural_damage(db: sqlite3.Connection, limit_s: float | None = None) -> str | None:
+    """Return what is wrong with the pages of the file, or between a table and its indexes, or None.
+
+    Raises `Unfinished` after `limit_s`.
+    """
+    if limit_s is None:
+        return _damage(db)
+    timer = threading.Timer(limit_s, db.interrupt)
+    timer.start()
+    try:
+        return _damage(db)
+    except sqlite3.OperationalError as problem:
+        if problem.sqlite_errorcode & 0xFF == sqlite3.SQLITE_INTERRUPT:
+            raise Unfinished from None
+        raise
+    finally:
+        timer.cancel()
+        timer.join()  # so that it interrupts nothing else
+
+
+def _damage(db: sqlite3.Connection) -> str | None:
+    (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+    return words_damage(db) if verdict == "ok" else str(verdict)
+
+
 def table_damage(db: sqlite3.Connection, table: str) -> str | None:
     """Return what is wrong with one table and its indexes, or None."""
     (verdict,) = db.execute(f"PRAGMA integrity_check({table})").fetchone()
@@ -132,3 +169,40 @@ def _read_everything(db: sqlite3.Connection) -> None:
         read_chunks(db, snapshot, window.name)
         read_token_ids(db, snapshot, window.name)
         read_proof(db, window.snapshot_id, window.name)
+
+
+class StructureCheck:
+    """The whole check of one file. `run` it on a thread of its own. Any thread may call `stop`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stopped = threading.Event()
+        self._connection: sqlite3.Connection | None = None
+
+    def run(self) -> str | None:
+        """Return what is wrong, or None. Blocks for seconds per GiB. Raises sqlite3.Error, also after `stop`.
+
+        Each table is checked in a transaction of its own, so that SQLite's log does not grow meanwhile. The index of
+        words needs the writer's lock for a second or two. A commit waits for that.
+        """
+        with closing(
+            sqlite3.connect(self._path, timeout=_WAITS_FOR_LOCK_S, isolation_level=None, check_same_thread=False)
+        ) as db:
+            self._connection = db
+            tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'window_words%'"
+            for (table,) in db.execute(f"{tables} AND name NOT LIKE 'sqlite_%' ORDER BY name").fetchall():
+                if self._stopped.is_set():
+                    raise sqlite3.OperationalError("stopped")
+                fault = table_damage(db, table)
+                if fault is not None:
+                    return fault
+            return words_damage(db)
+
+    def stop(self) -> None:
+        """Let `run` end soon."""
+        self._stopped.set()
+        if self._connection is not None:
+            try:
+                self._connection.interrupt()
+            except sqlite3.ProgrammingError:
+                return  # it has just closed

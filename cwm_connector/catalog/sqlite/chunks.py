@@ -37,12 +37,27 @@ _FIRST: Final = """
     SELECT c.key, c.tokens FROM snapshot_chunks h JOIN chunks c ON c.id = h.chunk_id
     WHERE h.snapshot_id = ? AND h.position = 0
 """
-_HOLDING: Final = """
-    FROM chunks c JOIN snapshot_chunks h ON h.chunk_id = c.id JOIN snapshots s ON s.id = h.snapshot_id
-        JOIN windows w ON w.snapshot_id = h.snapshot_id
-    WHERE c.key = :key AND w.private = 0 AND w.created_at > :after
-        AND (:session_id IS NULL OR w.session_id = :session_id)
-        AND (:max_chunks IS NULL OR s.block_count <= :max_chunks)
+_HELD_BY_MANY: Final = 1024
+"""Snapshots that hold a chunk, as one with the system prompt of an agent. Then the newest windows are looked at."""
+NEWEST: Final = 1024
+"""So many of them. A window that is not among them is not found by a chunk that is held by many."""
+_FITS: Final = """
+    w.private = 0 AND w.created_at > :after AND (:max_chunks IS NULL OR s.block_count <= :max_chunks)
+"""
+_HOLDS: Final = "EXISTS (SELECT 1 FROM snapshot_chunks h WHERE h.chunk_id = :chunk AND h.snapshot_id = w.snapshot_id)"
+_BY_CHUNK: Final = f"""
+    FROM snapshot_chunks h CROSS JOIN snapshots s ON s.id = h.snapshot_id
+        CROSS JOIN windows w ON w.snapshot_id = h.snapshot_id
+    WHERE h.chunk_id = :chunk AND {_FITS}
+"""
+_OF_SESSION: Final = f"""
+    FROM windows w INDEXED BY windows_by_session CROSS JOIN snapshots s ON s.id = w.snapshot_id
+    WHERE w.session_id = :session_id AND {_FITS} AND {_HOLDS}
+"""
+_AMONG_NEWEST: Final = f"""
+    FROM (SELECT * FROM windows INDEXED BY windows_by_created_at ORDER BY created_at DESC, id DESC LIMIT {NEWEST}) w
+        CROSS JOIN snapshots s ON s.id = w.snapshot_id
+    WHERE {_FITS} AND {_HOLDS}
 """
 
 
@@ -209,29 +224,35 @@ def first_chunk(db: sqlite3.Connection, snapshot: int) -> tuple[ChunkKey, int]:
 
 def is_open(db: sqlite3.Connection, key: ChunkKey, windows: OpenWindows) -> bool:
     """Return whether one of `windows` holds the chunk."""
-    return db.execute(f"SELECT 1 {_HOLDING} LIMIT 1", _values_of(key, windows)).fetchone() is not None
+    return bool(open_windows_with(db, key, windows, 1, newest_first=False))
 
 
-def open_windows_with(db: sqlite3.Connection, key: ChunkKey, windows: OpenWindows, limit: int) -> tuple[str, ...]:
+def open_windows_with(
+    db: sqlite3.Connection, key: ChunkKey, windows: OpenWindows, limit: int, *, newest_first: bool = True
+) -> tuple[str, ...]:
     """Return the names of those of `windows` that hold the chunk, the newest first, at most `limit`.
 
     The rows are not checked. A damaged row can only lead to a window that does not fit, and its checksum is checked
     when the window itself is read.
     """
+    found = db.execute("SELECT id, refs FROM chunks WHERE key = ?", (key,)).fetchone()
+    if found is None:
+        return ()
+    chunk, refs = found
+    by_chunk = _AMONG_NEWEST if refs > _HELD_BY_MANY else _BY_CHUNK
+    source = by_chunk if windows.session_id is None else _OF_SESSION
+    order = "ORDER BY w.created_at DESC, w.id DESC" if newest_first else ""
     rows = db.execute(
-        f"SELECT w.name {_HOLDING} ORDER BY w.created_at DESC, w.id DESC LIMIT :limit",
-        {**_values_of(key, windows), "limit": limit},
+        f"SELECT w.name {source} {order} LIMIT :limit",
+        {
+            "chunk": chunk,
+            "after": windows.after,
+            "session_id": windows.session_id,
+            "max_chunks": windows.max_chunks,
+            "limit": limit,
+        },
     )
     return tuple(name for (name,) in rows)
-
-
-def _values_of(key: ChunkKey, windows: OpenWindows) -> dict[str, object]:
-    return {
-        "key": key,
-        "after": windows.after,
-        "session_id": windows.session_id,
-        "max_chunks": windows.max_chunks,
-    }
 
 
 def _lookup_of(keys: int) -> str:

@@ -14,9 +14,14 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from cwm_connector.catalog.sqlite.check import definitions
+from cwm_connector.catalog.sqlite.check import (
+    LIMIT_S,
+    StructureCheck,
+    Unfinished,
+    definitions,
+    structural_damage,
+)
 from cwm_connector.catalog.sqlite.schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
-from cwm_connector.catalog.sqlite.structure import LIMIT_S, StructureCheck, Unfinished, structural_damage
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.units import MIB
 

@@ -116,9 +116,9 @@ def forget_unused_sessions(db: sqlite3.Connection, session_ids: Sequence[str]) -
         db.execute(_FORGET, (json.dumps(session_ids), SESSIONS))
 
 
-def session_page(db: sqlite3.Connection, query: SessionQuery) -> SessionPage:
+def session_page(db: sqlite3.Connection, query: SessionQuery) -> SessionPage[SessionRow]:
     """Return a page of the sessions. Raises `Code.CORRUPT` if one on it is damaged."""
-    given = {"event": None if query.event is None else query.event.value, "model": query.model}
+    given = {"event": query.event, "model": query.model}
     where = " AND ".join(f"s.{field} = :{field}" for field, value in given.items() if value is not None) or "1"
     values = {**given, "without": json.dumps(list(query.without)), "limit": query.limit, "offset": query.offset}
     (total,) = db.execute(

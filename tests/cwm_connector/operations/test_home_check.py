@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.catalog.sqlite.structure import Unfinished
+from cwm_connector.catalog.sqlite.check import Unfinished
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import TierName
 from cwm_connector.operations import home_check

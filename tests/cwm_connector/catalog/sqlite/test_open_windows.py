@@ -101,3 +101,18 @@ def test_windows_of_the_second_schema_are_not_private_and_a_damaged_one_stays_da
         else:
             assert catalog.window("old") == replace(window, private=False)
             catalog.check_integrity()
+
+
+def test_a_chunk_that_many_windows_hold_leads_to_the_newest_ones(
+    catalog: SqliteCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cwm_connector.catalog.sqlite.chunks._HELD_BY_MANY", 3)
+    first, *_ = long = chain("a", 6)
+    for n in range(6):
+        catalog.commit_window(new_window(f"w{n}", long[: n + 1], session_id=f"s{n % 2}", created_at=at(n)))
+    catalog.commit_window(new_window("other", chain("b", 1), created_at=at(9)))
+    assert catalog.open_windows_with(first.key, OpenWindows(), 3) == ("w5", "w4", "w3")
+    assert catalog.open_windows_with(first.key, OpenWindows(max_chunks=2), 3) == ("w1", "w0")
+    assert catalog.open_windows_with(first.key, OpenWindows(session_id="s0"), 9) == ("w4", "w2", "w0")
+    assert catalog.is_open(first.key, OpenWindows(after=at(4)))
+    assert not catalog.is_open(first.key, OpenWindows(after=at(5)))

@@ -88,7 +88,7 @@ def test_pages_laid_end_to_end_hold_every_window_once(filled: tuple[SqliteCatalo
 
 @pytest.mark.parametrize("sort_by", SortBy)
 def test_no_listing_sorts_the_whole_table(catalog: SqliteCatalog, path: Path, sort_by: SortBy) -> None:
-    page = page_of(WindowQuery(sort_by=sort_by))
+    page = page_of(WindowQuery(sort_by=sort_by), 9)
     with closing(sqlite3.connect(path)) as raw:
         plan = " ".join(row[3] for row in raw.execute(f"EXPLAIN QUERY PLAN {page.sql}", page.values))
     assert "TEMP B-TREE" not in plan
@@ -97,7 +97,7 @@ def test_no_listing_sorts_the_whole_table(catalog: SqliteCatalog, path: Path, so
 def test_what_a_user_types_is_never_part_of_the_sql() -> None:
     evil = "'; DROP TABLE windows; --"
     query = WindowQuery(tags=[evil], model=evil, search=evil, session_id=evil)
-    assert "DROP" not in page_of(query).sql + count_of(query).sql
+    assert "DROP" not in page_of(query, 9).sql + count_of(query).sql
 
 
 # --- search ---
@@ -208,3 +208,18 @@ def test_a_reader_finds_what_the_engine_finds(library: SqliteCatalog, path: Path
         with pytest.raises(CWMError) as refused:
             reader.delete_window(FIRST)
         assert refused.value.code is Code.NOT_ALLOWED
+
+
+def test_a_list_of_many_windows_is_the_one_of_few(
+    filled: tuple[SqliteCatalog, list[WindowRow]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is walked through in order, and what is sorted, give the same pages."""
+    catalog, _ = filled
+    queries = [
+        WindowQuery(sort_by=sort_by, limit=7, **conditions)
+        for sort_by in SortBy
+        for conditions in ({"search": "x"}, {"tags": ["debug"]}, {"model": "small"}, {"search": "x", "model": "small"})
+    ]
+    sorted_ones = [catalog.list_windows(query) for query in queries]
+    monkeypatch.setattr("cwm_connector.catalog.sqlite.query._MANY", 0)
+    assert [catalog.list_windows(query) for query in queries] == sorted_ones
