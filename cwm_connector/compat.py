@@ -415,7 +415,14 @@ def weight_files(vllm_config: "VllmConfig") -> tuple[list[Path], str]:
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(model.model, revision=model.revision, local_files_only=True))
+        folder = Path(
+            snapshot_download(
+                model.model,
+                revision=model.revision,
+                cache_dir=vllm_config.load_config.download_dir,
+                local_files_only=True,
+            )
+        )
     for pattern in ("*.safetensors", "*.bin", "*.pt", "*.gguf"):
         files = list(folder.glob(pattern))
         if files:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 START_LIMIT_S: Final = 900.0
-"""The first start hashes the weights. A large model takes minutes."""
+"""For the catalog, the recovery and the socket. The weights are read before, however long that takes."""
 
 
 class EngineSide:
@@ -85,7 +85,8 @@ class EngineSide:
         self._control = ControlThread()
         self._control.start()
         try:
-            self._control.submit(self._open(facts)).result(START_LIMIT_S)
+            passport = self._passport(facts)  # reads the weights, as long as that takes
+            self._control.submit(self._open(passport)).result(START_LIMIT_S)
         except BaseException:
             self._control.stop()
             self._lock.release()
@@ -125,8 +126,8 @@ class EngineSide:
         if self._core is not None:
             compat.wake(self._core)
 
-    async def _open(self, facts: Sequence[WorkerFacts]) -> None:
-        engine = self._parts.open(await asyncio.to_thread(self._passport, facts))
+    async def _open(self, passport: Passport) -> None:
+        engine = self._parts.open(passport)
         operations = await start_operations(engine)
         server = ControlServer(self._settings.socket_path, operations, engine.model, __version__)
         await server.start()

@@ -3,6 +3,7 @@
 import inspect
 import queue
 from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -323,6 +324,19 @@ def test_dummy_weights_are_known_by_their_seed() -> None:
         model_config=SimpleNamespace(model="m", seed=3, revision=None), load_config=SimpleNamespace(load_format="dummy")
     )
     assert compat.weight_files(dummy) == ([], "dummy:3")
+
+
+def test_the_weights_are_found_in_the_folder_that_vllm_downloads_to(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--model" / "snapshots" / "1234"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "models--org--model" / "refs").mkdir()
+    (tmp_path / "models--org--model" / "refs" / "main").write_text("1234")
+    downloaded = SimpleNamespace(
+        model_config=SimpleNamespace(model="org/model", revision=None),
+        load_config=SimpleNamespace(load_format="auto", download_dir=str(tmp_path)),
+    )
+    assert compat.weight_files(downloaded) == ([snapshot / "model.safetensors"], "auto")
 
 
 def test_the_request_message_has_the_fields_that_a_prefill_fills() -> None:
