@@ -112,7 +112,7 @@ def build_engine(
     Raises: `Code.ARGUMENT` for a folder that can't be written or belongs to another home, `Code.CORRUPT` for a missing
     catalog.
     """
-    store_id = open_home(settings.home, settings.chunks_path)
+    store_id = open_home(settings.home, settings.chunks_path, settings.catalog_path)
     require_catalog(settings.catalog_path, settings.chunks_path)
     geometry = Geometry.of(shape.block_tokens, settings.chunk_tokens)
     board, locations = JobBoard(shape.world_size), ChunkLocations(shape.world_size)

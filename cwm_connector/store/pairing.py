@@ -13,13 +13,15 @@ logger = logging.getLogger(__name__)
 _STORE_ID = "store.id"
 
 
-def open_home(home: Path, chunks: Path) -> str:
+def open_home(home: Path, chunks: Path, catalog: Path) -> str:
     """Make both folders if they are missing, pair them and return their id.
 
     Any process of an engine may call it, at the same time as others.
-    Raises: `Code.ARGUMENT` for a folder that can't be written or belongs to another home.
+    Raises: `Code.ARGUMENT` for a folder that can't be written or belongs to another home, and for a chunk folder that
+    lost its mark, such as one whose disk is not mounted.
     """
     private_folder(home, "CWM_HOME")
+    _require_mounted(home, chunks, catalog)
     return pair_store(home, private_folder(chunks, "CWM_DISK_PATH"))
 
 
@@ -38,6 +40,23 @@ def pair_store(home: Path, chunks: Path) -> str:
             f"CWM_DISK_PATH names {chunks}, which holds the chunks of another CWM_HOME; choose another folder",
         )
     return store_id
+
+
+def _require_mounted(home: Path, chunks: Path, catalog: Path) -> None:
+    """Check that a home with a catalog has its chunk folder. Otherwise all its chunks would be recorded as gone.
+
+    A start that was killed may have marked only the home. It has made no catalog yet.
+    """
+    if (home / _STORE_ID).exists() and not (chunks / _STORE_ID).exists() and _has_content(catalog):
+        raise CWMError(
+            Code.ARGUMENT,
+            f"CWM_DISK_PATH names {chunks}, which lacks the chunks of this CWM_HOME; mount its disk, or copy "
+            f"{home / _STORE_ID} into it to go on without them",
+        )
+
+
+def _has_content(catalog: Path) -> bool:
+    return catalog.exists() and catalog.stat().st_size > 0
 
 
 def _write_once(path: Path, text: str) -> str:
@@ -62,7 +81,7 @@ def require_catalog(catalog: Path, chunks: Path) -> None:
     Chunks without a catalog belong to windows that can still be restored, so they must not be swept as orphans.
     Raises: `Code.CORRUPT` if the catalog is missing while the folder holds chunks.
     """
-    if catalog.exists() and catalog.stat().st_size:
+    if _has_content(catalog):
         return
     if any(path.suffix == ".data" for path in chunks.iterdir()):
         raise CWMError(

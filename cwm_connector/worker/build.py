@@ -30,7 +30,7 @@ def build_worker(
 
     Blocks on the disk. Raises: `Code.ARGUMENT` for a folder that can't be written or belongs to another home.
     """
-    store_id = open_home(settings.home, settings.chunks_path)
+    store_id = open_home(settings.home, settings.chunks_path, settings.catalog_path)
     cpu = CpuTier(settings.cpu_cache_bytes // world_size, new_policy(settings.tier_policy))
     durable_tiers = open_tiers(settings, store_id)
     side = WorkerSide(

@@ -47,6 +47,39 @@ def test_chunks_whose_catalog_is_missing_are_kept_and_the_start_is_refused(tmp_p
 
 def test_a_home_is_made_with_its_chunk_folder_and_paired(tmp_path: Path) -> None:
     home, chunks = tmp_path / "home", tmp_path / "elsewhere" / "chunks"
-    store_id = open_home(home, chunks)
+    store_id = open_home(home, chunks, home / "catalog.sqlite")
     assert {(folder / "store.id").read_text() for folder in (home, chunks)} == {store_id}
-    assert open_home(home, chunks) == store_id
+    assert open_home(home, chunks, home / "catalog.sqlite") == store_id
+
+
+def test_a_chunk_folder_whose_disk_is_not_mounted_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    home, chunks = tmp_path / "home", tmp_path / "disk" / "chunks"
+    catalog = home / "catalog.sqlite"
+    store_id = open_home(home, chunks, catalog)
+    catalog.write_text("rows")
+    chunks.rename(tmp_path / "unmounted")
+    for _ in ("missing", "empty"):
+        with pytest.raises(CWMError, match=r"CWM-1003.*mount its disk"):
+            open_home(home, chunks, catalog)
+        assert not chunks.exists() or not list(chunks.iterdir())
+        chunks.mkdir(exist_ok=True)
+    chunks.rmdir()
+    (tmp_path / "unmounted").rename(chunks)
+    assert open_home(home, chunks, catalog) == store_id
+
+
+def test_a_new_chunk_folder_is_taken_once_it_has_the_home_s_mark(tmp_path: Path) -> None:
+    home, chunks = tmp_path / "home", tmp_path / "new"
+    store_id = open_home(home, home / "chunks", home / "catalog.sqlite")
+    (home / "catalog.sqlite").write_text("rows")
+    chunks.mkdir()
+    (chunks / "store.id").write_text((home / "store.id").read_text())
+    assert open_home(home, chunks, home / "catalog.sqlite") == store_id
+
+
+def test_a_start_that_was_killed_between_the_two_marks_is_carried_on(tmp_path: Path) -> None:
+    home, chunks, catalog = tmp_path / "home", tmp_path / "chunks", tmp_path / "home" / "catalog.sqlite"
+    store_id = open_home(home, chunks, catalog)
+    (chunks / "store.id").unlink()
+    catalog.write_text("")
+    assert open_home(home, chunks, catalog) == store_id
