@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from benchmarks.catalog import CHUNK_BYTES, CHUNK_TOKENS, MINUTE, PASSPORT, START, TAGS, WORDS, ids_of
-from cwm_connector.catalog.base import ChunkRow, SessionEvent
+from cwm_connector.catalog.base import ChunkRow
+from cwm_connector.catalog.session_pages import SessionEvent
 from cwm_connector.catalog.sqlite.chunks import ChunkEntry, write_chunks
 from cwm_connector.catalog.sqlite.file import SqliteFile
 from cwm_connector.catalog.sqlite.rows import DIGEST_BYTES, seal

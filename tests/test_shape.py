@@ -15,12 +15,11 @@ EVERYTHING = modules("cwm_connector", "cwm_mcp", "context_window_manager", "benc
 SOURCE = modules(*PACKAGES)
 
 _VERBS = """
-Add Allow Answer Append Apply Ask Assign Await Bind Branch Bring Build Call Cancel Carry Catch Change Check
+Add Allow Answer Append Apply Ask Assign Await Begin Bind Branch Bring Build Call Cancel Carry Catch Change Check
 Close Compare Connect Copy Count Create Decode Delete Deliver Describe Do Draw Drop End Fail Fill Find Follow
 Forget Freeze Give Go Hand Have Hide Keep Let List Load Make Mark Measure Move Note Offer Open Pack Parse Pin Ping Post
-Print Publish Queue Raise Read Record Recover Register Release Remove Repeat Replace Request Restore Return Rewrite Run
-Save
-Seal Send Serve Set Show Start Stop Store Take Thaw Translate Try Turn Unbind Wait Write Yield
+Print Publish Queue Raise Read Record Recover Refuse Register Release Remove Repeat Replace Request Restore Return
+Rewrite Run Save Seal Send Serve Set Show Start Stop Store Take Thaw Translate Try Turn Unbind Wait Write Yield
 """
 VERBS = frozenset(_VERBS.split())
 """The first words of docstrings. Add a verb here when you need one. A noun or a question word is not a verb."""

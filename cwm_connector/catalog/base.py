@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from cwm_connector.catalog.session_pages import SessionPage, SessionQuery
+from cwm_connector.catalog.session_pages import SessionPage, SessionQuery, SessionRow
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, Micros, TierName
 
@@ -190,27 +190,6 @@ class Binding:
     salt_hash: bytes
     """SHA-256 of the cache salt. The salt itself is never stored."""
     created_at: Micros
-
-
-class SessionEvent(enum.StrEnum):
-    """The last operation on a session that the catalog recorded."""
-
-    FROZEN = "frozen"
-    THAWED = "thawed"
-
-
-@dataclass(frozen=True, slots=True)
-class SessionRow:
-    """A session that was frozen or thawed at least once, as it was at the last of these events."""
-
-    session_id: str
-    model: str
-    token_count: int
-    event: SessionEvent
-    created_at: Micros
-    updated_at: Micros
-    windows: tuple[str, ...] = field(default=())
-    """Names of the windows frozen from it, newest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +351,7 @@ class Catalog(Protocol):
     def session(self, session_id: str) -> SessionRow | None:
         """Return the session, or None if it was never frozen or thawed."""
 
-    def sessions(self, query: SessionQuery) -> SessionPage[SessionRow]:
+    def sessions(self, query: SessionQuery) -> SessionPage:
         """Return a page of the sessions that were frozen or thawed, the one with the newest event first.
 
         One that no window was frozen from and none was thawed into any more is kept among the newest 1,024.

@@ -14,17 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
-from cwm_connector.catalog.base import (
-    ChunkRow,
-    Proof,
-    SessionEvent,
-    SessionRow,
-    SortBy,
-    WindowPage,
-    WindowQuery,
-    WindowRow,
-)
-from cwm_connector.catalog.session_pages import SessionPage, SessionQuery
+from cwm_connector.catalog.base import ChunkRow, Proof, SortBy, WindowPage, WindowQuery, WindowRow
+from cwm_connector.catalog.session_pages import SessionEvent, SessionPage, SessionQuery, SessionRow
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_tags
 from cwm_connector.core.speaker import check_session_id
@@ -279,7 +270,7 @@ def live_session_item(live: LiveSession, row: SessionRow | None) -> results.Sess
 
 
 def session_page(
-    live: Sequence[results.SessionItem], args: SessionsArgs, stored: Callable[[SessionQuery], SessionPage[SessionRow]]
+    live: Sequence[results.SessionItem], args: SessionsArgs, stored: Callable[[SessionQuery], SessionPage]
 ) -> results.SessionList:
     """Return session_list's result: a page of the engine's sessions, then of other `stored` ones.
 

@@ -1,18 +1,39 @@
-"""Questions about the sessions that a catalog knows, and a page of answers. Values for any thread."""
+"""Sessions that a catalog knows, questions about them, and a page of answers. Values for any thread."""
 
+import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
 
-Row = TypeVar("Row")
+from cwm_connector.core.types import Micros
+
+
+class SessionEvent(enum.StrEnum):
+    """The last operation on a session that the catalog recorded."""
+
+    FROZEN = "frozen"
+    THAWED = "thawed"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A session that was frozen or thawed at least once, as it was at the last of these events."""
+
+    session_id: str
+    model: str
+    token_count: int
+    event: SessionEvent
+    created_at: Micros
+    updated_at: Micros
+    windows: tuple[str, ...] = field(default=())
+    """Names of the windows frozen from it, newest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionQuery:
     """The conditions and the page of a list of sessions. The one with the newest event comes first."""
 
-    event: str | None = None
-    """The last event of the session, a `SessionEvent`."""
+    event: SessionEvent | None = None
+    """The last event of the session."""
     model: str | None = None
     without: Sequence[str] = ()
     """Sessions that are left out."""
@@ -21,9 +42,9 @@ class SessionQuery:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionPage(Generic[Row]):
+class SessionPage:
     """A page of the list."""
 
-    sessions: tuple[Row, ...]
+    sessions: tuple[SessionRow, ...]
     total: int
     """Sessions that meet the conditions, on all pages."""

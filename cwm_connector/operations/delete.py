@@ -13,7 +13,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_window_name
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.operations.context import EngineContext, claimed
-from cwm_connector.operations.recovery import Swept, sweep
+from cwm_connector.operations.start.recovery import Swept, sweep
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.protocol.calls import DeleteArgs
 from cwm_connector.protocol.results import Collected, Deleted

@@ -17,8 +17,8 @@ from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.delete import Deleter
 from cwm_connector.operations.freeze.freezer import Freezer
 from cwm_connector.operations.health import HealthReader
-from cwm_connector.operations.home_check import HomeCheck
 from cwm_connector.operations.queries import Queries
+from cwm_connector.operations.start.home_check import HomeCheck
 from cwm_connector.operations.thaw.finder import CatalogFinder
 from cwm_connector.operations.thaw.thaw import Thawer
 from cwm_connector.operations.tier_probe import TierProbe

@@ -13,7 +13,7 @@ from cwm_connector.core.errors import CWMError
 from cwm_connector.core.folders import folder_state, free_space
 from cwm_connector.core.types import TierName
 from cwm_connector.operations.context import EngineContext
-from cwm_connector.operations.home_check import HomeCheck
+from cwm_connector.operations.start.home_check import HomeCheck
 from cwm_connector.protocol.calls import HealthArgs
 from cwm_connector.protocol.stats import Component, Health, HealthState
 from cwm_connector.version import __version__

@@ -11,17 +11,9 @@ from concurrent.futures import Future
 from typing import Final
 
 from cwm_connector.catalog import results
-from cwm_connector.catalog.base import (
-    Catalog,
-    CatalogTotals,
-    ChunkRow,
-    SessionEvent,
-    SessionRow,
-    TierTotals,
-    WindowQuery,
-    WindowRow,
-)
+from cwm_connector.catalog.base import Catalog, CatalogTotals, ChunkRow, TierTotals, WindowQuery, WindowRow
 from cwm_connector.catalog.results import LiveSession, SessionState
+from cwm_connector.catalog.session_pages import SessionEvent, SessionRow
 from cwm_connector.control.async_helpers import wait_done
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_window_name

@@ -12,7 +12,7 @@ from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.core.names import name_taken
 from cwm_connector.core.types import ChunkKey, TierName, now_micros
 from cwm_connector.operations.context import EngineContext
-from cwm_connector.operations.home_check import require_there
+from cwm_connector.operations.start.home_check import require_there
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.step.jobs import ClaimedChunk
 from cwm_connector.step.save_plan import SaveOrder

@@ -1,4 +1,4 @@
-"""compat.py's contract with vLLM: each test fails loudly when the other side changes."""
+"""The contract of compat with vLLM: each test fails loudly when the other side changes."""
 
 import inspect
 import queue
@@ -29,6 +29,7 @@ from vllm.v1.request import Request
 from vllm.v1.sample.sampler import Sampler
 
 from cwm_connector import compat
+from cwm_connector.compat import running
 from cwm_connector.core.errors import CWMError
 from cwm_connector.sessions.head import is_text_only
 from tests.support.surveys import everything
@@ -85,7 +86,7 @@ def test_the_blocks_taken_next_are_told_in_vllm_s_own_order() -> None:
 
 
 def test_the_walk_over_free_blocks_goes_on_when_vllm_uses_some_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat, "_WALKED_AT_ONCE", 4)
+    monkeypatch.setattr(running, "_WALKED_AT_ONCE", 4)
     pool = new_pool(32)
     walk = compat.next_evicted(pool, 12)
     first = next(walk)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from cwm_connector.catalog.base import Catalog
 from cwm_connector.core.errors import CWMError
 from cwm_connector.operations.claims import Claims
-from cwm_connector.operations.recovery import Recovered, Slow, recovery
+from cwm_connector.operations.start.recovery import Recovered, Slow, recovery
 from cwm_connector.tiers.base import DurableTier
 
 

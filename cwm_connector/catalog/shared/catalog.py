@@ -22,7 +22,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,13 +34,12 @@ from cwm_connector.catalog.base import (
     OpenWindows,
     OutcomeUnknown,
     Proof,
-    SessionRow,
     StructureCheck,
     WindowPage,
     WindowQuery,
     WindowRow,
 )
-from cwm_connector.catalog.session_pages import SessionPage, SessionQuery
+from cwm_connector.catalog.session_pages import SessionPage, SessionQuery, SessionRow
 from cwm_connector.catalog.shared.append import Moved, append
 from cwm_connector.catalog.shared.changes import (
     Barrier,
@@ -58,7 +56,7 @@ from cwm_connector.catalog.shared.changes import (
     record_after,
 )
 from cwm_connector.catalog.shared.checkpoint import publish, sweep_leftovers
-from cwm_connector.catalog.shared.follow import USUAL, Follower, FollowLimits
+from cwm_connector.catalog.shared.follow import USUAL, Follower, FollowLimits, Sharing
 from cwm_connector.catalog.shared.log import RedisLog, Trimmed, View
 from cwm_connector.catalog.shared.replica import Gone, Replica
 from cwm_connector.core.errors import Code, CWMError
@@ -68,21 +66,6 @@ from cwm_connector.redis import RedisLink
 logger = logging.getLogger(__name__)
 _CLOSE_TIMEOUT_S: Final = 5.0
 """Seconds that `close` waits for a checkpoint under way. Ending one early does no harm."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sharing:
-    """How far this engine has followed the shared catalog, as of the last contact with Redis."""
-
-    connected: bool
-    applied: int
-    """Records of the log that the replica has applied."""
-    behind: int | None
-    """Records that it has not applied, or None if that is not known."""
-    durable: bool
-    """True if everything that this engine ever sent has a known outcome. See `Catalog.is_durable`."""
-    fault: CWMError | None
-    """The reason why the last attempt to catch up failed."""
 
 
 class RedisCatalog:
@@ -246,7 +229,7 @@ class RedisCatalog:
     def session(self, session_id: str) -> SessionRow | None:
         return self._follower.fresh().session(session_id)
 
-    def sessions(self, query: SessionQuery) -> SessionPage[SessionRow]:
+    def sessions(self, query: SessionQuery) -> SessionPage:
         return self._follower.fresh().sessions(query)
 
     def sessions_of(self, session_ids: Sequence[str]) -> dict[str, SessionRow]:

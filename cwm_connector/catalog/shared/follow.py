@@ -51,6 +51,21 @@ class FollowLimits:
 USUAL: Final = FollowLimits()
 
 
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How far this engine has followed the shared catalog, as of the last contact with Redis."""
+
+    connected: bool
+    applied: int
+    """Records of the log that the replica has applied."""
+    behind: int | None
+    """Records that it has not applied, or None if that is not known."""
+    durable: bool
+    """True if everything that this engine ever sent has a known outcome. See `Catalog.is_durable`."""
+    fault: CWMError | None
+    """The reason why the last attempt to catch up failed."""
+
+
 class Follower:
     """Keeps one replica at the end of the log."""
 

@@ -23,13 +23,11 @@ from cwm_connector.catalog.base import (
     NewWindow,
     OpenWindows,
     Proof,
-    SessionEvent,
-    SessionRow,
     WindowPage,
     WindowQuery,
     WindowRow,
 )
-from cwm_connector.catalog.session_pages import SessionPage, SessionQuery
+from cwm_connector.catalog.session_pages import SessionEvent, SessionPage, SessionQuery, SessionRow
 from cwm_connector.catalog.sqlite.check import StructureCheck, first_inconsistency, table_damage
 from cwm_connector.catalog.sqlite.chunks import (
     chunk_entries,
@@ -302,7 +300,7 @@ class SqliteCatalog:
         with self._reading("windows", "sessions") as db:
             return sessions_of(db, [session_id]).get(session_id)
 
-    def sessions(self, query: SessionQuery) -> SessionPage[SessionRow]:
+    def sessions(self, query: SessionQuery) -> SessionPage:
         with self._reading("windows", "sessions") as db:
             return session_page(db, query)
 

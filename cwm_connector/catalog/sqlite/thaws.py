@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from cwm_connector.catalog.base import Binding, Proof, SessionEvent, SessionRow
-from cwm_connector.catalog.session_pages import SessionPage, SessionQuery
+from cwm_connector.catalog.base import Binding, Proof
+from cwm_connector.catalog.session_pages import SessionEvent, SessionPage, SessionQuery, SessionRow
 from cwm_connector.catalog.sqlite.chunks import next_id
 from cwm_connector.catalog.sqlite.rows import damaged, damaged_window, seal
 from cwm_connector.catalog.sqlite.windows import Window
@@ -116,7 +116,7 @@ def forget_unused_sessions(db: sqlite3.Connection, session_ids: Sequence[str]) -
         db.execute(_FORGET, (json.dumps(session_ids), SESSIONS))
 
 
-def session_page(db: sqlite3.Connection, query: SessionQuery) -> SessionPage[SessionRow]:
+def session_page(db: sqlite3.Connection, query: SessionQuery) -> SessionPage:
     """Return a page of the sessions. Raises `Code.CORRUPT` if one on it is damaged."""
     given = {"event": query.event, "model": query.model}
     where = " AND ".join(f"s.{field} = :{field}" for field, value in given.items() if value is not None) or "1"

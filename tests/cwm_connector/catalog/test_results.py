@@ -9,14 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec import to_builtins
 
-from cwm_connector.catalog.base import (
-    SessionEvent,
-    SessionRow,
-    SortBy,
-    WindowPage,
-    WindowQuery,
-    WindowRow,
-)
+from cwm_connector.catalog.base import SortBy, WindowPage, WindowQuery, WindowRow
 from cwm_connector.catalog.results import (
     AsRecorded,
     LiveSession,
@@ -33,6 +26,7 @@ from cwm_connector.catalog.results import (
     window_page,
     window_status,
 )
+from cwm_connector.catalog.session_pages import SessionEvent, SessionRow
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Micros, TierName
 from cwm_connector.protocol.calls import ListArgs

@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from cwm_connector.catalog.base import SessionEvent, SessionRow
 from cwm_connector.catalog.results import session_item, session_page
-from cwm_connector.catalog.session_pages import SessionPage, SessionQuery
+from cwm_connector.catalog.session_pages import SessionEvent, SessionPage, SessionQuery, SessionRow
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.calls import SessionsArgs
 from cwm_connector.protocol.results import SessionList
@@ -20,7 +19,7 @@ def test_sessions_are_filtered_and_paged() -> None:
     rows = (SESSION, thawed, replace(SESSION, session_id="carol"))
     items = [session_item(row) for row in rows]
 
-    def nothing(query: SessionQuery) -> SessionPage[SessionRow]:
+    def nothing(query: SessionQuery) -> SessionPage:
         return SessionPage((), 0)
 
     assert session_page(items, SessionsArgs(), nothing) == SessionList(sessions=items, total=3, has_more=False)
@@ -36,7 +35,7 @@ def test_a_page_of_sessions_goes_on_with_those_that_only_the_catalog_knows() -> 
     live = [session_item(SESSION)]
     asked: list[SessionQuery] = []
 
-    def stored(query: SessionQuery) -> SessionPage[SessionRow]:
+    def stored(query: SessionQuery) -> SessionPage:
         asked.append(query)
         return SessionPage((replace(SESSION, session_id="bob"),)[: query.limit], 5)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.catalog.base import SessionEvent, SessionRow
+from cwm_connector.catalog.session_pages import SessionEvent, SessionRow
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import Micros, now_micros
 from cwm_connector.operations import dispatch

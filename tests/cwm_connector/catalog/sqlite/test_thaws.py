@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from cwm_connector.catalog.base import Binding, Proof, SessionEvent
-from cwm_connector.catalog.session_pages import SessionQuery
+from cwm_connector.catalog.base import Binding, Proof
+from cwm_connector.catalog.session_pages import SessionEvent, SessionQuery
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.catalog.sqlite.thaws import BINDINGS
 from cwm_connector.core.errors import CWMError

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.catalog.base import Binding, ChunkRow, NewWindow, SessionEvent, WindowQuery
-from cwm_connector.catalog.session_pages import SessionQuery
+from cwm_connector.catalog.base import Binding, ChunkRow, NewWindow, WindowQuery
+from cwm_connector.catalog.session_pages import SessionEvent, SessionQuery
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.catalog.sqlite.schema import MIGRATIONS, SCHEMA_VERSION
 from cwm_connector.core.errors import Code, CWMError

@@ -11,8 +11,8 @@ import pytest
 from cwm_connector.catalog.sqlite.check import Unfinished
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import TierName
-from cwm_connector.operations import home_check
 from cwm_connector.operations.build import start_operations
+from cwm_connector.operations.start import home_check
 from cwm_connector.protocol.calls import Op
 from tests.support.miniature import Miniature, chunk_files
 from tests.support.stores import CHUNK_BYTES, frozen, text

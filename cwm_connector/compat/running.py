@@ -1,8 +1,7 @@
-"""All uses of vLLM internals, which are not part of its public connector API. Written for vLLM 0.32.
+"""The engine as it runs: its loop, steps, blocks, requests, copies, tokenizer and counters.
 
-tests/cwm_connector/test_compat.py has a contract test for each function. When vLLM changes, those tests fail first.
-Each section says on which threads its functions may run. Nothing here blocks, except `tokenizer` and `weight_files`,
-which read from the disk.
+Each section says on which threads its functions may run. Nothing here blocks, except `tokenizer`, which reads from the
+disk.
 """
 
 import logging
@@ -11,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.engine.core import EngineCoreProc
-    from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.metrics.cache_hit_source import CacheHitSource
     from vllm.v1.request import Request
 
@@ -270,163 +267,3 @@ def hit_sources(tokens_by_tier: Mapping[TierName, int]) -> "dict[CacheHitSource,
 
     labels = {TierName.CPU: CacheHitSource.HOST, TierName.DISK: CacheHitSource.DISK}
     return {labels.get(tier, CacheHitSource.EXTERNAL_UNSPECIFIED): count for tier, count in tokens_by_tier.items()}
-
-
-# --- what the KV depends on ------------------------------------------------------------------------------------------
-
-
-def check_supported(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> None:
-    """Raise `Code.STATE` or `Code.ARGUMENT` for a model or a configuration whose KV can't be frozen exactly."""
-    _check_attention(kv_cache_config)
-    parallel = vllm_config.parallel_config
-    if parallel.data_parallel_size > 1:
-        raise CWMError(Code.STATE, "data parallelism is not supported yet; start one engine for each rank")
-    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
-        raise CWMError(Code.STATE, "context parallelism is not supported yet; serve without it")
-    unit = kv_cache_config.hash_block_size
-    if unit is not None and unit != block_tokens(kv_cache_config):
-        raise CWMError(
-            Code.STATE, "prefix-cache hashes finer than a block are not supported; unset --prefix-match-unit"
-        )
-    if not vllm_config.cache_config.enable_prefix_caching:
-        raise CWMError(Code.STATE, "a freeze needs vLLM's prefix cache; serve with --enable-prefix-caching")
-    transfer = vllm_config.kv_transfer_config
-    if transfer is not None and transfer.kv_role != "kv_both":
-        raise CWMError(
-            Code.ARGUMENT,
-            f"with kv_role {transfer.kv_role!r} vLLM reuses blocks while windows are loaded into them; set "
-            '"kv_role":"kv_both" in --kv-transfer-config',
-        )
-    if transfer is not None and transfer.kv_load_failure_policy != "recompute":
-        raise CWMError(
-            Code.ARGUMENT,
-            'a chunk that can\'t be read must be recomputed; add "kv_load_failure_policy":"recompute" to '
-            "--kv-transfer-config",
-        )
-
-
-def _check_attention(kv_cache_config: "KVCacheConfig") -> None:
-    from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec
-
-    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
-    is_full = [isinstance(spec, FullAttentionSpec) for spec in specs]
-    if is_full == [True]:
-        return
-    if any(is_full) and all(isinstance(spec, AttentionSpec) for spec in specs):
-        raise CWMError(
-            Code.STATE,
-            "this model mixes full attention with windows of it, which CWM can't freeze yet; add "
-            "--disable-hybrid-kv-cache-manager, which keeps the KV of all tokens in every layer",
-        )
-    raise CWMError(
-        Code.STATE,
-        "this model keeps a state or a sliding window in place of all tokens' KV (Mamba, …), which CWM can't freeze "
-        "yet; serve it without the connector",
-    )
-
-
-def block_tokens(kv_cache_config: "KVCacheConfig") -> int:
-    """Return the tokens in each block."""
-    return kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
-
-
-def block_bytes(kv_cache_config: "KVCacheConfig") -> int:
-    """Return the bytes of one block in all layers together, on one rank."""
-    group = kv_cache_config.kv_cache_groups[0]
-    return group.kv_cache_spec.page_size_bytes * len(group.layer_names)
-
-
-def layers_in_order(kv_cache_config: "KVCacheConfig", kv_caches: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Return each layer's cache, `[blocks, …]` with whole scheduler blocks, in the order of the model's layers.
-
-    The order of the addresses would not do. It can differ in the next process, and a chunk is read by position.
-    """
-    from vllm.v1.kv_cache_interface import group_kernel_blocks
-
-    names = kv_cache_config.kv_cache_groups[0].layer_names
-    return [group_kernel_blocks(kv_caches[name], kv_cache_config.num_blocks) for name in names]
-
-
-_CONFIG_PROVENANCE: Final = ("_name_or_path", "_model_name_or_path", "transformers_version")
-"""Keys that say where a config came from. They are left out, because a model that was moved or saved again is the same.
-"""
-
-
-def passport_fields(
-    vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", weights: str, layout: str, backend: str, isa: str
-) -> dict[str, str]:
-    """Return the fields of the passport, except the version of the chunk format.
-
-    `weights` is the digest of the weights and `layout` a fingerprint of all ranks' pages. The workers report `backend`
-    and `isa`. vLLM's minor version is one of the fields, because another version may pack the same shape differently
-    and no other field would show it.
-    """
-    import hashlib
-    import json
-
-    import vllm
-
-    model, parallel = vllm_config.model_config, vllm_config.parallel_config
-    shape = {name: value for name, value in model.hf_config.to_dict().items() if name not in _CONFIG_PROVENANCE}
-    config = json.dumps(shape, sort_keys=True, default=str)
-    return {
-        "weights": weights,
-        "config": hashlib.sha256(config.encode()).hexdigest(),
-        "dtype": str(model.dtype),
-        "cache_dtype": str(vllm_config.cache_config.cache_dtype),
-        "quantization": str(model.quantization),
-        "block_tokens": str(block_tokens(kv_cache_config)),
-        "layout": f"{kv_cache_config.kv_cache_layout}:{layout}",
-        "attention_backend": backend,
-        "instruction_set": isa,
-        "tensor_parallel": str(parallel.tensor_parallel_size),
-        "pipeline_parallel": str(parallel.pipeline_parallel_size),
-        "vllm": ".".join(vllm.__version__.split("+")[0].split(".")[:2]),
-    }
-
-
-def instruction_set() -> str:
-    """Return what decides the order of bytes in a page: the CPU's vector unit or the GPU's compute capability.
-
-    Worker processes only, because the call opens a CUDA context on the device.
-    """
-    if torch.cuda.is_available():
-        return "sm{}{}".format(*torch.cuda.get_device_capability())
-    amx = "+amx" if torch.cpu._is_amx_tile_supported() else ""
-    return torch.backends.cpu.get_cpu_capability() + amx
-
-
-def attention_backend(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> str:
-    """Return the name of the attention backend that the model's layers really use. Worker processes only."""
-    layer = vllm_config.compilation_config.static_forward_context[kv_cache_config.kv_cache_groups[0].layer_names[0]]
-    return layer.get_attn_backend().get_name()
-
-
-def weight_files(vllm_config: "VllmConfig") -> tuple[list[Path], str]:
-    """Return the files with the weights, and the load format (with the seed, if they are dummy weights).
-
-    Raises `Code.STATE` if no weight file can be found.
-    """
-    model = vllm_config.model_config
-    load_format = str(vllm_config.load_config.load_format)
-    if load_format == "dummy":
-        return [], f"dummy:{model.seed}"
-    folder = Path(model.model)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(
-            snapshot_download(
-                model.model,
-                revision=model.revision,
-                cache_dir=vllm_config.load_config.download_dir,
-                local_files_only=True,
-            )
-        )
-    for pattern in ("*.safetensors", "*.bin", "*.pt", "*.gguf"):
-        files = list(folder.glob(pattern))
-        if files:
-            return files, load_format
-    raise CWMError(
-        Code.STATE, f"there are no weight files in {folder}, so windows can't be bound to them; serve a local model"
-    )

@@ -22,7 +22,16 @@ from cwm_connector.catalog.base import ChunkRow, StructureCheck
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.operations.context import EngineContext
-from cwm_connector.operations.recovery import Changed, Compared, Recovered, Slow, Step, Steps, recovery, stored_bytes
+from cwm_connector.operations.start.recovery import (
+    Changed,
+    Compared,
+    Recovered,
+    Slow,
+    Step,
+    Steps,
+    recovery,
+    stored_bytes,
+)
 
 logger = logging.getLogger(__name__)
 START_WAITS_S: Final = 2.0

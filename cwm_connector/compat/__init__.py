@@ -1,0 +1,67 @@
+"""All uses of vLLM internals, which are not part of its public connector API. Written for vLLM 0.32.
+
+tests/cwm_connector/test_compat.py has a contract test for each function. When vLLM changes, those tests fail first.
+Callers import the package and say `compat.wake(…)`.
+"""
+
+from cwm_connector.compat.model import (
+    attention_backend,
+    block_bytes,
+    block_tokens,
+    check_supported,
+    instruction_set,
+    layers_in_order,
+    passport_fields,
+    weight_files,
+)
+from cwm_connector.compat.running import (
+    FirstToken,
+    abort_request,
+    answers_by_schema,
+    cached_blocks,
+    find_engine_core,
+    hit_sources,
+    is_held_once,
+    is_paused,
+    is_shutting_down,
+    middle_of_step,
+    next_evicted,
+    pin_blocks,
+    queue_copies,
+    streams_its_answer,
+    submit_prefill,
+    tokenizer,
+    unpin_blocks,
+    wake,
+    watch_first_tokens,
+)
+
+__all__ = [
+    "FirstToken",
+    "abort_request",
+    "answers_by_schema",
+    "attention_backend",
+    "block_bytes",
+    "block_tokens",
+    "cached_blocks",
+    "check_supported",
+    "find_engine_core",
+    "hit_sources",
+    "instruction_set",
+    "is_held_once",
+    "is_paused",
+    "is_shutting_down",
+    "layers_in_order",
+    "middle_of_step",
+    "next_evicted",
+    "passport_fields",
+    "pin_blocks",
+    "queue_copies",
+    "streams_its_answer",
+    "submit_prefill",
+    "tokenizer",
+    "unpin_blocks",
+    "wake",
+    "watch_first_tokens",
+    "weight_files",
+]
