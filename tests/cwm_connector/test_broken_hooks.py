@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.v1.core.sched.output import SchedulerOutput
 
 from cwm_connector.connector import CWMConnector
 from cwm_connector.core.errors import CWMError
@@ -82,7 +83,7 @@ class ThroughHooks:
         self._hooks.request_finished(request, [])
 
     def step_jobs(self) -> Any:
-        meta = self._hooks.build_connector_meta(SimpleNamespace(total_num_scheduled_tokens=0))
+        meta = self._hooks.build_connector_meta(SchedulerOutput.make_empty())
         self._hooks._connector_metadata = meta
         return meta
 
@@ -173,7 +174,6 @@ async def test_a_freeze_goes_on_after_its_recompute_though_the_hook_at_its_end_f
 async def test_tokens_that_can_t_be_packed_stop_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = await Miniature.started(tmp_path)
     ThroughHooks(engine)
-    monkeypatch.setattr("cwm_connector.sessions.token_run.PACKED_AT_ONCE", 8)
 
     def refuse(*_: object) -> int:
         raise RuntimeError("broken on purpose")

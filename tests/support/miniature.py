@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -140,7 +139,9 @@ class Miniature:
 
     async def serve(self, token_ids: Iterable[int], session_id: str | None = None, salt: str | None = None) -> None:
         """Serve one request from beginning to end."""
-        await asyncio.wrap_future(self._do(lambda: self._serve("r", list(token_ids), session_id, salt)))
+        ids = list(token_ids)
+        one = request(ids, request_id=f"serve-{next(self._numbers)}", session_id=session_id, cache_salt=salt)
+        await asyncio.to_thread(self._serve, one, ids)
 
     async def evict(self) -> None:
         """Use every free block for other work."""
@@ -167,7 +168,7 @@ class Miniature:
             self._do(lambda: self.scheduler.request_finished(one)).result(10)
 
     def _load(self, one: Any, ids: list[int]) -> int:
-        loadable = self._do(lambda: self._matched(one)).result(10)
+        loadable = self._matched(one)
         if not loadable:
             return 0
         blocks = self._do(lambda: self.pool.get_new_blocks(len(one.block_hashes))).result(10)
@@ -215,7 +216,7 @@ class Miniature:
         The token and its logprob follow from the bytes of all pages, so that a wrong page gives another token.
         """
         blocks, found = self._do(lambda: self._with_hits(one)).result(10)
-        loadable = self._do(lambda: self._matched(one, found * BLOCK_TOKENS)).result(10)
+        loadable = self._matched(one, found * BLOCK_TOKENS)
         block_ids = [block.block_id for block in blocks]
         computed_from = found
         if loadable:
@@ -266,10 +267,14 @@ class Miniature:
         if (reports := self.worker.take_reports()) is not None:
             self.scheduler.deliver(reports)
 
-    def _serve(self, request_id: str, ids: list[int], session_id: str | None, salt: str | None) -> None:
-        one = request(ids, request_id=request_id, session_id=session_id, cache_salt=salt)
-        self.scheduler.request_added(one)
+    # --- as vLLM serves a request, on the caller's thread ---
+
+    def _serve(self, one: Any, ids: list[int]) -> None:
+        self._do(lambda: self.scheduler.request_added(one)).result(10)
         self._matched(one)
+        self._do(lambda: self._compute(one, ids)).result(10)
+
+    def _compute(self, one: Any, ids: list[int]) -> None:
         blocks = compute(self.pool, one)
         for at, block in enumerate(blocks):
             self.cache[:, block.block_id] = page_of(ids[: (at + 1) * BLOCK_TOKENS])
@@ -278,26 +283,25 @@ class Miniature:
         self.pool.free_blocks(reversed(blocks))
 
     def _matched(self, one: Any, computed: int = 0) -> int:
-        """Ask how much can be loaded, again and again like vLLM while the answer is None."""
-        while (matched := self.scheduler.matched_tokens(one, computed)) is None:
+        """Ask how much can be loaded, once a step while the answer is None. Other requests go on meanwhile."""
+        while (matched := self._do(lambda: self.scheduler.matched_tokens(one, computed)).result(10)) is None:
             self.asked_again.add(one.request_id)
             time.sleep(0.001)
         return matched
 
     def _prefill(self, request_id: str, token_ids: "memoryview[int]", salt: str | None) -> None:
         ids = token_ids.tolist()
+        one = request(ids, request_id=request_id, cache_salt=salt)
         if self.prefills_wait:
-            one = request(ids, request_id=request_id, cache_salt=salt)
             self._do(lambda: self.scheduler.request_added(one)).result(10)
             self.queued[request_id] = one
         else:
-            self._do(lambda: self._serve(request_id, ids, None, salt))
+            threading.Thread(target=self._serve, args=(one, ids), daemon=True).start()
 
     def begin_queued(self) -> None:
         """Serve the requests that have waited."""
         for one in self.queued.values():
-            serve = partial(self._serve, one.request_id, list(one.prompt_token_ids), None, one.cache_salt)
-            self._do(serve)
+            threading.Thread(target=self._serve, args=(one, list(one.prompt_token_ids)), daemon=True).start()
         self.queued.clear()
 
     def _abort(self, request_id: str) -> None:

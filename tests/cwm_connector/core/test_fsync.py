@@ -79,7 +79,7 @@ from tests.support.recovery import recover
 from cwm_connector.core.folders import private_folder
 from cwm_connector.core.types import TierName
 from cwm_connector.tiers.disk.tier import DiskTier
-from tests.cwm_connector.operations.test_recovery import MINE, key, put, window
+from tests.cwm_connector.operations.start.test_recovery import MINE, key, put, window
 
 disk = DiskTier(private_folder(root / "chunks", "CWM_DISK_PATH"))
 catalog = SqliteCatalog.open(root / "catalog.sqlite")
