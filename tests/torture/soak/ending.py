@@ -35,8 +35,8 @@ PATIENCE_S: Final = 60.0
 GROWTH_MIB: Final = 256
 """Memory that a process may take between two looks. Allocators keep what they had once."""
 
-MORE_THREADS: Final = 4
-"""Those that begin with the first work of their kind, all processes together."""
+MORE_THREADS: Final = 16
+"""Readers and writers of two tiers, which begin when they are needed first. A leak would have no bound."""
 
 
 def looks(folder: Path) -> list[dict[str, Any]]:
