@@ -3,18 +3,7 @@
 import pytest
 
 from cwm_connector.step.prefill_speed import FIRST_RANGE, PREFILL_TOKENS, PrefillSpeed
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from tests.support.clock import Clock
 
 
 @pytest.fixture

@@ -5,20 +5,9 @@ import pytest
 from cwm_connector.core.types import TierName
 from cwm_connector.metrics import Metrics
 from cwm_connector.step.read_speed import OUTDATED_S, ReadSpeed
+from tests.support.clock import Clock
 
 CPU, DISK = TierName.CPU, TierName.DISK
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

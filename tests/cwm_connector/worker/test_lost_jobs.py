@@ -10,17 +10,9 @@ from cwm_connector.core.types import NO_CLAIM, TierName
 from cwm_connector.step.job_board import SILENCE_S, Ticket
 from cwm_connector.step.jobs import FailedLoad, LoadJob, PromoteJob, SaveJob, Work
 from tests.cwm_connector.worker.ranks import Rank, parts, specs
+from tests.support.clock import Clock
 
 CHUNKS = specs(4)
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def jobs() -> list[Work]:
