@@ -30,6 +30,7 @@ from cwm_connector.core.errors import CWMError
 from cwm_connector.service import EngineSide
 from cwm_connector.settings import load_settings
 from cwm_connector.step.jobs import StepJobs, StepReports, WorkerFacts
+from cwm_connector.step.prefill_speed import PREFILL_TOKENS
 from cwm_connector.worker.build import build_worker
 from cwm_connector.worker.paged_copy import copier_for
 from cwm_connector.worker.worker import WorkerSide
@@ -215,7 +216,8 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
         """Run the calls queued by other threads, then return this step's jobs for the workers."""
         assert self._service is not None
         tokens = scheduler_output.total_num_scheduled_tokens
-        return self._service.scheduler.step_jobs(tokens, compat.middle_of_step(scheduler_output))
+        position = compat.middle_of_step(scheduler_output) if tokens >= PREFILL_TOKENS else 0
+        return self._service.scheduler.step_jobs(tokens, position)
 
     @hook(_nothing)
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:

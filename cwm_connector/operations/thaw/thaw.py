@@ -79,10 +79,11 @@ class Thawer:
         self._engine.require_same_passport(stored.row.passport, f"window {name!r}")
         specs = self._specs(stored)
         choice = self._engine.scheduler.load_choice
-        costs = choice.costs(specs, 0, specs[-1].end_block)
-        prewarm = args.prewarm and choice.end_of_load(specs, 0, specs[-1].end_block) == specs[-1].end_block
+        end = specs[-1].end_block
+        prewarm = args.prewarm and choice.end_of_load(specs, 0, end) == end
         checked = await self._prewarm(specs, progress) if prewarm else self._recorded(specs)
         read_s = time.perf_counter() - started
+        slower = None if prewarm else choice.costs(specs, 0, end).computing_is_faster
         self._keep_warm(specs, checked)
         session_id = new_session_id or stored.row.session_id
         salt = f"cwm-{secrets.token_urlsafe(24)}"
@@ -106,7 +107,7 @@ class Thawer:
             restoration_time_ms=round((time.perf_counter() - started) * 1000, 3),
             partial=restorable < full,
             warning=warning,
-            recompute_is_faster=self._is_slower(read_s, restorable) if prewarm else costs.computing_is_faster,
+            recompute_is_faster=self._is_slower(read_s, restorable) if prewarm else slower,
             load=self._load_plan(specs, checked, stored.row.token_count),
             proof=outcome,
             proof_check=check,
@@ -214,10 +215,10 @@ class Thawer:
 
         What is there already was verified when it came, so a window that is all there is not waited for.
         """
-        promoted = self._promote(specs, progress)
-        if all(self._engine.locations.holds(TierName.CPU, spec.key) for spec in specs):
+        promoted, recorded = self._promote(specs, progress), self._recorded(specs)
+        if recorded.fault is None and set(recorded.tokens_by_tier) == {TierName.CPU}:
             self._in_background(promoted)  # counts the chunks as used, so that they are evicted last
-            return self._recorded(specs)
+            return recorded
         return await promoted
 
     async def _promote(self, specs: Sequence[ChunkSpec], progress: ProgressSink) -> _Checked:
