@@ -57,12 +57,12 @@ class AutoThaw(enum.StrEnum):
 
 
 class LoadPolicy(enum.StrEnum):
-    """Whether a window is loaded although computing its tokens would be faster."""
+    """The choice between loading a window and computing its tokens, where computing is faster."""
 
     ALWAYS = "always"
-    """Yes. A conversation goes on with the window's own KV, bit for bit."""
+    """Load it. A conversation goes on with the window's own KV, bit for bit."""
     AUTO = "auto"
-    """No. What is computed again is right, but not bit for bit equal to the window."""
+    """Compute them. What is computed again is right, but not bit for bit equal to the window."""
 
 
 class Settings(BaseSettings):

@@ -72,7 +72,7 @@ class Match:
     """The last one of them. The chain may leave it before its end."""
     blocks: int
     _forks: dict[Node, Fork] = field(default_factory=dict, repr=False)
-    """What is known already, so that to ask about every chain costs one visit of each node."""
+    """Forks that are known already. Asking about every chain visits each node once."""
 
     def fork(self, node: Node) -> Fork:
         """Return where the chain and the one that ends with `node` part."""

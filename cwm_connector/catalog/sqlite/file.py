@@ -105,7 +105,7 @@ class SqliteFile:
         self.path = path
         self._inode = inode
         self.unchecked: StructureCheck | None = None
-        """What is left of the check when the file was opened."""
+        """The part of the check that was left when the file was opened."""
         self.fault: str | None = None
         """Why the file is not written to any more: damage that was found after the start."""
 

@@ -48,7 +48,7 @@ class HomeCheck:
         self._serving = False
         self._task: asyncio.Task[Recovered] | None = None
         self.fault: str | None = None
-        """What ended the check early while the engine served."""
+        """The fault that ended the check early while the engine served."""
 
     async def start(self) -> None:
         """Start the check, and wait for it for `START_WAITS_S`. Raises: what it has raised until then."""

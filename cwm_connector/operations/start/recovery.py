@@ -47,7 +47,7 @@ class Swept:
 
 @dataclass(slots=True)
 class Found:
-    """What a tier has: the bytes of each chunk over all ranks, and the ranks."""
+    """The content of a tier: the bytes of each chunk over all ranks, and the ranks."""
 
     leftovers: int = 0
     sizes: dict[ChunkKey, int] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Slow:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What a step has recorded."""
+    """A change of a tier that a step has recorded."""
 
     tier: TierName
     came: Sequence[ChunkKey]
