@@ -3,7 +3,10 @@
 If you write a test here: other tests' sessions may have pushed yours out of vLLM's small KV cache, so freeze soon
 after talking, and use names of your own for sessions and windows.
 
-A start takes a minute of computing. A test of what a kill leaves is marked with `survives(prepare=…)`, where
+A start in new processes takes a minute of computing. The shared engine's first one is such a start. All others are
+forked from a process that has imported vLLM (tests/support/warm.py). That takes seconds.
+
+A test of what a kill leaves is marked with `survives(prepare=…)`, where
 `prepare(engine)` is an async function that does what comes before the kill. The fixture `before` runs the
 preparations of all chosen tests, kills the engine and starts it again, once, and gives each test what its own
 preparation returned. With `kills=True` a preparation runs last and leaves the engine killed. `engine="…"` names the
@@ -13,14 +16,17 @@ fixture of another engine.
 import asyncio
 import json
 from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cwm_mcp.serve import Build, installed_build
 from tests.support import recordings
-from tests.support.engine import Engine, EngineOptions, model_folder
+from tests.support.engine import Engine, EngineOptions, Launch, launch_new, model_folder, quiet_environment
+from tests.support.warm import WarmStarter
 
 _HERE = Path(__file__).parent
 _FOR_TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
@@ -87,41 +93,59 @@ def model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def engine(model: Path) -> Iterator[Engine]:
+def launch(model: Path) -> Iterator[Launch]:
+    """What starts servers quickly. With a GPU it is the usual start, because CUDA does not survive a fork."""
+    if installed_build() is not Build.CPU:
+        yield launch_new
+        return
+    with WarmStarter(quiet_environment()) as starter:
+        yield starter.launch
+
+
+@pytest.fixture(scope="session")
+def engine(model: Path, launch: Launch) -> Iterator[Engine]:
     """A KV cache of 6,144 tokens: four sessions of 1,500 tokens push the first one out."""
     # These tests say themselves what is thawed. test_back_without_asking.py has an engine with the default.
     settings = {"CWM_AUTO_THAW": "off"}
     options = EngineOptions(model=model, max_model_len=4096, kv_tokens=6144, arguments=_FOR_TOOLS, settings=settings)
-    yield from _running_engine(options)
+    # New processes, as a user's, while `launch` imports beside them.
+    with _listed(Engine(options)) as engine:
+        engine.launch = launch
+        yield engine
 
 
-def _running_engine(options: EngineOptions) -> Iterator[Engine]:
-    with Engine(options) as engine:
+@contextmanager
+def _listed(engine: Engine) -> Iterator[Engine]:
+    """Run an engine whose log is shown when a test fails."""
+    with engine:
         _running.append(engine)
         yield engine
         _running.remove(engine)
 
 
 @pytest.fixture(scope="session")
-def unasked_engine(model: Path) -> Iterator[Engine]:
+def unasked_engine(model: Path, launch: Launch) -> Iterator[Engine]:
     """An engine that freezes what is silent and thaws it without being asked.
 
     Its answers are short, because Codex does not say how long an answer may be.
     """
     arguments = (*_FOR_TOOLS, "--override-generation-config", json.dumps({"max_new_tokens": 64, "temperature": 0}))
     settings = {"CWM_AUTO_FREEZE_ENABLED": "true", "CWM_AUTO_FREEZE_IDLE_TIMEOUT_MINUTES": "0.02"}
-    yield from _running_engine(EngineOptions(model=model, kv_tokens=16_384, arguments=arguments, settings=settings))
+    options = EngineOptions(model=model, kv_tokens=16_384, arguments=arguments, settings=settings)
+    with _listed(Engine(options, launch)) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
-def replay_engine(model: Path) -> Iterator[Engine]:
+def replay_engine(model: Path, launch: Launch) -> Iterator[Engine]:
     """An engine that computes little: two layers of random weights. Its template shows the model the tools."""
     arguments = (
         *_FOR_TOOLS,
         *("--load-format", "dummy", "--hf-overrides", json.dumps({"num_hidden_layers": 2})),
         *("--chat-template", str(recordings.FOLDER / "template.jinja")),
     )
-    yield from _running_engine(EngineOptions(model=model, kv_tokens=24_576, arguments=arguments))
+    with _listed(Engine(EngineOptions(model=model, kv_tokens=24_576, arguments=arguments), launch)) as engine:
+        yield engine
 
 
 class Killed:

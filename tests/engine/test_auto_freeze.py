@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cwm_connector.operations.auto_freeze.mark import Mark, Reason, mark_of
-from tests.support.engine import Engine, EngineOptions
+from tests.support.engine import Engine, EngineOptions, Launch
 from tests.support.mcp_client import Tools, mcp_client
 from tests.support.talk import talked
 
@@ -17,11 +17,11 @@ _PATIENCE_S = 30.0
 
 
 @pytest.fixture
-def own_engine(model: Path) -> Iterator[Engine]:
+def own_engine(model: Path, launch: Launch) -> Iterator[Engine]:
     """A KV cache of 3,072 tokens, of which 768 count as near to eviction."""
     settings = {"CWM_AUTO_FREEZE_ENABLED": "true", "CWM_AUTO_FREEZE_NAMING_PATTERN": "{session_id}.g{generation}"}
     options = EngineOptions(model=model, max_model_len=2048, kv_tokens=3072, settings=settings)
-    with Engine(options) as engine:
+    with Engine(options, launch) as engine:
         yield engine
 
 

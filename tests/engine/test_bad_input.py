@@ -97,7 +97,7 @@ async def test_a_session_that_has_not_one_full_block_is_refused(engine: Engine) 
 
 
 async def test_a_second_engine_on_the_same_store_refuses_and_the_first_lives(engine: Engine) -> None:
-    second = Engine(replace(engine.options, home=engine.home))
+    second = Engine(replace(engine.options, home=engine.home), engine.launch)
     try:
         async with unharmed(engine):
             with pytest.raises(EngineDied):

@@ -55,7 +55,8 @@ async def prepare(engine: Engine) -> Survived:
     other_model = engine.folder / "other-model"
     shutil.copytree(engine.options.model, other_model)
     flip_a_byte(other_model / "model.safetensors", at=-1)
-    with Engine(replace(engine.options, model=other_model, home=engine.home)) as stranger:
+    options = replace(engine.options, model=other_model, home=engine.home)
+    with Engine(options, engine.launch) as stranger:
         refusal = await thaw_refused(stranger)
     shutil.rmtree(other_model)
     return Survived(told, cut_off, refusal)

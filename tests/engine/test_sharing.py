@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.api import Measured
-from tests.support.engine import Engine, EngineOptions, kv_bytes_per_token, quick_dtype
+from tests.support.engine import Engine, EngineOptions, Launch, kv_bytes_per_token, quick_dtype
 from tests.support.mcp_client import ToolError, Tools, mcp_client
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.talk import Talk, talked
@@ -34,7 +34,7 @@ class Shared:
 
 
 @pytest.fixture(scope="module")
-def shared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def shared(model: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     small = tmp_path_factory.mktemp("small-disk")
     size = DISK_TOKENS * kv_bytes_per_token(model, quick_dtype())
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", small], capture_output=True)
@@ -49,7 +49,7 @@ def shared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sh
                 settings=common | {"CWM_DISK_PATH": str(small / "chunks")},
             )
             with ExitStack() as stack, ThreadPoolExecutor() as starting:
-                first, second = starting.map(stack.enter_context, map(Engine, (one, two)))
+                first, second = starting.map(stack.enter_context, (Engine(one, launch), Engine(two, launch)))
                 yield Shared(redis, first, second)
     finally:
         if mounted.returncode == 0:

@@ -15,11 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import httpx
 
@@ -86,6 +86,36 @@ class EngineOptions:
     start_timeout_s: float = 600
 
 
+class Process(Protocol):
+    """The part of subprocess.Popen that a server's first process needs."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def terminate(self) -> None: ...
+
+
+Launch = Callable[[Sequence[str], Mapping[str, str], Path], Process]
+"""Starts a command with an environment in a session of its own. It appends its output to a file."""
+
+
+def launch_new(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
+    """Start a new process."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def quiet_environment() -> dict[str, str]:
+    """Return the caller's environment without its CWM_ settings, and with no look-ups of models or usage statistics."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("CWM_")} | _QUIET
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -119,15 +149,16 @@ class Engine:
     Not thread-safe. The port stays the same over a restart, so that clients need not be told.
     """
 
-    def __init__(self, options: EngineOptions | None = None) -> None:
+    def __init__(self, options: EngineOptions | None = None, launch: Launch = launch_new) -> None:
         self.options = options or EngineOptions()
+        self.launch = launch
         self.folder = Path(tempfile.mkdtemp(prefix="cwm-"))
         self.home = self.options.home or self.folder / "home"
         self.log = self.folder / "engine.log"
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.api = Api(self.url, SERVED_NAME)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -153,9 +184,8 @@ class Engine:
         ]
 
     def environment(self) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CWM_")}
         own = {"CWM_HOME": str(self.home), "CWM_CPU_CACHE_GB": str(self.options.cpu_cache_gb), "CWM_VLLM_URL": self.url}
-        return inherited | _QUIET | own | dict(self.options.settings)
+        return quiet_environment() | own | dict(self.options.settings)
 
     def start(self) -> float:
         """Starts the server and returns once it answers /health, with the seconds that took.
@@ -163,11 +193,7 @@ class Engine:
         Raises: EngineDied with the log's end when the process ends or the time is over.
         """
         began = time.monotonic()
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self.command(), env=self.environment(), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+        self._process = self.launch(self.command(), self.environment(), self.log)
         while not self._answers():
             if self._process.poll() is not None:
                 raise EngineDied(f"the server ended with {self._process.returncode}; its log ends:\n{self.log_tail()}")
