@@ -108,6 +108,9 @@ class BlockTree:
             node = child
             path.append(node)
             length = len(node.hashes)
+            if at + length < blocks and hashes[at + length] in node.children:
+                at += length  # a block that follows says that all before it agree
+                continue
             common = common_blocks(node.hashes, hashes, blocks - at, at)
             at += common
             if common < length:
@@ -165,8 +168,10 @@ class BlockTree:
         """
         run = TokenRun()
         for each in node.path():
-            offset = each.first * self._block_tokens
-            run.append(each.tokens.part(0, end - offset))
+            rest = end - each.first * self._block_tokens
+            if rest <= 0:
+                break
+            run.append(each.tokens if rest >= len(each.tokens) else each.tokens.part(0, rest))
         return run
 
     @property

@@ -261,6 +261,8 @@ class Heads:
     def _common_start(self, ours: "array[int]", chain: Chain, start: int) -> int:
         """Return how many of the tokens of a block, or of less, agree with the chain's from `start` on."""
         theirs = chain.ids(start, start + len(ours))
+        if not ours or not theirs or ours[0] != theirs[0]:
+            return 0
         if ours == theirs:
             return len(ours)
         return next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(theirs))
