@@ -52,8 +52,8 @@ check: setup ## Style, types and layers: ruff, mypy, the test of the imports
 
 # The tests with a real vLLM come last and by themselves, because some of the others have limits of time.
 test: setup model check ## Style, types and every test that can run here
-	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/engine
-	@$(PY) -m pytest tests/engine
+	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/engine --durations=25
+	@$(PY) -m pytest tests/engine --durations=25
 
 certify: setup model ## Compare 104 thawed windows of a real vLLM with prefix hits, bit for bit (20 minutes at most)
 	@$(PY) -m tests.certify

@@ -35,8 +35,9 @@ PATIENCE_S: Final = 60.0
 GROWTH_MIB: Final = 256
 """Memory that a process may take between two looks. Allocators keep what they had once."""
 
-MORE_THREADS: Final = 16
-"""Readers and writers of two tiers, which begin when they are needed first. A leak would have no bound."""
+MOST_THREADS: Final = 64
+"""The readers and writers of two tiers, which begin when they are needed first, and the single threads. They are fewer
+altogether. A leak has no bound."""
 
 
 def looks(folder: Path) -> list[dict[str, Any]]:
@@ -66,7 +67,7 @@ class Ending:
         self._oracle = oracle
         self._folder = folder
 
-    async def check(self, damaged: set[str], at_most: int | None, before: Mapping[int, int], threads: int) -> None:
+    async def check(self, damaged: set[str], at_most: int | None, before: Mapping[int, int]) -> None:
         """Look at everything. At most so many windows are thawed, all without a number."""
         await self._recovered()
         await self._nothing_held()
@@ -76,7 +77,7 @@ class Ending:
         for name in some:
             await self._thaws_exactly(name, damaged)
         await self._nothing_held()
-        self._flat(before, threads)
+        self._flat(before)
         await self._empty_afterwards()
 
     async def _wait(self, what: str, is_so: Callable[[], Any]) -> bool:
@@ -174,13 +175,13 @@ class Ending:
         block_tokens = await self._engine.api.block_tokens()
         return min(common, len(prompt) - 1) // block_tokens * block_tokens
 
-    def _flat(self, before: Mapping[int, int], threads: int) -> None:
+    def _flat(self, before: Mapping[int, int]) -> None:
         now = memory_mib(self._engine)
         for pid, mib in before.items():
             if now.get(pid, 0) > mib + GROWTH_MIB:
                 self._ledger.violate(Kind.LEAKED, f"process {pid} grew from {mib} to {now[pid]} MiB")
-        if (ours := sum(look["threads"] for look in looks(self._folder))) > threads + MORE_THREADS:
-            self._ledger.violate(Kind.LEAKED, f"our threads grew from {threads} to {ours}")
+        if (ours := sum(look["threads"] for look in looks(self._folder))) > MOST_THREADS:
+            self._ledger.violate(Kind.LEAKED, f"we have {ours} threads, and {MOST_THREADS} at most are expected")
 
     async def _empty_afterwards(self) -> None:
         """Once every window is deleted, no tier has a chunk."""

@@ -221,15 +221,15 @@ async def _soaked(on: Rig, soak: Soak, outcome: Outcome, asked: tuple[Conversati
     winds = Weather(on.places, Random(f"{soak.seed}/weather"))
     place = Place(on.engine.api, on.engine.url, said, oracle, winds, outcome.ledger, began + soak.seconds)
     clients = [Client(place, control, number, Random(f"{soak.seed}/{number}")) for number in range(CLIENTS)]
-    half = asyncio.create_task(_at_half(on, soak.seconds))
+    half = asyncio.create_task(_at_half(on.engine, soak.seconds))
     blowing = asyncio.create_task(winds.blow(place.until))
     try:
         await asyncio.gather(*(client.work() for client in clients))
         if not outcome.violations:
             await blowing
-            memory, threads = await half
+            memory = await half
             ending = Ending(on.engine, control, on.places, outcome.ledger, oracle, on.folder)
-            await ending.check(winds.damaged, soak.thaws, memory, threads)
+            await ending.check(winds.damaged, soak.thaws, memory)
             outcome.memory = [memory, memory_mib(on.engine)]
         outcome.engine = await _counters(on.engine)
     finally:
@@ -253,9 +253,9 @@ async def _cleared(on: Rig, control: ControlClient) -> None:
     raise RuntimeError("vLLM's blocks are held since before the soak")
 
 
-async def _at_half(on: Rig, seconds: float) -> tuple[dict[int, int], int]:
+async def _at_half(engine: Engine, seconds: float) -> dict[int, int]:
     await asyncio.sleep(seconds / 2)
-    return memory_mib(on.engine), sum(look["threads"] for look in looks(on.folder))
+    return memory_mib(engine)
 
 
 async def _counters(engine: Engine) -> dict[str, float]:
