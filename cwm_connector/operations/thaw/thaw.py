@@ -11,7 +11,7 @@ import time
 from array import array
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from cwm_connector.catalog.base import Binding, Catalog, ChunkRow, Proof, WindowRow
 from cwm_connector.control.async_helpers import call_on_loop, finish_even_if_cancelled
@@ -33,6 +33,9 @@ from cwm_connector.step.job_board import JobResult
 from cwm_connector.step.jobs import PromoteJob
 
 logger = logging.getLogger(__name__)
+
+COUNTED_AFTER_S: Final = 0.1
+"""A thaw of a window in memory has been answered by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,11 +218,16 @@ class Thawer:
 
         What is there already was verified when it came, so a window that is all there is not waited for.
         """
-        promoted, recorded = self._promote(specs, progress), self._recorded(specs)
+        recorded = self._recorded(specs)
         if recorded.fault is None and set(recorded.tokens_by_tier) == {TierName.CPU}:
-            self._in_background(promoted)  # counts the chunks as used, so that they are evicted last
+            self._in_background(self._count_as_used(specs, progress))
             return recorded
-        return await promoted
+        return await self._promote(specs, progress)
+
+    async def _count_as_used(self, specs: Sequence[ChunkSpec], progress: ProgressSink) -> None:
+        """Let the chunks be evicted last. That waits for the thaw's answer, whose time it would take."""
+        await asyncio.sleep(COUNTED_AFTER_S)
+        await self._promote(specs, progress)
 
     async def _promote(self, specs: Sequence[ChunkSpec], progress: ProgressSink) -> _Checked:
         board = self._engine.board

@@ -37,9 +37,11 @@ async def test_a_window_in_memory_is_thawed_without_waiting_for_the_workers(
     await thaw_only.serve(TEXT, "alice")
     await thaw_only.call(Op.FREEZE, session_id="alice", window_name="w")
     begun = threading.Event()
+    monkeypatch.setattr("cwm_connector.operations.thaw.thaw.COUNTED_AFTER_S", 1.0)
     monkeypatch.setattr(thaw_only.worker, "submit", lambda jobs: begun.set() if jobs else None)
     thawed = await asyncio.wait_for(thaw_only.call(Op.THAW, window_name="w"), 10)
     assert thawed["restored_by_tier"] == {"cpu": 144} and thawed["restorable_tokens"] == 144
+    assert not begun.is_set()  # nothing competes with the answer
     assert await asyncio.to_thread(begun.wait, 10)  # its chunks still count as used
 
 
