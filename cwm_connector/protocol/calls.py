@@ -34,14 +34,15 @@ def _check_offset(offset: int) -> int:
     return offset
 
 
-def _check_component(name: str) -> str:
-    if name not in COMPONENTS:
+def check_component(name: str) -> str:
+    """Return the component, in lower case. Raise `Code.ARGUMENT` for one that there is not."""
+    if name.strip().lower() not in COMPONENTS:
         raise CWMError(
             Code.ARGUMENT,
             f"component must be one of {', '.join(COMPONENTS)}, not {name[:80]!r}; correct it and call again",
             argument="component",
         )
-    return name
+    return name.strip().lower()
 
 
 def _in_order(choices: object) -> Meta:
@@ -57,7 +58,7 @@ Limit = Annotated[int, Meta(ge=1, le=MAX_LIMIT)]
 Offset = Annotated[int, Meta(ge=0, extra={CHECK: _check_offset})]
 SortKey = Literal["name", "created_at", "token_count", "size"]
 StateName = Literal["active", "frozen", "thawed", "expired"]
-ComponentName = Annotated[str, Meta(extra={CHECK: _check_component}, extra_json_schema={"enum": list(COMPONENTS)})]
+ComponentName = Annotated[str, Meta(extra={CHECK: check_component}, extra_json_schema={"enum": list(COMPONENTS)})]
 
 
 class Args(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

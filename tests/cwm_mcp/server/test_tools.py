@@ -257,7 +257,7 @@ async def test_a_home_that_no_engine_has_used_yet_is_empty(settings: Settings) -
         ("window_freeze", {"session_id": "current", "window_name": "w"}, 1001),
         ("window_thaw", {"window_name": "../x"}, 1002),
         ("window_clone", {"source_window": "stem"}, 1003),
-        ("window_delete", {"window_name": "stem", "force": "yes"}, 1003),
+        ("window_delete", {"window_name": "stem", "force": "sure"}, 1003),
         ("window_tag", {"window_name": "stem", "add": ["a b"]}, 1003),
         ("window_list", {"limit": 0}, 1003),
         ("window_list", {"created_after": "yesterday"}, 1003),
