@@ -7,6 +7,7 @@ Settings are read once, when a process starts, and are immutable. `private_folde
 """
 
 import enum
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -68,7 +69,7 @@ class LoadPolicy(enum.StrEnum):
 class Settings(BaseSettings):
     """The settings. `cpu_cache_gb` is set by the environment variable `CWM_CPU_CACHE_GB`, the others likewise."""
 
-    model_config = SettingsConfigDict(env_prefix="CWM_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="CWM_", extra="ignore", frozen=True, env_ignore_empty=True)
 
     vllm_url: str = "http://localhost:8000"
     """The URL of vLLM's HTTP server, without a path. Default: http://localhost:8000."""
@@ -120,7 +121,15 @@ class Settings(BaseSettings):
     @field_validator("home", "socket", "disk_path")
     @classmethod
     def _expand(cls, path: Path | None) -> Path | None:
-        return None if path is None else path.expanduser().absolute()
+        """Return the absolute path. Without it, a home would move with the folder that a program is started in."""
+        try:
+            return None if path is None else path.expanduser().absolute()
+        except RuntimeError:
+            raise ValueError(
+                f"{path} needs a home folder, and this user has none; set it to an absolute path"
+            ) from None
+        except OSError:
+            raise ValueError(f"{path} is relative to a folder that is gone; set it to an absolute path") from None
 
     @field_validator("vllm_url")
     @classmethod
@@ -152,7 +161,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _socket_fits(self) -> Self:
-        if len(str(self.socket_path).encode()) > _MAX_SOCKET_PATH:
+        if len(os.fsencode(self.socket_path)) > _MAX_SOCKET_PATH:
             raise ValueError(f"the socket's path is over {_MAX_SOCKET_PATH} bytes; set CWM_SOCKET to a shorter one")
         return self
 

@@ -11,10 +11,12 @@ def main() -> None:
     """Run the server with the arguments and the environment of this process."""
     # A client waits for the first answer. Imports make no garbage, and collecting it takes a sixth of the start.
     gc.disable()
-    from cwm_connector.core.errors import CWMError
+    from cwm_connector.core.errors import Code, CWMError
+    from cwm_mcp.process import prepare
     from cwm_mcp.server.app import build_server
     from cwm_mcp.settings import client_settings
 
+    prepare()
     address = _http_address(sys.argv[1:]) if len(sys.argv) > 1 else None
     try:
         settings = client_settings()
@@ -24,6 +26,8 @@ def main() -> None:
             gc.enable()
             http_server.run(settings, address)
             return
+        if sys.stdin is None:
+            raise CWMError(Code.ARGUMENT, "stdin is closed; an MCP client starts this, or use --http 8765")
         server = build_server(settings)
     except CWMError as problem:
         print(problem, file=sys.stderr)

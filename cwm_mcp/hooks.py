@@ -161,9 +161,15 @@ def _message(line: str) -> Answer:
 
 
 def socket_path(environment: Mapping[str, str]) -> Path:
-    """Return the engine's socket, as the settings do. Importing those would take longer than the whole hook."""
-    home = Path(environment.get("CWM_HOME", "~/.cwm"))
-    return Path(environment.get("CWM_SOCKET", home / "engine.sock")).expanduser().absolute()
+    """Return the engine's socket, as the settings do. Importing those would take longer than the whole hook.
+
+    Raise `Code.ARGUMENT` where "~" stands for nothing.
+    """
+    home = environment.get("CWM_HOME") or "~/.cwm"
+    try:
+        return Path(environment.get("CWM_SOCKET") or Path(home) / "engine.sock").expanduser().absolute()
+    except (RuntimeError, OSError):
+        raise CWMError(Code.ARGUMENT, "there is no home folder; set CWM_HOME to an absolute path") from None
 
 
 _CALLS: Final[Mapping[str, Callable[[Mapping[str, Any]], Coroutine[Any, Any, Answer]]]] = {
@@ -182,6 +188,8 @@ def answer(text: str | bytes) -> Answer:
         if name == "PreToolUse":
             return pre_tool_use(event)
         return asyncio.run(_CALLS[name](event)) if name in _CALLS else {}
+    except CWMError as problem:
+        return _message(str(problem))
     except Exception as problem:
         # Only the type of the error, because its text may repeat the input.
         return _message(f"the hook failed with {type(problem).__name__}; please report it")

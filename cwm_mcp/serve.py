@@ -9,6 +9,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import pwd
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -99,8 +100,17 @@ def compose(build: Build, model: str, options: Sequence[str], environment: Mappi
         ours += _MIDDLEWARE
     return Command(
         (*program, _KV_TRANSFER, json.dumps(connector), *ours, *theirs),
-        {name: value for name, value in _ENVIRONMENT.items() if name not in environment},
+        {name: value for name, value in {**_ENVIRONMENT, **_user_name()}.items() if name not in environment},
     )
+
+
+def _user_name() -> dict[str, str]:
+    """Return a name for a user that the machine has none for. PyTorch would end without one."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        return {"USER": f"uid{os.getuid()}"}
+    return {}
 
 
 def require_unused_home(home: Path) -> None:

@@ -3,14 +3,18 @@
 Any process, any thread. May block on the disk.
 """
 
+import errno
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.fsync import sync_way_to
 from cwm_connector.core.units import GIB
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +37,9 @@ def private_folder(path: Path, setting: str) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as problem:
+        todo = "free some space or choose another folder" if problem.errno in _FULL else "choose another folder"
         raise CWMError(
-            Code.ARGUMENT, f"{setting} names {path}, which can't be written ({problem.strerror}); choose another folder"
+            Code.ARGUMENT, f"{setting} names {path}, which can't be written ({problem.strerror}); {todo}"
         ) from None
     return path
 

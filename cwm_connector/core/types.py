@@ -5,8 +5,9 @@ Any thread. Nothing here blocks.
 
 import enum
 import hashlib
-import time
 from typing import Final, NewType, Self
+
+from cwm_connector.core.clock import CLOCK
 
 ChunkKey = NewType("ChunkKey", bytes)
 """32 bytes: the SHA-256 of the parent's key and the token ids. See `core/identity.py`."""
@@ -63,8 +64,8 @@ class TierName(enum.StrEnum):
 
 
 def now_micros() -> Micros:
-    """Return the current time."""
-    return Micros(time.time_ns() // 1000)
+    """Return the current time. It never jumps or goes back while the process lives."""
+    return Micros(CLOCK.now_ns() // 1000)
 
 
 def salt_hash(cache_salt: str) -> bytes:

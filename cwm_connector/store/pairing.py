@@ -1,9 +1,12 @@
 """Pairs a chunk folder with one home, so that no other home's catalog ever sweeps it. Blocks on the disk."""
 
+import errno
+import fcntl
 import logging
 import os
 import secrets
 from pathlib import Path
+from typing import Final
 
 from cwm_connector.core import fsync
 from cwm_connector.core.errors import Code, CWMError
@@ -11,6 +14,8 @@ from cwm_connector.core.folders import private_folder
 
 logger = logging.getLogger(__name__)
 _STORE_ID = "store.id"
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES, errno.EXDEV})
+"""Errors of a file system without hard links, such as exFAT, many network shares and FUSE."""
 
 
 def open_home(home: Path, chunks: Path, catalog: Path) -> str:
@@ -21,8 +26,15 @@ def open_home(home: Path, chunks: Path, catalog: Path) -> str:
     lost its mark, such as one whose disk is not mounted.
     """
     private_folder(home, "CWM_HOME")
-    _require_mounted(home, chunks, catalog)
-    return pair_store(home, private_folder(chunks, "CWM_DISK_PATH"))
+    try:
+        _require_mounted(home, chunks, catalog)
+        return pair_store(home, private_folder(chunks, "CWM_DISK_PATH"))
+    except OSError as problem:
+        raise CWMError(
+            Code.ARGUMENT,
+            f"CWM_HOME {home} and CWM_DISK_PATH {chunks} can't be paired ({problem.strerror}); correct the folders' "
+            "disk or permissions, or choose others",
+        ) from None
 
 
 def pair_store(home: Path, chunks: Path) -> str:
@@ -63,16 +75,29 @@ def _write_once(path: Path, text: str) -> str:
     """Return the file's text. If there is no file, write `text`: whole and durable as soon as it can be seen."""
     if not path.exists():
         fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        fresh.write_text(text)
-        fsync.sync(fresh)
+        fresh.write_text(text, encoding="ascii")
         try:
-            os.link(fresh, path)
-        except FileExistsError:
-            pass  # another process was first
+            fsync.sync(fresh)
+            _publish(fresh, path)
         finally:
-            fresh.unlink()
+            fresh.unlink(missing_ok=True)
         fsync.sync(path.parent)
-    return path.read_text()
+    return path.read_text(encoding="ascii", errors="replace")
+
+
+def _publish(fresh: Path, path: Path) -> None:
+    """Give the file its name, unless another process was first. Some file systems have no hard links."""
+    try:
+        os.link(fresh, path)
+    except FileExistsError:
+        pass
+    except OSError as problem:
+        if problem.errno not in _NO_LINKS:
+            raise
+        with path.with_name(f".{path.name}.lock").open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            if not path.exists():
+                fresh.rename(path)
 
 
 def require_catalog(catalog: Path, chunks: Path) -> None:

@@ -11,6 +11,7 @@ from typer._completion_classes import completion_init
 from cwm_connector.version import __version__
 from cwm_mcp.cli.commands import engine, inspect, policy, setup, storage, transfer, windows
 from cwm_mcp.cli.commands import ui as ui
+from cwm_mcp.process import one_line_for_faults, prepare
 
 _EPILOG = """\
 [bold]Environment[/bold]
@@ -65,8 +66,10 @@ app.add_typer(ui.app)
 
 def main() -> None:
     """Run the `cwm` command with the arguments of this process."""
+    prepare()
     completion_init()
-    app(prog_name="cwm")
+    with one_line_for_faults():
+        app(prog_name="cwm")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol import calls
 from cwm_mcp.cli.commands.registration import WINDOWS, command
-from cwm_mcp.cli.runner import Json, Tags, Window, parsed, print_result, run, with_bar
+from cwm_mcp.cli.runner import Json, Tags, Window, failed, parsed, print_result, run, with_bar
 
 app = typer.Typer()
 
@@ -54,4 +55,7 @@ def import_window(
 
 def _absolute(path: str) -> str:
     """Return the absolute path, because the engine has a different working directory."""
-    return str(Path(path).expanduser().absolute())
+    try:
+        return str(Path(path).expanduser().absolute())
+    except (RuntimeError, OSError):
+        raise failed(CWMError(Code.ARGUMENT, f"{path} stands for no place here; give an absolute path")) from None
