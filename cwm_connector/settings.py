@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.memory import read_memory
 from cwm_connector.core.units import GIB
+from cwm_connector.core.urls import vllm_base
 
 _MAX_SOCKET_PATH = 107
 """Bytes that Linux allows for the path of a unix socket."""
@@ -72,7 +73,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CWM_", extra="ignore", frozen=True, env_ignore_empty=True)
 
     vllm_url: str = "http://localhost:8000"
-    """The URL of vLLM's HTTP server, without a path. Default: http://localhost:8000."""
+    """The URL of vLLM's HTTP server, or unix:///PATH for its --uds. Default: http://localhost:8000."""
     vllm_api_key: str | None = Field(default=None, repr=False)
     """The API key that vLLM expects from its clients. Default: none."""
     home: Path = Path("~/.cwm")
@@ -134,9 +135,16 @@ class Settings(BaseSettings):
     @field_validator("vllm_url")
     @classmethod
     def _http(cls, url: str) -> str:
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise ValueError("it must begin with http:// or https://")
-        return url.rstrip("/")
+        return vllm_base(url)
+
+    @field_validator("vllm_api_key")
+    @classmethod
+    def _key(cls, key: str | None) -> str | None:
+        """Return the key without the white space around it, with which it would not fit into a header."""
+        key = None if key is None else key.strip().removeprefix("Bearer ").strip()
+        if key and not (key.isascii() and key.isprintable()):
+            raise ValueError("it has characters that no key has; paste it again")
+        return key
 
     @field_validator("redis_url")
     @classmethod

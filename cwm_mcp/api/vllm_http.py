@@ -12,6 +12,7 @@ from typing import Any, Final
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.stats import Component, VllmCache
 from cwm_connector.settings import Settings
+from cwm_mcp.network import base_url, open_client, reason_of, through
 from cwm_mcp.settings import without_secrets
 
 _TIMEOUT_S: Final = 3.0
@@ -34,20 +35,17 @@ class Refused(CWMError):
     """vLLM understood the call and will not carry it out; `message` holds its reason."""
 
 
-def _authorization(settings: Settings) -> dict[str, str]:
-    return {"Authorization": f"Bearer {settings.vllm_api_key}"} if settings.vllm_api_key else {}
-
-
 async def _get(settings: Settings, path: str) -> _Answer:
     import httpx
 
-    headers = _authorization(settings)
     begun = time.monotonic()
     try:
-        async with httpx.AsyncClient(timeout=_TIMEOUT_S, headers=headers) as client:
-            response = await client.get(f"{settings.vllm_url}{path}")
-    except (httpx.HTTPError, httpx.InvalidURL) as problem:
-        raise _Unreachable(str(problem) or type(problem).__name__) from None
+        async with open_client(settings, _TIMEOUT_S) as client:
+            response = await client.get(f"{base_url(settings)}{path}")
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as problem:
+        raise _Unreachable(reason_of(problem, settings)) from None
+    except CWMError as problem:
+        raise _Unreachable(problem.message) from None
     return _Answer(response.status_code, response.text, round((time.monotonic() - begun) * 1000, 3))
 
 
@@ -69,17 +67,17 @@ async def post(
     url = without_secrets(settings.vllm_url)
     timeout = httpx.Timeout(timeout_s, connect=_TIMEOUT_S)
     try:
-        async with httpx.AsyncClient(timeout=timeout, headers=_authorization(settings)) as client:
-            response = await client.post(f"{settings.vllm_url}{path}", json=body, headers=headers)
+        async with open_client(settings, timeout) as client:
+            response = await client.post(f"{base_url(settings)}{path}", json=body, headers=headers)
     except httpx.ReadTimeout:
         raise CWMError(
             Code.ENGINE_TIMEOUT, f"vLLM at {url} gave no answer to {path} within {timeout_s:g} s; try again later"
         ) from None
-    except (httpx.HTTPError, httpx.InvalidURL) as problem:
-        reason = str(problem) or type(problem).__name__
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as problem:
         raise CWMError(
             Code.ENGINE_UNREACHABLE,
-            f"no answer from vLLM at {url} ({reason}); start it with 'cwm serve' or set CWM_VLLM_URL",
+            f"no answer from vLLM at {url} ({reason_of(problem, settings)}); start it with 'cwm serve' or set "
+            "CWM_VLLM_URL",
         ) from None
     if response.status_code in (401, 403):
         raise CWMError(
@@ -88,7 +86,10 @@ async def post(
     if response.status_code in (400, 413, 422):
         raise Refused(Code.ARGUMENT, f"vLLM refuses {path}: {_reason(response.text)}; change what was asked for")
     if response.status_code != 200:
-        raise CWMError(Code.ENGINE_UNREACHABLE, f"{url}{path} answers HTTP {response.status_code}; see vLLM's own log")
+        raise CWMError(
+            Code.ENGINE_UNREACHABLE,
+            f"{url}{path} answers HTTP {response.status_code}; see vLLM's own log{through(settings)}",
+        )
     answer = _parsed(response.text)
     if answer is None:
         raise CWMError(Code.ENGINE_UNREACHABLE, f"the server at {url} is not vLLM; set CWM_VLLM_URL")
@@ -122,7 +123,7 @@ async def vllm_health(settings: Settings) -> Component:
             latency_ms=None,
         )
     if answer.status != 200:
-        message = f"{shown}/health answers HTTP {answer.status}; see vLLM's own log"
+        message = f"{shown}/health answers HTTP {answer.status}; see vLLM's own log{through(settings)}"
         return Component(name="vllm", status="unhealthy", message=message, latency_ms=answer.latency_ms)
     message = f"serving at {shown}"
     return Component(name="vllm", status="healthy", message=message, latency_ms=answer.latency_ms)

@@ -1,10 +1,13 @@
 """Check vLLM over HTTP: whether it answers, accepts the key, and serves the engine's model."""
 
 from typing import Any, Final
+from urllib.parse import urlsplit
 
+from cwm_connector.core.errors import CWMError
 from cwm_connector.protocol.wire import Welcome
 from cwm_connector.settings import Settings
 from cwm_mcp.doctor.report import Check
+from cwm_mcp.network import base_url, open_client
 from cwm_mcp.settings import without_secrets
 
 _TIMEOUT_S: Final = 3.0
@@ -16,17 +19,19 @@ async def check_vllm(settings: Settings, welcome: Welcome | None) -> list[Check]
     import httpx
 
     url = without_secrets(settings.vllm_url)
-    key = {"Authorization": f"Bearer {settings.vllm_api_key}"} if settings.vllm_api_key else {}
     try:
-        async with httpx.AsyncClient(timeout=_TIMEOUT_S, headers=key) as client:
-            response = await client.get(f"{settings.vllm_url}/v1/models")
-    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as problem:
+        async with open_client(settings, _TIMEOUT_S) as client:
+            response = await client.get(f"{base_url(settings)}/v1/models")
+    except CWMError as problem:
+        step = f"export NO_PROXY={urlsplit(url).hostname}"
+        return [Check(name="vllm", status="error", message=problem.message, next=step)]
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as problem:
         # Only the type of the error, because its text may repeat a secret.
         step = _START if welcome is None else "export CWM_VLLM_URL=http://localhost:PORT"
         message = f"no answer from {url} ({type(problem).__name__})"
         return [Check(name="vllm", status="error", message=message, next=step)]
     if response.status_code in (401, 403):
-        message = f"{url} rejects CWM_VLLM_API_KEY" if key else f"{url} requires a key"
+        message = f"{url} rejects CWM_VLLM_API_KEY" if settings.vllm_api_key else f"{url} requires a key"
         step = "export CWM_VLLM_API_KEY=the value of vLLM's --api-key"
         return [Check(name="vllm", status="error", message=message, next=step)]
     served = _served(response)
