@@ -5,7 +5,6 @@ here: `Code.SESSION_ID` and `Code.WINDOW_NAME` for a wrong name, `Code.ARGUMENT`
 missing or unknown arguments included. The arguments are the protocol's. Those that only a front end has are added here.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -17,9 +16,9 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.speaker import check_session_id
 from cwm_connector.protocol import calls
 from cwm_mcp.api.coercion import Argument, arguments_of, coerced
+from cwm_mcp.current_session import CURRENT, Caller, current_session
 
-CURRENT: Final = "current"
-CURRENT_VARIABLE: Final = "CLAUDE_CODE_SESSION_ID"
+_NOBODY: Final = Caller()
 _SHOWN: Final = 80
 """Characters of a wrong value that an error repeats."""
 _PLACE: Final = re.compile(r"`\$\.(\w+)|required field `(\w+)`")
@@ -54,8 +53,8 @@ class MetricsArguments(calls.Args, frozen=True):
 A = TypeVar("A", bound=calls.Args)
 
 
-def parse(arguments: type[A], raw: Mapping[str, Any]) -> A:
-    """Return the checked arguments, as `coerced` understands them.
+def parse(arguments: type[A], raw: Mapping[str, Any], caller: Caller = _NOBODY) -> A:
+    """Return the checked arguments, as `coerced` understands them. `caller` says what "current" is.
 
     Raises: `Code.SESSION_ID`, `Code.WINDOW_NAME` or `Code.ARGUMENT` for one that is wrong, missing or unknown.
     """
@@ -72,28 +71,22 @@ def parse(arguments: type[A], raw: Mapping[str, Any]) -> A:
     except msgspec.ValidationError as problem:
         raise _complaint(str(problem), known, given) from None
     checked = {
-        name: _real_session_id(value) if argument.check is check_session_id else argument.check(value)
+        name: _real_session_id(value, caller) if argument.check is check_session_id else argument.check(value)
         for name, argument in known.items()
         if argument.check is not None and (value := getattr(parsed, name)) is not None
     }
     return msgspec.structs.replace(parsed, **checked)
 
 
-def _real_session_id(text: str) -> str:
-    """Return the id itself. "current" stands for the conversation of the client that started this process.
+def _real_session_id(text: str, caller: Caller) -> str:
+    """Return the id itself. "current" stands for the conversation of the client that calls.
 
     An id that is not legal stays as it is. The engine makes it legal, and reads the head in `SESSION/HEAD`.
     """
-    if text != CURRENT:
+    if text.strip().casefold() != CURRENT:
         check_session_id(text)
         return text
-    current = os.environ.get(CURRENT_VARIABLE)
-    if not current:
-        raise CWMError(
-            Code.SESSION_ID,
-            "this client does not say which session is the current one; pass its id, session_list shows them",
-            session_id=text,
-        )
+    current = current_session(caller)
     check_session_id(current)
     return current
 

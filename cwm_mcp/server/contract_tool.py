@@ -23,6 +23,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.results import Answer
 from cwm_mcp.api.arguments import A, parse
 from cwm_mcp.api.operations import Operations
+from cwm_mcp.current_session import CURRENT, Caller, unknown_to_the_engine
 from cwm_mcp.server.schema import input_schema, output_schema
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,13 @@ def contract_tool(
         name = body.__name__
 
         async def call(raw: dict[str, Any], ctx: ToolContext, **resolved: Any) -> CallToolResult:
-            return success(await body(parse(arguments, raw), ctx, **resolved))
+            args = parse(arguments, raw, _caller(ctx))
+            try:
+                return success(await body(args, ctx, **resolved))
+            except CWMError as problem:
+                if problem.code is Code.SESSION_NOT_FOUND and CURRENT in raw.values():
+                    raise unknown_to_the_engine(problem) from None
+                raise
 
         asked = find_resolved_parameters(body)
         return ContractTool(
@@ -89,6 +96,12 @@ def contract_tool(
         )
 
     return decorate
+
+
+def _caller(ctx: ToolContext) -> Caller:
+    """Return what the call says about its client."""
+    hello = ctx.session.client_params
+    return Caller(hello.client_info.name if hello is not None else "", ctx.request_context.meta)
 
 
 def success(result: Answer) -> CallToolResult:

@@ -7,15 +7,14 @@ reach it by rebinding a name; CWM_HTTP_HOSTS, separated by commas, adds names un
 """
 
 import logging
-import os
 import sys
 from typing import Final
 
 from mcp.server.auth.settings import AuthSettings
 
 from cwm_connector.settings import Settings
-from cwm_mcp.api.arguments import CURRENT_VARIABLE
 from cwm_mcp.api.http_address import Address, bracketed
+from cwm_mcp.current_session import forget_environment
 from cwm_mcp.server.app import build_server
 from cwm_mcp.server.http_access import HttpSettings, OneToken, allowed, http_settings, kept_token, token_path
 
@@ -35,7 +34,7 @@ def run(settings: Settings, where: str) -> None:
 
     address = Address.of(where)
     # It names the conversation of whoever started this process, and not of the clients that come over HTTP.
-    os.environ.pop(CURRENT_VARIABLE, None)
+    forget_environment()
     own = http_settings()
     token = own.token or (None if address.is_loopback else kept_token(settings))
     listener = address.listen()

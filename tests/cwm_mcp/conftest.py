@@ -16,7 +16,7 @@ from tests.cwm_mcp import homes
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return an empty CWM_HOME without vLLM. Its path is short, because a unix socket's path has at most 107 bytes."""
     for name in list(os.environ):
-        if name.startswith("CWM_") or name == "CLAUDE_CODE_SESSION_ID":
+        if name.startswith("CWM_") or name.endswith("_CODE_SESSION_ID"):
             monkeypatch.delenv(name)
     folder = Path(tempfile.mkdtemp(prefix="cwm-"))
     monkeypatch.setenv("CWM_HOME", str(folder))
