@@ -1,10 +1,24 @@
 """The results that only a front end has. Those of the operations are in cwm_connector/protocol/results.py."""
 
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
+from cwm_connector.core.errors import CWMError
 from cwm_connector.protocol.results import Answer
+
+META_KEY: Final = "cwm/error"
+"""The key of an error's fields, in MCP results and on the command line."""
+
+
+def error_fields(error: CWMError) -> dict[str, Any]:
+    """Return the error's code, message and context, and whether the same call may succeed later."""
+    return {
+        "code": int(error.code),
+        "message": error.message,
+        "retryable": error.retryable,
+        "context": error.context,
+    }
 
 
 class WindowMetadata(Answer, frozen=True):

@@ -23,6 +23,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.results import Answer
 from cwm_mcp.api.arguments import A, parse
 from cwm_mcp.api.operations import Operations
+from cwm_mcp.api.results import META_KEY, error_fields
 from cwm_mcp.current_session import CURRENT, Caller, unknown_to_the_engine
 from cwm_mcp.server.schema import input_schema, output_schema
 
@@ -31,7 +32,6 @@ logger = logging.getLogger(__name__)
 ToolContext = Context[Operations, Any]
 R = TypeVar("R", bound=Answer)
 
-META_KEY: Final = "cwm/error"
 _META: Final = {"anthropic/alwaysLoad": True}
 """Loading a tool in mid-conversation rewrites the prompt's head, and with it loses the prefix cache."""
 
@@ -112,15 +112,5 @@ def success(result: Answer) -> CallToolResult:
 
 def failure(error: CWMError) -> CallToolResult:
     return CallToolResult(
-        is_error=True, content=[TextContent(type="text", text=str(error))], _meta={META_KEY: about(error)}
+        is_error=True, content=[TextContent(type="text", text=str(error))], _meta={META_KEY: error_fields(error)}
     )
-
-
-def about(error: CWMError) -> dict[str, Any]:
-    """Return what a program reads about an error, under `META_KEY`."""
-    return {
-        "code": int(error.code),
-        "message": error.message,
-        "retryable": error.retryable,
-        "context": error.context,
-    }

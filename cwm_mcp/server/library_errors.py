@@ -9,7 +9,7 @@ from mcp.shared.exceptions import MCPError
 from mcp.types import INTERNAL_ERROR, INVALID_PARAMS
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_mcp.server.contract_tool import META_KEY, about
+from cwm_mcp.api.results import META_KEY, error_fields
 
 _NOT_FOUND: Final = frozenset({Code.WINDOW_NOT_FOUND, Code.WINDOW_NAME})
 _WRONG: Final = _NOT_FOUND | {Code.ARGUMENT, Code.SESSION_ID}
@@ -22,7 +22,7 @@ def prompt_errors() -> Iterator[None]:
         yield
     except CWMError as problem:
         code = INVALID_PARAMS if problem.code in _WRONG else INTERNAL_ERROR
-        raise MCPError(code, str(problem), {META_KEY: about(problem)}) from None
+        raise MCPError(code, str(problem), {META_KEY: error_fields(problem)}) from None
 
 
 @contextmanager
