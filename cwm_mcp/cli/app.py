@@ -9,7 +9,7 @@ import typer
 from typer._completion_classes import completion_init
 
 from cwm_connector.version import __version__
-from cwm_mcp.cli.commands import engine, inspect, policy, setup, storage, transfer, windows
+from cwm_mcp.cli.commands import delete, engine, inspect, policy, setup, storage, transfer, windows
 from cwm_mcp.cli.commands import ui as ui
 from cwm_mcp.process import one_line_for_faults, prepare
 
@@ -55,6 +55,7 @@ def _options(
 
 
 app.add_typer(windows.app)
+app.add_typer(delete.app)
 app.add_typer(inspect.app)
 app.add_typer(storage.app)
 app.add_typer(engine.app)

@@ -11,9 +11,12 @@ from rich.text import Text
 
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol import stats
+from cwm_mcp.cli.results import Removed
+from cwm_mcp.cli.sentences import said
+from cwm_mcp.cli.table import Column, FittingTable
+from cwm_mcp.cli.units import minute, size
 
-_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
-_MODEL: Final = {False: (), True: ("model",)}
+_MODEL: Final = {False: (), True: (Column("model", shrinks=True, rank=4),)}
 """The model column, shown only if the rows have more than one model."""
 _HASH_SHOWN: Final = 16
 """Characters of a block's hash."""
@@ -26,12 +29,29 @@ def renderable(result: msgspec.Struct) -> RenderableType:
     return _fields(msgspec.to_builtins(result))
 
 
+def answer(result: msgspec.Struct) -> RenderableType:
+    """Return the result with the sentence that says it, and what to type next, before its details."""
+    spoken = said(result)
+    if spoken is None:
+        return renderable(result)
+    head: list[RenderableType] = [_cell(spoken.sentence)]
+    if spoken.next is not None:
+        head.append(Text.assemble(("Next: ", "bold"), _cell(spoken.next)))
+    return Group(*head, Text(), renderable(result))
+
+
 @renderable.register
 def _(result: m.WindowList) -> RenderableType:
     models = len({each.model for each in result.windows}) > 1
-    table = _table("window", "#tokens", "#size", "#own", "#created", "parent", *_MODEL[models], "tags")
+    table = FittingTable(
+        (
+            *(Column("window"), Column("tokens", numeric=True, rank=1), Column("size", numeric=True, rank=2)),
+            *(Column("own", numeric=True, rank=6), Column("created", numeric=True, rank=3)),
+            *(Column("parent", shrinks=True, rank=5), *_MODEL[models], Column("tags", shrinks=True, rank=4)),
+        ),
+    )
     for each in result.windows:
-        _row(
+        _fit(
             table,
             *(each.name, each.token_count, size(each.size_bytes), size(each.unique_bytes), minute(each.created_at)),
             *(each.parent_window, *([each.model] if models else ()), each.tags),
@@ -42,9 +62,15 @@ def _(result: m.WindowList) -> RenderableType:
 @renderable.register
 def _(result: m.SessionList) -> RenderableType:
     models = len({each.model for each in result.sessions}) > 1
-    table = _table("session", "state", "#tokens", "#cached", "#active", *_MODEL[models], "title", "windows")
+    table = FittingTable(
+        (
+            *(Column("session"), Column("state", rank=3), Column("tokens", numeric=True, rank=1)),
+            *(Column("cached", numeric=True, rank=5), Column("active", numeric=True, rank=2), *_MODEL[models]),
+            *(Column("title", shrinks=True, rank=4), Column("windows", shrinks=True, rank=6)),
+        )
+    )
     for each in result.sessions:
-        _row(
+        _fit(
             table,
             *(each.session_id, each.state, each.token_count, each.cached_tokens, minute(each.last_active_at)),
             *(*([each.model] if models else ()), each.title, each.windows),
@@ -89,6 +115,14 @@ def _(result: m.Verified) -> RenderableType:
 
 
 @renderable.register
+def _(result: Removed) -> RenderableType:
+    table = FittingTable((Column("window"), Column("freed", numeric=True)))
+    for each in result.windows:
+        _fit(table, each.window_name, size(each.space_freed_bytes))
+    return table if result.windows else Text()
+
+
+@renderable.register
 def _(result: m.Thawed) -> RenderableType:
     fields = _fields(_without(result, "reply"))
     if result.reply is None:
@@ -115,21 +149,6 @@ def _(result: stats.Metrics) -> RenderableType:
         labels = " ".join(f"{name}={value}" for name, value in each.labels.items())
         _row(table, each.name, labels, f"{each.value:g}", each.help)
     return table
-
-
-def size(count: int | None) -> str | None:
-    """Return a number of bytes in the largest binary unit in which it is at least one."""
-    if count is None:
-        return None
-    value, unit = float(count), 0
-    while value >= 1024 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{count} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
-
-
-def minute(time: str | None) -> str | None:
-    """Return an ISO 8601 time without seconds, for instance 2026-01-23 09:30."""
-    return None if time is None else time[:16].replace("T", " ")
 
 
 def _without(result: msgspec.Struct, left_out: str) -> dict[str, Any]:
@@ -174,11 +193,15 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def _fit(table: FittingTable, *values: object) -> None:
+    table.rows.append([_cell(value) for value in values])
+
+
 def _row(table: Table, *values: object) -> None:
     table.add_row(*(_cell(value) for value in values))
 
 
-def _page(table: Table, shown: int, total: int) -> RenderableType:
+def _page(table: RenderableType, shown: int, total: int) -> RenderableType:
     return Group(table, Text(f"{shown} of {total}", "dim")) if shown < total or not total else table
 
 

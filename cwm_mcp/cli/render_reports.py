@@ -11,6 +11,7 @@ from rich.tree import Tree
 from cwm_mcp.api.diff import Passage, WindowDiff
 from cwm_mcp.api.tree import TreeNode, WindowTree
 from cwm_mcp.cli import render
+from cwm_mcp.cli.units import size
 from cwm_mcp.doctor.report import Diagnosis
 
 _AGES: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))
@@ -33,8 +34,8 @@ def _(result: WindowTree) -> RenderableType:
 def _label(node: TreeNode, shown_under: str | None, selected: str | None, now: datetime) -> Text:
     """Return a node's line. It names the parent if the node is not drawn under it."""
     label = Text(node.name, "bold reverse" if node.name == selected else "bold")
-    size, shared, own = map(render.size, (node.size_bytes, node.shared_bytes, node.unique_bytes))
-    figures = f"{_known(node.token_count)} tokens, {_known(size)} ({_known(shared)} shared, {_known(own)} its own)"
+    whole, shared, own = map(size, (node.size_bytes, node.shared_bytes, node.unique_bytes))
+    figures = f"{_known(node.token_count)} tokens, {_known(whole)} ({_known(shared)} shared, {_known(own)} its own)"
     label.append(f"  {figures}, {_known(node.storage_tier)}, {_age(node.created_at, now)}", "not bold")
     for tag in node.tags:
         label.append(f" #{tag}", "cyan")
@@ -67,7 +68,7 @@ def _(result: WindowDiff) -> RenderableType:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row(f"only in {result.window_a}", f"{result.only_a_tokens} tokens")
     table.add_row(f"only in {result.window_b}", f"{result.only_b_tokens} tokens")
-    table.add_row("stored once for both", f"{result.shared_blocks} blocks, {render.size(result.shared_bytes)}")
+    table.add_row("stored once for both", f"{result.shared_blocks} blocks, {size(result.shared_bytes)}")
     parts: list[RenderableType] = [Text(head), table]
     for title, passage, style in (
         ("last tokens in common", result.common_end, ""),

@@ -1,13 +1,14 @@
 """Run a command: check settings and arguments, call the operations, print the result.
 
-An error ends the command with its message on stderr and exit code 1, or 2 for an invalid setting. Also holds the
-options that several commands share.
+An error ends the command with its message on stderr and exit code 1, or 2 for a wrong command line or an invalid
+setting. With `--json` the error is JSON too. Also holds the options that several commands share.
 """
 
 import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -21,7 +22,11 @@ from cwm_connector.settings import Settings
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api.client import OnProgress
 from cwm_mcp.api.operations import Operations
+from cwm_mcp.api.results import META_KEY, error_fields
 from cwm_mcp.cli import render, render_reports, shell_completion  # noqa: F401 - render_reports registers its renderers
+from cwm_mcp.cli.sentences import essence
+from cwm_mcp.cli.wording import exit_code as exit_code_of
+from cwm_mcp.cli.wording import in_shell_words
 from cwm_mcp.settings import client_settings
 
 _PIPE_WIDTH: Final = 240
@@ -29,7 +34,25 @@ _PIPE_WIDTH: Final = 240
 
 R = TypeVar("R", bound=msgspec.Struct)
 T = TypeVar("T")
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, as the MCP tools return it.")]
+_errors_as_json: ContextVar[bool] = ContextVar("_errors_as_json", default=False)
+
+
+def _remember_form(as_json: bool) -> bool:
+    """Return the value of --json, after making it the form of errors too."""
+    _errors_as_json.set(as_json)
+    return as_json
+
+
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        callback=_remember_form,
+        is_eager=True,
+        help="Print the result, or the error, as JSON, as the MCP tools return it.",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only names, one per line.")]
 Tags = Annotated[
     list[str] | None,
     typer.Option(
@@ -62,14 +85,21 @@ def settings() -> Settings:
         raise failed(problem, exit_code=2) from None
 
 
-def failed(problem: CWMError, exit_code: int = 1) -> typer.Exit:
-    """Print the error to stderr and return the exception that ends the command."""
-    print(problem, file=sys.stderr)
-    return typer.Exit(exit_code)
+def failed(problem: CWMError, exit_code: int | None = None) -> typer.Exit:
+    """Print the error to stderr and return the exception that ends the command.
+
+    The exit code is 2 for a wrong command line and 1 for anything else, unless it is given.
+    """
+    shown = in_shell_words(problem)
+    if _errors_as_json.get():
+        print(json.dumps({META_KEY: error_fields(shown)}, ensure_ascii=False), file=sys.stderr)
+    else:
+        print(shown, file=sys.stderr)
+    return typer.Exit(exit_code_of(problem) if exit_code is None else exit_code)
 
 
 def parsed(arguments: type[a.A], **values: Any) -> a.A:
-    """Return the checked arguments of an operation. Raise `typer.Exit` with code 1 for an invalid one."""
+    """Return the checked arguments of an operation. Raise `typer.Exit` with code 2 for an invalid one."""
     try:
         return a.parse(arguments, values)
     except CWMError as problem:
@@ -97,9 +127,12 @@ def _with_operations(work: Callable[[Operations], Awaitable[T]]) -> T:
             await operations.aclose()
 
     try:
-        return asyncio.run(call_and_close())
+        result = asyncio.run(call_and_close())
     except CWMError as problem:
         raise failed(problem) from None
+    if not checked.catalog_path.exists() and not checked.socket_path.exists():
+        print(f"nothing is stored in {checked.home} yet; is CWM_HOME that of the engine?", file=sys.stderr)
+    return result
 
 
 async def with_bar(label: str, hidden: bool, run: Callable[[OnProgress | None], Awaitable[R]]) -> R:
@@ -116,10 +149,12 @@ async def with_bar(label: str, hidden: bool, run: Callable[[OnProgress | None], 
         return await run(on_progress)
 
 
-def print_result(result: msgspec.Struct, as_json: bool) -> None:
-    """Print the result to stdout, as JSON or as a table."""
+def print_result(result: msgspec.Struct, as_json: bool, quiet: bool = False) -> None:
+    """Print the result to stdout: as JSON, only its names, or as a sentence and a table."""
     if as_json:
         print(json.dumps(msgspec.to_builtins(result), ensure_ascii=False, indent=2))
+    elif quiet:
+        print(*essence(result), sep="\n", end="\n" if essence(result) else "")
     else:
         # A pipe has no width, and wrapped lines are hard to search.
-        Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(render.renderable(result))
+        Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(render.answer(result))

@@ -10,7 +10,7 @@ from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.tree import WindowTree, all_windows, tree_of
 from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.registration import INSPECT, command
-from cwm_mcp.cli.runner import Json, Limit, Offset, WithTags, parsed, print_result, run
+from cwm_mcp.cli.runner import Json, Limit, Offset, Quiet, WithTags, parsed, print_result, run
 
 app = typer.Typer()
 Model = Annotated[str | None, typer.Option(help="Only those of this model, by the name vLLM serves.")]
@@ -25,7 +25,9 @@ Model = Annotated[str | None, typer.Option(help="Only those of this model, by th
 def list_windows(
     tag: WithTags = None,
     model: Model = None,
-    search: Annotated[str | None, typer.Option(help="Only windows with these words in name, text or tags.")] = None,
+    search: Annotated[
+        str | None, typer.Option(help="Only windows with words that begin so in name, text or tags.")
+    ] = None,
     session: Annotated[
         str | None,
         typer.Option(help="Only windows frozen from this session id.", autocompletion=shell_completion.sessions),
@@ -39,6 +41,7 @@ def list_windows(
     limit: Limit = None,
     offset: Offset = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """List windows. Works without the engine.
 
@@ -58,7 +61,7 @@ def list_windows(
         limit=limit,
         offset=offset,
     )
-    print_result(run(lambda cwm: cwm.list_windows(args)), as_json)
+    print_result(run(lambda cwm: cwm.list_windows(args)), as_json, quiet)
 
 
 @command(
@@ -139,6 +142,7 @@ def sessions(
     limit: Limit = None,
     offset: Offset = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """List sessions, last active first.
 
@@ -146,4 +150,4 @@ def sessions(
     vLLM's prefix cache. Without the engine, shows the sessions that were frozen or thawed, as they were at that time.
     """
     args = parsed(calls.SessionsArgs, state_filter=state, model=model, limit=limit, offset=offset)
-    print_result(run(lambda cwm: cwm.sessions(args)), as_json)
+    print_result(run(lambda cwm: cwm.sessions(args)), as_json, quiet)

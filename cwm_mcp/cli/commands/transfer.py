@@ -8,7 +8,7 @@ import typer
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol import calls
 from cwm_mcp.cli.commands.registration import WINDOWS, command
-from cwm_mcp.cli.runner import Json, Tags, Window, failed, parsed, print_result, run, with_bar
+from cwm_mcp.cli.runner import Json, Quiet, Tags, Window, failed, parsed, print_result, run, with_bar
 
 app = typer.Typer()
 
@@ -21,6 +21,7 @@ def export_window(
     output: Annotated[str, typer.Option("--output", "-o", help="The file to write, on the engine's machine.")],
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing file.")] = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a window to one file, to share or to archive.
 
@@ -29,9 +30,8 @@ def export_window(
     conversation: its tokens and the KV cache computed from them.
     """
     args = parsed(calls.ExportArgs, window_name=window_name, path=_absolute(output), force=force)
-    print_result(
-        run(lambda cwm: with_bar(f"exporting {window_name}", as_json, lambda on: cwm.export(args, on))), as_json
-    )
+    label = f"exporting {window_name}"
+    print_result(run(lambda cwm: with_bar(label, as_json or quiet, lambda on: cwm.export(args, on))), as_json, quiet)
 
 
 @command(app, WINDOWS, "import", examples=["cwm import kickoff.cwm", "cwm import w.cwm --name from-anna --tag anna"])
@@ -40,6 +40,7 @@ def import_window(
     name: Annotated[str | None, typer.Option("--name", help="A new name; by default the exported one.")] = None,
     tag: Tags = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Create a window from an exported file.
 
@@ -48,8 +49,9 @@ def import_window(
     Checksums detect damage, not tampering. Import only files from people you trust.
     """
     args = parsed(calls.ImportArgs, path=_absolute(file), window_name=name, tags=tag)
+    label = f"importing {file}"
     print_result(
-        run(lambda cwm: with_bar(f"importing {file}", as_json, lambda on: cwm.import_window(args, on))), as_json
+        run(lambda cwm: with_bar(label, as_json or quiet, lambda on: cwm.import_window(args, on))), as_json, quiet
     )
 
 

@@ -1,6 +1,5 @@
 """Commands that create, change and delete windows. All of them need the engine."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -9,7 +8,7 @@ from cwm_connector.protocol import calls
 from cwm_mcp.api import arguments as a
 from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.registration import WINDOWS, command
-from cwm_mcp.cli.runner import Description, Json, Tags, Window, parsed, print_result, run, with_bar
+from cwm_mcp.cli.runner import Description, Json, Quiet, Tags, Window, parsed, print_result, run, with_bar
 
 app = typer.Typer()
 
@@ -37,6 +36,7 @@ def freeze(
     head: Annotated[str | None, typer.Option(help="A head of the session; the conversation by default.")] = None,
     prove: Annotated[bool, typer.Option("--prove", help="Take a proof that a thaw can repeat.")] = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Save a session's KV cache as a new window.
 
@@ -55,7 +55,8 @@ def freeze(
         prove=prove,
     )
     print_result(
-        run(lambda cwm: with_bar(f"freezing {window_name}", as_json, lambda on: cwm.freeze(args, on))), as_json
+        run(lambda cwm: with_bar(f"freezing {window_name}", as_json or quiet, lambda on: cwm.freeze(args, on))),
+        *(as_json, quiet),
     )
 
 
@@ -72,7 +73,8 @@ def thaw(
     session: Annotated[
         str | None,
         typer.Option(
-            help="The session id to thaw into; a new one by default.", autocompletion=shell_completion.sessions
+            help="The session id to thaw into; by default the one it was frozen from.",
+            autocompletion=shell_completion.sessions,
         ),
     ] = None,
     prewarm: Annotated[bool, typer.Option(help="Read and verify the blocks now, not at the first request.")] = True,
@@ -82,6 +84,7 @@ def thaw(
     max_tokens: Annotated[int | None, typer.Option(help="The reply's maximum length in tokens, 1 to 2048.")] = None,
     prove: Annotated[bool, typer.Option("--prove", help="Repeat the proof of the freeze, as cwm prove does.")] = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Restore a window into a session and print its session id and cache salt.
 
@@ -98,7 +101,8 @@ def thaw(
         prewarm=prewarm,
         prove=prove,
     )
-    print_result(run(lambda cwm: with_bar(f"thawing {window_name}", as_json, lambda on: cwm.thaw(args, on))), as_json)
+    thawed = run(lambda cwm: with_bar(f"thawing {window_name}", as_json or quiet, lambda on: cwm.thaw(args, on)))
+    print_result(thawed, as_json, quiet)
 
 
 @command(
@@ -131,6 +135,7 @@ def clone(
     description: Description = None,
     tag: Tags = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Branch a window into a second, independent one that shares its blocks.
 
@@ -140,7 +145,7 @@ def clone(
     args = parsed(
         calls.CloneArgs, source_window=source_window, target_window=target_window, description=description, tags=tag
     )
-    print_result(run(lambda cwm: cwm.clone(args)), as_json)
+    print_result(run(lambda cwm: cwm.clone(args)), as_json, quiet)
 
 
 @command(
@@ -162,32 +167,11 @@ def tag(
     ] = None,
     description: Description = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Change a window's tags and description.
 
     Changes only what you specify. The window's content never changes. Prints the resulting tags and description.
     """
     args = parsed(calls.TagArgs, window_name=window_name, add=add, remove=remove, description=description)
-    print_result(run(lambda cwm: cwm.tag(args)), as_json)
-
-
-@command(
-    app,
-    WINDOWS,
-    examples=["cwm rm idea-b", "cwm ls --tag draft --json | jq -r '.windows[].name' | xargs -n1 cwm rm -f"],
-    exits={0: "deleted", 1: "an error, or you answered no"},
-)
-def rm(
-    window_name: Window,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Delete without asking.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Delete a window permanently. On a terminal, asks for confirmation first.
-
-    Removes the blocks that no other window uses from every tier and prints how much space that freed. Clones and later
-    freezes of the same conversation stay complete. A deleted window cannot be restored.
-    """
-    args = parsed(a.DeleteArguments, window_name=window_name, force=force)
-    if not force and sys.stdin.isatty() and not typer.confirm(f"Delete window '{window_name}'?", err=True):
-        raise typer.Exit(1)
-    print_result(run(lambda cwm: cwm.delete(args)), as_json)
+    print_result(run(lambda cwm: cwm.tag(args)), as_json, quiet)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from cwm_connector.protocol.calls import DeleteArgs, FreezeArgs, Op
+from cwm_connector.protocol.calls import FreezeArgs, Op
 from cwm_connector.settings import Settings
 from cwm_mcp.cli.app import app
-from tests.cwm_mcp.canned import DELETED, FROZEN, PROVED, STATUS, CannedEngine, canned_engine_on_a_thread
+from tests.cwm_mcp.canned import FROZEN, PROVED, STATUS, CannedEngine, canned_engine_on_a_thread
 from tests.cwm_mcp.server.test_tools import answer, connected
 from tests.support.paths import ROOT
 
@@ -71,7 +71,6 @@ def test_a_table_shows_what_was_asked_for(filled: Path) -> None:
         (["tag", "stem", "--add", "x"], 5001),
         (["prove", "stem"], 5001),
         (["rm", "stem", "--force"], 5001),
-        (["rm", "stem"], 5001),
         (["show", "nothing"], 2002),
         (["show"], 1003),
         (["freeze", " ", "w"], 1001),
@@ -80,14 +79,44 @@ def test_a_table_shows_what_was_asked_for(filled: Path) -> None:
         (["health", "gpu"], 1003),
     ],
 )
-@pytest.mark.parametrize("form", [[], ["--json"]])
-def test_an_error_is_one_line_on_stderr_and_exit_code_1(
-    filled: Path, words: list[str], code: int, form: list[str]
+def test_an_error_is_one_line_on_stderr_and_exit_code_1_or_2_for_a_wrong_command_line(
+    filled: Path, words: list[str], code: int
 ) -> None:
-    ran = cwm(*words, *form)
-    assert (ran.exit_code, ran.stdout) == (1, "")
+    ran = cwm(*words)
+    assert (ran.exit_code, ran.stdout) == (2 if code < 2000 else 1, "")
     (line,) = ran.stderr.splitlines()
     assert line.startswith(f"CWM-{code}: ")
+
+
+def test_an_error_with_json_is_the_tools_own(filled: Path) -> None:
+    ran = cwm("show", "nothing", "--json")
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    problem = json.loads(ran.stderr)["cwm/error"]
+    assert (problem["code"], problem["retryable"], problem["context"]) == (2002, False, {"window": "nothing"})
+    assert json.loads(cwm("freeze", " ", "w", "--json").stderr)["cwm/error"]["code"] == 1001
+    assert cwm("show", "nothing").stderr.startswith("CWM-2002: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["show", "nothing"], "cwm ls shows what there is"),
+        (["show"], "give either WINDOW or --session"),
+        (["ls", "--sort", "foo"], "--sort must be one of"),
+        (["ls", "--limit", "0"], "--limit must be"),
+        (["sessions", "--state", "foo"], "--state must be one of"),
+        (["thaw", "stem", "--max-tokens", "4"], "--max-tokens is the length of a reply; give a --prompt with it"),
+        (["show", "window_list"], "no window named 'window_list'; cwm ls shows"),
+    ],
+)
+def test_an_error_names_commands_and_options_and_no_tools(filled: Path, words: list[str], said: str) -> None:
+    assert said in cwm(*words).stderr
+
+
+def test_a_home_without_a_store_is_mentioned(home: Path) -> None:
+    ran = cwm("ls")
+    assert ran.exit_code == 0
+    assert ran.stderr.startswith(f"nothing is stored in {home} yet; is CWM_HOME that of the engine?")
 
 
 def test_health_exits_with_1_where_something_is_unhealthy(filled: Path) -> None:
@@ -122,7 +151,7 @@ def test_the_command_runs_in_a_process_of_its_own(filled: Path) -> None:
 
 @pytest.fixture
 def engine(settings: Settings) -> Iterator[CannedEngine]:
-    answers = {"FREEZE": FROZEN, "STATUS": STATUS, "DELETE": DELETED, "PROVE": PROVED}
+    answers = {"FREEZE": FROZEN, "STATUS": STATUS, "PROVE": PROVED}
     with canned_engine_on_a_thread(settings, **answers) as canned:
         yield canned
 
@@ -162,12 +191,6 @@ def test_a_bar_is_drawn_on_the_terminal_and_never_into_the_result(
     assert b"freezing" not in printed
 
 
-def test_rm_deletes_unasked_where_nobody_could_answer(engine: CannedEngine) -> None:
-    ran = cwm("rm", "w", "--json")
-    assert json.loads(ran.stdout) == DELETED
-    assert engine.asked == [DeleteArgs("w")]
-
-
 # --- serve ---
 
 
@@ -191,5 +214,5 @@ def test_an_option_before_the_model_is_refused_rather_than_misread(home: Path) -
 def test_another_connector_is_refused_before_vllm_starts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cwm_mcp.serve.run", lambda command: pytest.fail("it ran"))
     ran = cwm("serve", "m", "--kv-transfer-config", '{"kv_connector": "Other"}')
-    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert (ran.exit_code, ran.stdout) == (2, "")
     assert ran.stderr.startswith("CWM-1003: ")

@@ -70,7 +70,7 @@ def test_the_help_of_metrics_names_the_one_that_tells_an_engine_from_none() -> N
 
 
 def test_text_in_brackets_is_shown_and_not_taken_for_markup() -> None:
-    assert "'.windows[].name'" in CliRunner().invoke(app, ["rm", "--help"]).stdout
+    assert "'.roots[].name'" in CliRunner().invoke(app, ["tree", "--help"]).stdout
 
 
 def test_the_version_is_told() -> None:

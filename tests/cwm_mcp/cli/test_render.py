@@ -9,7 +9,8 @@ from rich.console import Console
 
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol import stats
-from cwm_mcp.cli.render import renderable, size
+from cwm_mcp.cli.render import renderable
+from cwm_mcp.cli.units import size
 from tests.cwm_mcp.canned import FROZEN
 
 

@@ -1,0 +1,97 @@
+"""`cwm rm`: delete windows by name, by pattern, by tag or by age."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol import results as m
+from cwm_mcp.api import arguments as a
+from cwm_mcp.api.operations import Operations
+from cwm_mcp.cli import shell_completion
+from cwm_mcp.cli.commands.registration import WINDOWS, command
+from cwm_mcp.cli.results import Removed
+from cwm_mcp.cli.runner import Json, Quiet, WithTags, failed, parsed, print_result, run
+from cwm_mcp.cli.selection import Selection, chosen
+from cwm_mcp.cli.units import size
+
+app = typer.Typer()
+
+
+@command(
+    app,
+    WINDOWS,
+    examples=["cwm rm idea-b", "cwm rm 'draft-*' notes", "cwm rm --tag auto --before 2026-01-01 --dry-run"],
+    exits={0: "deleted", 1: "an error, or you answered no", 2: "nobody could be asked, and --force was not given"},
+)
+def rm(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Names of windows, or patterns in quotes such as 'draft-*'.",
+            autocompletion=shell_completion.windows,
+            show_default=False,
+            metavar="[WINDOW]...",
+        ),
+    ] = None,
+    tag: WithTags = None,
+    before: Annotated[str | None, typer.Option(help="Only windows created before this ISO 8601 time.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="List the windows and delete nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Delete without asking.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Delete windows permanently, after asking.
+
+    Removes the blocks that no other window uses from every tier and prints how much space that freed. Clones and later
+    freezes of the same conversation stay complete. A deleted window cannot be restored. A window must have one of the
+    names and match all filters. Where nobody can be asked, as in a pipe, --force is needed.
+    """
+    try:
+        selection = Selection(names=names or (), tags=tag or (), before=before)
+    except CWMError as problem:
+        raise failed(problem) from None
+    if dry_run:
+        windows = run(lambda cwm: _listed(cwm, selection))
+        print_result(windows, as_json, quiet)
+        return
+    if selection.only_name is not None:
+        _confirm(f"Delete window '{selection.only_name}'?", force)
+        args = parsed(a.DeleteArguments, window_name=selection.only_name, force=force)
+        print_result(run(lambda cwm: cwm.delete(args)), as_json, quiet)
+        return
+    windows = run(lambda cwm: _listed(cwm, selection))
+    if windows.windows:
+        own = size(sum(window.unique_bytes or 0 for window in windows.windows))
+        listed = ", ".join(window.name for window in windows.windows)
+        _confirm(f"Delete {windows.total} windows with {own} of their own ({listed})?", force)
+    print_result(run(lambda cwm: _delete_all(cwm, windows)), as_json, quiet)
+
+
+async def _listed(cwm: Operations, selection: Selection) -> m.WindowList:
+    windows = await chosen(cwm, selection)
+    return m.WindowList(windows=windows, total=len(windows), has_more=False)
+
+
+async def _delete_all(cwm: Operations, windows: m.WindowList) -> Removed:
+    """Delete the windows one by one. An error says how many are gone already."""
+    deleted: list[m.Deleted] = []
+    for window in windows.windows:
+        try:
+            deleted.append(await cwm.delete(a.DeleteArguments(window_name=window.name, force=True)))
+        except CWMError as problem:
+            gone = f"{len(deleted)} of {windows.total} windows are deleted, but not '{window.name}'"
+            raise CWMError(problem.code, f"{gone}: {problem.message}", **problem.context) from None
+    return Removed(windows=deleted, space_freed_bytes=sum(each.space_freed_bytes for each in deleted))
+
+
+def _confirm(question: str, force: bool) -> None:
+    """Ask on a terminal. Raise `typer.Exit` with code 1 after a no, and with code 2 where nobody can be asked."""
+    if force:
+        return
+    if not sys.stdin.isatty():
+        raise failed(CWMError(Code.ARGUMENT, "nothing was deleted, because nobody can be asked here; add --force"))
+    if not typer.confirm(question, err=True):
+        print("Nothing was deleted.", file=sys.stderr)
+        raise typer.Exit(1)

@@ -1,0 +1,152 @@
+"""Say in a sentence what a command has done, what to type next, and what `--quiet` prints."""
+
+from dataclasses import dataclass
+from functools import singledispatch
+
+import msgspec
+
+from cwm_connector.protocol import results as m
+from cwm_mcp.cli.results import Removed
+from cwm_mcp.cli.units import size
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer for a person."""
+
+    sentence: str
+    next: str | None = None
+    """A command, or something else to do next."""
+
+
+@singledispatch
+def said(result: msgspec.Struct) -> Said | None:
+    """Return the answer as a sentence, or None for a result that is a list or a report."""
+    return None
+
+
+@said.register
+def _(result: m.Frozen) -> Said:
+    new = "all of it stored already" if not result.new_bytes else f"{size(result.new_bytes)} of it new"
+    stored = f"{size(result.total_size_bytes)}, {new}"
+    sentence = f"Froze {result.session_id} as {result.window_name}: {result.token_count} tokens, {stored}."
+    others = len(result.other_heads or ()) + result.more_heads
+    if others:
+        sentence += f" It holds head {result.head}; the session has {others} more."
+    return Said(sentence, f"cwm thaw {result.window_name}")
+
+
+@said.register
+def _(result: m.Thawed) -> Said:
+    loads = f"{result.restorable_tokens} of {result.token_count} tokens load instead of being computed"
+    sentence = f"Thawed {result.window_name} into session {result.session_id}: {loads}."
+    if result.reply is not None:
+        return Said(sentence)
+    return Said(
+        sentence,
+        f"send the conversation with the header X-Session-ID: {result.session_id}, "
+        f'or with "cache_salt": "{result.cache_salt}" in the body',
+    )
+
+
+@said.register
+def _(result: m.Cloned) -> Said:
+    return Said(
+        f"Cloned {result.source_window} as {result.target_window}. They share all {result.shared_blocks} blocks.",
+        f"cwm thaw {result.target_window} --session NEW-SESSION",
+    )
+
+
+@said.register
+def _(result: m.Deleted) -> Said:
+    return Said(f"Deleted {result.window_name} and freed {size(result.space_freed_bytes)}.")
+
+
+@said.register
+def _(result: Removed) -> Said:
+    if not result.windows:
+        return Said("No window matches, so nothing was deleted.")
+    return Said(f"Deleted {len(result.windows)} windows and freed {size(result.space_freed_bytes)}.")
+
+
+@said.register
+def _(result: m.Tagged) -> Said:
+    tags = f"the tags {', '.join(result.tags)}" if result.tags else "no tags"
+    return Said(f"{result.window_name} has {tags}.")
+
+
+@said.register
+def _(result: m.Exported) -> Said:
+    sentence = f"Exported {result.window_name} to {result.path}: {result.token_count} tokens, {size(result.bytes)}."
+    return Said(sentence, f"cwm import {result.path}, where an engine serves the same weights")
+
+
+@said.register
+def _(result: m.Imported) -> Said:
+    stored = f"{result.token_count} tokens, {size(result.new_bytes)} new"
+    return Said(
+        f"Imported {result.window_name} from {result.path}: {stored}. It was {result.exported_as} there.",
+        f"cwm thaw {result.window_name}",
+    )
+
+
+@said.register
+def _(result: m.Collected) -> Said:
+    freed = size(result.space_freed_bytes + result.catalog_bytes_freed)
+    return Said(f"Removed {result.chunks_deleted} blocks that no window used and freed {freed}.")
+
+
+@singledispatch
+def essence(result: msgspec.Struct) -> list[str]:
+    """Return the lines of `--quiet`: names, and nothing else."""
+    return []
+
+
+@essence.register
+def _(result: m.Frozen) -> list[str]:
+    return [result.window_name]
+
+
+@essence.register
+def _(result: m.Thawed) -> list[str]:
+    return [result.cache_salt]
+
+
+@essence.register
+def _(result: m.Cloned) -> list[str]:
+    return [result.target_window]
+
+
+@essence.register
+def _(result: m.Deleted) -> list[str]:
+    return [result.window_name]
+
+
+@essence.register
+def _(result: Removed) -> list[str]:
+    return [each.window_name for each in result.windows]
+
+
+@essence.register
+def _(result: m.Exported) -> list[str]:
+    return [result.path]
+
+
+@essence.register
+def _(result: m.Imported) -> list[str]:
+    return [result.window_name]
+
+
+@essence.register
+def _(result: m.Tagged) -> list[str]:
+    return [result.window_name]
+
+
+@essence.register
+def _(result: m.WindowList) -> list[str]:
+    return [each.name for each in result.windows]
+
+
+@essence.register
+def _(result: m.SessionList) -> list[str]:
+    return [each.session_id for each in result.sessions]

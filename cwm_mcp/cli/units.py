@@ -1,0 +1,21 @@
+"""Write sizes and times as a person reads them."""
+
+from datetime import datetime
+from typing import Final
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def size(count: int | None) -> str | None:
+    """Return a number of bytes in the largest binary unit in which it is at least one."""
+    if count is None:
+        return None
+    value, unit = float(count), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{count} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def minute(time: str | None) -> str | None:
+    """Return an ISO 8601 time in the reader's own time zone without seconds, for instance 2026-01-23 09:30."""
+    return None if time is None else f"{datetime.fromisoformat(time).astimezone():%Y-%m-%d %H:%M}"
