@@ -6,7 +6,7 @@ from functools import singledispatch
 import msgspec
 
 from cwm_connector.protocol import results as m
-from cwm_mcp.cli.results import Removed
+from cwm_mcp.cli.selection import Removed
 from cwm_mcp.cli.units import size
 
 

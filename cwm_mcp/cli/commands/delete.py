@@ -11,9 +11,8 @@ from cwm_mcp.api import arguments as a
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.registration import WINDOWS, command
-from cwm_mcp.cli.results import Removed
 from cwm_mcp.cli.runner import Json, Quiet, WithTags, failed, parsed, print_result, run
-from cwm_mcp.cli.selection import Selection, chosen
+from cwm_mcp.cli.selection import Removed, Selection, chosen
 from cwm_mcp.cli.units import size
 
 app = typer.Typer()
@@ -32,7 +31,7 @@ def rm(
             help="Names of windows, or patterns in quotes such as 'draft-*'.",
             autocompletion=shell_completion.windows,
             show_default=False,
-            metavar="[WINDOW]...",
+            metavar="WINDOW",
         ),
     ] = None,
     tag: WithTags = None,

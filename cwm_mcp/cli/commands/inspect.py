@@ -1,5 +1,6 @@
 """Commands that show windows and sessions, with or without an engine."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -7,10 +8,12 @@ import typer
 from cwm_connector.protocol import calls
 from cwm_mcp.api.diff import diff_windows
 from cwm_mcp.api.operations import Operations
+from cwm_mcp.api.passages import read_text
 from cwm_mcp.api.tree import WindowTree, all_windows, tree_of
 from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.registration import INSPECT, command
-from cwm_mcp.cli.runner import Json, Limit, Offset, Quiet, WithTags, parsed, print_result, run
+from cwm_mcp.cli.render import printable
+from cwm_mcp.cli.runner import Json, Limit, Offset, Quiet, Window, WithTags, parsed, print_result, run
 
 app = typer.Typer()
 Model = Annotated[str | None, typer.Option(help="Only those of this model, by the name vLLM serves.")]
@@ -114,6 +117,40 @@ def tree(
         return tree_of(await all_windows(cwm), window_name)
 
     print_result(run(read_tree), as_json)
+
+
+@command(
+    app,
+    INSPECT,
+    "cat",
+    examples=["cwm cat project-kickoff --tail 200", "cwm cat project-kickoff --from 100 --to 200"],
+)
+def read_window(
+    window_name: Window,
+    head: Annotated[int | None, typer.Option(min=0, help="Only the first N tokens.", metavar="N")] = None,
+    tail: Annotated[int | None, typer.Option(min=0, help="Only the last N tokens.", metavar="N")] = None,
+    first: Annotated[int | None, typer.Option("--from", min=0, help="Begin at this token, from 0.")] = None,
+    end: Annotated[int | None, typer.Option("--to", min=0, help="End before this token.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the conversation in a window, or a part of it.
+
+    Prints the text as the model saw it, special tokens included. The text comes from vLLM. Without vLLM, prints token
+    ids and says why on stderr. Thaws nothing and changes nothing.
+    """
+    if sum((head is not None, tail is not None, (first, end) != (None, None))) > 1:
+        raise typer.BadParameter("give only one of --head, --tail and a range with --from and --to")
+    name = parsed(calls.TokensArgs, window_name=window_name).window_name
+    start = -tail if tail else first or 0
+    stop = head if head is not None else 0 if tail == 0 else end
+    text = run(lambda cwm: read_text(cwm, name, start, stop))
+    if as_json:
+        print_result(text, as_json)
+    elif text.text is not None:
+        print("\n".join(printable(line) for line in text.text.split("\n")))
+    else:
+        print(*text.token_ids or ())
+        print(f"Token ids are shown instead of text: {text.text_missing}", file=sys.stderr)
 
 
 @command(app, INSPECT, examples=["cwm diff idea-a idea-b", "cwm diff idea-a idea-b --context 200 --json"])

@@ -1,5 +1,10 @@
 """Commands that export a window to a file and import one from it. The engine writes and reads the file."""
 
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -8,17 +13,22 @@ import typer
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol import calls
 from cwm_mcp.cli.commands.registration import WINDOWS, command
-from cwm_mcp.cli.runner import Json, Quiet, Tags, Window, failed, parsed, print_result, run, with_bar
+from cwm_mcp.cli.runner import Json, Quiet, Tags, Window, failed, parsed, print_result, run, settings, with_bar
 
 app = typer.Typer()
 
 
 @command(
-    app, WINDOWS, "export", examples=["cwm export project-kickoff -o kickoff.cwm", "cwm export w -o w.cwm --force"]
+    app,
+    WINDOWS,
+    "export",
+    examples=["cwm export kickoff -o kickoff.cwm", "cwm export w -o - | ssh other cwm import -"],
 )
 def export_window(
     window_name: Window,
-    output: Annotated[str, typer.Option("--output", "-o", help="The file to write, on the engine's machine.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="The file to write, on the engine's machine; - for a pipe.")
+    ],
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing file.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -29,6 +39,9 @@ def export_window(
     file appears under its name only when it is complete and on the disk, and only you can read it. It contains the
     conversation: its tokens and the KV cache computed from them.
     """
+    if output == "-":
+        _export_to_pipe(window_name)
+        return
     args = parsed(calls.ExportArgs, window_name=window_name, path=_absolute(output), force=force)
     label = f"exporting {window_name}"
     print_result(run(lambda cwm: with_bar(label, as_json or quiet, lambda on: cwm.export(args, on))), as_json, quiet)
@@ -36,7 +49,7 @@ def export_window(
 
 @command(app, WINDOWS, "import", examples=["cwm import kickoff.cwm", "cwm import w.cwm --name from-anna --tag anna"])
 def import_window(
-    file: Annotated[str, typer.Argument(help="A file written by cwm export.")],
+    file: Annotated[str, typer.Argument(help="A file written by cwm export; - for a pipe.")],
     name: Annotated[str | None, typer.Option("--name", help="A new name; by default the exported one.")] = None,
     tag: Tags = None,
     as_json: Json = False,
@@ -48,11 +61,43 @@ def import_window(
     difference. Checks the whole file before anything becomes visible, and stores only blocks that are not stored yet.
     Checksums detect damage, not tampering. Import only files from people you trust.
     """
-    args = parsed(calls.ImportArgs, path=_absolute(file), window_name=name, tags=tag)
-    label = f"importing {file}"
-    print_result(
-        run(lambda cwm: with_bar(label, as_json or quiet, lambda on: cwm.import_window(args, on))), as_json, quiet
-    )
+    with contextlib.ExitStack() as files:
+        path = files.enter_context(_file_from_pipe()) if file == "-" else _absolute(file)
+        args = parsed(calls.ImportArgs, path=path, window_name=name, tags=tag)
+        label = f"importing {file}"
+        print_result(
+            run(lambda cwm: with_bar(label, as_json or quiet, lambda on: cwm.import_window(args, on))), as_json, quiet
+        )
+
+
+def _export_to_pipe(window_name: str) -> None:
+    """Write the exported window to stdout and nothing else. The engine writes a file first, as it checks the blocks."""
+    if sys.stdout.isatty():
+        raise typer.BadParameter("a window is not for the terminal; redirect the output, or give a file")
+    with _private_folder() as folder:
+        path = Path(folder, "window.cwm")
+        args = parsed(calls.ExportArgs, window_name=window_name, path=str(path))
+        run(lambda cwm: with_bar(f"exporting {window_name}", False, lambda on: cwm.export(args, on)))
+        with path.open("rb") as exported:
+            shutil.copyfileobj(exported, sys.stdout.buffer)
+
+
+@contextlib.contextmanager
+def _file_from_pipe() -> Iterator[str]:
+    """Yield the path of a file with what stdin brings. It is deleted at the end."""
+    with _private_folder() as folder:
+        path = Path(folder, "window.cwm")
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield str(path)
+
+
+def _private_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder that the engine can see too and no other user can."""
+    home = settings().home
+    if not home.is_dir():
+        raise failed(CWMError(Code.ENGINE_UNREACHABLE, f"{home} is not there; is CWM_HOME that of the engine?"))
+    return tempfile.TemporaryDirectory(prefix="pipe-", dir=home)
 
 
 def _absolute(path: str) -> str:

@@ -1,6 +1,8 @@
 """Commands that create, change and delete windows. All of them need the engine."""
 
-from typing import Annotated
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Final
 
 import typer
 
@@ -11,6 +13,9 @@ from cwm_mcp.cli.commands.registration import WINDOWS, command
 from cwm_mcp.cli.runner import Description, Json, Quiet, Tags, Window, parsed, print_result, run, with_bar
 
 app = typer.Typer()
+_NOT_IN_A_NAME: Final = re.compile(r"[^A-Za-z0-9._-]+")
+_SESSION_SHOWN: Final = 80
+"""Characters of the session in a name that is made for a window."""
 
 
 @command(
@@ -18,6 +23,7 @@ app = typer.Typer()
     WINDOWS,
     examples=[
         "cwm freeze my-session project-kickoff --tag planning -d 'design agreed'",
+        "cwm freeze my-session    # named after the session and the time",
         "cwm freeze current before-lunch    # in Claude Code: this conversation",
     ],
 )
@@ -29,8 +35,12 @@ def freeze(
         ),
     ],
     window_name: Annotated[
-        str, typer.Argument(help="A new name: up to 128 letters, digits, dots, underscores and dashes.")
-    ],
+        str | None,
+        typer.Argument(
+            help="A new name: up to 128 letters, digits, dots, underscores and dashes. By default one is made.",
+            show_default=False,
+        ),
+    ] = None,
     description: Description = None,
     tag: Tags = None,
     head: Annotated[str | None, typer.Option(help="A head of the session; the conversation by default.")] = None,
@@ -45,6 +55,8 @@ def freeze(
     survives kill -9 and a power cut. Content that is already stored is not stored twice. The session continues
     undisturbed. With --prove, the model's next token and its logprob are stored with the window.
     """
+    if window_name is None:
+        window_name = made_name(session_id, datetime.now(UTC))
     args = parsed(
         calls.FreezeArgs,
         session_id=session_id,
@@ -58,6 +70,12 @@ def freeze(
         run(lambda cwm: with_bar(f"freezing {window_name}", as_json or quiet, lambda on: cwm.freeze(args, on))),
         *(as_json, quiet),
     )
+
+
+def made_name(session: str, now: datetime) -> str:
+    """Return a window's name for a freeze without one: the session and the time."""
+    words = _NOT_IN_A_NAME.sub("-", session).strip(".-")[:_SESSION_SHOWN] or "window"
+    return f"{words}-{now:%Y%m%d-%H%M%S}"
 
 
 @command(

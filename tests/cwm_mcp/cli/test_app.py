@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -170,6 +171,24 @@ def test_a_freeze_prints_the_tools_result(engine: CannedEngine) -> None:
     assert json.loads(ran.stdout) == FROZEN
     assert engine.asked == [FreezeArgs("s", "w", description="why", tags=["a", "b"])]
     assert "3.0 MiB" in cwm("freeze", "s", "w").stdout
+
+
+def test_a_freeze_without_a_name_is_named_after_its_session_and_the_time(engine: CannedEngine) -> None:
+    assert cwm("freeze", "alice@example.com/main", "-q").exit_code == 0
+    (asked,) = engine.asked
+    assert isinstance(asked, FreezeArgs)
+    assert re.fullmatch(r"alice-example.com-main-\d{8}-\d{6}", asked.window_name)
+
+
+def test_quiet_prints_the_name_alone(engine: CannedEngine) -> None:
+    assert cwm("freeze", "s", "w", "--quiet").stdout == "w\n"
+
+
+def test_a_freeze_says_in_a_sentence_what_it_did_and_what_to_type_next(engine: CannedEngine) -> None:
+    sentence, following, empty, *details = cwm("freeze", "s", "w").stdout.splitlines()
+    assert sentence == "Froze s as w: 700 tokens, 3.0 MiB, 1.0 MiB of it new."
+    assert (following, empty) == ("Next: cwm thaw w", "")
+    assert any(line.split() == ["recomputed_tokens", "0"] for line in details)
 
 
 @pytest.mark.parametrize(("form", "bar"), [([], True), (["--json"], False)])

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol.calls import Args, ExportArgs, ImportArgs
+from cwm_connector.protocol.results import Exported, Imported
 from cwm_connector.settings import Settings
+from cwm_mcp.api.operations import Operations
 from cwm_mcp.cli.app import app
 from tests.cwm_mcp.canned import canned_engine
 
@@ -101,3 +104,33 @@ def test_a_wrong_word_or_no_engine_is_one_line(home: Path, words: list[str], lin
 
 def test_a_target_is_needed(home: Path) -> None:
     assert CliRunner().invoke(app, ["export", "w"]).exit_code == 2
+
+
+def test_a_pipe_carries_the_file_and_leaves_nothing_behind(
+    cwm: Callable[..., tuple[Result, list[Args]]], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def write(self: Operations, args: ExportArgs, on_progress: object) -> Exported:
+        Path(args.path).write_bytes(b"\0window\xff")  # noqa: ASYNC240
+        return msgspec.convert({**EXPORTED, "path": args.path}, Exported)
+
+    monkeypatch.setattr(Operations, "export", write)
+    ran, _ = cwm("export", "w", "-o", "-")
+    assert (ran.exit_code, ran.stdout_bytes) == (0, b"\0window\xff")
+    assert list(home.glob("pipe-*")) == []
+
+
+def test_what_comes_through_a_pipe_is_imported_from_a_private_file(
+    home: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bytes, int]] = []
+
+    async def read(self: Operations, args: ImportArgs, on_progress: object) -> Imported:
+        path = Path(args.path)
+        seen.append((path.read_bytes(), path.parent.stat().st_mode & 0o777))  # noqa: ASYNC240
+        return msgspec.convert(IMPORTED, Imported)
+
+    monkeypatch.setattr(Operations, "import_window", read)
+    ran = CliRunner().invoke(app, ["import", "-", "--quiet"], input=b"\0window\xff")
+    assert (ran.exit_code, ran.stdout) == (0, "w\n")
+    assert seen == [(b"\0window\xff", 0o700)]
+    assert list(home.glob("pipe-*")) == []
