@@ -28,8 +28,8 @@ def _commands() -> str:
         "# The commands of cwm",
         "",
         "Made by `python -m tools.reference` from the help texts. `cwm COMMAND --help` prints the same. A command",
-        "prints a sentence and details for a person. `--json` prints the result, or the error, for a program. `--quiet`",
-        "prints only names. Exit codes: 0 for success, 1 for an error, 2 for a wrong command line or an invalid setting.",
+        "prints a sentence and details for a person. `--json` prints the result, or the error, for a program.",
+        "`--quiet` prints only names. Exit codes: 0 for success, 1 for an error, 2 for a wrong command line.",
     ]
     for name, command in sorted(group.commands.items()):
         aliases = sorted(alias for alias, real in ALIASES.items() if real == name)

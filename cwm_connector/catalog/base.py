@@ -284,6 +284,9 @@ class Catalog(Protocol):
     ) -> WindowRow:
         """Change the tags of a window, and its description unless that is None. A tag in both lists stays."""
 
+    def rename_window(self, name: str, new_name: str, now: Micros) -> WindowRow:
+        """Give a window another name. It stays the parent of its children. Raises `Code.WINDOW_EXISTS`."""
+
     def window(self, name: str) -> WindowRow:
         """Return the window."""
 

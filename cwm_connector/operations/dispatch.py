@@ -162,10 +162,21 @@ class Dispatcher:
         name = check_window_name(args.window_name)
         add, remove = check_tags(args.add), check_tags(args.remove)
         description = None if args.description is None else check_description(args.description)
+        if args.new_name is not None:
+            name = await finish_even_if_cancelled(self._rename(name, check_window_name(args.new_name)))
         row = await finish_even_if_cancelled(
             self._engine.catalog.run(lambda catalog: catalog.tag_window(name, add, remove, description, now_micros()))
         )
         return Tagged(window_name=row.name, tags=list(row.tags), description=row.description)
+
+    async def _rename(self, name: str, new_name: str) -> str:
+        """Rename the window and return its new name. Sessions and salts that may load it still may."""
+        self._engine.freezes.require_free(new_name)
+        async with self._engine.chunk_lock:
+            await self._engine.catalog.run(lambda catalog: catalog.rename_window(name, new_name, now_micros()))
+            self._engine.thaw_bindings.unbind(name)
+            await self._thawer.rebind()
+        return new_name
 
     async def _expire_some(self) -> None:
         await self._engine.on_engine_thread(lambda side: side.expire_some())

@@ -107,12 +107,13 @@ class DeleteArgs(Args, frozen=True):
 
 
 class TagArgs(Args, frozen=True):
-    """Add and remove tags, and replace the description unless it is None."""
+    """Add and remove tags, and replace the description and the name unless they are None."""
 
     window_name: WindowName
     add: Tags = []
     remove: Tags = []
     description: Description | None = None
+    new_name: WindowName | None = None
 
 
 class ListArgs(Args, frozen=True):

@@ -19,6 +19,13 @@ class Said:
     """A command, or something else to do next."""
 
 
+class Renamed(msgspec.Struct, frozen=True):
+    """A window that `cwm mv` has renamed."""
+
+    old_name: str
+    new_name: str
+
+
 @singledispatch
 def said(result: msgspec.Struct) -> Said | None:
     """Return the answer as a sentence, or None for a result that is a list or a report."""
@@ -76,6 +83,11 @@ def _(result: m.Tagged) -> Said:
 
 
 @said.register
+def _(result: Renamed) -> Said:
+    return Said(f"Renamed {result.old_name} to {result.new_name}.")
+
+
+@said.register
 def _(result: m.Exported) -> Said:
     sentence = f"Exported {result.window_name} to {result.path}: {result.token_count} tokens, {size(result.bytes)}."
     return Said(sentence, f"cwm import {result.path}, where an engine serves the same weights")
@@ -115,6 +127,11 @@ def _(result: m.Thawed) -> list[str]:
 @essence.register
 def _(result: m.Cloned) -> list[str]:
     return [result.target_window]
+
+
+@essence.register
+def _(result: Renamed) -> list[str]:
+    return [result.new_name]
 
 
 @essence.register

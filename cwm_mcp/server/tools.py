@@ -142,7 +142,7 @@ async def window_delete(
 
 @contract_tool(calls.TagArgs, m.Tagged, _CHANGES)
 async def window_tag(args: calls.TagArgs, ctx: ToolContext) -> m.Tagged:
-    """Add or remove a window's tags, or replace its description."""
+    """Change a window's tags, description or name."""
     return await _operations(ctx).tag(args)
 
 

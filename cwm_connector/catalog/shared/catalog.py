@@ -50,6 +50,7 @@ from cwm_connector.catalog.shared.changes import (
     Delete,
     Position,
     Prove,
+    Rename,
     Sweep,
     Tag,
     perform,
@@ -183,6 +184,10 @@ class RedisCatalog:
         self, name: str, add: Sequence[str], remove: Sequence[str], description: str | None, now: Micros
     ) -> WindowRow:
         row: WindowRow = self._write(Tag(name, tuple(add), tuple(remove), description, now))
+        return row
+
+    def rename_window(self, name: str, new_name: str, now: Micros) -> WindowRow:
+        row: WindowRow = self._write(Rename(name, new_name, now))
         return row
 
     def bind(self, binding: Binding) -> None:

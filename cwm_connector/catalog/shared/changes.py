@@ -91,6 +91,14 @@ class Tag(msgspec.Struct, frozen=True, array_like=True, tag="tag"):
     now: Micros
 
 
+class Rename(msgspec.Struct, frozen=True, array_like=True, tag="rename"):
+    """See `Catalog.rename_window`."""
+
+    name: str
+    new_name: str
+    now: Micros
+
+
 class Bind(msgspec.Struct, frozen=True, array_like=True, tag="bind"):
     """See `Catalog.bind`."""
 
@@ -108,7 +116,7 @@ class Barrier(msgspec.Struct, frozen=True, array_like=True, tag="barrier"):
     """Changes nothing. Once it is in the log, an append that was meant for its position can't succeed any more."""
 
 
-Change = Commit | Clone | Delete | Sweep | Tag | Bind | Prove | Barrier
+Change = Commit | Clone | Delete | Sweep | Tag | Rename | Bind | Prove | Barrier
 
 
 def perform(change: Change, catalog: Catalog) -> Any:
@@ -124,6 +132,8 @@ def perform(change: Change, catalog: Catalog) -> Any:
             return catalog.sweep_unreferenced(keep)
         case Tag(name, add, remove, description, now):
             return catalog.tag_window(name, add, remove, description, now)
+        case Rename(name, new_name, now):
+            return catalog.rename_window(name, new_name, now)
         case Bind(binding):
             return catalog.bind(binding)
         case Prove(name, proof):

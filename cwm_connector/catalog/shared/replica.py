@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from cwm_connector.catalog.base import ChunkRow, WindowQuery
-from cwm_connector.catalog.shared.changes import Change, Commit, Delete, Position, Record, Sweep, perform, position
+from cwm_connector.catalog.shared.changes import (
+    Change,
+    Commit,
+    Delete,
+    Position,
+    Record,
+    Rename,
+    Sweep,
+    perform,
+    position,
+)
 from cwm_connector.catalog.shared.checkpoint import POSITION_NOTE, fetched
 from cwm_connector.catalog.shared.log import Checkpoint, RedisLog, damaged
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
@@ -97,6 +107,8 @@ class Replica:
             result = self._perform(change, record)
             if isinstance(change, Delete):
                 gone.append(Gone(change.name, result.orphans))
+            elif isinstance(change, Rename):
+                gone.append(Gone(change.name, ()))
             elif isinstance(change, Sweep):
                 gone.append(Gone(None, result))
             at = record.at

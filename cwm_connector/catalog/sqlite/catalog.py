@@ -81,6 +81,7 @@ from cwm_connector.catalog.sqlite.windows import (
     read_window,
     read_window_named,
     refuse_taken_name,
+    rename_window,
     snapshot_of,
 )
 from cwm_connector.core.errors import Code, CWMError
@@ -185,6 +186,10 @@ class SqliteCatalog:
             tags = (*(tag for tag in before.tags if tag not in remove), *add)
             change_window(db, before, replace(before, window=window, tags=tags))
             return contract_row(db, read_window(db, window.id))
+
+    def rename_window(self, name: str, new_name: str, now: Micros) -> WindowRow:
+        with self._writing() as db:
+            return contract_row(db, rename_window(db, self._found(db, name), new_name, now))
 
     def window(self, name: str) -> WindowRow:
         with self._reading() as db:

@@ -203,6 +203,30 @@ def change_window(db: sqlite3.Connection, before: Tagged, after: Tagged) -> None
         write_words(db, after)
 
 
+def rename_window(db: sqlite3.Connection, before: Tagged, name: str, now: Micros) -> Tagged:
+    """Give the window that `before` describes another name, also as the parent of its children.
+
+    Raises `Code.WINDOW_EXISTS` if the name is taken, `Code.CORRUPT` if a child is damaged.
+    """
+    refuse_taken_name(db, name)
+    for (child,) in db.execute("SELECT id FROM windows WHERE parent = ?", (before.window.name,)).fetchall():
+        found = read_window(db, child)
+        _set_parent(db, replace(found, window=replace(found.window, parent=name)))
+    after = read_window(db, before.window.id)
+    parent = None if after.window.parent == name else after.window.parent
+    after = replace(after, window=replace(after.window, name=name, parent=parent, updated_at=now))
+    db.execute("UPDATE windows SET name = ?, updated_at = ? WHERE id = ?", (name, now, after.window.id))
+    _set_parent(db, after)
+    db.execute("DELETE FROM window_words WHERE rowid = ?", (after.window.id,))
+    write_words(db, after)
+    return after
+
+
+def _set_parent(db: sqlite3.Connection, after: Tagged) -> None:
+    window = after.window
+    db.execute("UPDATE windows SET parent = ?, digest = ? WHERE id = ?", (window.parent, after.digest(), window.id))
+
+
 def delete_window(db: sqlite3.Connection, window: int) -> None:
     """Delete the row with its words, tags and bindings."""
     db.execute("DELETE FROM window_words WHERE rowid = ?", (window,))

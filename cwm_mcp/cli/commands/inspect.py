@@ -8,9 +8,9 @@ import typer
 from cwm_connector.protocol import calls
 from cwm_mcp.api.diff import diff_windows
 from cwm_mcp.api.operations import Operations
-from cwm_mcp.api.passages import read_text
 from cwm_mcp.api.tree import WindowTree, all_windows, tree_of
 from cwm_mcp.cli import shell_completion
+from cwm_mcp.cli.commands.passages import read_text
 from cwm_mcp.cli.commands.registration import INSPECT, command
 from cwm_mcp.cli.render import printable
 from cwm_mcp.cli.runner import Json, Limit, Offset, Quiet, Window, WithTags, parsed, print_result, run

@@ -8,9 +8,12 @@ import typer
 
 from cwm_connector.protocol import calls
 from cwm_mcp.api import arguments as a
+from cwm_mcp.api.operations import Operations
 from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.registration import WINDOWS, command
+from cwm_mcp.cli.commands.replacing import freeze_again
 from cwm_mcp.cli.runner import Description, Json, Quiet, Tags, Window, parsed, print_result, run, with_bar
+from cwm_mcp.cli.sentences import Renamed
 
 app = typer.Typer()
 _NOT_IN_A_NAME: Final = re.compile(r"[^A-Za-z0-9._-]+")
@@ -45,6 +48,9 @@ def freeze(
     tag: Tags = None,
     head: Annotated[str | None, typer.Option(help="A head of the session; the conversation by default.")] = None,
     prove: Annotated[bool, typer.Option("--prove", help="Take a proof that a thaw can repeat.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace a window of that name, once the new one is safe.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -66,10 +72,9 @@ def freeze(
         head=head,
         prove=prove,
     )
-    print_result(
-        run(lambda cwm: with_bar(f"freezing {window_name}", as_json or quiet, lambda on: cwm.freeze(args, on))),
-        *(as_json, quiet),
-    )
+    label = f"freezing {window_name}"
+    save = freeze_again if replace else Operations.freeze
+    print_result(run(lambda cwm: with_bar(label, as_json or quiet, lambda on: save(cwm, args, on))), as_json, quiet)
 
 
 def made_name(session: str, now: datetime) -> str:
@@ -142,6 +147,23 @@ def prove(window_name: Window, as_json: Json = False) -> None:
     print_result(proved, as_json)
     if proved.proof != "equal":
         raise typer.Exit(1)
+
+
+@command(app, WINDOWS, examples=["cwm mv my-session-20260123-093000 kickoff"])
+def mv(
+    window_name: Window,
+    new_name: Annotated[str, typer.Argument(help="The new name.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Give a window another name.
+
+    The content, the times and the lineage stay, and so does everything that may load the window. A name that another
+    window has is refused.
+    """
+    args = parsed(calls.TagArgs, window_name=window_name, new_name=new_name)
+    renamed = run(lambda cwm: cwm.tag(args))
+    print_result(Renamed(window_name, renamed.window_name) if not as_json else renamed, as_json, quiet)
 
 
 @command(app, WINDOWS, examples=["cwm clone project-kickoff idea-b --tag experiment"])

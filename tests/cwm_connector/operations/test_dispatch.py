@@ -49,6 +49,21 @@ async def test_a_deleted_window_is_not_loaded(engine: Miniature) -> None:
         await engine.call(Op.THAW, window_name="w")
 
 
+async def test_a_renamed_window_loads_for_those_who_thawed_it(engine: Miniature) -> None:
+    await engine.serve(TEXT, "alice")
+    await engine.call(Op.FREEZE, session_id="alice", window_name="w")
+    thawed = await engine.call(Op.THAW, window_name="w", new_session_id="bob")
+    renamed = await engine.call(Op.TAG, window_name="w", new_name="v", add=["a"])
+    assert (renamed["window_name"], renamed["tags"]) == ("v", ["a"])
+    assert await engine.resume(TEXT, session_id="bob") == 144
+    assert await engine.resume(TEXT, salt=thawed["cache_salt"]) == 144
+    with pytest.raises(CWMError, match="CWM-2002"):
+        await engine.call(Op.THAW, window_name="w")
+    await engine.call(Op.FREEZE, session_id="alice", window_name="w")
+    with pytest.raises(CWMError, match="CWM-3003"):
+        await engine.call(Op.TAG, window_name="w", new_name="v")
+
+
 async def test_freezes_thaws_clones_and_deletes_at_once_leave_every_window_whole_or_gone(engine: Miniature) -> None:
     for name in ("alice", "bob"):
         await engine.serve([*TEXT[:64], *range(ord(name[0]) * 100, ord(name[0]) * 100 + 64)], name)

@@ -26,7 +26,7 @@ TABLE = {
     },
     "window_status": {"window_name", "session_id", "include_blocks"},
     "window_delete": {"window_name", "force"},
-    "window_tag": {"window_name", "add", "remove", "description"},
+    "window_tag": {"window_name", "add", "remove", "description", "new_name"},
     "session_list": {"state_filter", "model", "limit", "offset"},
     "cache_stats": set(),
     "health_check": {"component"},

@@ -47,6 +47,8 @@ def test_every_kind_of_change_arrives(shared: Engines) -> None:
     a.tag_window("branch", ["hot"], [], "tagged", at(2))
     b.bind(Binding("branch", "bob", b"1" * 32, at(3)))
     b.add_proof("branch", PROOF)
+    a.rename_window("branch", "limb", at(4))
+    b.rename_window("limb", "branch", at(4))
     a.delete_window("stem")
     b.commit_window(new_window("last", stored_in(BOTH, "y", 2)))
     b.delete_window("last", keep=[row.key for row in chain("y", 2)])

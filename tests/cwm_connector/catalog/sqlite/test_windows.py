@@ -259,6 +259,7 @@ def test_what_a_shared_chunk_frees_is_counted_for_the_last_holder(catalog: Sqlit
         lambda catalog: catalog.chunks_of("none"),
         lambda catalog: catalog.token_ids_of("none"),
         lambda catalog: catalog.tag_window("none", [], [], None, at(1)),
+        lambda catalog: catalog.rename_window("none", "other", at(1)),
         lambda catalog: catalog.bind(Binding("none", "session-1", b"1" * 32, at(1))),
     ],
 )
@@ -301,3 +302,36 @@ def test_a_clones_tags_are_its_own(catalog: SqliteCatalog) -> None:
     catalog.clone_window("stem", "branch", None, None, at(1))
     catalog.tag_window("branch", ["b"], ["a"], None, at(2))
     assert (catalog.window("stem").tags, catalog.window("branch").tags) == (("a",), ("b",))
+
+
+# --- names ---
+
+
+def test_a_renamed_window_keeps_all_but_its_name(catalog: SqliteCatalog) -> None:
+    before = catalog.commit_window(new_window("first", chain("a", 3), description="words", tags=["a"], parent="else"))
+    catalog.clone_window("first", "child", None, None, at(2))
+    catalog.bind(Binding("first", "session-2", b"1" * 32, at(3)))
+    after = catalog.rename_window("first", "second", at(5))
+    kept = replace(before, name="second", updated_at=at(5), thawed_at=at(3), unique_bytes=0)  # the child shares all
+    assert after == kept == catalog.window("second")
+    assert catalog.children("second") == ("child",)
+    assert catalog.window("child").parent == "second"
+    assert [binding.window_name for binding in catalog.bindings()] == ["second"]
+    assert catalog.list_windows(WindowQuery(search="second")).windows == (after,)
+    assert catalog.list_windows(WindowQuery(search="first")).total == 0
+    with pytest.raises(CWMError, match="no window named 'first'"):
+        catalog.window("first")
+    catalog.check_integrity()
+
+
+def test_a_taken_name_is_refused_and_a_window_is_never_its_own_parent(catalog: SqliteCatalog, path: Path) -> None:
+    catalog.commit_window(new_window("first", chain("a", 1)))
+    catalog.commit_window(new_window("second", chain("a", 2), parent="gone"))
+    before = content(path)
+    for taken in ("second", "first"):
+        with pytest.raises(CWMError) as refused:
+            catalog.rename_window("first", taken, at(5))
+        assert refused.value.code is Code.WINDOW_EXISTS
+    assert content(path) == before
+    assert catalog.rename_window("second", "gone", at(6)).parent is None
+    catalog.check_integrity()
