@@ -20,7 +20,6 @@ from typing import Final
 import msgspec
 
 from cwm_connector.catalog.base import (
-    Catalog,
     ChunkRow,
     NewWindow,
     WindowRow,
@@ -33,6 +32,7 @@ from cwm_connector.core.identity import ChunkSpec, chunk_specs
 from cwm_connector.core.names import check_description, check_tags, check_window_name, legal_session_id
 from cwm_connector.core.speaker import check_session
 from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
+from cwm_connector.operations.freeze.parent import parent_of
 from cwm_connector.operations.freeze.under_way import FreezeUnderWay, Stage
 from cwm_connector.operations.proof.prover import Prover
 from cwm_connector.operations.tiering import Tiering
@@ -130,7 +130,10 @@ class Freezer:
             chunks = await asyncio.to_thread(
                 chunk_specs, self._engine.passport, self._engine.geometry, snapshot.token_ids
             )
-            parent = await self._engine.catalog.run(lambda catalog: _parent(catalog, snapshot.session_id))
+            keys = [chunk.key for chunk in chunks]
+            parent = await self._engine.catalog.run(
+                lambda catalog: parent_of(catalog, snapshot.session_id, snapshot.cache_salt, keys)
+            )
         new = self._window_commit.new_window(
             name=args.window_name,
             description=args.description,
@@ -382,13 +385,3 @@ def _other_head(head: HeadSummary) -> OtherHead:
     return OtherHead(
         head=head.head, token_count=head.token_count, last_active_at=iso(head.last_active_at), title=head.title
     )
-
-
-def _parent(catalog: Catalog, session_id: str) -> str | None:
-    """Return the window that was most recently frozen from the session or thawed into it."""
-    row = catalog.session(session_id)
-    frozen = [catalog.window(name) for name in (row.windows[:1] if row else ())]
-    thawed = catalog.last_thaw_into(session_id)
-    events = [(window.created_at, window.name) for window in frozen]
-    events += [(thawed.created_at, thawed.window_name)] if thawed else []
-    return max(events)[1] if events else None
