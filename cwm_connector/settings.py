@@ -73,7 +73,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CWM_", extra="ignore", frozen=True, env_ignore_empty=True)
 
     vllm_url: str = "http://localhost:8000"
-    """The URL of vLLM's HTTP server, or unix:///PATH for its --uds. Default: http://localhost:8000."""
+    """The URL of vLLM's HTTP server, or unix:///PATH for its --uds. A /v1 at its end is left
+    out. Default: http://localhost:8000."""
     vllm_api_key: str | None = Field(default=None, repr=False)
     """The API key that vLLM expects from its clients. Default: none."""
     home: Path = Path("~/.cwm")

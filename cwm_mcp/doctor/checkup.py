@@ -1,12 +1,14 @@
 """Run all checks, in the order in which a person would look for a problem."""
 
 import asyncio
+import os
 
 from cwm_connector.core.errors import CWMError
 from cwm_connector.settings import Settings
 from cwm_mcp.api.offline import OfflineCatalog
 from cwm_mcp.doctor import engine, home, packages, plugin, redis, vllm
 from cwm_mcp.doctor.report import Check, Diagnosis, summarize
+from cwm_mcp.doctor.variables import check_variables
 from cwm_mcp.settings import client_settings
 
 
@@ -19,8 +21,7 @@ async def run_checks() -> Diagnosis:
         name = str(problem.context.get("setting", "home")).upper()
         step = f"unset CWM_{name}"
         return summarize([*found, Check(name="settings", status="error", message=str(problem), next=step)])
-    valid = Check(name="settings", status="ok", message="all settings are valid")
-    return summarize([*found, valid, *await _checks_of(settings)])
+    return summarize([*found, check_variables(os.environ), *await _checks_of(settings)])
 
 
 async def _checks_of(settings: Settings) -> list[Check]:
@@ -28,10 +29,11 @@ async def _checks_of(settings: Settings) -> list[Check]:
     catalog, totals = await asyncio.to_thread(home.check_catalog, settings, read_totals)
     (of_engine, welcome), of_redis = await asyncio.gather(engine.check_engine(settings), redis.check_redis(settings))
     of_vllm = await vllm.check_vllm(settings, welcome)
+    limit = None if welcome is None else await engine.disk_limit(settings)
     flags = [] if welcome is None else [await asyncio.to_thread(engine.check_flags, welcome)]
     return [
         home.check_home(settings),
-        home.check_disk(settings, totals),
+        home.check_disk(settings, totals, limit),
         *of_engine,
         *of_vllm,
         *flags,

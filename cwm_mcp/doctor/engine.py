@@ -6,7 +6,12 @@ import stat
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import TierName
+from cwm_connector.protocol.calls import NoArgs, Op
+from cwm_connector.protocol.stats import StoreStats
 from cwm_connector.protocol.wire import Welcome
 from cwm_connector.settings import Settings
 from cwm_connector.version import __version__
@@ -14,6 +19,7 @@ from cwm_mcp import serve
 from cwm_mcp.api.client import ControlClient
 from cwm_mcp.doctor.report import Check, from_checkout
 
+_STATS_S: Final = 5.0
 _START: Final = "cwm serve MODEL"
 _SAME_CHECKOUT: Final = from_checkout("--upgrade .") + ", here and for the engine"
 _ANCESTORS: Final = 4
@@ -41,6 +47,19 @@ async def check_engine(settings: Settings) -> tuple[list[Check], Welcome | None]
         await client.aclose()
     message = f"serves {welcome.model}, process {welcome.pid}, control protocol {welcome.version}"
     return [*found, Check(name="engine", status="ok", message=message), _version(welcome)], welcome
+
+
+async def disk_limit(settings: Settings) -> int | None:
+    """Return the size limit of the engine's disk tier, or None if it does not say."""
+    client = ControlClient(settings.socket_path, "cwm doctor")
+    try:
+        answer = await client.call(Op.STATS, NoArgs(), timeout_s=_STATS_S)
+        tier = msgspec.convert(answer, StoreStats).kv_store.tiers.get(TierName.DISK.value)
+    except (CWMError, msgspec.ValidationError):
+        return None
+    finally:
+        await client.aclose()
+    return None if tier is None else tier.limit_bytes
 
 
 def _socket_fault(path: Path) -> Check | None:

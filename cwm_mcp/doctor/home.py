@@ -29,21 +29,29 @@ def check_home(settings: Settings) -> Check:
     return Check(name="home", status="ok", message=f"{path} is private to you")
 
 
-def check_disk(settings: Settings, totals: CatalogTotals | None) -> Check:
-    """Check that the disk tier can reach its limit before the disk is full. Stored data counts as available space."""
+def check_disk(settings: Settings, totals: CatalogTotals | None, limit_bytes: int | None = None) -> Check:
+    """Check that the disk tier can reach its limit before the disk is full. Stored data counts as available space.
+
+    `limit_bytes` is that of the running engine, and None without one.
+    """
+    limit = settings.disk_cache_bytes if limit_bytes is None else limit_bytes
+    whose = "CWM_DISK_CACHE_GB is" if limit_bytes is None else "the engine's CWM_DISK_CACHE_GB is"
     folder = next(path for path in (settings.chunks_path, *settings.chunks_path.parents) if path.exists())
     free = free_bytes(folder)
     tier = totals.tiers.get(TierName.DISK) if totals is not None else None
     available = free + (tier.stored_bytes if tier is not None else 0)
-    message = f"{free_space(folder, free)}, CWM_DISK_CACHE_GB is {settings.disk_cache_gb:g}"
-    if available >= settings.disk_cache_bytes:
+    message = f"{free_space(folder, free)}, {whose} {limit / GIB:g}"
+    if available >= limit:
         return Check(name="disk", status="ok", message=message)
-    fitting = max(1, int(available * 0.9 / GIB))
+    fitting = int(available * 0.9 / GIB)
+    step = f"export CWM_DISK_CACHE_GB={fitting}  # before the engine's next start"
+    if not fitting:
+        step = f"df -h {shlex.quote(str(folder))}  # free some space, or set CWM_DISK_PATH to a larger disk"
     return Check(
         name="disk",
         status="error" if free < GIB else "warning",
         message=f"{message}, but the disk will be full before that",
-        next=f"export CWM_DISK_CACHE_GB={fitting}",
+        next=step,
     )
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from cwm_connector.settings import Settings
 from cwm_mcp.cli.app import app
-from tests.cwm_mcp.canned import CannedEngine, canned_engine_on_a_thread
+from tests.cwm_mcp.canned import STORE, CannedEngine, canned_engine_on_a_thread
 from tests.support.paths import ROOT
 
 
@@ -78,6 +78,57 @@ def test_a_setting_that_can_t_work_is_named(home: Path, monkeypatch: pytest.Monk
     assert (
         "CWM_DISK_CACHE_GB" in {each["name"]: each for each in json.loads(ran.stdout)["checks"]}["settings"]["message"]
     )
+
+
+def test_a_misspelt_setting_is_found_and_its_value_not_repeated(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checks()["settings"]["status"] == "ok"
+    monkeypatch.setenv("CWM_PYTHON", "/usr/bin/python3")
+    assert checks()["settings"]["status"] == "ok"
+    monkeypatch.setenv("CWM_CPUCACHE_GB", "hush")
+    found = checks()["settings"]
+    assert (found["status"], found["next"]) == ("warning", "unset CWM_CPUCACHE_GB")
+    assert "CWM_CPU_CACHE_GB" in found["message"] and "hush" not in found["message"]
+
+
+@pytest.mark.parametrize(("url", "said"), [("http://localhost:99999", "port"), ("ftp://localhost", "http://")])
+def test_a_url_that_cannot_work_is_one_line(home: Path, monkeypatch: pytest.MonkeyPatch, url: str, said: str) -> None:
+    monkeypatch.setenv("CWM_VLLM_URL", url)
+    for words in (["health"], ["stats"], ["ls"]):
+        ran = cwm(*words)
+        (line,) = ran.stderr.splitlines()
+        assert ran.exit_code == 2
+        assert line.startswith("CWM-1003: the setting CWM_VLLM_URL can't work: ") and said in line
+    assert "CWM_VLLM_URL" in checks()["settings"]["message"]
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8000/v1", "http://localhost:8000/v1/", "http://localhost:8000/"])
+def test_the_base_url_of_openais_clients_is_understood(home: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("CWM_VLLM_URL", url)
+    assert Settings().vllm_url == "http://localhost:8000"
+
+
+def test_the_disk_is_checked_against_the_engines_limit(filled: Path, settings: Settings) -> None:
+    store = {**STORE, "tiers": {"cpu": None, "disk": {"blocks": 1, "bytes": 1, "limit_bytes": 1 << 20}}}
+    with canned_engine_on_a_thread(settings, PING={"model": "m"}, STATS={"kv_store": store}):
+        disk = checks()["disk"]
+    assert disk["status"] == "ok" and "the engine's CWM_DISK_CACHE_GB is 0.000976562" in disk["message"]
+
+
+def test_a_disk_that_is_too_small_for_any_limit_is_not_answered_with_one(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cwm_mcp.doctor.home.free_bytes", lambda folder: 100 << 20)
+    disk = checks()["disk"]
+    assert disk["status"] == "error" and "100 MiB free" in disk["message"]
+    assert disk["next"].startswith("df -h ")
+
+
+def test_the_plugin_is_started_with_the_python_that_has_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setattr("sys.executable", "/venv/bin/python")
+    assert "run: CWM_PYTHON=/venv/bin/python claude --plugin-dir " in checks()["mcp"]["message"]
+    monkeypatch.setattr("sys.executable", "/usr/bin/python3")
+    assert "run: claude --plugin-dir " in checks()["mcp"]["message"] or not Path("/usr/bin/python3").exists()
 
 
 def test_a_redis_that_is_away_is_found_and_its_password_shown_nowhere(
