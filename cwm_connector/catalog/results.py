@@ -216,6 +216,13 @@ def window_status(
         lineage=results.Lineage(parent=row.parent, children=list(children)),
         blocks=[_block(chunk, locations) for chunk in chunks] if include_blocks else None,
         proof=None if proof is None else taken_proof(proof),
+        description=row.description,
+        tags=list(row.tags),
+        session_id=row.session_id,
+        head=row.head or None,
+        restorable_tokens=row.restorable_tokens,
+        unique_bytes=row.unique_bytes,
+        private=row.private,
     )
 
 

@@ -12,7 +12,10 @@ from typing import Final
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.fsync import sync_way_to
-from cwm_connector.core.units import GIB
+from cwm_connector.core.units import GIB, MIB
+
+_NEARLY_FULL: Final = 256 * MIB
+"""Bytes. A chunk of a large model has a tenth of it."""
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -68,6 +71,12 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def is_nearly_full(free: int) -> bool:
+    """Return True if so little space is free that the next freeze may fail."""
+    return free < _NEARLY_FULL
+
+
 def free_space(folder: Path, free: int) -> str:
     """Return the sentence in which every part of the system reports the free space of a folder."""
-    return f"{free / GIB:.1f} GiB free in {folder}"
+    amount = f"{free / GIB:.1f} GiB" if free >= GIB // 10 else f"{free // MIB} MiB"
+    return f"{amount} free in {folder}"

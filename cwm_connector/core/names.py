@@ -56,7 +56,7 @@ def check_window_name(text: str) -> str:
     if not _WINDOW_NAME.fullmatch(text):
         raise CWMError(
             Code.WINDOW_NAME,
-            f"{text!r} is not a window name; use 1 to 128 letters, digits and . _ -, and no dot at the beginning",
+            f"{text!r} is not a window name; use 1 to 128 ASCII letters, digits and . _ -, and no dot at the beginning",
             window_name=text,
         )
     return text
@@ -72,7 +72,9 @@ def check_tags(tags: list[str]) -> list[str]:
         raise CWMError(Code.ARGUMENT, f"{len(unique)} tags are too many; give at most {MAX_TAGS}")
     for tag in unique:
         if not _TAG.fullmatch(tag):
-            raise CWMError(Code.ARGUMENT, f"{tag!r} is not a tag; use 1 to 64 letters, digits and . _ : -", tag=tag)
+            raise CWMError(
+                Code.ARGUMENT, f"{tag!r} is not a tag; use 1 to 64 ASCII letters, digits and . _ : -", tag=tag
+            )
     return unique
 
 

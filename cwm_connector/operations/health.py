@@ -10,7 +10,7 @@ from typing import Final
 
 from cwm_connector.control.async_helpers import wait_done
 from cwm_connector.core.errors import CWMError
-from cwm_connector.core.folders import folder_state, free_space
+from cwm_connector.core.folders import folder_state, free_space, is_nearly_full
 from cwm_connector.core.types import TierName
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.start.home_check import HomeCheck
@@ -98,7 +98,8 @@ def _folder_health(folder: Path) -> Component:
     state = folder_state(folder)
     if state.fault is not None:
         return _component("disk", "unhealthy", state.fault, None)
-    return _component("disk", "healthy", free_space(folder, state.free_bytes), None)
+    status: HealthState = "degraded" if is_nearly_full(state.free_bytes) else "healthy"
+    return _component("disk", status, free_space(folder, state.free_bytes), None)
 
 
 def _component(name: str, status: HealthState, message: str, begun: float | None) -> Component:

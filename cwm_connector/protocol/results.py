@@ -199,6 +199,13 @@ class Status(Answer, frozen=True):
     blocks: list[Block] | None = None
     proof: TakenProof | None = None
     progress: FreezeProgress | None = None
+    description: str | None = None
+    tags: list[str] | None = None
+    session_id: Annotated[str | None, Meta(description="The session that the window was frozen from.")] = None
+    head: str | None = None
+    restorable_tokens: int | None = None
+    unique_bytes: Annotated[int | None, Meta(description="What deleting the window would free.")] = None
+    private: bool | None = None
 
 
 class WindowTokens(Answer, frozen=True):

@@ -86,7 +86,8 @@ class Session:
         if default is None:
             raise CWMError(
                 Code.STATE,
-                f"session {self.session_id!r} has no full block of {self.block_tokens} tokens yet; freeze it later",
+                f"session {self.session_id!r} has fewer tokens than a block of vLLM, which has {self.block_tokens}; "
+                "freeze it after more turns",
                 session_id=self.session_id,
             )
         chosen, reason = default if head is None else (table.by_name.get(head), HeadReason.ASKED)

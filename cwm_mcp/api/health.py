@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cwm_connector.core.errors import CWMError
-from cwm_connector.core.folders import folder_state, free_space
+from cwm_connector.core.folders import folder_state, free_space, is_nearly_full
 from cwm_connector.protocol.stats import Component, HealthState
 from cwm_connector.settings import Settings
 
@@ -71,7 +71,8 @@ def _disk_health(settings: Settings) -> Component:
     if state.fault is not None:
         return Component(name="disk", status="unhealthy", message=state.fault, latency_ms=None)
     message = free_space(folder, state.free_bytes)
-    return Component(name="disk", status="healthy", message=message, latency_ms=None)
+    status: HealthState = "degraded" if is_nearly_full(state.free_bytes) else "healthy"
+    return Component(name="disk", status=status, message=message, latency_ms=None)
 
 
 async def redis_health(settings: Settings) -> Component:

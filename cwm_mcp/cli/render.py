@@ -136,7 +136,9 @@ def _(result: stats.Health) -> RenderableType:
     for each in result.components:
         latency = "-" if each.latency_ms is None else f"{each.latency_ms:.1f} ms"
         table.add_row(each.name, Text(each.status, _COLOURS[each.status]), _cell(each.message), latency)
-    head = Text.assemble((result.status, _COLOURS[result.status]), f", {result.version}, up {result.uptime_seconds} s")
+    away = any(each.name == "engine" and each.status == "unhealthy" for each in result.components)
+    uptime = "no engine" if away else f"up {result.uptime_seconds} s"
+    head = Text.assemble((result.status, _COLOURS[result.status]), f", {result.version}, {uptime}")
     return Group(head, table)
 
 

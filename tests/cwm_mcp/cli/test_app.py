@@ -89,6 +89,20 @@ def test_an_error_is_one_line_on_stderr_and_exit_code_1_or_2_for_a_wrong_command
     assert line.startswith(f"CWM-{code}: ")
 
 
+def test_show_has_the_description_the_tags_and_the_session(filled: Path) -> None:
+    rows = dict(line.split(None, 1) for line in cwm("show", "branch").stdout.splitlines())
+    assert (rows["description"].strip(), rows["tags"].strip()) == ("the branch window", "project-x, debug")
+    assert (rows["session_id"].strip(), rows["unique_bytes"].strip()) == ("talk", "8.0 KiB")
+
+
+def test_a_disk_that_is_nearly_full_is_not_healthy(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (filled / "chunks").mkdir()
+    monkeypatch.setattr("cwm_connector.core.folders.free_bytes", lambda folder: 3 << 20)
+    shown = cwm("health").stdout
+    assert re.search(r"disk +degraded +3 MiB free", shown)
+    assert "no engine" in shown.splitlines()[0]
+
+
 def test_an_error_with_json_is_the_tools_own(filled: Path) -> None:
     ran = cwm("show", "nothing", "--json")
     assert (ran.exit_code, ran.stdout) == (1, "")
