@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from cwm_connector.compat.kv_options import kv_options
 from cwm_connector.core.errors import Code, CWMError
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def passport_fields(
         "instruction_set": isa,
         "tensor_parallel": str(parallel.tensor_parallel_size),
         "pipeline_parallel": str(parallel.pipeline_parallel_size),
+        **kv_options(vllm_config, kv_cache_config),
         "vllm": ".".join(vllm.__version__.split("+")[0].split(".")[:2]),
     }
 
@@ -138,9 +140,10 @@ def instruction_set() -> str:
 
 
 def attention_backend(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> str:
-    """Return the name of the attention backend that the model's layers really use. Worker processes only."""
-    layer = vllm_config.compilation_config.static_forward_context[kv_cache_config.kv_cache_groups[0].layer_names[0]]
-    return layer.get_attn_backend().get_name()
+    """Return the names of the attention backends that the model's layers really use. Worker processes only."""
+    layers = vllm_config.compilation_config.static_forward_context
+    names = [name for group in kv_cache_config.kv_cache_groups for name in group.layer_names]
+    return "+".join(sorted({layers[name].get_attn_backend().get_name() for name in names}))
 
 
 def weight_files(vllm_config: "VllmConfig") -> tuple[list[Path], str]:

@@ -15,11 +15,32 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 from cwm_connector.core.types import ChunkKey
 
 FORMAT_VERSION = 1
 """The version of the chunk format. Increase it when the payload's byte order or the key chain changes."""
+
+ABSENT: Final = "absent"
+"""Stands for the value of a field that a passport lacks."""
+ADDED_LATER: Final[Mapping[str, str | None]] = {
+    "rotary": "as configured",
+    "model_impl": "vllm",
+    "quantization_options": "default",
+    "cache_skip_layers": "none",
+    "mamba_cache": "none",
+    "groups": None,
+    "drafter": None,
+    "attention_options": "default",
+    "moe_backend": "auto",
+    "linear_backend": "auto",
+    "compilation": None,
+    "batch_invariant": "False",
+}
+"""Fields that older windows lack, each with its value in an engine without special options. A lacking field counts as
+that value. None: a lacking field is not compared, because other fields decide or only rounding depends on it.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,12 +58,15 @@ class Passport:
         """Return the name, our value and the other value of the first field that differs, or None if all agree.
 
         The order is that of our fields, because different weights say more than the different configuration that often
-        comes with them.
+        comes with them. `ADDED_LATER` says what a lacking field counts as.
         """
         for name in dict.fromkeys([*self.fields, *other]):
-            ours, theirs = self.fields.get(name, "absent"), other.get(name, "absent")
-            if ours != theirs:
-                return name, ours, theirs
+            ours, theirs = self.fields.get(name), other.get(name)
+            assumed = ADDED_LATER.get(name, ABSENT)
+            if ours == theirs or (assumed is None and None in (ours, theirs)):
+                continue
+            if (assumed if ours is None else ours) != (assumed if theirs is None else theirs):
+                return name, ours or ABSENT, theirs or ABSENT
         return None
 
 

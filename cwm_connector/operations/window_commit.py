@@ -3,7 +3,7 @@
 The caller holds `chunk_lock`, except for `require_free` and the two functions that only build rows. Control thread.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cwm_connector.catalog.base import ChunkRow, NewWindow, OutcomeUnknown, Proof, WindowRow
 from cwm_connector.control.async_helpers import finish_even_if_cancelled
@@ -60,6 +60,7 @@ class WindowCommit:
         self,
         *,
         name: str,
+        passport: Mapping[str, str],
         description: str,
         tags: Sequence[str],
         session_id: str,
@@ -71,13 +72,16 @@ class WindowCommit:
         proof: Proof | None = None,
         stored: Sequence[ChunkRow] = (),
     ) -> NewWindow:
-        """Return this engine's window over `chunks`, created now. `stored`: rows of those that were written for it."""
+        """Return this engine's window over `chunks`, created now. `stored`: rows of those that were written for it.
+
+        The keys of the chunks follow from `passport`.
+        """
         return NewWindow(
             name=name,
             description=description,
             tags=tags,
             model=self._engine.model,
-            passport=self._engine.passport.fields,
+            passport=passport,
             session_id=session_id,
             head=head,
             parent=parent,

@@ -136,6 +136,7 @@ class Freezer:
             )
         new = self._window_commit.new_window(
             name=args.window_name,
+            passport=self._engine.passport.fields,
             description=args.description,
             tags=args.tags,
             session_id=snapshot.session_id,

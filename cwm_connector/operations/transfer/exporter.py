@@ -17,7 +17,7 @@ from cwm_connector.catalog.base import Catalog, ChunkRow, Proof, WindowRow
 from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.identity import Geometry, chunk_specs
+from cwm_connector.core.identity import Geometry, Passport, chunk_specs
 from cwm_connector.core.names import check_window_name
 from cwm_connector.core.types import ChunkKey, TierName, now_micros
 from cwm_connector.operations.context import EngineContext
@@ -126,7 +126,7 @@ class Exporter:
         own = self._engine.geometry
         earlier = Geometry.of(own.block_tokens, window.chunks[0].tokens)  # CWM_CHUNK_TOKENS may have changed since
         for geometry in (own, earlier):
-            specs = chunk_specs(self._engine.passport, geometry, tokens)
+            specs = chunk_specs(Passport(window.row.passport), geometry, tokens)
             if [spec.key for spec in specs[: len(keys)]] == keys:
                 return geometry.blocks_per_chunk * geometry.block_tokens
         raise CWMError(

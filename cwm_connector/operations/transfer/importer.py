@@ -24,7 +24,7 @@ from cwm_connector.catalog.results import iso
 from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.identity import ChunkSpec, chunk_specs
+from cwm_connector.core.identity import ChunkSpec, Passport, chunk_specs
 from cwm_connector.core.names import check_description, check_tags, check_window_name
 from cwm_connector.core.types import Micros
 from cwm_connector.operations.context import EngineContext, passport_mismatch
@@ -141,7 +141,7 @@ class Importer:
         tokens.frombytes(header.token_ids)
         if min(tokens) < 0:
             raise _damaged("one of its token ids is negative")
-        specs = chunk_specs(engine.passport, engine.geometry, tokens)[: len(header.chunks)]
+        specs = chunk_specs(Passport(header.passport), engine.geometry, tokens)[: len(header.chunks)]
         if [spec.key for spec in specs] != [chunk.key for chunk in header.chunks]:
             raise _damaged("its chunks do not follow from its tokens")
         for spec, chunk in zip(specs, header.chunks, strict=True):
@@ -204,6 +204,7 @@ class Importer:
         proof = header.proof
         return self._window_commit.new_window(
             name=wanted.name,
+            passport=header.passport,
             description=wanted.description,
             tags=wanted.tags,
             session_id=f"{_SESSION}{wanted.name}"[:_MAX_SESSION],
