@@ -123,6 +123,12 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
             parts.cpu.ready()  # vLLM captures its graphs next, and page-locking memory meanwhile can break that
         self._worker = parts.side
 
+    def unregister_kv_caches(self, *_: Any) -> None:
+        """Do nothing before a sleep. No copy is under way then, because `reset_cache` came first. vLLM 0.33."""
+
+    def restore_kv_caches(self, *_: Any) -> None:
+        """Do nothing after a sleep. vLLM maps its cache where it was, so our views of it are right. vLLM 0.33."""
+
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         """Return this rank's facts, which vLLM carries to the scheduler's process."""
         return self._facts
@@ -163,10 +169,10 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
 
     # --- scheduler side: the engine thread, in the engine's process ---
     #
-    # set_xfer_handshake_metadata_pp_aware comes once, when all workers are ready and before any request. For each step
-    # vLLM calls get_num_new_matched_tokens and update_state_after_alloc for the requests that it starts,
-    # build_connector_meta once the step is planned, and update_connector_output with the workers' reports once it is
-    # computed. No two hooks run at the same time, so the scheduler side needs no locks.
+    # set_xfer_handshake_metadata_pp_aware comes once, when all workers are ready and before any request. In vLLM 0.33
+    # it comes again after each sleep. For each step vLLM calls get_num_new_matched_tokens and update_state_after_alloc
+    # for the requests that it starts, build_connector_meta once the step is planned, and update_connector_output with
+    # the workers' reports once it is computed. No two hooks run at the same time, so the scheduler side needs no locks.
 
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
@@ -255,10 +261,9 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
 
     @hook(lambda: True)
     def reset_cache(self) -> bool | None:
-        """Unbind every thaw. vLLM has dropped its caches."""
+        """Unbind every thaw, because vLLM drops its caches. Return False while a copy is under way."""
         assert self._service is not None
-        self._service.forget_thaws()
-        return True
+        return self._service.reset_cache()
 
     @hook(_nothing)
     def shutdown(self) -> None:

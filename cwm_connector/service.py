@@ -73,6 +73,7 @@ class EngineSide:
             submit_proof=self._submit_proof,
             abort_request=self._abort_request,
             request_title=self._titler.request_title,
+            is_paused=self._is_paused,
         )
         self.scheduler = self._parts.scheduler
         self._control: ControlThread | None = None
@@ -81,7 +82,12 @@ class EngineSide:
         self._background: list[asyncio.Task[None]] = []
 
     def start(self, facts: Sequence[WorkerFacts]) -> None:
-        """Recover the home and open the socket. Returns when clients can call. Engine thread; blocks."""
+        """Recover the home and open the socket. Returns when clients can call. Engine thread; blocks.
+
+        vLLM 0.33 calls it again after each sleep. Nothing is left to do then.
+        """
+        if self._control is not None:
+            return
         self._control = ControlThread()
         self._control.start()
         try:
@@ -99,9 +105,15 @@ class EngineSide:
         """
         return self.scheduler.wants_step or self._is_finishing_freezes()
 
-    def forget_thaws(self) -> None:
-        """Unbind every thaw, because vLLM was asked to drop its caches. Windows stay and can be thawed again."""
+    def reset_cache(self) -> bool:
+        """Unbind every thaw, because vLLM drops its caches. Windows stay and can be thawed again.
+
+        Return False while a copy is under way, which vLLM must not pull the cache from under.
+        """
+        if not self.scheduler.copy_gate.drained():
+            return False
         self._parts.thaw_bindings.clear()
+        return True
 
     def stop(self) -> None:
         """Close everything. Operations that wait for a step fail with `Code.ENGINE_UNREACHABLE`."""
@@ -143,7 +155,11 @@ class EngineSide:
             sync = self._parts.shared_catalog_sync
             self._background.append(asyncio.create_task(sync.run(engine, operations.tiering)))
 
+    def _is_paused(self) -> bool:
+        return self._core is not None and compat.is_paused(self._core)
+
     def _submit_prefill(self, request_id: str, token_ids: "memoryview[int]", cache_salt: str | None) -> None:
+        self.scheduler.copy_gate.require_awake()  # vLLM 0.33 refuses the request without a word to us
         if self._core is None:
             raise CWMError(Code.STATE, "this engine can't compute evicted blocks again; serve it with `cwm serve`")
         compat.submit_prefill(self._core, request_id, token_ids.tolist(), cache_salt)

@@ -25,7 +25,7 @@ def check_supported(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig")
         raise CWMError(Code.STATE, "data parallelism is not supported yet; start one engine for each rank")
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
         raise CWMError(Code.STATE, "context parallelism is not supported yet; serve without it")
-    unit = kv_cache_config.hash_block_size
+    unit = getattr(kv_cache_config, "hash_block_size", None)  # vLLM 0.31 has no such field, and hashes whole blocks
     if unit is not None and unit != block_tokens(kv_cache_config):
         raise CWMError(
             Code.STATE, "prefix-cache hashes finer than a block are not supported; unset --prefix-match-unit"

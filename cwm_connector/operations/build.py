@@ -25,7 +25,7 @@ from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.thaw_bindings import ThawBindings
 from cwm_connector.settings import CatalogKind, Settings
 from cwm_connector.step.chunk_locations import ChunkLocations
-from cwm_connector.step.job_board import JobBoard
+from cwm_connector.step.job_board import CopyGate, JobBoard
 from cwm_connector.step.scheduler import SchedulerSide
 from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.step.window_matches import WindowMatches
@@ -105,10 +105,11 @@ def build_engine(
     submit_proof: SubmitProof,
     abort_request: AbortRequest,
     request_title: RequestTitle | None = None,
+    is_paused: Callable[[], bool] = lambda: False,
 ) -> EngineParts:
     """Open the home and return the parts of an engine. Blocks on the disk.
 
-    `wake` makes an idle engine step. It may be called from any thread.
+    `wake` makes an idle engine step, and `is_paused` says whether it takes none. Any thread may call them.
     Raises: `Code.ARGUMENT` for a folder that can't be written or belongs to another home, `Code.CORRUPT` for a missing
     catalog.
     """
@@ -136,6 +137,7 @@ def build_engine(
         locations=locations,
         metrics=metrics,
         load_policy=settings.load,
+        copy_gate=CopyGate(board, is_paused),
     )
     return EngineParts(
         settings=settings,

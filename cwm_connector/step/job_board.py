@@ -18,12 +18,24 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
-from cwm_connector.core.errors import CWMError
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, TierName
-from cwm_connector.step.jobs import ChunkOutcome, Job, JobId, Phase, Report, RollCall, Work
+from cwm_connector.step.jobs import (
+    ChunkOutcome,
+    Job,
+    JobId,
+    LoadJob,
+    Phase,
+    Report,
+    RollCall,
+    SaveJob,
+    Work,
+)
 
 logger = logging.getLogger(__name__)
 
+DRAIN_S: Final = 5.0
+"""For so long no copy begins after vLLM was told to try again."""
 SILENCE_S: Final = 60.0
 """A job of which no rank has reported anything for so long is named in the log and asked about, again and again."""
 
@@ -173,6 +185,14 @@ class JobBoard:
             except Exception:
                 logger.exception("a report of job %d could not be taken in", report.job)
 
+    def copies_cache(self) -> bool:
+        """Return whether a job is open that reads or writes vLLM's cache."""
+        with self._lock:
+            return any(
+                isinstance(ticket.job, LoadJob) or (isinstance(ticket.job, SaveJob) and not ticket.captured.done())
+                for ticket in self._open.values()
+            )
+
     def fail_all(self, error: CWMError) -> None:
         """Fail all tickets with `error` and drop the queued jobs. Called when the engine shuts down."""
         with self._lock:
@@ -192,3 +212,45 @@ class JobBoard:
             ticket.heard_at = now
         self._next_watch = now + SILENCE_S / 4
         return [ticket.job for ticket in silent]
+
+
+class CopyGate:
+    """The gate before copies to and from vLLM's cache, closed while vLLM is about to drop or unmap the cache.
+
+    vLLM asks before it sleeps, and whenever it drops its caches. A copy that is under way then would touch memory that
+    vLLM gives away. So the answer is no until all copies are over, and meanwhile none begins, so that the next try
+    succeeds. Engine thread, but any thread may call `is_paused` and `require_awake`.
+    """
+
+    def __init__(
+        self, board: JobBoard, is_paused: Callable[[], bool], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`is_paused`: whether the engine sleeps or was paused."""
+        self.is_paused = is_paused
+        self._board = board
+        self._clock = clock
+        self._closed_until = float("-inf")
+
+    def drained(self) -> bool:
+        """Return whether no copy is under way. If one is, begin no other for a while."""
+        if not self._board.copies_cache():
+            self._closed_until = float("-inf")
+            return True
+        self._closed_until = self._clock() + DRAIN_S
+        return False
+
+    @property
+    def is_closed(self) -> bool:
+        """Return whether no copy may begin."""
+        return self._clock() < self._closed_until
+
+    def require_open(self) -> None:
+        """Raise `Code.STATE` if no copy may begin."""
+        self.require_awake()
+        if self.is_closed:
+            raise CWMError(Code.STATE, "the engine is about to drop its KV cache; try again in a few seconds")
+
+    def require_awake(self) -> None:
+        """Raise `Code.STATE` if the engine sleeps or is paused, because it may take no step for a long time."""
+        if self.is_paused():
+            raise CWMError(Code.STATE, "the engine is asleep or paused; wake it and try again")

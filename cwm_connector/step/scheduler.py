@@ -19,7 +19,7 @@ from cwm_connector.sessions.views import HeadSnapshot, SessionView
 from cwm_connector.settings import LoadPolicy
 from cwm_connector.step import surveys
 from cwm_connector.step.chunk_locations import ChunkLocations
-from cwm_connector.step.job_board import JobBoard
+from cwm_connector.step.job_board import CopyGate, JobBoard
 from cwm_connector.step.jobs import StepJobs, StepReports
 from cwm_connector.step.load_choice import LoadChoice
 from cwm_connector.step.pinned_blocks import PinnedBlocks
@@ -57,6 +57,7 @@ class SchedulerSide:
         locations: ChunkLocations,
         metrics: Metrics,
         load_policy: LoadPolicy = LoadPolicy.ALWAYS,
+        copy_gate: CopyGate | None = None,
     ) -> None:
         self._geometry = geometry
         self._sessions = sessions
@@ -64,6 +65,7 @@ class SchedulerSide:
         self._board = board
         self._step_queue = step_queue
         self._locations = locations
+        self.copy_gate = copy_gate or CopyGate(board, lambda: False)
         self.prefill_speed = PrefillSpeed()
         self.read_speed = ReadSpeed(metrics)
         self.load_choice = LoadChoice(load_policy, geometry, locations, self.prefill_speed, self.read_speed)
@@ -219,7 +221,8 @@ class SchedulerSide:
 
         If some blocks are lost, nothing is saved and they are counted. See `save_plan`.
         """
-        return plan_save(self._require_pool(), self._pinned, self._board, snapshot.block_hashes, order)
+        self.copy_gate.require_open()
+        yield from plan_save(self._require_pool(), self._pinned, self._board, snapshot.block_hashes, order)
 
     def expect_recompute(self, request_id: str, loadable: BoundWindow) -> "Future[Recomputed]":
         """Register a recompute, a request of our own that the caller submits next.
@@ -271,7 +274,7 @@ class SchedulerSide:
             recompute.done.set_exception(problem)
 
     def _match(self, request: "Request", from_block: int) -> Match | None:
-        if not self._loads.may_load(request.request_id):
+        if self.copy_gate.is_closed or not self._loads.may_load(request.request_id):
             return None
         own = self._own(request.request_id)
         if own is None:

@@ -1,5 +1,6 @@
 """The contract of compat with vLLM: each test fails loudly when the other side changes."""
 
+import dataclasses
 import inspect
 import queue
 from concurrent.futures import Future
@@ -270,6 +271,13 @@ def test_a_model_with_full_attention_is_supported() -> None:
     compat.check_supported(engine_config(), config(full()))
     assert compat.block_tokens(config(full())) == BLOCK
     assert compat.block_bytes(config(full())) == 2 * 2 * 8 * BLOCK * 2
+
+
+def test_vllm_0_31_without_a_hash_unit_of_its_own_is_supported() -> None:
+    """vLLM 0.31 can't be installed beside 0.32, so its config is the installed one less the field."""
+    old = SimpleNamespace(kv_cache_groups=config(full()).kv_cache_groups)
+    compat.check_supported(engine_config(), old)
+    assert "hash_block_size" in {each.name for each in dataclasses.fields(KVCacheConfig)}
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """service.py: an engine that could keep no window does not start, and says why in one line."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cwm_connector.control.thread import ControlThread
 from cwm_connector.core.errors import CWMError
 from cwm_connector.service import EngineSide
 from cwm_connector.settings import load_settings
@@ -34,3 +36,17 @@ def test_a_folder_that_can_t_be_made_is_named_with_its_setting(tmp_path: Path) -
     settings = load_settings({"home": str(tmp_path / "home"), "disk_path": str(tmp_path / "file" / "chunks")})
     with pytest.raises(CWMError, match=r"CWM-1003.*CWM_DISK_PATH"):
         EngineSide(engine_config(), config(full()), settings)
+
+
+def test_an_engine_that_vllm_starts_again_after_a_sleep_keeps_its_socket(tmp_path: Path) -> None:
+    """vLLM 0.33 hands over the workers' facts again after each sleep. It can't be run here, so this does the same."""
+    vllm_config = engine_config(world_size=1)
+    vllm_config.model_config = SimpleNamespace(served_model_name="small")
+    side = EngineSide(vllm_config, config(full()), load_settings({"home": str(tmp_path)}))
+    try:
+        side._control = running = ControlThread()
+        side.start([])
+        assert side._control is running
+    finally:
+        side._control = None
+        side.stop()

@@ -92,7 +92,7 @@ class Miniature:
         self._numbers = itertools.count(1)
         self._stopped = False
         self.asleep = False
-        """The engine takes no proofs."""
+        """The engine is asleep or paused."""
         self.prefills_wait = False
         """Requests of CWM's own wait in the queue, as they do when vLLM is busy."""
         self.queued: dict[str, Any] = {}
@@ -104,6 +104,7 @@ class Miniature:
             submit_prefill=self._prefill,
             submit_proof=self._proof,
             abort_request=self._abort,
+            is_paused=lambda: self.asleep,
         )
         self.scheduler = self.parts.scheduler
         self.scheduler.bind_pool(self.pool)

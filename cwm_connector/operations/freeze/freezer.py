@@ -105,6 +105,7 @@ class Freezer:
             args, description=check_description(args.description), tags=check_tags(args.tags)
         )
         await self._window_commit.require_free(args.window_name)
+        self._engine.scheduler.copy_gate.require_awake()
         with self._engine.freezes.begin(args.window_name, progress) as freeze:
             frozen, snapshot = await self._freeze(args, freeze, asked_for)
             return await self._prove(frozen, snapshot, freeze) if args.prove else frozen

@@ -83,7 +83,8 @@ class Thawer:
         specs = self._specs(stored)
         choice = self._engine.scheduler.load_choice
         end = specs[-1].end_block
-        prewarm = args.prewarm and choice.end_of_load(specs, 0, end) == end
+        awake = not self._engine.scheduler.copy_gate.is_paused()
+        prewarm = args.prewarm and awake and choice.end_of_load(specs, 0, end) == end
         checked = await self._prewarm(specs, progress) if prewarm else self._recorded(specs)
         read_s = time.perf_counter() - started
         slower = None if prewarm else choice.costs(specs, 0, end).computing_is_faster
