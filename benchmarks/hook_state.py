@@ -85,7 +85,7 @@ class _Finder:
     """Looks at the first chunks as the engine's own finder does. Its catalog answers when `answer` is called."""
 
     def __init__(self) -> None:
-        self.beginnings = Beginnings(PASSPORT, GEOMETRY)
+        self.beginnings = Beginnings(lambda: PASSPORT, GEOMETRY)
         self._asked: list[Future[FoundWindows]] = []
 
     def ask(self, question: WindowQuestion) -> "Future[FoundWindows] | None":

@@ -118,6 +118,7 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
             rank=parallel.rank,
             world_size=parallel.world_size,
             block_tokens=compat.block_tokens(self._kv_cache_config),
+            sampled_dtype=layers[0].dtype if layers[0].is_cuda and layers[0].dtype.is_floating_point else None,
         )
         if layers[0].is_cuda:
             parts.cpu.ready()  # vLLM captures its graphs next, and page-locking memory meanwhile can break that

@@ -9,6 +9,7 @@ stop           engine thread: closes everything. Durability never depends on it.
 import asyncio
 import hashlib
 import logging
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,7 @@ from cwm_connector.core.identity import FORMAT_VERSION, Passport
 from cwm_connector.operations.auto_freeze import policy as policies
 from cwm_connector.operations.build import EngineShape, build_engine, start_operations
 from cwm_connector.operations.dispatch import Dispatcher
+from cwm_connector.operations.passport.canary import canary_tokens
 from cwm_connector.operations.proof.first_tokens import FirstTokens
 from cwm_connector.sessions.titles import Titler
 from cwm_connector.settings import Settings
@@ -67,6 +69,7 @@ class EngineSide:
                 block_tokens=compat.block_tokens(kv_cache_config),
                 block_bytes=compat.block_bytes(kv_cache_config),
                 world_size=vllm_config.parallel_config.world_size,
+                canary_tokens=self._canary_tokens(),
             ),
             wake=self._wake,
             submit_prefill=self._submit_prefill,
@@ -76,6 +79,8 @@ class EngineSide:
             is_paused=self._is_paused,
         )
         self.scheduler = self._parts.scheduler
+        if self._core is not None:
+            compat.watch_worker_calls(self._core, self._parts.passports.suspect)
         self._control: ControlThread | None = None
         self._operations: Dispatcher | None = None
         self._shutdown_freezes: Future[None] | None = None
@@ -87,6 +92,7 @@ class EngineSide:
         vLLM 0.33 calls it again after each sleep. Nothing is left to do then.
         """
         if self._control is not None:
+            self._parts.passports.suspect()
             return
         self._control = ControlThread()
         self._control.start()
@@ -110,10 +116,7 @@ class EngineSide:
 
         Return False while a copy is under way, which vLLM must not pull the cache from under.
         """
-        if not self.scheduler.copy_gate.drained():
-            return False
-        self._parts.thaw_bindings.clear()
-        return True
+        return self._parts.cache_dropped()
 
     def stop(self) -> None:
         """Close everything. Operations that wait for a step fail with `Code.ENGINE_UNREACHABLE`."""
@@ -138,6 +141,13 @@ class EngineSide:
         if self._core is not None:
             compat.wake(self._core)
 
+    def _canary_tokens(self) -> "array[int]":
+        """Return the canary's tokens. None for an engine that takes no requests of ours."""
+        if self._core is None or not compat.takes_requests(self._core):
+            return array("i")
+        model, parts = self._vllm_config.model_config, self._kv_cache_config
+        return canary_tokens(model.get_vocab_size(), compat.block_tokens(parts), model.max_model_len)
+
     async def _open(self, passport: Passport) -> None:
         engine = self._parts.open(passport)
         operations = await start_operations(engine)
@@ -149,6 +159,7 @@ class EngineSide:
             operations.auto.run(),
             operations.expire_sessions(),
             operations.tier_probe.run(),
+            operations.canary.run(),
         )
         self._background = [asyncio.create_task(task) for task in tasks]
         if engine.claims.shared:

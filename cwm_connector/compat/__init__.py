@@ -30,10 +30,12 @@ from cwm_connector.compat.running import (
     queue_copies,
     streams_its_answer,
     submit_prefill,
+    takes_requests,
     tokenizer,
     unpin_blocks,
     wake,
     watch_first_tokens,
+    watch_worker_calls,
 )
 
 __all__ = [
@@ -59,9 +61,11 @@ __all__ = [
     "queue_copies",
     "streams_its_answer",
     "submit_prefill",
+    "takes_requests",
     "tokenizer",
     "unpin_blocks",
     "wake",
     "watch_first_tokens",
+    "watch_worker_calls",
     "weight_files",
 ]

@@ -7,7 +7,7 @@ disk.
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -106,6 +106,27 @@ def abort_request(engine: "EngineCoreProc", request_id: str) -> None:
     inbox = getattr(engine, "input_queue", None)
     if inbox is not None:
         inbox.put_nowait((EngineCoreRequestType.ABORT, [request_id]))
+
+
+def takes_requests(engine: "EngineCoreProc") -> bool:
+    """Return whether requests of ours can be queued. An in-process engine has no queue."""
+    return hasattr(engine, "input_queue")
+
+
+def watch_worker_calls(engine: "EngineCoreProc", called: Callable[[], None]) -> None:
+    """Have `called` called after each call that a client has the workers carry out.
+
+    Weights are replaced in place by such calls, whatever their names are, and vLLM tells no connector about it.
+    """
+    call_workers = engine.collective_rpc
+
+    def call_and_tell(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return call_workers(*args, **kwargs)
+        finally:
+            called()
+
+    engine.collective_rpc = call_and_tell
 
 
 # --- steps; engine thread only ---------------------------------------------------------------------------------------

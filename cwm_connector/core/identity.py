@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
+from cwm_connector.core.canary import agree
 from cwm_connector.core.types import ChunkKey
 
 FORMAT_VERSION = 1
@@ -37,6 +38,7 @@ ADDED_LATER: Final[Mapping[str, str | None]] = {
     "linear_backend": "auto",
     "compilation": None,
     "batch_invariant": "False",
+    "canary": None,
 }
 """Fields that older windows lack, each with its value in an engine without special options. A lacking field counts as
 that value. None: a lacking field is not compared, because other fields decide or only rounding depends on it.
@@ -64,6 +66,8 @@ class Passport:
             ours, theirs = self.fields.get(name), other.get(name)
             assumed = ADDED_LATER.get(name, ABSENT)
             if ours == theirs or (assumed is None and None in (ours, theirs)):
+                continue
+            if name == "canary" and agree(ours or "", theirs or ""):
                 continue
             if (assumed if ours is None else ours) != (assumed if theirs is None else theirs):
                 return name, ours or ABSENT, theirs or ABSENT

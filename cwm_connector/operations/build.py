@@ -8,8 +8,9 @@ vLLM's process and the engine of the tests are both built here. Whoever builds a
 may use holds its HomeLock.
 """
 
+from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cwm_connector.catalog.open import open_catalog
 from cwm_connector.catalog.thread import CatalogThread
@@ -19,6 +20,7 @@ from cwm_connector.metrics import Metrics
 from cwm_connector.operations.claims import Claims
 from cwm_connector.operations.context import AbortRequest, EngineContext, SubmitPrefill, SubmitProof
 from cwm_connector.operations.dispatch import Dispatcher
+from cwm_connector.operations.passport.current import CurrentPassport
 from cwm_connector.operations.shared_catalog_sync import SharedCatalogSync
 from cwm_connector.sessions.heads import RequestTitle
 from cwm_connector.sessions.index import SessionIndex
@@ -43,6 +45,8 @@ class EngineShape:
     block_bytes: int
     """One block over all layers, on one rank."""
     world_size: int
+    canary_tokens: "array[int]" = field(default_factory=lambda: array("i"))
+    """None for an engine that takes no requests of ours, which has no canary then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +68,18 @@ class EngineParts:
     durable_tiers: Sequence[DurableTier]
     """As this process sees them, fastest first. The workers open their own."""
     claims: Claims
+    passports: CurrentPassport
     shared_catalog_sync: SharedCatalogSync
 
     def open(self, passport: Passport) -> EngineContext:
         """Open the catalog on a thread of its own and return what operations work with. Blocks until it is open."""
+        self.passports.name(passport)
         on_gone, store_id = self.shared_catalog_sync.note_gone, self.claims.engine_id
         return EngineContext(
             settings=self.settings,
             model=self.shape.model,
-            passport=passport,
+            passports=self.passports,
+            canary_tokens=self.shape.canary_tokens,
             geometry=self.geometry,
             block_bytes=self.shape.block_bytes,
             world_size=self.shape.world_size,
@@ -89,6 +96,18 @@ class EngineParts:
             durable_tiers={tier.name: tier for tier in self.durable_tiers},
             claims=self.claims,
         )
+
+    def cache_dropped(self) -> bool:
+        """Unbind every thaw, because vLLM drops its caches, often for other weights. Engine thread.
+
+        Return False while a copy is under way, which vLLM must not pull the cache from under. Windows stay and can be
+        thawed again.
+        """
+        if not self.scheduler.copy_gate.drained():
+            return False
+        self.thaw_bindings.clear()
+        self.passports.suspect(cache_dropped=True)
+        return True
 
     def close(self) -> None:
         """Close this process's view of the durable tiers."""
@@ -139,7 +158,10 @@ def build_engine(
         load_policy=settings.load,
         copy_gate=CopyGate(board, is_paused),
     )
+    passports = CurrentPassport(has_canary=len(shape.canary_tokens) > 0)
+    scheduler.copy_gate.may_load = lambda: passports.is_known
     return EngineParts(
+        passports=passports,
         settings=settings,
         shape=shape,
         geometry=geometry,

@@ -4,6 +4,7 @@ Control thread. Nothing here blocks its event loop.
 """
 
 import asyncio
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations.claims import Claims
 from cwm_connector.operations.freeze.under_way import FreezesUnderWay
+from cwm_connector.operations.passport.current import CurrentPassport
 from cwm_connector.sessions.thaw_bindings import ThawBindings
 from cwm_connector.settings import Settings
 from cwm_connector.step.chunk_locations import ChunkLocations
@@ -50,7 +52,8 @@ class EngineContext:
 
     settings: Settings
     model: str
-    passport: Passport
+    passports: CurrentPassport
+    canary_tokens: "array[int]"
     geometry: Geometry
     block_bytes: int
     """One block over all layers, on one rank."""
@@ -79,6 +82,11 @@ class EngineContext:
         return StepPoll(self.step_queue.nudge)
 
     @property
+    def passport(self) -> Passport:
+        """Return the passport of now, be it complete or not. What is stored under it waits for `passports.known`."""
+        return self.passports.current
+
+    @property
     def freeze_tiers(self) -> tuple[TierName, ...]:
         """Return the tiers in which a chunk must be durable before its freeze is acknowledged."""
         fastest = next(iter(self.durable_tiers))
@@ -92,6 +100,12 @@ class EngineContext:
     def stored_bytes(self, blocks: int) -> int:
         """Return the bytes that a chunk of `blocks` takes on disk, over all ranks."""
         return sealed_bytes(blocks * self.block_bytes) * self.world_size
+
+    async def known_passport(self) -> Passport:
+        """Return the passport once it is complete. Raises: `Code.STATE` if it can't be soon. See CurrentPassport."""
+        if not self.passports.is_known:
+            self.scheduler.copy_gate.require_awake()
+        return await self.passports.known()
 
     def require_same_passport(self, passport: Mapping[str, str], what: str) -> None:
         """Raise `Code.PASSPORT` with the first field that differs. `what` is the subject of the sentence."""

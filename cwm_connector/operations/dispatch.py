@@ -17,6 +17,7 @@ from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.delete import Deleter
 from cwm_connector.operations.freeze.freezer import Freezer
 from cwm_connector.operations.health import HealthReader
+from cwm_connector.operations.passport.canary import Canary
 from cwm_connector.operations.queries import Queries
 from cwm_connector.operations.start.home_check import HomeCheck
 from cwm_connector.operations.thaw.finder import CatalogFinder
@@ -72,6 +73,7 @@ class Dispatcher:
         self._queries = Queries(engine, self.auto)
         self._health = HealthReader(engine, self.home_check)
         self.tier_probe = TierProbe(engine)
+        self.canary = Canary(engine)
 
     async def prepare(self) -> None:
         """Load the policy and the thaws of before a restart. Call it after `home_check.start`.

@@ -21,6 +21,7 @@ from typing import Final
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.step.jobs import (
+    CanaryJob,
     ChunkOutcome,
     Job,
     JobId,
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 DRAIN_S: Final = 5.0
 """For so long no copy begins after vLLM was told to try again."""
+HOLD_S: Final = 10.0
+"""Requests wait so long for the canary, then they compute."""
 SILENCE_S: Final = 60.0
 """A job of which no rank has reported anything for so long is named in the log and asked about, again and again."""
 
@@ -50,6 +53,11 @@ class JobResult:
     def seconds(self) -> float:
         """Return the longest time that a rank took."""
         return max(report.seconds for report in self._reports)
+
+    @property
+    def canary(self) -> str:
+        """Return the prints of a canary on all ranks."""
+        return "+".join(report.canary for report in sorted(self._reports, key=lambda report: report.rank))
 
     @cached_property
     def outcomes(self) -> dict[ChunkKey, ChunkOutcome]:
@@ -189,7 +197,8 @@ class JobBoard:
         """Return whether a job is open that reads or writes vLLM's cache."""
         with self._lock:
             return any(
-                isinstance(ticket.job, LoadJob) or (isinstance(ticket.job, SaveJob) and not ticket.captured.done())
+                isinstance(ticket.job, LoadJob | CanaryJob)
+                or (isinstance(ticket.job, SaveJob) and not ticket.captured.done())
                 for ticket in self._open.values()
             )
 
@@ -230,6 +239,17 @@ class CopyGate:
         self._board = board
         self._clock = clock
         self._closed_until = float("-inf")
+        self.may_load: Callable[[], bool] = lambda: True
+        """Whether it is known what the engine's weights are."""
+        self._held_since: float | None = None
+
+    def holds_loads(self) -> bool:
+        """Return whether requests have to wait until it is known what they may load. They wait `HOLD_S` at most."""
+        if self.may_load():
+            self._held_since = None
+            return False
+        self._held_since = self._clock() if self._held_since is None else self._held_since
+        return self._clock() - self._held_since < HOLD_S
 
     def drained(self) -> bool:
         """Return whether no copy is under way. If one is, begin no other for a while."""

@@ -175,7 +175,15 @@ class FailedLoad:
     block_ids: tuple[int, ...]
 
 
-Work = SaveJob | LoadJob | FailedLoad | PromoteJob | CopyJob | VerifyJob | DropJob
+@dataclass(frozen=True, slots=True)
+class CanaryJob:
+    """Report the print of these blocks of the cache. They stay pinned until every rank has reported it."""
+
+    id: JobId
+    block_ids: tuple[int, ...]
+
+
+Work = CanaryJob | SaveJob | LoadJob | FailedLoad | PromoteJob | CopyJob | VerifyJob | DropJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +231,7 @@ class Report:
     seconds: float = 0.0
     captured: int = 0
     """Chunks, counted from the end of a save, whose blocks this rank has read."""
+    canary: str = ""
 
     def error(self) -> CWMError | None:
         """Return the failure as an exception, or None if there was none."""

@@ -75,6 +75,11 @@ class PinnedSave:
         self._clock = clock
         self._released_at = float("-inf")
 
+    @property
+    def block_ids(self) -> tuple[int, ...]:
+        """Return the ids of the pinned blocks."""
+        return tuple(block.block_id for blocks in self._chunks for block in blocks)
+
     def pin_before(self, blocks: "Sequence[KVCacheBlock]") -> None:
         """Pin the chunk before those that are pinned."""
         compat.pin_blocks(self._pool, blocks)

@@ -107,6 +107,8 @@ class SchedulerSide:
         request_id, size = request.request_id, self._geometry.block_tokens
         from_block = computed_tokens // size
         self._loads.asked(request_id)
+        if self._own(request_id) is None and self.copy_gate.holds_loads():
+            return None
         if self.window_matches.is_waiting(request, from_block):
             return None
         self._assign(request_id)
@@ -277,6 +279,8 @@ class SchedulerSide:
         if self.copy_gate.is_closed or not self._loads.may_load(request.request_id):
             return None
         own = self._own(request.request_id)
+        if own is None and not self.copy_gate.may_load():
+            return None
         if own is None:
             best = self.window_matches.best(request, self._sessions.session_id_of(request), from_block)
             return self._loads.choose(request.request_id, best)

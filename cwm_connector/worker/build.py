@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from cwm_connector.settings import Settings
 from cwm_connector.store.pairing import open_home
 from cwm_connector.tiers.base import DurableTier
@@ -24,7 +26,13 @@ class WorkerParts:
 
 
 def build_worker(
-    settings: Settings, copier: PagedCopier, *, rank: int, world_size: int, block_tokens: int
+    settings: Settings,
+    copier: PagedCopier,
+    *,
+    rank: int,
+    world_size: int,
+    block_tokens: int,
+    sampled_dtype: torch.dtype | None = None,
 ) -> WorkerParts:
     """Open the home for one rank and return its worker side. The CPU memory is shared out among all ranks.
 
@@ -40,5 +48,6 @@ def build_worker(
         block_tokens=block_tokens,
         cpu=cpu,
         durable_tiers=durable_tiers,
+        sampled_dtype=sampled_dtype,
     )
     return WorkerParts(side, cpu, durable_tiers)

@@ -19,6 +19,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.core.types import TierName
 from cwm_connector.step.jobs import (
+    CanaryJob,
     ChunkOutcome,
     CopyJob,
     DropJob,
@@ -37,6 +38,7 @@ from cwm_connector.step.jobs import (
 from cwm_connector.tiers.base import DurableTier
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.stack import TierStack
+from cwm_connector.worker.canary import canary_of
 from cwm_connector.worker.checksums import Checksums
 from cwm_connector.worker.chunk_reader import ChunkReader, ChunkShape, Purpose, VerifiedChunk
 from cwm_connector.worker.fence import PASSED, Fence
@@ -65,8 +67,13 @@ class WorkerSide:
         block_tokens: int,
         cpu: CpuTier,
         durable_tiers: Sequence[DurableTier],
+        sampled_dtype: torch.dtype | None = None,
     ) -> None:
-        """Start no thread yet. `durable_tiers` are fastest first. They and `cpu` are closed with the worker side."""
+        """Start no thread yet. `durable_tiers` are fastest first. They and `cpu` are closed with the worker side.
+
+        `sampled_dtype`: the type of the cache's elements if equal engines differ in rounding. See `canary_of`.
+        """
+        self._sampled_dtype = sampled_dtype
         self._rank = rank
         self._copier = copier
         self._cpu = cpu
@@ -99,7 +106,7 @@ class WorkerSide:
                 continue
             self._outbox.began(job.id)
             try:
-                if fence is None and isinstance(job, SaveJob | LoadJob):
+                if fence is None and isinstance(job, SaveJob | LoadJob | CanaryJob):
                     fence = self._copier.fence()
                 self._submit(job, fence or PASSED)
             except Exception as problem:
@@ -152,6 +159,8 @@ class WorkerSide:
         elif isinstance(job, PromoteJob):
             work = partial(self._guarded, job, partial(self._promote, job))
             self._memory_promote_thread.submit(self._route, job, job.chunks, work, self._promote_thread)
+        elif isinstance(job, CanaryJob):
+            self._promote_thread.submit(self._guarded, job, partial(self._take_canary, job, fence))
         elif isinstance(job, DropJob):
             self._promote_thread.submit(self._guarded, job, partial(self._drop, job))
         else:
@@ -244,6 +253,10 @@ class WorkerSide:
             if tier.size_of(self._shape.id(chunk)) == size:
                 return ChunkOutcome(chunk.key, tier.name, size)
         return failed(chunk, (Code.CHUNK_MISSING, "no tier has it whole; freeze its session again to replace it"))
+
+    def _take_canary(self, job: CanaryJob, fence: Fence) -> None:
+        canary = canary_of(self._copier, job.block_ids, fence, self._sampled_dtype)
+        self._outbox.report(Report(job.id, self._rank, Phase.FINISHED, canary=canary))
 
     def _drop(self, job: DropJob) -> None:
         outcomes, left_memory = self._maintenance.drop(job)

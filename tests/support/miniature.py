@@ -28,6 +28,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import Passport
 from cwm_connector.operations.build import EngineShape, build_engine, start_operations
 from cwm_connector.operations.dispatch import Dispatcher
+from cwm_connector.operations.passport.canary import canary_tokens
 from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_connector.settings import load_settings
 from cwm_connector.worker.build import build_worker
@@ -64,6 +65,7 @@ class Miniature:
     """
 
     operations: Dispatcher
+    canary: "asyncio.Task[None]"
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class Miniature:
         pool_blocks: int = 64,
         cpu_cache_gb: float = 0.01,
         disk_cache_gb: float = 1.0,
+        canary: bool = False,
         **more: Any,
     ) -> None:
         """Build the engine. `more`: further settings, named as in kv_connector_extra_config."""
@@ -91,6 +94,8 @@ class Miniature:
         """Requests that vLLM had to ask about more than once."""
         self._numbers = itertools.count(1)
         self._stopped = False
+        self.weights = 0
+        """Other weights leave other pages."""
         self.asleep = False
         """The engine is asleep or paused."""
         self.prefills_wait = False
@@ -99,7 +104,13 @@ class Miniature:
         """Those that wait."""
         self.parts = build_engine(
             settings,
-            EngineShape(model="small", block_tokens=BLOCK_TOKENS, block_bytes=BLOCK_BYTES, world_size=1),
+            EngineShape(
+                model="small",
+                block_tokens=BLOCK_TOKENS,
+                block_bytes=BLOCK_BYTES,
+                world_size=1,
+                canary_tokens=canary_tokens(1000, BLOCK_TOKENS, 4096) if canary else array("i"),
+            ),
             wake=lambda: self._inbox.put(None),
             submit_prefill=self._prefill,
             submit_proof=self._proof,
@@ -117,11 +128,24 @@ class Miniature:
     async def started(cls, home: Path, **more: Any) -> "Miniature":
         """Return an engine that has recovered its home and can be called."""
         one = cls(home, **more)
-        one.operations = await start_operations(one.engine)
+        await one.start()
         return one
+
+    async def start(self) -> None:
+        """Recover the home and begin to answer."""
+        self.operations = await start_operations(self.engine)
+        self.canary = asyncio.create_task(self.operations.canary.run())
+
+    async def drop_cache(self) -> bool:
+        """Drop the prefix cache as vLLM does, which asks the connector."""
+        return await asyncio.wrap_future(
+            self._do(lambda: self.pool.reset_prefix_cache() and self.parts.cache_dropped())
+        )
 
     def close(self) -> None:
         self._stopped = True
+        with suppress(AttributeError, RuntimeError):  # never started, or its loop is closed
+            self.canary.cancel()
         self._inbox.put(None)
         self._thread.join(10)
         self.worker.close()
@@ -178,7 +202,7 @@ class Miniature:
         bad = self._blocks_not_loaded(one)
         good = next((at for at, block in enumerate(block_ids) if block in bad), loadable // BLOCK_TOKENS)
         for at in range(min(good, loadable // BLOCK_TOKENS)):
-            expected = page_of(ids[: (at + 1) * BLOCK_TOKENS])
+            expected = page_of(ids[: (at + 1) * BLOCK_TOKENS]) ^ self.weights
             assert torch.equal(self.cache[:, block_ids[at]], expected), f"block {at} holds other bytes"
         self._do(lambda: self.pool.free_blocks(reversed(blocks))).result(10)
         return min(good * BLOCK_TOKENS, loadable)
@@ -225,7 +249,7 @@ class Miniature:
             bad, end = self._blocks_not_loaded(one), found + loadable // BLOCK_TOKENS
             computed_from = next((at for at in range(found, end) if block_ids[at] in bad), end)
         for at in range(computed_from, len(blocks)):
-            self.cache[:, block_ids[at]] = page_of(ids[: (at + 1) * BLOCK_TOKENS])
+            self.cache[:, block_ids[at]] = page_of(ids[: (at + 1) * BLOCK_TOKENS]) ^ self.weights
         pages = hashlib.sha256(self.cache[:, block_ids].numpy().tobytes() + array("i", ids).tobytes()).digest()
 
         def finish() -> None:
@@ -278,7 +302,7 @@ class Miniature:
     def _compute(self, one: Any, ids: list[int]) -> None:
         blocks = compute(self.pool, one)
         for at, block in enumerate(blocks):
-            self.cache[:, block.block_id] = page_of(ids[: (at + 1) * BLOCK_TOKENS])
+            self.cache[:, block.block_id] = page_of(ids[: (at + 1) * BLOCK_TOKENS]) ^ self.weights
         self.scheduler.request_finished(one)
         self._step()
         self.pool.free_blocks(reversed(blocks))

@@ -125,19 +125,18 @@ class Freezer:
         self, args: FreezeArgs, freeze: FreezeUnderWay, asked_for: bool
     ) -> tuple[TimedFreeze, HeadSnapshot]:
         started = time.perf_counter()
+        passport = await self._engine.known_passport()
         async with self._engine.chunk_lock:
             snapshot = await self._snapshot(args)
             freeze.stage, freeze.token_count = Stage.COPYING, len(snapshot.token_ids)
-            chunks = await asyncio.to_thread(
-                chunk_specs, self._engine.passport, self._engine.geometry, snapshot.token_ids
-            )
+            chunks = await asyncio.to_thread(chunk_specs, passport, self._engine.geometry, snapshot.token_ids)
             keys = [chunk.key for chunk in chunks]
             parent = await self._engine.catalog.run(
                 lambda catalog: parent_of(catalog, snapshot.session_id, snapshot.cache_salt, keys)
             )
         new = self._window_commit.new_window(
             name=args.window_name,
-            passport=self._engine.passport.fields,
+            passport=passport.fields,
             description=args.description,
             tags=args.tags,
             session_id=snapshot.session_id,
@@ -214,6 +213,7 @@ class Freezer:
         self, snapshot: HeadSnapshot, chunks: Sequence[ChunkSpec], new: NewWindow, freeze: FreezeUnderWay
     ) -> tuple[_Saved, WindowRow]:
         """Save and commit once the evicted blocks are back."""
+        self._engine.passports.require_still(new.passport)
         try:
             return await self._store_locked(snapshot, chunks, new, freeze, asked_for=True)
         except _Lost as lost:

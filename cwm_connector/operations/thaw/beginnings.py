@@ -5,7 +5,7 @@ a request a look-up, which then discards it. The catalog thread writes and the e
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from cwm_connector.core.identity import Geometry, Passport, chunk_specs
@@ -17,12 +17,16 @@ _KEPT_BYTES: Final = 8
 class Beginnings:
     """The first chunks that this engine may load."""
 
-    def __init__(self, passport: Passport, geometry: Geometry) -> None:
+    def __init__(self, passport: Callable[[], Passport], geometry: Geometry) -> None:
+        """`passport` returns the engine's passport of now."""
         self._passport = passport
         self._geometry = geometry
         self._keys: set[int] = set()
         self._lengths: tuple[int, ...] = ()
         """The numbers of blocks in first chunks, the largest first. A short window's only chunk is a short one."""
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
     def add(self, key: ChunkKey, tokens: int) -> None:
         """Add a first chunk with so many tokens."""
@@ -37,10 +41,10 @@ class Beginnings:
 
     def of(self, token_ids: Sequence[int], max_blocks: int) -> Iterator[ChunkKey]:
         """Yield the known first chunks with which the tokens begin, the longest first, at most `max_blocks` long."""
-        size = self._geometry.block_tokens
+        size, passport = self._geometry.block_tokens, self._passport()
         for blocks in self._lengths:
             if blocks <= min(max_blocks, self._geometry.blocks_per_chunk):
-                key = chunk_specs(self._passport, self._geometry, array("i", token_ids[: blocks * size]))[0].key
+                key = chunk_specs(passport, self._geometry, array("i", token_ids[: blocks * size]))[0].key
                 if _kept(key) in self._keys:
                     yield key
 

@@ -49,7 +49,7 @@ class CatalogFinder:
     def __init__(self, engine: EngineContext, tiering: Tiering) -> None:
         self._engine = engine
         self._tiering = tiering
-        self._beginnings = Beginnings(engine.passport, engine.geometry)
+        self._beginnings = Beginnings(lambda: engine.passport, engine.geometry)
         self._loop = asyncio.get_running_loop()
         self._running: set[asyncio.Task[None]] = set()
 
@@ -70,6 +70,8 @@ class CatalogFinder:
         """Return whether windows that were not thawed for the request may fit, or tell which session it continues."""
         if question.salted or (self._engine.settings.auto_thaw is AutoThaw.OFF and not question.anonymous):
             return False
+        if not self._engine.passports.is_known:
+            return len(self._beginnings) > 0
         return next(self._beginnings.of(question.token_ids, question.max_blocks), None) is not None
 
     # --- the control thread ---
@@ -94,6 +96,7 @@ class CatalogFinder:
             self._engine.step_queue.nudge()
 
     async def _find(self, question: WindowQuestion) -> FoundWindows:
+        await self._engine.known_passport()
         bindings = self._engine.thaw_bindings
         changes = bindings.changes
         search = _Search(self._engine, question, self._beginnings)

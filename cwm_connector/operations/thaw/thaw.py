@@ -79,6 +79,7 @@ class Thawer:
         name = check_window_name(args.window_name)
         new_session_id = None if args.new_session_id is None else check_session_id(args.new_session_id)
         stored = await self._stored(name)
+        await self._engine.known_passport()
         self._engine.require_same_passport(stored.row.passport, f"window {name!r}")
         specs = self._specs(stored)
         choice = self._engine.scheduler.load_choice

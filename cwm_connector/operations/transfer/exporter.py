@@ -68,6 +68,7 @@ class Exporter:
         started = time.perf_counter()
         name, path = check_window_name(args.window_name), checked_path(args.path)
         window = await self._engine.catalog.run(lambda catalog: _read(catalog, name))
+        await self._engine.known_passport()
         self._engine.require_same_passport(window.row.passport, f"window {name!r}")
         with TransferThread("export", path, Code.WRITE_FAILED) as thread:
             await thread.run(require_outside_store, self._engine.settings, path)

@@ -75,6 +75,7 @@ class Importer:
         """
         started = time.perf_counter()
         path = checked_path(args.path)
+        await self._engine.known_passport()
         with TransferThread("import", path, Code.READ_FAILED) as thread:
             source = Source(path)
             try:

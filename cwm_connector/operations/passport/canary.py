@@ -1,0 +1,105 @@
+"""The canary: two fixed blocks that the engine computes for us, and a print of the KV that it leaves.
+
+Equal prints mean equal weights, rotary choice, quantisation, kernels and layout, whether or not a field names them. It
+is taken after the start and whenever the weights may have been replaced. The request has a salt that is used once, so
+all of it is computed. It belongs to no session, and no chunk is stored.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from array import array
+from typing import Final
+
+from cwm_connector.control.async_helpers import wait_done
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
+from cwm_connector.sessions.thaw_bindings import BoundWindow
+from cwm_connector.step.jobs import CanaryJob
+
+logger = logging.getLogger(__name__)
+
+LIMIT_S: Final = 120.0
+"""For one print. The engine may have a long queue."""
+POLL_S: Final = 0.25
+RETRY_S: Final = 1.0
+TRIES: Final = 4
+"""Other requests in the batch can change the rounding. Another print than before counts once it comes twice running."""
+BLOCKS: Final = 2
+_NOTHING: Final = BoundWindow(name="", token_ids=array("i"), chunks=(), usable_blocks=0)
+
+
+def canary_tokens(vocabulary: int, block_tokens: int, longest: int) -> "array[int]":
+    """Return the tokens: at most two blocks and one more, as `longest` allows. Special tokens are left out."""
+    blocks = min(BLOCKS, (longest - 2) // block_tokens)
+    first, span = vocabulary // 4, max(1, vocabulary // 2)
+    return array("i", [first + at * 7919 % span for at in range(blocks * block_tokens + 1)] if blocks > 0 else [])
+
+
+class Canary:
+    """One for each engine."""
+
+    def __init__(self, engine: EngineContext) -> None:
+        self._engine = engine
+        self._seen: int = -1
+
+    async def run(self) -> None:
+        """Keep the passport complete until cancelled."""
+        passports, gate = self._engine.passports, self._engine.scheduler.copy_gate
+        while passports.has_canary:
+            if gate.is_paused() or (passports.is_known and self._seen == passports.checks):
+                await asyncio.sleep(POLL_S)
+                continue
+            try:
+                await self._check()
+            except CWMError as problem:
+                logger.warning("the canary could not be computed: %s", problem)
+                await asyncio.sleep(RETRY_S)
+            except Exception:
+                logger.exception("the canary could not be computed")
+                await asyncio.sleep(RETRY_S)
+
+    async def _check(self) -> None:
+        passports = self._engine.passports
+        checks, began = passports.checks, time.perf_counter()
+        known = passports.current.fields.get("canary")
+        canary = await self._print()
+        for _ in range(TRIES):
+            if known is None or canary == known:
+                break
+            before, canary = canary, await self._print()
+            if before == canary:
+                break
+        logger.info("the canary's print is %s, after %.0f ms", canary[:16], (time.perf_counter() - began) * 1000)
+        passports.found(canary, checks, self._weights_replaced)
+        self._seen = checks
+
+    def _weights_replaced(self) -> None:
+        self._engine.thaw_bindings.clear()
+        logger.warning("the weights were replaced in place; windows of the old ones are refused from now on")
+
+    async def _print(self) -> str:
+        """Return the print of the two blocks."""
+        engine = self._engine
+        request_id = f"cwm-canary-{secrets.token_hex(8)}"
+        done = await engine.on_engine_thread(lambda side: side.expect_recompute(request_id, _NOTHING))
+        try:
+            salt = f"cwm-{secrets.token_urlsafe(24)}"
+            await asyncio.to_thread(engine.submit_prefill, request_id, memoryview(engine.canary_tokens), salt)
+            if not await wait_done(done, LIMIT_S):
+                raise CWMError(Code.OPERATION_TIMEOUT, "the engine is busy")
+        except BaseException:
+            if done.cancel():
+                engine.abort_request(request_id)
+            elif done.exception() is None:
+                engine.step_queue.call(done.result().blocks.release_all)
+            raise
+        blocks = done.result().blocks
+        try:
+            if not blocks.block_ids:
+                raise CWMError(Code.CHUNK_MISSING, "vLLM did not keep its blocks")
+            job = CanaryJob(engine.board.next_id(), blocks.block_ids)
+            return (await engine.wait_for_workers(engine.board.post(job).finished, PERSIST_STEP_S)).canary
+        finally:
+            engine.step_queue.call(blocks.release_all)

@@ -1,0 +1,34 @@
+"""The print of a canary's blocks on one rank. Transfer thread; blocks."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+
+from cwm_connector.core.canary import with_sample
+from cwm_connector.worker.fence import Fence
+from cwm_connector.worker.paged_copy import PagedCopier, PagePart, payload_bytes
+
+SAMPLED_LAYERS: Final = 4
+VALUES_PER_LAYER: Final = 16
+
+
+def canary_of(copier: PagedCopier, block_ids: Sequence[int], after: Fence, dtype: torch.dtype | None) -> str:
+    """Return the print of the blocks. `dtype`: the elements' type if rounding may differ between equal engines."""
+    pinned = torch.cuda.is_available()
+    payload = torch.empty(payload_bytes(copier, len(block_ids)), dtype=torch.uint8, pin_memory=pinned)
+    copier.gather([PagePart(payload, len(block_ids), 0, block_ids)], after).synchronize()
+    digest = hashlib.sha256(payload.numpy()).hexdigest()
+    if dtype is None:
+        return digest
+    layers = payload.view(dtype).view(copier.layers, -1)
+    chosen = {at * (copier.layers - 1) // (SAMPLED_LAYERS - 1) for at in range(SAMPLED_LAYERS)}
+    return with_sample(digest, [value for at in sorted(chosen) for value in _projections(layers[at].float())])
+
+
+def _projections(values: torch.Tensor) -> list[float]:
+    """Return sums of the values under fixed random signs, scaled to the size of one value."""
+    generator = torch.Generator().manual_seed(values.numel())
+    signs = torch.randint(0, 2, (VALUES_PER_LAYER, values.numel()), generator=generator, dtype=torch.int8) * 2 - 1
+    return [float((values * row).sum() / values.numel() ** 0.5) for row in signs]
