@@ -129,15 +129,14 @@ def build_engine(
     """Open the home and return the parts of an engine. Blocks on the disk.
 
     `wake` makes an idle engine step, and `is_paused` says whether it takes none. Any thread may call them.
-    Raises: `Code.ARGUMENT` for a folder that can't be written or belongs to another home, `Code.CORRUPT` for a missing
-    catalog.
+    Raises: `Code.ARGUMENT` for a folder that can't be written or is another home's, `Code.CORRUPT` without a catalog.
     """
     store_id = open_home(settings.home, settings.chunks_path, settings.catalog_path)
     require_catalog(settings.catalog_path, settings.chunks_path)
     geometry = Geometry.of(shape.block_tokens, settings.chunk_tokens)
-    board, locations = JobBoard(shape.world_size), ChunkLocations(shape.world_size)
-    thaw_bindings, step_queue, metrics = ThawBindings(), StepQueue(wake), Metrics()
-    window_matches = WindowMatches(geometry, thaw_bindings)
+    board, locations, step_queue = JobBoard(shape.world_size), ChunkLocations(shape.world_size), StepQueue(wake)
+    thaw_bindings, passports = ThawBindings(), CurrentPassport(has_canary=len(shape.canary_tokens) > 0)
+    metrics, window_matches = Metrics(), WindowMatches(geometry, thaw_bindings)
     sessions = SessionIndex(
         shape.model,
         shape.block_tokens,
@@ -156,10 +155,8 @@ def build_engine(
         locations=locations,
         metrics=metrics,
         load_policy=settings.load,
-        copy_gate=CopyGate(board, is_paused),
+        copy_gate=CopyGate(board, is_paused, lambda: passports.is_known),
     )
-    passports = CurrentPassport(has_canary=len(shape.canary_tokens) > 0)
-    scheduler.copy_gate.may_load = lambda: passports.is_known
     return EngineParts(
         passports=passports,
         settings=settings,

@@ -232,15 +232,18 @@ class CopyGate:
     """
 
     def __init__(
-        self, board: JobBoard, is_paused: Callable[[], bool], clock: Callable[[], float] = time.monotonic
+        self,
+        board: JobBoard,
+        is_paused: Callable[[], bool],
+        may_load: Callable[[], bool] = lambda: True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`is_paused`: whether the engine sleeps or was paused."""
+        """`is_paused`: whether the engine sleeps or was paused. `may_load`: whether its weights are known."""
         self.is_paused = is_paused
         self._board = board
         self._clock = clock
         self._closed_until = float("-inf")
-        self.may_load: Callable[[], bool] = lambda: True
-        """Whether it is known what the engine's weights are."""
+        self.may_load = may_load
         self._held_since: float | None = None
 
     def holds_loads(self) -> bool:

@@ -22,7 +22,7 @@ TEXT = list(range(100, 250))
 
 def test_vllm_is_told_to_wait_until_saves_have_read_their_blocks_and_loads_are_over() -> None:
     board, clock = JobBoard(1), Clock()
-    gate = CopyGate(board, lambda: False, clock)
+    gate = CopyGate(board, lambda: False, clock=clock)
     assert gate.drained()
     save = SaveJob(board.next_id(), (), (TierName.DISK,), Claim(""))
     load = LoadJob(board.next_id(), "r", ())
@@ -37,7 +37,7 @@ def test_vllm_is_told_to_wait_until_saves_have_read_their_blocks_and_loads_are_o
 
 def test_no_copy_begins_while_vllm_waits_and_a_while_later_again() -> None:
     board, clock = JobBoard(1), Clock()
-    gate = CopyGate(board, lambda: False, clock)
+    gate = CopyGate(board, lambda: False, clock=clock)
     board.post(LoadJob(board.next_id(), "r", ()))
     assert not gate.is_closed and not gate.drained() and gate.is_closed
     with pytest.raises(CWMError, match=r"CWM-3001.*try again in a few seconds"):

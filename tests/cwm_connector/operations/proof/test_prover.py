@@ -118,10 +118,13 @@ async def test_proofs_belong_to_no_session(engine: Miniature) -> None:
     assert (await engine.call(Op.SESSIONS))["total"] == before == 1
 
 
-async def test_a_sleeping_engine_takes_no_proof_and_the_window_is_there(engine: Miniature) -> None:
+async def test_an_engine_that_falls_asleep_takes_no_proof_and_the_window_is_there(engine: Miniature) -> None:
     await engine.serve(TEXT, "s")
-    engine.asleep = True
-    frozen = await engine.call(Op.FREEZE, session_id="s", window_name="w", prove=True)
+
+    def sleep_before_the_proof(done: int, total: int, text: str) -> None:
+        engine.asleep = engine.asleep or text == "taking the proof"
+
+    frozen = await engine.call(Op.FREEZE, sleep_before_the_proof, session_id="s", window_name="w", prove=True)
     assert "proof" not in frozen
     assert frozen["no_proof"] == "no proof was taken: the engine is asleep or paused; wake it and try again"
     assert (await engine.call(Op.STATUS, window_name="w"))["state"] == "frozen"
