@@ -180,6 +180,11 @@ class Settings(BaseSettings):
         return self.socket or self.home / "engine.sock"
 
     @property
+    def passport_path(self) -> Path:
+        """Return the path of the file with the engine's passport, as the engine last knew it."""
+        return self.home / "passport.json"
+
+    @property
     def catalog_path(self) -> Path:
         """Return the path of the catalog's SQLite file."""
         return self.home / "catalog.sqlite"

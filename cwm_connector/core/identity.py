@@ -57,7 +57,11 @@ class Passport:
         return hashlib.sha256(json.dumps(dict(self.fields), sort_keys=True).encode()).digest()
 
     def first_difference(self, other: Mapping[str, str]) -> tuple[str, str, str] | None:
-        """Return the name, our value and the other value of the first field that differs, or None if all agree.
+        """Return the first of the differences, or None if all fields agree."""
+        return next(self.differences(other), None)
+
+    def differences(self, other: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+        """Yield the name, our value and the other value of each field that differs.
 
         The order is that of our fields, because different weights say more than the different configuration that often
         comes with them. `ADDED_LATER` says what a lacking field counts as.
@@ -70,8 +74,7 @@ class Passport:
             if name == "canary" and agree(ours or "", theirs or ""):
                 continue
             if (assumed if ours is None else ours) != (assumed if theirs is None else theirs):
-                return name, ours or ABSENT, theirs or ABSENT
-        return None
+                yield name, ours or ABSENT, theirs or ABSENT
 
 
 @dataclass(frozen=True, slots=True)

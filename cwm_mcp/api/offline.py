@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from cwm_connector.catalog import results
 from cwm_connector.catalog.base import Catalog, CatalogTotals, WindowRow
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
@@ -17,6 +19,13 @@ from cwm_connector.protocol.results import SessionList, Status, WindowList, Wind
 from cwm_connector.protocol.stats import KvStore, StoreStats, TierStats
 
 T = TypeVar("T")
+
+
+class WindowPassport(msgspec.Struct, frozen=True):
+    """What an engine must have in common with a window to load it."""
+
+    window_name: str
+    passport: dict[str, str]
 
 
 class OfflineCatalog:
@@ -48,6 +57,10 @@ class OfflineCatalog:
         """Return a window's token ids. Raises: `Code.WINDOW_NOT_FOUND`."""
         ids = self._read(lambda catalog: catalog.token_ids_of(args.window_name))
         return WindowTokens(window_name=args.window_name, token_ids=ids)
+
+    def passport(self, window_name: str) -> WindowPassport:
+        """Return a window's passport. Raises: `Code.WINDOW_NOT_FOUND`."""
+        return self._read(lambda catalog: WindowPassport(window_name, dict(catalog.window(window_name).passport)))
 
     def sessions(self, args: SessionsArgs) -> SessionList:
         """Return the sessions that were ever frozen or thawed, as they were then."""

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol import stats
+from cwm_mcp.api.offline import WindowPassport
 from cwm_mcp.cli.selection import Removed
 from cwm_mcp.cli.sentences import said
 from cwm_mcp.cli.table import Column, FittingTable
@@ -100,6 +101,11 @@ def _(result: m.Status) -> RenderableType:
     for each in result.blocks:
         _row(table, each.hash[:_HASH_SHOWN], each.tokens, size(each.size_bytes), each.storage_tier)
     return Group(fields, table)
+
+
+@renderable.register
+def _(result: WindowPassport) -> RenderableType:
+    return _fields(result.passport)
 
 
 @renderable.register

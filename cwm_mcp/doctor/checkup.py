@@ -6,14 +6,17 @@ import os
 from cwm_connector.core.errors import CWMError
 from cwm_connector.settings import Settings
 from cwm_mcp.api.offline import OfflineCatalog
-from cwm_mcp.doctor import engine, home, packages, plugin, redis, vllm
+from cwm_mcp.doctor import engine, home, packages, passport, plugin, redis, vllm
 from cwm_mcp.doctor.report import Check, Diagnosis, summarize
 from cwm_mcp.doctor.variables import check_variables
 from cwm_mcp.settings import client_settings
 
 
-async def run_checks() -> Diagnosis:
-    """Run all checks. With an invalid setting, run only those that need no settings."""
+async def run_checks(against: str | None = None) -> Diagnosis:
+    """Run all checks. With an invalid setting, run only those that need no settings.
+
+    `against`: a window that the engine should be able to load.
+    """
     found = await asyncio.to_thread(packages.check_packages)
     try:
         settings = client_settings()
@@ -21,7 +24,8 @@ async def run_checks() -> Diagnosis:
         name = str(problem.context.get("setting", "home")).upper()
         step = f"unset CWM_{name}"
         return summarize([*found, Check(name="settings", status="error", message=str(problem), next=step)])
-    return summarize([*found, check_variables(os.environ), *await _checks_of(settings)])
+    fits = [] if against is None else [await asyncio.to_thread(passport.check_against, settings, against)]
+    return summarize([*found, check_variables(os.environ), *await _checks_of(settings), *fits])
 
 
 async def _checks_of(settings: Settings) -> list[Check]:

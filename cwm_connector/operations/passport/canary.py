@@ -6,10 +6,12 @@ all of it is computed. It belongs to no session, and no chunk is stored.
 """
 
 import asyncio
+import json
 import logging
 import secrets
 import time
 from array import array
+from pathlib import Path
 from typing import Final
 
 from cwm_connector.control.async_helpers import wait_done
@@ -37,6 +39,12 @@ def canary_tokens(vocabulary: int, block_tokens: int, longest: int) -> "array[in
     return array("i", [first + at * 7919 % span for at in range(blocks * block_tokens + 1)] if blocks > 0 else [])
 
 
+def _replace(path: Path, text: str) -> None:
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text)
+    fresh.replace(path)
+
+
 class Canary:
     """One for each engine."""
 
@@ -47,6 +55,7 @@ class Canary:
     async def run(self) -> None:
         """Keep the passport complete until cancelled."""
         passports, gate = self._engine.passports, self._engine.scheduler.copy_gate
+        await self._write_down()
         while passports.has_canary:
             if gate.is_paused() or (passports.is_known and self._seen == passports.checks):
                 await asyncio.sleep(POLL_S)
@@ -74,6 +83,15 @@ class Canary:
         logger.info("the canary's print is %s, after %.0f ms", canary[:16], (time.perf_counter() - began) * 1000)
         passports.found(canary, checks, self._weights_replaced)
         self._seen = checks
+        await self._write_down()
+
+    async def _write_down(self) -> None:
+        """Write the passport into the home, where `cwm doctor` reads it."""
+        path, fields = self._engine.settings.passport_path, dict(self._engine.passport.fields)
+        try:
+            await asyncio.to_thread(_replace, path, json.dumps(fields, indent=1))
+        except OSError as problem:
+            logger.warning("%s could not be written (%s); cwm doctor can't compare windows", path, problem.strerror)
 
     def _weights_replaced(self) -> None:
         self._engine.thaw_bindings.clear()

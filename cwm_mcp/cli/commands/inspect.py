@@ -5,15 +5,30 @@ from typing import Annotated
 
 import typer
 
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.names import check_window_name
 from cwm_connector.protocol import calls
 from cwm_mcp.api.diff import diff_windows
+from cwm_mcp.api.offline import OfflineCatalog, WindowPassport
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.tree import WindowTree, all_windows, tree_of
 from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.passages import read_text
 from cwm_mcp.cli.commands.registration import INSPECT, command
 from cwm_mcp.cli.render import printable
-from cwm_mcp.cli.runner import Json, Limit, Offset, Quiet, Window, WithTags, parsed, print_result, run
+from cwm_mcp.cli.runner import (
+    Json,
+    Limit,
+    Offset,
+    Quiet,
+    Window,
+    WithTags,
+    failed,
+    parsed,
+    print_result,
+    run,
+    settings,
+)
 
 app = typer.Typer()
 Model = Annotated[str | None, typer.Option(help="Only those of this model, by the name vLLM serves.")]
@@ -70,7 +85,11 @@ def list_windows(
 @command(
     app,
     INSPECT,
-    examples=["cwm show project-kickoff --blocks", "cwm show --session my-session --json"],
+    examples=[
+        "cwm show project-kickoff --blocks",
+        "cwm show project-kickoff --passport",
+        "cwm show --session my-session --json",
+    ],
 )
 def show(
     window_name: Annotated[
@@ -82,6 +101,9 @@ def show(
         typer.Option(help="Show this session instead of a window.", autocompletion=shell_completion.sessions),
     ] = None,
     blocks: Annotated[bool, typer.Option("--blocks", help="List the stored blocks and the tier of each.")] = False,
+    passport: Annotated[
+        bool, typer.Option("--passport", help="Show what an engine must have in common with the window to load it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show details of one window or session.
@@ -90,7 +112,20 @@ def show(
     engine for every window, and for a session that was frozen or thawed before.
     """
     args = parsed(calls.StatusArgs, window_name=window_name, session_id=session, include_blocks=blocks)
+    if passport:
+        print_result(passport_of(window_name), as_json)
+        return
     print_result(run(lambda cwm: cwm.status(args)), as_json)
+
+
+def passport_of(name: str | None) -> WindowPassport:
+    """Return a window's passport from the catalog, with or without an engine. Raises: typer.Exit."""
+    try:
+        if name is None:
+            raise CWMError(Code.ARGUMENT, "--passport needs a window; cwm ls lists them")
+        return OfflineCatalog(settings().catalog_path).passport(check_window_name(name))
+    except CWMError as problem:
+        raise failed(problem) from None
 
 
 @command(app, INSPECT, examples=["cwm tree", "cwm tree project-kickoff", "cwm tree --json | jq '.roots[].name'"])

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from typer._completion_shared import get_completion_script
 
+from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.registration import SETUP, command
 from cwm_mcp.cli.runner import Json, print_result
 from cwm_mcp.doctor.checkup import run_checks
@@ -25,17 +26,29 @@ class Shell(enum.StrEnum):
 @command(
     app,
     SETUP,
-    examples=["cwm doctor", "cwm doctor --json | jq '.checks[] | select(.status == \"error\")'"],
+    examples=[
+        "cwm doctor",
+        "cwm doctor --against project-kickoff",
+        "cwm doctor --json | jq '.checks[] | select(.status == \"error\")'",
+    ],
     exits={0: "no problems, or only warnings", 1: "an error was found"},
 )
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Also compare this window's passport with the engine's.", autocompletion=shell_completion.windows
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Find problems and show the command that fixes each.
 
     Checks the installed versions, the settings, CWM_HOME and the free space on its disk, the engine's socket, vLLM over
     HTTP, its flags, the catalog, Redis and the Claude Code plugin, in this order. Changes nothing, and never prints a
-    key, token or password.
+    key, token or password. With --against, names every property of the window that this engine does not have.
     """
-    report = asyncio.run(run_checks())
+    report = asyncio.run(run_checks(against))
     print_result(report, as_json)
     if report.status == "error":
         raise typer.Exit(1)

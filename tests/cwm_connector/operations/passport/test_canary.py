@@ -1,6 +1,7 @@
 """The canary: whatever changes the KV, a window of before is refused, and nothing else notices the canary."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,7 @@ async def test_a_request_that_has_found_its_window_before_weights_are_replaced_d
 
 def test_a_request_waits_for_the_canary_a_while_and_then_computes() -> None:
     clock = Clock()
-    gate = CopyGate(JobBoard(1), lambda: False, clock)
+    gate = CopyGate(JobBoard(1), lambda: False, clock=clock)
     assert not gate.holds_loads()
     gate.may_load = lambda: False
     assert gate.holds_loads()
@@ -191,3 +192,15 @@ def test_the_canary_is_at_most_two_blocks_of_ordinary_tokens(longest: int, block
     tokens = canary.canary_tokens(1000, 16, longest)
     assert len(tokens) == (blocks * 16 + 1 if blocks else 0)
     assert all(250 <= token < 750 for token in tokens)
+
+
+async def test_the_home_has_the_passport_of_now_for_the_doctor(tmp_path: Path) -> None:
+    engine = await Miniature.started(tmp_path, canary=True)
+    path = engine.settings.passport_path
+    first = await known(engine)
+    for _ in range(500):
+        if "canary" in json.loads(path.read_text()):
+            break
+        await asyncio.sleep(0.01)
+    assert json.loads(path.read_text()) == {"weights": "small", "format": "1", "canary": first}
+    engine.close()
