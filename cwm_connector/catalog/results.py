@@ -71,6 +71,7 @@ class LiveSession:
     """When auto-freeze will save it if it stays idle."""
     head: str | None = None
     head_reason: str | None = None
+    head_names: tuple[str, ...] = ()
 
 
 def iso(time: Micros) -> str:
@@ -273,6 +274,7 @@ def live_session_item(live: LiveSession, row: SessionRow | None) -> results.Sess
         auto_freeze_at=None if live.auto_freeze_at is None else iso(live.auto_freeze_at),
         head=live.head,
         head_reason=live.head_reason,
+        head_names=list(live.head_names) if len(live.head_names) > 1 else None,
     )
 
 

@@ -215,6 +215,7 @@ class Queries:
                 model=self._engine.model,
                 token_count=view.token_count,
                 heads=len(view.heads),
+                head_names=view.heads,
                 cached_tokens=cached if fresh else None,
                 created_at=view.created_at,
                 last_active_at=view.last_active_at,

@@ -313,6 +313,7 @@ class SessionItem(msgspec.Struct, frozen=True):
     auto_freeze_at: Annotated[str | None, Meta(description="When auto-freeze saves it if it stays idle.")]
     head: Annotated[str | None, Meta(description="What a freeze without a head takes.")] = None
     head_reason: str | None = None
+    head_names: Annotated[list[str] | None, Meta(description="All heads, if there are several.")] = None
 
 
 class SessionList(Answer, frozen=True):

@@ -3,6 +3,7 @@
 Exit codes: 0 for success, 1 for an error, 2 for a wrong command line or an invalid setting. Errors go to stderr.
 """
 
+import sys
 from typing import Annotated
 
 import typer
@@ -71,11 +72,15 @@ app.add_typer(ui.app)
 
 
 def main() -> None:
-    """Run the `cwm` command with the arguments of this process."""
+    """Run the `cwm` command with the arguments of this process. Ctrl-C ends it with one line."""
     prepare()
     completion_init()
-    with one_line_for_faults():
-        app(prog_name="cwm")
+    try:
+        with one_line_for_faults():
+            app(prog_name="cwm")
+    except KeyboardInterrupt:
+        print("interrupted; cwm ls shows which windows there are", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -78,8 +78,17 @@ def _(result: m.SessionList) -> RenderableType:
         )
     page = _page(table, len(result.sessions), result.total)
     several = [each for each in result.sessions if each.head is not None and (each.heads or 0) > 1]
-    choices = [_cell(f"{each.session_id}: a freeze takes head {each.head}; {each.head_reason}") for each in several]
+    choices = [
+        _cell(f"{each.session_id}: a freeze takes head {each.head}; {each.head_reason}{_heads(each)}")
+        for each in several
+    ]
     return Group(page, Text(), *choices) if choices else page
+
+
+def _heads(session: m.SessionItem) -> str:
+    """Return how to name the heads of a session to a command."""
+    names = [f"{session.session_id}/{head}" for head in session.head_names or ()]
+    return f". Its heads: {', '.join(names)}" if names else ""
 
 
 @renderable.register

@@ -31,7 +31,7 @@ def tags(incomplete: str) -> list[str]:
 
 
 def sessions(incomplete: str) -> list[str]:
-    """Return the session ids that start with `incomplete`."""
+    """Return the sessions and their heads, as SESSION or SESSION/HEAD, that start with `incomplete`."""
     return _matching(incomplete, lambda: asyncio.run(_session_ids()))
 
 
@@ -65,4 +65,8 @@ async def _session_ids() -> list[str]:
             page = await operations.sessions(calls.SessionsArgs(limit=_MAX_SESSIONS))
     finally:
         await operations.aclose()
-    return [session.session_id for session in page.sessions]
+    return [
+        name
+        for session in page.sessions
+        for name in (session.session_id, *(f"{session.session_id}/{head}" for head in session.head_names or ()))
+    ]

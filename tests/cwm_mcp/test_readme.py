@@ -21,6 +21,7 @@ STEM = {
     "captured_tokens": 768,
     "block_count": 3,
     "total_size_bytes": 3 * homes.CHUNK_BYTES,
+    "new_bytes": homes.CHUNK_BYTES,
 }
 THAWED = {
     "session_id": "talk",

@@ -15,6 +15,7 @@ from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_connector.sessions.index import EXPIRES_AFTER
 from cwm_connector.sessions.views import SessionView
 from tests.support.miniature import Miniature
+from tests.support.vllm_parts import BLOCK_TOKENS
 
 
 def view(last_active_at: int, running: bool = False, expired: bool = False) -> SessionView:
@@ -134,3 +135,11 @@ async def test_a_session_expires_without_a_request_and_without_a_list(
             await engine.engine.on_engine_thread(lambda side: None)
     task.cancel()
     engine.close()
+
+
+async def test_the_heads_of_a_session_can_be_named_to_a_freeze(engine: Miniature) -> None:
+    for head, start in (("a", 1000), ("b", 9000)):
+        await engine.serve(range(start, start + 4 * BLOCK_TOKENS), f"proj/{head}")
+    (listed,) = (await engine.call(Op.SESSIONS))["sessions"]
+    assert (listed["session_id"], sorted(listed["head_names"])) == ("proj", ["a", "b"])
+    assert (await engine.call(Op.FREEZE, session_id="proj/a", window_name="w"))["head"] == "a"

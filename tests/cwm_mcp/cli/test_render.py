@@ -1,6 +1,7 @@
 """Tables for a terminal."""
 
 import io
+import time
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from rich.console import Console
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol import stats
 from cwm_mcp.cli.render import renderable
-from cwm_mcp.cli.units import size
+from cwm_mcp.cli.units import minute, size
 from tests.cwm_mcp.canned import FROZEN
 
 
@@ -67,6 +68,24 @@ def test_a_session_with_several_heads_says_which_one_a_freeze_takes_and_why() ->
     assert "s: a freeze takes head h2; it is the longest" in drawn(m.SessionList([several], 1, False))
     one = msgspec.structs.replace(several, heads=1)
     assert "a freeze takes" not in drawn(m.SessionList([one], 1, False))
+
+
+def test_the_heads_of_a_session_are_listed_as_arguments() -> None:
+    several = msgspec.structs.replace(
+        a_session(None), heads=2, head="a", head_reason="it is the longest", head_names=["a", "b"]
+    )
+    assert "Its heads: s/a, s/b" in drawn(m.SessionList([several], 1, False))
+
+
+def test_times_are_the_readers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        for zone, shown in (("UTC", "2026-01-23 09:30"), ("Asia/Tokyo", "2026-01-23 18:30")):
+            monkeypatch.setenv("TZ", zone)
+            time.tzset()
+            assert minute("2026-01-23T09:30:15.250Z") == shown
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_freeze_shows_its_head_why_and_the_others_in_one_line() -> None:

@@ -1,0 +1,70 @@
+"""Time the commands of `cwm` as a person waits for them, over a home with 1,000 windows and no engine.
+
+    python -m benchmarks.shell
+
+Uses hyperfine if it is installed, and its own loop otherwise. Prints the median of the runs, the processor time, and
+the machine's load, because another program on the same cores makes every figure larger.
+"""
+
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.cwm_mcp import homes
+
+WINDOWS = 1000
+RUNS = 20
+COMMANDS = {
+    "cwm --version": ["--version"],
+    "cwm --help": ["--help"],
+    "cwm ls": ["ls"],
+    "cwm show": ["show", "stem"],
+}
+_PROGRAM = [sys.executable, "-c", "from cwm_mcp.cli import main; main()"]
+
+
+def measured(words: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Return the median of the elapsed seconds of one command, and its processor seconds."""
+    if shutil.which("hyperfine"):
+        return _by_hyperfine(words, environment)
+    elapsed = []
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for _ in range(RUNS):
+        begun = time.perf_counter()
+        subprocess.run([*_PROGRAM, *words], env=environment, check=True, stdout=subprocess.DEVNULL)
+        elapsed.append(time.perf_counter() - begun)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return statistics.median(elapsed), used / RUNS
+
+
+def _by_hyperfine(words: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    with tempfile.NamedTemporaryFile(suffix=".json") as report:
+        line = subprocess.list2cmdline([*_PROGRAM, *words])
+        command = ["hyperfine", "-N", "--warmup", "3", "--runs", str(RUNS), "--export-json", report.name, line]
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        (result,) = json.loads(Path(report.name).read_text())["results"]
+    return result["median"], result["user"] + result["system"]
+
+
+def main() -> None:
+    """Print one line for each command."""
+    with tempfile.TemporaryDirectory(prefix="cwm-") as home:
+        homes.fill(Path(home))
+        homes.clones(Path(home), "stem", WINDOWS - 3)
+        environment = {**os.environ, "CWM_HOME": home, "PYTHONDONTWRITEBYTECODE": ""}
+        print(f"{WINDOWS} windows, {RUNS} runs each, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+        for name, words in COMMANDS.items():
+            elapsed, used = measured(words, environment)
+            print(f"{name:16} {elapsed * 1000:6.0f} ms elapsed, {used * 1000:6.0f} ms of processor time")
+
+
+if __name__ == "__main__":
+    main()

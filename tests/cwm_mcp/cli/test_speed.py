@@ -1,0 +1,30 @@
+"""The command starts fast, because it imports only what it needs."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.paths import ROOT
+
+_SLOW = ("pydantic", "typer", "rich", "asyncio", "mcp", "httpx", "uvicorn", "starlette", "torch", "vllm", "redis")
+
+
+def loaded_by(*words: str) -> set[str]:
+    """Return which of the slow packages a command imports."""
+    code = (
+        f"import sys\nsys.argv = ['cwm', *{words!r}]\nfrom cwm_mcp.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print('loaded', *(name for name in {_SLOW!r} if name in sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    return set(ran.stdout.splitlines()[-1].split()[1:])
+
+
+def test_the_version_is_told_without_importing_anything_slow() -> None:
+    assert loaded_by("--version") == set()
+
+
+@pytest.mark.parametrize("words", [["ls"], ["show", "nothing"], ["--help"]])
+def test_a_command_without_http_loads_no_http_library(words: list[str]) -> None:
+    assert not loaded_by(*words) & {"mcp", "httpx", "uvicorn", "starlette", "torch", "vllm", "redis"}
