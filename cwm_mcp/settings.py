@@ -17,6 +17,8 @@ def client_settings() -> Settings:
     nearest = next(folder for folder in (settings.home, *settings.home.parents) if _exists(folder))
     if not nearest.is_dir() or not is_writable(nearest):
         # Even reading needs it, because SQLite creates the index of its log beside the catalog.
+        if not nearest.is_dir():
+            raise CWMError(Code.ARGUMENT, f"CWM_HOME is {settings.home}, but {nearest} is not a folder", setting="home")
         raise CWMError(
             Code.ARGUMENT,
             f"CWM_HOME is {settings.home}, but this user cannot write to {nearest}; choose another folder",

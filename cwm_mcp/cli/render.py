@@ -180,9 +180,22 @@ def _fields(values: Mapping[str, Any]) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in _flat(values):
-        in_bytes = name.endswith("bytes") and isinstance(value, int)
-        table.add_row(name, _cell(size(value) if in_bytes else value))
+        table.add_row(name, _cell(_in_units(name, value)))
     return table
+
+
+def _in_units(name: str, value: object) -> object:
+    """Return a field's value as a person reads it: sizes, shares and factors with their units."""
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case int() if name.endswith("bytes"):
+            return size(value)
+        case float() if name.endswith("rate"):
+            return f"{value:.1%}"
+        case float() if name.endswith("ratio"):
+            return f"{value:.1f} ×"
+    return value
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

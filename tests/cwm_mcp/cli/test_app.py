@@ -148,6 +148,14 @@ def test_a_setting_that_cannot_work_exits_with_2(home: Path, monkeypatch: pytest
     assert "CWM_CPU_CACHE_GB" in ran.stderr
 
 
+def test_a_home_that_is_a_file_is_called_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "file").write_text("")
+    monkeypatch.setenv("CWM_HOME", str(home / "file"))
+    ran = cwm("ls")
+    assert ran.exit_code == 2
+    assert ran.stderr == f"CWM-1003: CWM_HOME is {home}/file, but {home}/file is not a folder\n"
+
+
 def test_the_command_runs_in_a_process_of_its_own(filled: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "cwm_mcp.cli", "ls", "--json"],

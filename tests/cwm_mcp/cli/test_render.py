@@ -58,6 +58,16 @@ def test_the_unknown_is_a_dash_and_not_a_zero() -> None:
     assert rows["kv_store.hit_rate"] == rows["kv_store.tiers.cpu"] == "-"
 
 
+def test_shares_factors_and_switches_are_shown_as_people_read_them() -> None:
+    store = stats.KvStore(
+        total_blocks=3, total_bytes=2048, hit_rate=0.30789302, hits=1, misses=2, dedup_ratio=4.868451, tiers={}
+    )
+    vllm = stats.VllmCache(connected=True, prefix_cache_hit_rate=None, external_hit_rate=None, cached_tokens=None)
+    shown = drawn(stats.CacheStats(kv_store=store, vllm=vllm))
+    assert "30.8%" in shown and "4.9 ×" in shown and "2.0 KiB" in shown
+    assert "yes" in shown and "True" not in shown
+
+
 def test_a_page_says_how_much_there_is_beyond_it() -> None:
     assert "1 of 7" in drawn(m.SessionList(sessions=[a_session(None)], total=7, has_more=True))
     assert " of " not in drawn(m.SessionList(sessions=[a_session(None)], total=1, has_more=False))
