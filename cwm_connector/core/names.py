@@ -8,22 +8,30 @@ Clients name their sessions as they like, `alice@example.com` for instance. An i
   8 hexadecimal digits of the SHA-256 of the identifier's UTF-8 follow, so that two identifiers stay two sessions.
 - An empty identifier is none, and neither is one of more than 1,024 bytes.
 
-The same rule makes the names of heads. Names of windows and tags are refused if they are not legal.
+The same rule makes the names of heads. Names of windows and tags may have letters of any script. They are normalised to
+NFC, and refused if they are not legal. `letters.py` says which letters are not.
 
 Pure functions for any thread. Nothing here blocks.
 """
 
 import hashlib
 import re
+import unicodedata
 from typing import Final
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.letters import why_not
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _NOT_IN_SESSION_ID = re.compile(r"[^A-Za-z0-9._:-]")
-_WINDOW_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}")
-_TAG = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_WINDOW_SIGNS: Final = "._-"
+_TAG_SIGNS: Final = "._:-"
+_MAX_WINDOW_NAME: Final = 128
+_MAX_TAG: Final = 64
+_MAX_NAME_BYTES: Final = 240
+"""So that a name fits into the name of a file."""
 _MAX_IDENTIFIER_BYTES: Final = 1024
+_SHOWN: Final = 80
 _DIGEST_DIGITS: Final = 8
 _MAX_SESSION_ID: Final = 128
 MAX_TAGS: Final = 32
@@ -52,30 +60,42 @@ def legal_session_id(text: str) -> str | None:
 
 
 def check_window_name(text: str) -> str:
-    """Return the window name. Raises `Code.WINDOW_NAME` if it has characters that are not allowed."""
-    if not _WINDOW_NAME.fullmatch(text):
+    """Return the window name in NFC. Raises `Code.WINDOW_NAME` if it has characters that are not allowed."""
+    name = unicodedata.normalize("NFC", text)
+    reason = "it begins with a dot" if name.startswith(".") else _fault(name, _MAX_WINDOW_NAME, _WINDOW_SIGNS)
+    if reason is not None:
         raise CWMError(
             Code.WINDOW_NAME,
-            f"{text!r} is not a window name; use 1 to 128 ASCII letters, digits and . _ -, and no dot at the beginning",
+            f"{text[:_SHOWN]!a} is not a window name, because {reason}; use 1 to 128 letters, digits and . _ -, "
+            "and no dot at the beginning",
             window_name=text,
         )
-    return text
+    return name
 
 
 def check_tags(tags: list[str]) -> list[str]:
-    """Return the tags without repetitions, in the given order.
+    """Return the tags in NFC without repetitions, in the given order.
 
     Raises `Code.ARGUMENT` if there are more than `MAX_TAGS` or one has characters that are not allowed.
     """
-    unique = list(dict.fromkeys(tags))
+    unique = list(dict.fromkeys(unicodedata.normalize("NFC", tag) for tag in tags))
     if len(unique) > MAX_TAGS:
         raise CWMError(Code.ARGUMENT, f"{len(unique)} tags are too many; give at most {MAX_TAGS}")
     for tag in unique:
-        if not _TAG.fullmatch(tag):
+        if (reason := _fault(tag, _MAX_TAG, _TAG_SIGNS)) is not None:
             raise CWMError(
-                Code.ARGUMENT, f"{tag!r} is not a tag; use 1 to 64 ASCII letters, digits and . _ : -", tag=tag
+                Code.ARGUMENT,
+                f"{tag[:_SHOWN]!a} is not a tag, because {reason}; use 1 to 64 letters, digits and . _ : -",
+                tag=tag,
             )
     return unique
+
+
+def _fault(name: str, most: int, signs: str) -> str | None:
+    """Return why the text is no name of at most `most` characters, or None."""
+    if not 1 <= len(name) <= most or len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
+        return f"it has {len(name)} characters" if name else "it is empty"
+    return why_not(name, signs)
 
 
 def check_description(text: str) -> str:

@@ -1,6 +1,7 @@
-"""The addresses of what can be read as an MCP resource. A window's name needs no escaping in them."""
+"""The addresses of what can be read as an MCP resource. Letters beyond ASCII are escaped in them, as in any URL."""
 
 from typing import Final
+from urllib.parse import quote
 
 WINDOWS: Final = "windows://list"
 SESSIONS: Final = "sessions://list"
@@ -10,12 +11,12 @@ TRANSCRIPT: Final = "window://{name}/transcript"
 
 
 def window_uri(name: str) -> str:
-    return WINDOW.format(name=name)
+    return WINDOW.format(name=quote(name, safe=""))
 
 
 def tokens_uri(name: str) -> str:
-    return TOKENS.format(name=name)
+    return TOKENS.format(name=quote(name, safe=""))
 
 
 def transcript_uri(name: str) -> str:
-    return TRANSCRIPT.format(name=name)
+    return TRANSCRIPT.format(name=quote(name, safe=""))

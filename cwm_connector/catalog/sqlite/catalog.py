@@ -84,6 +84,7 @@ from cwm_connector.catalog.sqlite.windows import (
     rename_window,
     snapshot_of,
 )
+from cwm_connector.catalog.words import typed_words
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Micros, TierName
 
@@ -200,11 +201,11 @@ class SqliteCatalog:
             return children_of(db, name)
 
     def list_windows(self, query: WindowQuery) -> WindowPage:
-        count = count_of(query)
-        if self._read_only and query.search:
+        if self._read_only and typed_words(query.search or "") is not None:
             with self._file.reading_with_temporary_tables() as db:
                 self._compare(db, ("windows", "window_tags"))
-                gather_words(db)
+                query = replace(query, search=gather_words(db, query.search or ""))
+        count = count_of(query)
         with self._reading("windows", "window_tags") as db:
             (total,) = db.execute(count.sql, count.values).fetchone()
             page = page_of(query, total)

@@ -23,6 +23,7 @@ from typing import Final
 
 from cwm_connector.catalog.sqlite.sealing import seal_everything, seal_private
 from cwm_connector.catalog.sqlite.tokens import split_by_chunk
+from cwm_connector.catalog.words import indexed_text
 
 APPLICATION_ID: Final = 0x43574D63
 """'CWMc' in the header of the file, which distinguishes our files from those of other programs."""
@@ -277,6 +278,23 @@ _PROOFS: Final = (
     """,
 )
 
-MIGRATIONS: Final = (_run(*_FIRST), _second, _third, _fourth, _run(*_PROOFS))
+
+def _sixth(db: sqlite3.Connection) -> None:
+    # Words are found by their parts and in any language. Only the folded texts are indexed, see `words.py`.
+    db.execute("DROP TABLE window_words")
+    db.execute(
+        "CREATE VIRTUAL TABLE window_words USING fts5 "
+        "(name UNINDEXED, description UNINDEXED, tags UNINDEXED, folded, tokenize = 'trigram')"
+    )
+    for window, name, description in db.execute("SELECT id, name, description FROM windows").fetchall():
+        rows = db.execute("SELECT tag FROM window_tags WHERE window_id = ? ORDER BY position", (window,))
+        tags = [tag for (tag,) in rows]
+        db.execute(
+            "INSERT INTO window_words (rowid, name, description, tags, folded) VALUES (?, ?, ?, ?, ?)",
+            (window, name, description, " ".join(tags), indexed_text(name, description, tags)),
+        )
+
+
+MIGRATIONS: Final = (_run(*_FIRST), _second, _third, _fourth, _run(*_PROOFS), _sixth)
 """The steps, each a function that runs inside the caller's transaction."""
 SCHEMA_VERSION: Final = len(MIGRATIONS)

@@ -100,9 +100,11 @@ class Freezer:
         raises.
         """
         args = _with_legal_ids(args)
-        check_window_name(args.window_name)
         args = msgspec.structs.replace(
-            args, description=check_description(args.description), tags=check_tags(args.tags)
+            args,
+            window_name=check_window_name(args.window_name),
+            description=check_description(args.description),
+            tags=check_tags(args.tags),
         )
         await self._window_commit.require_free(args.window_name)
         self._engine.scheduler.copy_gate.require_awake()

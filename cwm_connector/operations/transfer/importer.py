@@ -25,7 +25,7 @@ from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, Passport, chunk_specs
-from cwm_connector.core.names import check_description, check_tags, check_window_name
+from cwm_connector.core.names import check_description, check_tags, check_window_name, legal_session_id
 from cwm_connector.core.types import Micros
 from cwm_connector.operations.context import EngineContext, passport_mismatch
 from cwm_connector.operations.tiering import Tiering
@@ -44,7 +44,6 @@ from cwm_connector.step.save_plan import SaveOrder
 from cwm_connector.tiers.base import ChunkId
 
 _SESSION: Final = "imported:"
-_MAX_SESSION: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +207,7 @@ class Importer:
             passport=header.passport,
             description=wanted.description,
             tags=wanted.tags,
-            session_id=f"{_SESSION}{wanted.name}"[:_MAX_SESSION],
+            session_id=legal_session_id(f"{_SESSION}{wanted.name}") or _SESSION,
             head=header.head,
             parent=None,
             token_ids=wanted.token_ids,

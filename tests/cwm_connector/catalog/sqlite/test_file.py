@@ -145,7 +145,7 @@ def test_an_index_of_words_that_finds_other_words_is_noticed_at_the_start(path: 
     with closing(sqlite3.connect(path)) as raw, raw:
         # The letter that a word shares with the one before it is not repeated.
         for row_id, block in raw.execute("SELECT id, block FROM window_words_data").fetchall():
-            changed = (block.replace(b"resh", b"rosh"), row_id)
+            changed = (block.replace(b"wor", b"wox"), row_id)
             raw.execute("UPDATE window_words_data SET block = ? WHERE id = ?", changed)
     assert code_of(lambda: SqliteCatalog.open(path)) is Code.CORRUPT
     with closing(SqliteCatalog.open_read_only(path)) as reader:
