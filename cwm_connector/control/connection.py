@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,6 +53,8 @@ class ConnectionLimits:
     call_s: float = MAX_CALL_S
     calls: int = MAX_CALLS
     connections: int = 32
+    """Clients at once. The one that has been idle the longest gives way to a new one, and connects again when it calls.
+    Nobody gives way while all of them wait for an answer."""
     carried_on: int = 8
     """Operations of all clients together that go on after their client has left. The next one is cancelled."""
     progress_interval_s: float = 0.05
@@ -79,6 +82,8 @@ class Connection:
         self._writing = asyncio.Lock()
         self._calls: dict[int, RunningCall] = {}
         self._answering: set[asyncio.Task[None]] = set()
+        self.heard_at = time.monotonic()
+        """When the client has last sent a message."""
         # Nothing is buffered beyond the frame that is being written: `drain` returns when the kernel has it all.
         writer.transport.set_write_buffer_limits(high=0)
 
@@ -88,6 +93,15 @@ class Connection:
             await self._send(Failure.of(reason))
         finally:
             self._writer.transport.abort()
+
+    @property
+    def is_idle(self) -> bool:
+        """Return whether the client waits for nothing."""
+        return not self._calls
+
+    def give_way(self) -> None:
+        """End the connection of an idle client."""
+        self._writer.transport.abort()
 
     async def serve(self) -> None:
         """Serve the client until it leaves or breaks the protocol, then give up its calls."""
@@ -133,6 +147,7 @@ class Connection:
     async def _receive(self) -> FromClient:
         """Return the client's next message. Raises: `Code.ARGUMENT` for anything else, which ends the connection."""
         body = await read_frame(self._reader)
+        self.heard_at = time.monotonic()
         try:
             message: FromClient = _decoder.decode(body)
             return message

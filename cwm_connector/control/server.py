@@ -42,7 +42,7 @@ class ControlServer:
         self._welcome = Welcome(0, version, os.getpid(), model)
         self._limits = limits
         self._accepted = AcceptedWork(limits.carried_on, limits.call_s)
-        self._open_connections = 0
+        self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
@@ -85,16 +85,25 @@ class ControlServer:
             return await connection.refuse(
                 CWMError(Code.NOT_ALLOWED, "this engine belongs to another user; call as the user that runs it")
             )
-        if self._open_connections >= self._limits.connections:
-            return await connection.refuse(
-                CWMError(Code.BUSY, f"{self._limits.connections} clients are connected; close one, or try again later")
-            )
-        self._open_connections += 1
+        if len(self._connections) >= self._limits.connections and not self._make_place():
+            busy = f"{self._limits.connections} clients wait for answers; close one, or try again later"
+            return await connection.refuse(CWMError(Code.BUSY, busy))
+        self._connections.add(connection)
         try:
             await connection.serve()
         finally:
-            self._open_connections -= 1
+            self._connections.discard(connection)
         return await connection.wait_for_calls()
+
+    def _make_place(self) -> bool:
+        """End the connection that has been idle the longest. Return False if no client is idle."""
+        idle = [each for each in self._connections if each.is_idle]
+        if not idle:
+            return False
+        longest = min(idle, key=lambda each: each.heard_at)
+        self._connections.discard(longest)
+        longest.give_way()
+        return True
 
 
 def _may_connect(writer: asyncio.StreamWriter) -> bool:

@@ -241,7 +241,7 @@ def write_words(db: sqlite3.Connection, tagged: Tagged) -> None:
 
 
 def gather_words(db: sqlite3.Connection, search: str) -> str:
-    """Put the windows that the search finds into a temporary table, and return the search that finds them there.
+    """Write the windows that the search finds into a temporary table, and return the search that finds them there.
 
     Only a writer may run the statement that checks an index of words. A reader therefore looks at each row, which it
     checks.

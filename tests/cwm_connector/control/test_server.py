@@ -15,13 +15,15 @@ import pytest
 from cwm_connector.control.connection import ConnectionLimits
 from cwm_connector.control.server import ControlServer
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.protocol.calls import Op
+from cwm_connector.protocol.calls import NoArgs, Op
 from cwm_connector.protocol.wire import (
     Call,
     FromEngine,
     Hello,
+    Result,
     encode,
 )
+from cwm_mcp.api.client import ControlClient
 from tests.support.control import (
     MODEL,
     PATIENCE_S,
@@ -186,11 +188,37 @@ def test_a_server_does_not_remove_its_successor_s_socket(folder: Path) -> None:
             assert_serving(folder / "s")
 
 
-def test_a_client_over_the_connection_limit_is_refused_and_admitted_later() -> None:
-    with served(ConnectionLimits(connections=2)) as server, RawClient(server.path), RawClient(server.path) as second:
-        with RawClient(server.path, hello=False) as third:
-            assert failed(third.receive(), Code.BUSY).retryable
-            assert third.receive() is None
-        second.end_of_sending()
-        assert second.receive() is None
+def test_a_client_over_the_connection_limit_is_refused_while_all_others_wait() -> None:
+    waiting = Waiting()
+    with served(ConnectionLimits(connections=2)) as server, RawClient(server.path) as first:
+        server.bench.handlers[Op.LIST] = waiting
+        with RawClient(server.path) as second:
+            for client in (first, second):
+                client.send(Call(1, "window.list"))
+            assert waiting.started.wait(PATIENCE_S)
+            second.send(Call(2, "ping"))
+            assert second.receive() == Result(2, {"op": "ping", "args": {}})
+            with RawClient(server.path, hello=False) as third:
+                assert failed(third.receive(), Code.BUSY).retryable
+                assert third.receive() is None
+            waiting.release()
+            assert first.receive() == second.receive() == Result(1, {"released": True})
         assert_serving(server.path)
+
+
+def test_the_client_that_was_idle_the_longest_gives_way() -> None:
+    with served(ConnectionLimits(connections=2)) as server, RawClient(server.path) as first:
+        with RawClient(server.path) as second:
+            assert first.ask(Call(1, "ping")) == Result(1, {"op": "ping", "args": {}})
+            assert_serving(server.path)
+            assert second.receive() is None
+        assert first.ask(Call(2, "ping")) == Result(2, {"op": "ping", "args": {}})
+
+
+async def test_five_hundred_idle_clients_and_one_more_are_all_served() -> None:
+    with served() as server:
+        clients = [ControlClient(server.path, "idle") for _ in range(501)]
+        for _ in range(2):  # the second call finds the connection gone
+            for client in clients:
+                assert await client.call(Op.PING, NoArgs(), timeout_s=PATIENCE_S) == {"op": "ping", "args": {}}
+        await asyncio.gather(*(client.aclose() for client in clients))
