@@ -139,6 +139,7 @@ class WindowList(Answer, frozen=True):
     windows: list[WindowItem]
     total: int
     has_more: bool
+    next: str | None = None
 
 
 class KvCache(msgspec.Struct, frozen=True):
@@ -197,6 +198,7 @@ class Status(Answer, frozen=True):
     timestamps: Timestamps
     lineage: Lineage
     blocks: list[Block] | None = None
+    next: str | None = None
     proof: TakenProof | None = None
     progress: FreezeProgress | None = None
     description: str | None = None
@@ -322,6 +324,7 @@ class SessionList(Answer, frozen=True):
     sessions: list[SessionItem]
     total: int
     has_more: bool
+    next: str | None = None
 
 
 class NextFreeze(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -83,3 +83,4 @@ class Metrics(Answer, frozen=True):
 
     metrics: list[Metric] | None = None
     text: str | None = None
+    next: str | None = None

@@ -25,6 +25,7 @@ from cwm_mcp.api.arguments import A, parse
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.results import META_KEY, error_fields
 from cwm_mcp.current_session import CURRENT, Caller, unknown_to_the_engine
+from cwm_mcp.server.fitting import fitted
 from cwm_mcp.server.schema import input_schema, output_schema
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def contract_tool(
         async def call(raw: dict[str, Any], ctx: ToolContext, **resolved: Any) -> CallToolResult:
             args = parse(arguments, raw, _caller(ctx))
             try:
-                return success(await body(args, ctx, **resolved))
+                return success(await body(args, ctx, **resolved), getattr(args, "offset", 0))
             except CWMError as problem:
                 if problem.code is Code.SESSION_NOT_FOUND and CURRENT in raw.values():
                     raise unknown_to_the_engine(problem) from None
@@ -104,8 +105,9 @@ def _caller(ctx: ToolContext) -> Caller:
     return Caller(hello.client_info.name if hello is not None else "", ctx.request_context.meta)
 
 
-def success(result: Answer) -> CallToolResult:
-    content = msgspec.to_builtins(result)
+def success(result: Answer, offset: int = 0) -> CallToolResult:
+    """Return the result in a size that clients show. `offset` is where its list begins."""
+    content = fitted(msgspec.to_builtins(result), offset)
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=content)
 

@@ -99,10 +99,10 @@ def test_results_can_not_be_changed(struct: type[msgspec.Struct]) -> None:
 
 
 def test_only_what_was_not_asked_for_may_be_left_out() -> None:
-    assert Status.__struct_defaults__ == (None, None, None), "blocks, proof and progress"
+    assert Status.__struct_defaults__ == (None, None, None, None), "blocks, next, proof and progress"
     with_defaults = {each.__name__ for each in STRUCTS if each.__struct_defaults__}
     assert with_defaults == {
-        *("Thawed", "Status", "Metrics"),
+        *("Thawed", "Status", "Metrics", "WindowList", "SessionList"),
         *("Frozen", "TimedFreeze", "SessionItem", "NextFreeze"),  # the fields on heads, which are newer
     }
 
