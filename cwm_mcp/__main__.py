@@ -1,10 +1,14 @@
-"""`python -m cwm_mcp [--http [HOST:]PORT]`: run the MCP server on stdin and stdout, or over HTTP.
+"""`python -m cwm_mcp [--http [HOST:]PORT [--no-token]]`: run the MCP server on stdin and stdout, or over HTTP.
 
 Messages to people go to stderr.
 """
 
 import gc
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def main() -> None:
@@ -17,14 +21,14 @@ def main() -> None:
     from cwm_mcp.settings import client_settings
 
     prepare()
-    address = _http_address(sys.argv[1:]) if len(sys.argv) > 1 else None
+    wanted = _options(sys.argv[1:]) if len(sys.argv) > 1 else None
     try:
         settings = client_settings()
-        if address is not None:
+        if wanted is not None and wanted.http is not None:
             from cwm_mcp.server import http_server
 
             gc.enable()
-            http_server.run(settings, address)
+            http_server.run(settings, wanted.http, with_token=not wanted.no_token)
             return
         if sys.stdin is None:
             raise CWMError(Code.ARGUMENT, "stdin is closed; an MCP client starts this, or use --http 8765")
@@ -39,20 +43,22 @@ def main() -> None:
     server.run("stdio")
 
 
-def _http_address(arguments: list[str]) -> str | None:
+def _options(arguments: list[str]) -> "argparse.Namespace":
     import argparse
 
     parser = argparse.ArgumentParser(
         prog="python -m cwm_mcp",
         description="Run the MCP server of Context Window Manager on stdin and stdout, or with --http over HTTP.",
-        epilog="On any address but loopback, clients must send the token from CWM_HTTP_TOKEN or $CWM_HOME/http-token. "
+        epilog="Clients must send the token from CWM_HTTP_TOKEN or $CWM_HOME/http-token. "
         "CWM_HTTP_HOSTS lists, separated by commas, further host names under which clients reach the server.",
     )
     parser.add_argument(
         "--http", metavar="[HOST:]PORT", help="serve streamable HTTP at /mcp; the default HOST is 127.0.0.1"
     )
-    address: str | None = parser.parse_args(arguments).http
-    return address
+    parser.add_argument(
+        "--no-token", action="store_true", help="serve every user and program of this machine; on loopback only"
+    )
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The MCP server over streamable HTTP, at /mcp: for clients that can't start a process, or that are elsewhere.
 
-On loopback nothing has to be configured; CWM_HTTP_TOKEN, if set, must then be presented. Beyond loopback a token is
-always required (`Authorization: Bearer …`): CWM_HTTP_TOKEN, else one that is made once and kept, mode 0600, in
-$CWM_HOME/http-token. A request whose Host or Origin is none of this server's names is refused, so that no web page can
-reach it by rebinding a name; CWM_HTTP_HOSTS, separated by commas, adds names under which a proxy is addressed.
+A token is required (`Authorization: Bearer …`): CWM_HTTP_TOKEN, else one that is made once and kept, mode 0600, in
+$CWM_HOME/http-token. Every user of the machine can reach loopback, so `--no-token` opens it by choice only. A request
+whose Host or Origin is none of this server's names is refused, so that no web page can reach it by rebinding a name.
+CWM_HTTP_HOSTS, separated by commas, adds names under which a proxy is addressed.
 """
 
 import logging
@@ -12,6 +12,7 @@ from typing import Final
 
 from mcp.server.auth.settings import AuthSettings
 
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.settings import Settings
 from cwm_mcp.api.http_address import Address, bracketed
 from cwm_mcp.current_session import forget_environment
@@ -25,7 +26,7 @@ _TALKATIVE: Final = ("mcp.server.streamable_http", "mcp.server.streamable_http_m
 """At INFO they log the ids of clients' sessions, with which somebody else could go on in these."""
 
 
-def run(settings: Settings, where: str) -> None:
+def run(settings: Settings, where: str, *, with_token: bool = True) -> None:
     """Serve at [HOST:]PORT until a signal ends the process.
 
     Raises: `Code.ARGUMENT` for an address or a setting that can't work, `Code.NOT_ALLOWED`.
@@ -36,7 +37,9 @@ def run(settings: Settings, where: str) -> None:
     # It names the conversation of whoever started this process, and not of the clients that come over HTTP.
     forget_environment()
     own = http_settings()
-    token = own.token or (None if address.is_loopback else kept_token(settings))
+    if not with_token and not address.is_loopback:
+        raise CWMError(Code.ARGUMENT, f"--no-token is for loopback, and {address.host} is not; leave one of them out")
+    token = own.token or (kept_token(settings) if with_token else None)
     listener = address.listen()
     url = f"http://{bracketed(address.host)}:{listener.getsockname()[1]}{_PATH}"
     server = build_server(

@@ -52,10 +52,12 @@ class Server:
 
 @contextmanager
 def serving(tmp_path: Path, address: str = "0", module: str = "cwm_mcp", **settings: str) -> Iterator[Server]:
+    # Most tests here are about something else than the token.
+    flags = ["--no-token"] if address == "0" else []
     log = tmp_path / "http.log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, "--http", address],
+            [sys.executable, "-m", module, "--http", address, *flags],
             cwd=ROOT,
             env={**os.environ, **settings},
             stdin=subprocess.DEVNULL,
@@ -125,10 +127,22 @@ async def test_current_is_nobody_over_http(filled: Path, tmp_path: Path) -> None
 # --- who is let in ---
 
 
-def test_loopback_needs_no_token(home: Path, tmp_path: Path) -> None:
+def test_loopback_needs_a_token_too_unless_it_is_refused_by_name(home: Path, tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         assert server.post().status_code == 200
     assert not (home / "http-token").exists()
+    with serving(tmp_path, "127.0.0.1:0") as server:
+        assert server.post().status_code == 401
+        token = (home / "http-token").read_text().strip()
+        assert server.post({"Authorization": f"Bearer {token}"}).status_code == 200
+    assert stat.S_IMODE((home / "http-token").stat().st_mode) == 0o600
+
+
+def test_no_token_beyond_loopback_is_one_line(home: Path) -> None:
+    command = [sys.executable, "-m", "cwm_mcp", "--http", "0.0.0.0:0", "--no-token"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("CWM-1003: --no-token is for loopback")
 
 
 @pytest.mark.parametrize(
