@@ -5,6 +5,16 @@ the passport. Equal keys therefore mean equal tokens from position 0 on, compute
 cache salt and the session are not part of the key, so clones and sessions share chunks. vLLM's own block hashes are not
 used, because they change with its version, seed and salt.
 
+A model with several kinds of attention has a chain of its own, which `Geometry.groups` describes:
+
+    tokens           0         256        512   600       856     1,000
+    full attention   |  chunk  |  chunk  |  chunk | chunk | chunk  |        shared, as the chunks of other models
+    other groups                                 tail             tail      one chunk for each group and boundary
+
+A tail holds what a resume at its boundary needs of one group. In the list of a window it follows the chunk that ends
+there and counts 0 tokens, and so does the chunk of a second group with full attention. The key of each is that of all
+tokens before its end, so equal tails are stored once, wherever else their windows are cut.
+
 Pure functions for any thread. Nothing here blocks.
 """
 
@@ -18,6 +28,7 @@ from functools import cached_property
 from typing import Final
 
 from cwm_connector.core.canary import agree
+from cwm_connector.core.groups import CacheGroup, GroupKind
 from cwm_connector.core.types import ChunkKey
 
 FORMAT_VERSION = 1
@@ -85,24 +96,62 @@ class ChunkSpec:
     first_block: int
     """The index of its first block within the sequence."""
     blocks: int
+    """0 for a chunk that adds no tokens to its window. It ends at `first_block` then."""
+    group: int = 0
+    """The KV cache group of its pages."""
+    pages: int | None = None
+    """How many of vLLM's blocks it holds, up to its end, unless they are those of the sequence."""
 
     @property
     def end_block(self) -> int:
         """Return the index of the block after its last one."""
         return self.first_block + self.blocks
 
+    @property
+    def page_count(self) -> int:
+        """Return how many of vLLM's blocks it holds."""
+        return self.blocks if self.pages is None else self.pages
 
-@dataclass(frozen=True, slots=True)
+    @property
+    def usable_without(self) -> int:
+        """Return how many leading blocks of its window can be used if this chunk is lost."""
+        return self.first_block if self.blocks else self.first_block - 1
+
+
+@dataclass(frozen=True)
 class Geometry:
-    """How tokens are divided: `block_tokens` in each block of vLLM, `blocks_per_chunk` blocks in each chunk."""
+    """How tokens are divided: `block_tokens` in each block, `blocks_per_chunk` blocks in each chunk."""
 
     block_tokens: int
+    """A block is vLLM's, or the distance between two boundaries of a model with several kinds of attention."""
     blocks_per_chunk: int
+    groups: tuple[CacheGroup, ...] = ()
+    """The KV cache groups of a model that can be resumed at boundaries alone. Empty: it can be at every block."""
 
     @classmethod
-    def of(cls, block_tokens: int, chunk_tokens: int) -> "Geometry":
+    def of(cls, block_tokens: int, chunk_tokens: int, groups: tuple[CacheGroup, ...] = ()) -> "Geometry":
         """Return the geometry whose chunks cover at least `chunk_tokens`, in whole blocks."""
-        return cls(block_tokens, -(-chunk_tokens // block_tokens))
+        return cls(block_tokens, -(-chunk_tokens // block_tokens), groups)
+
+    @cached_property
+    def full_groups(self) -> tuple[int, ...]:
+        """Return the groups with full attention, whose chunks cover all tokens."""
+        return tuple(index for index, group in enumerate(self.groups) if group.kind is GroupKind.FULL)
+
+    def group_of_pages(self, page_tokens: int) -> int:
+        """Return a group with pages of so many tokens, one with full attention if there is one. 0 if there is none."""
+        fitting = [index for index, group in enumerate(self.groups) if group.page_tokens == page_tokens]
+        return next((index for index in fitting if index in self.full_groups), fitting[0] if fitting else 0)
+
+    def tails(self, end_block: int) -> Iterator[tuple[int, int]]:
+        """Yield (group, pages) for each tail that a resume at this block needs."""
+        for index, group in enumerate(self.groups):
+            if group.kind is not GroupKind.FULL and (pages := group.pages_at(end_block * self.block_tokens)):
+                yield index, pages
+
+    def pages_of(self, group: int, blocks: int) -> int:
+        """Return how many pages of a group lie in so many blocks."""
+        return blocks * self.block_tokens // self.groups[group].page_tokens
 
     def chunk_starts(self, blocks: int) -> Iterator[tuple[int, int]]:
         """Yield (first block, number of blocks) for each chunk of a sequence. The last chunk may be shorter."""
@@ -111,7 +160,12 @@ class Geometry:
 
 
 def chunk_specs(passport: Passport, geometry: Geometry, token_ids: "array[int]") -> tuple[ChunkSpec, ...]:
-    """Return the chunks that cover all full blocks of `token_ids` (int32)."""
+    """Return the chunks that cover all full blocks of `token_ids` (int32).
+
+    Of a model with several kinds of attention these are the chunks alone, without tails.
+    """
+    if geometry.groups:
+        return tuple(spec for spec in window_chunks(passport, geometry, token_ids) if spec.blocks)
     key = passport.fingerprint
     data = memoryview(token_ids).cast("B")
     block_bytes = geometry.block_tokens * token_ids.itemsize
@@ -123,8 +177,89 @@ def chunk_specs(passport: Passport, geometry: Geometry, token_ids: "array[int]")
     return tuple(specs)
 
 
+def window_chunks(
+    passport: Passport, geometry: Geometry, token_ids: "array[int]", boundaries: Sequence[int] = ()
+) -> tuple[ChunkSpec, ...]:
+    """Return all chunks of a window over the full blocks of `token_ids` (int32).
+
+    A model with several kinds of attention can be resumed at each of the `boundaries`, in blocks, and its window ends
+    at the last of them. Without any, there is one, after the last full block.
+    """
+    if not geometry.groups:
+        return chunk_specs(passport, geometry, token_ids)
+    ends = sorted(set(boundaries)) or [len(token_ids) // geometry.block_tokens]
+    hasher, hashed = hashlib.sha256(b"cwm-tokens-2" + passport.fingerprint), 0
+    data = memoryview(token_ids).cast("B")
+    block_bytes = geometry.block_tokens * token_ids.itemsize
+    specs: list[ChunkSpec] = []
+    for start, end in itertools.pairwise(_cuts(geometry, ends)):
+        hasher.update(data[hashed * block_bytes : end * block_bytes])
+        hashed, prefix = end, hasher.digest()
+        for group in geometry.full_groups:
+            is_first = group == geometry.full_groups[0]
+            first, blocks = (start, end - start) if is_first else (end, 0)
+            pages = geometry.pages_of(group, end - start)
+            specs.append(ChunkSpec(_part_key(prefix, b"chunk", group, start), first, blocks, group, pages))
+        for group, pages in geometry.tails(end) if end in ends else ():
+            first, blocks = (end, 0) if specs else (0, end)
+            specs.append(ChunkSpec(_part_key(prefix, b"tail", group, 0), first, blocks, group, pages))
+    return tuple(specs)
+
+
+def _cuts(geometry: Geometry, ends: Sequence[int]) -> list[int]:
+    """Return where a window is cut. A model without full attention has no chunks, so its one tail counts all tokens."""
+    if not geometry.full_groups:
+        return [0, ends[-1]] if ends[-1] else [0]
+    return sorted({*range(0, ends[-1], geometry.blocks_per_chunk), *ends, 0})
+
+
+def _part_key(prefix: bytes, kind: bytes, group: int, start: int) -> ChunkKey:
+    place = group.to_bytes(4, "little") + start.to_bytes(8, "little")
+    return ChunkKey(hashlib.sha256(b"cwm-part-2" + kind + place + prefix).digest())
+
+
 def specs_of(geometry: Geometry, keys: Sequence[ChunkKey], tokens: Sequence[int]) -> tuple[ChunkSpec, ...]:
     """Return the chunks of a window from what the catalog lists: their keys and the number of tokens in each."""
+    if geometry.groups:
+        return tuple(_listed_specs(geometry, keys, tokens))
     blocks = [count // geometry.block_tokens for count in tokens]
     starts = itertools.accumulate(blocks, initial=0)
     return tuple(ChunkSpec(key, start, count) for key, start, count in zip(keys, starts, blocks, strict=False))
+
+
+def _listed_specs(geometry: Geometry, keys: Sequence[ChunkKey], tokens: Sequence[int]) -> Iterator[ChunkSpec]:
+    """Yield the chunks of a list in which each chunk that counts tokens is followed by those that count none."""
+    parts: list[tuple[int, int]] = []
+    first = 0
+    for key, count in zip(keys, tokens, strict=True):
+        if blocks := count // geometry.block_tokens:
+            end = first + blocks
+            chunks = [(group, geometry.pages_of(group, blocks)) for group in geometry.full_groups]
+            parts = [*chunks, *geometry.tails(end)]
+            group, pages = parts.pop(0)
+            yield ChunkSpec(key, first, blocks, group, pages)
+            first = end
+        else:
+            group, pages = parts.pop(0)
+            yield ChunkSpec(key, first, 0, group, pages)
+
+
+def why_not_all(geometry: Geometry, tokens: int, resumable: int) -> str | None:
+    """Return why a window of so many tokens can't be resumed after all of them, or None if it can, to the block."""
+    if not geometry.groups or tokens == resumable:
+        return None
+    size = geometry.block_tokens
+    if tokens - resumable < size:
+        return f"this model can be resumed every {size} tokens"
+    return f"this model can be resumed every {size} tokens, where vLLM keeps the state of every layer"
+
+
+def boundaries_of(geometry: Geometry, chunks: Sequence[ChunkSpec]) -> tuple[int, ...]:
+    """Return the blocks at which a window of these chunks can be resumed. Empty: at each of its blocks."""
+    if not geometry.groups:
+        return ()
+    there: dict[int, int] = {}
+    for chunk in chunks:
+        there[chunk.end_block] = there.get(chunk.end_block, 0) + 1
+    full = len(geometry.full_groups)
+    return tuple(end for end, count in there.items() if count == full + len(tuple(geometry.tails(end))))
