@@ -21,6 +21,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorHandshakeMetadata,
     KVConnectorMetadata,
     KVConnectorRole,
+    KVConnectorTransferResults,
     KVConnectorWorkerMetadata,
     SupportsHMA,
 )
@@ -32,14 +33,15 @@ from cwm_connector.settings import load_settings
 from cwm_connector.step.jobs import StepJobs, StepReports, WorkerFacts
 from cwm_connector.step.prefill_speed import PREFILL_TOKENS
 from cwm_connector.worker.build import build_worker
-from cwm_connector.worker.paged_copy import copier_for
+from cwm_connector.worker.group_copy import grouped_copier
+from cwm_connector.worker.paged_copy import PagedCopier, copier_for
 from cwm_connector.worker.worker import WorkerSide
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.forward_context import ForwardContext
     from vllm.v1.core.block_pool import BlockPool
-    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.metrics.cache_hit_source import CacheHitSource
@@ -76,6 +78,9 @@ def _nothing() -> None:
 class CWMConnector(KVConnectorBase_V1, SupportsHMA):
     """Loaded by `vllm serve --kv-transfer-config`. One object for each role and process."""
 
+    _is_resumed_at_boundaries = False
+    """Whether the model has other attention than full attention, so that a load is of use as a whole or not at all."""
+
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         self._settings = load_settings(self._kv_transfer_config.kv_connector_extra_config)
@@ -104,11 +109,18 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
     def register_kv_caches(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
         """Open the home for this rank. Blocks on the disk. Raises: CWMError, which stops the start."""
         parallel = self._vllm_config.parallel_config
-        layers = compat.layers_in_order(self._kv_cache_config, kv_caches)
-        copier = copier_for(layers)
+        groups = compat.layers_in_order(self._kv_cache_config, kv_caches)
+        first = groups[0][0]
+        copier: PagedCopier
+        if compat.cache_groups(self._kv_cache_config):
+            self._is_resumed_at_boundaries = True
+            copier = grouped_copier(groups, compat.group_facts(self._kv_cache_config))
+        else:
+            copier = copier_for(groups[0])
         self._facts = WorkerFacts(
             rank=parallel.rank,
             layout=copier.layout,
+            group_bytes=copier.group_bytes,
             attention_backend=compat.attention_backend(self._vllm_config, self._kv_cache_config),
             instruction_set=compat.instruction_set(),
         )
@@ -118,9 +130,9 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
             rank=parallel.rank,
             world_size=parallel.world_size,
             block_tokens=compat.block_tokens(self._kv_cache_config),
-            sampled_dtype=layers[0].dtype if layers[0].is_cuda and layers[0].dtype.is_floating_point else None,
+            sampled_dtype=first.dtype if first.is_cuda and first.dtype.is_floating_point else None,
         )
-        if layers[0].is_cuda:
+        if first.is_cuda:
             parts.cpu.ready()  # vLLM captures its graphs next, and page-locking memory meanwhile can break that
         self._worker = parts.side
 
@@ -158,10 +170,25 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
         """Return the requests whose loads are over, with or without success."""
         return None, self._worker.take_loaded() if self._worker else None
 
+    @hook(KVConnectorTransferResults)
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        """Return the requests whose loads are over, and which of them have failed as a whole.
+
+        None fails as a whole in a model with full attention alone: vLLM keeps what comes before the first bad block.
+        """
+        if self._worker is None or not self._is_resumed_at_boundaries:
+            return super().get_transfer_results(finished_req_ids)
+        loaded, failed = self._worker.take_loads()
+        return KVConnectorTransferResults(finished_recving=loaded, failed_recving=failed)
+
     @hook(set)
     def get_block_ids_with_load_errors(self) -> set[int]:
-        """Return the blocks that could not be loaded. vLLM computes them instead."""
-        return self._worker.take_bad_blocks() if self._worker else set()
+        """Return the blocks that could not be loaded. vLLM computes them instead.
+
+        vLLM ends with an error if it is told of such blocks in a model with several KV cache groups.
+        """
+        bad = self._worker.take_bad_blocks() if self._worker else set()
+        return set() if self._is_resumed_at_boundaries else bad
 
     @hook(_nothing)
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
@@ -187,6 +214,13 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
         """Keep vLLM's block pool, from which freezes read and in which they pin blocks."""
         assert self._service is not None
         self._service.scheduler.bind_pool(gpu_block_pool)
+
+    @hook(_nothing)
+    def bind_kv_cache_manager(self, kv_cache_manager: "KVCacheManager") -> None:
+        """Keep what finds the longest prefix that vLLM's cache has in every KV cache group, and the block pool."""
+        super().bind_kv_cache_manager(kv_cache_manager)
+        assert self._service is not None
+        self._service.scheduler.bind_coordinator(kv_cache_manager.coordinator)
 
     @hook(_nothing)
     def on_new_request(self, request: "Request") -> None:

@@ -68,6 +68,8 @@ class EngineSide:
                 model=vllm_config.model_config.served_model_name or vllm_config.model_config.model,
                 block_tokens=compat.block_tokens(kv_cache_config),
                 block_bytes=compat.block_bytes(kv_cache_config),
+                hash_tokens=compat.hash_tokens(kv_cache_config),
+                groups=compat.cache_groups(kv_cache_config),
                 world_size=vllm_config.parallel_config.world_size,
                 canary_tokens=self._canary_tokens(),
             ),
@@ -98,7 +100,8 @@ class EngineSide:
         self._control.start()
         try:
             passport = self._passport(facts)  # reads the weights, as long as that takes
-            self._control.submit(self._open(passport)).result(START_LIMIT_S)
+            group_bytes = facts[0].group_bytes if facts else ()
+            self._control.submit(self._open(passport, group_bytes)).result(START_LIMIT_S)
         except BaseException:
             self._control.stop()
             self._lock.release()
@@ -142,14 +145,14 @@ class EngineSide:
             compat.wake(self._core)
 
     def _canary_tokens(self) -> "array[int]":
-        """Return the canary's tokens. None for an engine that takes no requests of ours."""
-        if self._core is None or not compat.takes_requests(self._core):
+        """Return the canary's tokens. None if the engine takes no requests of ours, or is resumed at boundaries."""
+        if self._core is None or not compat.takes_requests(self._core) or compat.cache_groups(self._kv_cache_config):
             return array("i")
         model, parts = self._vllm_config.model_config, self._kv_cache_config
         return canary_tokens(model.get_vocab_size(), compat.block_tokens(parts), model.max_model_len)
 
-    async def _open(self, passport: Passport) -> None:
-        engine = self._parts.open(passport)
+    async def _open(self, passport: Passport, group_bytes: tuple[int, ...]) -> None:
+        engine = self._parts.open(passport, group_bytes)
         operations = await start_operations(engine)
         server = ControlServer(self._settings.socket_path, operations, engine.model, __version__)
         await server.start()

@@ -4,6 +4,7 @@ tests/cwm_connector/test_compat.py has a contract test for each function. When v
 Callers import the package and say `compat.wake(…)`.
 """
 
+from cwm_connector.compat.groups import CachedBoundary, cache_groups, cached_boundary, group_facts, hash_tokens
 from cwm_connector.compat.model import (
     attention_backend,
     block_bytes,
@@ -39,15 +40,20 @@ from cwm_connector.compat.running import (
 )
 
 __all__ = [
+    "CachedBoundary",
     "FirstToken",
     "abort_request",
     "answers_by_schema",
     "attention_backend",
     "block_bytes",
     "block_tokens",
+    "cache_groups",
     "cached_blocks",
+    "cached_boundary",
     "check_supported",
     "find_engine_core",
+    "group_facts",
+    "hash_tokens",
     "hit_sources",
     "instruction_set",
     "is_held_once",

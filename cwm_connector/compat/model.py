@@ -3,12 +3,14 @@
 Nothing here blocks, except `weight_files`, which reads from the disk.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import torch
 
+from cwm_connector.compat import groups
 from cwm_connector.compat.kv_options import kv_options
 from cwm_connector.core.errors import Code, CWMError
 
@@ -19,19 +21,12 @@ if TYPE_CHECKING:
 
 def check_supported(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> None:
     """Raise `Code.STATE` or `Code.ARGUMENT` for a model or a configuration whose KV can't be frozen exactly."""
-    _check_attention(kv_cache_config)
+    groups.check_groups(vllm_config, kv_cache_config)
     parallel = vllm_config.parallel_config
     if parallel.data_parallel_size > 1:
         raise CWMError(Code.STATE, "data parallelism is not supported yet; start one engine for each rank")
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
         raise CWMError(Code.STATE, "context parallelism is not supported yet; serve without it")
-    unit = getattr(kv_cache_config, "hash_block_size", None)  # vLLM 0.31 has no such field, and hashes whole blocks
-    if unit is not None and unit != block_tokens(kv_cache_config):
-        raise CWMError(
-            Code.STATE, "prefix-cache hashes finer than a block are not supported; unset --prefix-match-unit"
-        )
-    if not vllm_config.cache_config.enable_prefix_caching:
-        raise CWMError(Code.STATE, "a freeze needs vLLM's prefix cache; serve with --enable-prefix-caching")
     transfer = vllm_config.kv_transfer_config
     if transfer is not None and transfer.kv_role != "kv_both":
         raise CWMError(
@@ -47,29 +42,9 @@ def check_supported(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig")
         )
 
 
-def _check_attention(kv_cache_config: "KVCacheConfig") -> None:
-    from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec
-
-    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
-    is_full = [isinstance(spec, FullAttentionSpec) for spec in specs]
-    if is_full == [True]:
-        return
-    if any(is_full) and all(isinstance(spec, AttentionSpec) for spec in specs):
-        raise CWMError(
-            Code.STATE,
-            "this model mixes full attention with windows of it, which CWM can't freeze yet; add "
-            "--disable-hybrid-kv-cache-manager, which keeps the KV of all tokens in every layer",
-        )
-    raise CWMError(
-        Code.STATE,
-        "this model keeps a state or a sliding window in place of all tokens' KV (Mamba, …), which CWM can't freeze "
-        "yet; serve it without the connector",
-    )
-
-
 def block_tokens(kv_cache_config: "KVCacheConfig") -> int:
-    """Return the tokens in each block."""
-    return kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+    """Return the tokens in each block, or between two boundaries of a model with several kinds of attention."""
+    return math.lcm(*(group.kv_cache_spec.block_size for group in kv_cache_config.kv_cache_groups))
 
 
 def block_bytes(kv_cache_config: "KVCacheConfig") -> int:
@@ -78,15 +53,21 @@ def block_bytes(kv_cache_config: "KVCacheConfig") -> int:
     return group.kv_cache_spec.page_size_bytes * len(group.layer_names)
 
 
-def layers_in_order(kv_cache_config: "KVCacheConfig", kv_caches: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Return each layer's cache, `[blocks, …]` with whole scheduler blocks, in the order of the model's layers.
+def layers_in_order(
+    kv_cache_config: "KVCacheConfig", kv_caches: Mapping[str, torch.Tensor]
+) -> list[list[torch.Tensor]]:
+    """Return for each KV cache group each layer's cache, `[blocks, …]` with whole scheduler blocks.
 
-    The order of the addresses would not do. It can differ in the next process, and a chunk is read by position.
+    They are in the order of the model's layers. The order of the addresses would not do. It can differ in the next
+    process, and a chunk is read by position. A layer that uses another layer's KV is left out.
     """
     from vllm.v1.kv_cache_interface import group_kernel_blocks
 
-    names = kv_cache_config.kv_cache_groups[0].layer_names
-    return [group_kernel_blocks(kv_caches[name], kv_cache_config.num_blocks) for name in names]
+    found = []
+    for group in kv_cache_config.kv_cache_groups:
+        layers = {kv_caches[name].data_ptr(): kv_caches[name] for name in reversed(group.layer_names)}
+        found.append([group_kernel_blocks(layer, kv_cache_config.num_blocks) for layer in reversed(layers.values())])
+    return found
 
 
 _CONFIG_PROVENANCE: Final = ("_name_or_path", "_model_name_or_path", "transformers_version")

@@ -192,9 +192,9 @@ def _complete(answer: "Future[FirstToken]", output: "EngineCoreOutput") -> None:
 # --- blocks; engine thread only --------------------------------------------------------------------------------------
 
 
-def cached_blocks(pool: "BlockPool", hashes: Sequence[bytes]) -> "list[KVCacheBlock | None]":
-    """Return for each hash the block that the prefix cache holds, or None."""
-    found = (pool.get_cached_block(cast("BlockHash", block_hash), [0]) for block_hash in hashes)
+def cached_blocks(pool: "BlockPool", hashes: Sequence[bytes], group: int = 0) -> "list[KVCacheBlock | None]":
+    """Return for each hash the block that the prefix cache holds in a KV cache group, or None."""
+    found = (pool.get_cached_block(cast("BlockHash", block_hash), [group]) for block_hash in hashes)
     return [blocks[0] if blocks else None for blocks in found]
 
 

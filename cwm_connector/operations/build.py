@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from cwm_connector.catalog.open import open_catalog
 from cwm_connector.catalog.thread import CatalogThread
+from cwm_connector.core.groups import CacheGroup
 from cwm_connector.core.identity import Geometry, Passport
 from cwm_connector.core.types import now_micros
 from cwm_connector.metrics import Metrics
@@ -47,6 +48,10 @@ class EngineShape:
     world_size: int
     canary_tokens: "array[int]" = field(default_factory=lambda: array("i"))
     """None for an engine that takes no requests of ours, which has no canary then."""
+    hash_tokens: int | None = None
+    """Tokens that each of a request's block hashes covers. None: those of a block."""
+    groups: tuple[CacheGroup, ...] = ()
+    """See `Geometry.groups`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +76,11 @@ class EngineParts:
     passports: CurrentPassport
     shared_catalog_sync: SharedCatalogSync
 
-    def open(self, passport: Passport) -> EngineContext:
-        """Open the catalog on a thread of its own and return what operations work with. Blocks until it is open."""
+    def open(self, passport: Passport, group_bytes: tuple[int, ...] = ()) -> EngineContext:
+        """Open the catalog on a thread of its own and return what operations work with. Blocks until it is open.
+
+        `group_bytes`: one of vLLM's blocks in each KV cache group, on one rank. Empty: as the shape says.
+        """
         self.passports.name(passport)
         on_gone, store_id = self.shared_catalog_sync.note_gone, self.claims.engine_id
         return EngineContext(
@@ -81,7 +89,8 @@ class EngineParts:
             passports=self.passports,
             canary_tokens=self.shape.canary_tokens,
             geometry=self.geometry,
-            block_bytes=self.shape.block_bytes,
+            group_bytes=group_bytes or (self.shape.block_bytes,),
+            hash_tokens=self.shape.hash_tokens or self.shape.block_tokens,
             world_size=self.shape.world_size,
             catalog=CatalogThread(lambda: open_catalog(self.settings, store_id, on_gone)),
             scheduler=self.scheduler,
@@ -133,13 +142,14 @@ def build_engine(
     """
     store_id = open_home(settings.home, settings.chunks_path, settings.catalog_path)
     require_catalog(settings.catalog_path, settings.chunks_path)
-    geometry = Geometry.of(shape.block_tokens, settings.chunk_tokens)
+    geometry = Geometry.of(shape.block_tokens, settings.chunk_tokens, shape.groups)
+    hash_tokens = shape.hash_tokens or shape.block_tokens
     board, locations, step_queue = JobBoard(shape.world_size), ChunkLocations(shape.world_size), StepQueue(wake)
     thaw_bindings, passports = ThawBindings(), CurrentPassport(has_canary=len(shape.canary_tokens) > 0)
     metrics, window_matches = Metrics(), WindowMatches(geometry, thaw_bindings)
     sessions = SessionIndex(
         shape.model,
-        shape.block_tokens,
+        hash_tokens,
         thaw_bindings.thawed_into,
         request_title,
         continued=window_matches.continued,
@@ -156,6 +166,7 @@ def build_engine(
         metrics=metrics,
         load_policy=settings.load,
         copy_gate=CopyGate(board, is_paused, lambda: passports.is_known),
+        hash_tokens=hash_tokens,
     )
     return EngineParts(
         passports=passports,

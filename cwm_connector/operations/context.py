@@ -17,7 +17,7 @@ from cwm_connector.compat import FirstToken
 from cwm_connector.control.async_helpers import wait_done
 from cwm_connector.control.step_poll import StepPoll
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.identity import Geometry, Passport
+from cwm_connector.core.identity import ChunkSpec, Geometry, Passport
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations.claims import Claims
@@ -55,8 +55,10 @@ class EngineContext:
     passports: CurrentPassport
     canary_tokens: "array[int]"
     geometry: Geometry
-    block_bytes: int
-    """One block over all layers, on one rank."""
+    group_bytes: tuple[int, ...]
+    """One of vLLM's blocks over all layers of each KV cache group, on one rank."""
+    hash_tokens: int
+    """Tokens that each of a request's block hashes covers."""
     world_size: int
     catalog: CatalogThread
     scheduler: SchedulerSide
@@ -97,9 +99,13 @@ class EngineContext:
         """Return the tiers whose bytes other engines use as well; none unless the catalog is shared."""
         return tuple(name for name, tier in self.durable_tiers.items() if tier.shared)
 
-    def stored_bytes(self, blocks: int) -> int:
-        """Return the bytes that a chunk of `blocks` takes on disk, over all ranks."""
-        return sealed_bytes(blocks * self.block_bytes) * self.world_size
+    def payload_bytes(self, chunk: ChunkSpec) -> int:
+        """Return the bytes of the chunk's pages on one rank."""
+        return chunk.page_count * self.group_bytes[chunk.group]
+
+    def stored_bytes(self, chunk: ChunkSpec) -> int:
+        """Return the bytes that a chunk takes on disk, over all ranks."""
+        return sealed_bytes(self.payload_bytes(chunk)) * self.world_size
 
     async def known_passport(self) -> Passport:
         """Return the passport once it is complete. Raises: `Code.STATE` if it can't be soon. See CurrentPassport."""

@@ -51,7 +51,7 @@ class WindowCommit:
             stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
         missing = [chunk for chunk in chunks if chunk.key not in stored or not stored[chunk.key].tiers]
         if missing:
-            needed = sum(self._engine.stored_bytes(chunk.blocks) for chunk in missing)
+            needed = sum(self._engine.stored_bytes(chunk) for chunk in missing)
             await self._tiering.make_room(needed, protected=frozenset(keys))
         claim = self._engine.claims.new()
         return SaveOrder(chunks=tuple(missing), tiers=self._engine.freeze_tiers, claim=claim, asked_for=asked_for)

@@ -50,6 +50,9 @@ class Frozen(Answer, frozen=True):
     more_heads: Annotated[int, Meta(description="How many further heads there are.")] = 0
     proof: TakenProof | None = None
     no_proof: Annotated[str | None, Meta(description="Why a proof that was asked for was not taken.")] = None
+    resumable_tokens: Annotated[int | None, Meta(description="Leading tokens that a thaw brings back.")] = None
+    boundaries: Annotated[list[int] | None, Meta(description="The only positions at which it can be resumed.")] = None
+    not_resumable: Annotated[str | None, Meta(description="Why the last tokens are computed again.")] = None
 
 
 class TimedFreeze(Frozen, frozen=True, kw_only=True):

@@ -52,6 +52,8 @@ class BoundWindow:
     chunks: tuple[ChunkSpec, ...] = field(repr=False)
     usable_blocks: int
     """Leading blocks whose chunks were not found bad. Only the engine thread changes it, and only lowers it."""
+    boundaries: tuple[int, ...] = ()
+    """The blocks at which it can be resumed. Empty: at each of its blocks."""
     lease: Lease = field(default_factory=Lease, repr=False)
 
     @property
@@ -76,8 +78,9 @@ class BoundWindow:
         return at // block_tokens if different[at] else blocks
 
     def loadable(self, common: int) -> int:
-        """Return how many of the `common` blocks can still be loaded."""
-        return 0 if self.lease.withdrawn else min(common, self.usable_blocks)
+        """Return how many of the `common` blocks can still be loaded: up to the last boundary, if it has any."""
+        end = 0 if self.lease.withdrawn else min(common, self.usable_blocks)
+        return max((each for each in self.boundaries if each <= end), default=0) if self.boundaries else end
 
 
 class _Memory:

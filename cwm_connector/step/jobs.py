@@ -274,3 +274,5 @@ class WorkerFacts(KVConnectorHandshakeMetadata):
     layout: bytes
     attention_backend: str
     instruction_set: str
+    group_bytes: tuple[int, ...] = ()
+    """One of vLLM's blocks in all layers of each KV cache group."""

@@ -60,6 +60,8 @@ class LoadChoice:
         prefill = self._prefill_speed.costs()
         if self.policy is LoadPolicy.ALWAYS or prefill is None:
             return to_block
+        if self._geometry.groups:  # all or nothing: there is no boundary in between
+            return from_block if self.costs(chunks, from_block, to_block).computing_is_faster else to_block
         best, most_saved, saved = from_block, 0.0, 0.0
         for end, blocks, tier in self._pieces(chunks, from_block, to_block):
             tokens = self._tokens(blocks)
@@ -86,9 +88,12 @@ class LoadChoice:
         self, chunks: Sequence[ChunkSpec], from_block: int, to_block: int
     ) -> Iterator[tuple[int, int, TierName]]:
         """Yield for each chunk with some of the blocks: their end, their number, and the tier that has them."""
-        for chunk in chunks[from_block // self._geometry.blocks_per_chunk :]:
+        first = 0 if self._geometry.groups else from_block // self._geometry.blocks_per_chunk
+        for chunk in chunks[first:]:
+            if chunk.first_block >= to_block:
+                return
             start, end = max(chunk.first_block, from_block), min(chunk.end_block, to_block)
             if start >= end:
-                return
+                continue
             # A chunk that no tier is known to have is still looked for on disk.
             yield end, end - start, self._locations.fastest(chunk.key) or TierName.DISK

@@ -49,7 +49,9 @@ class _Waiting:
 class LoadsUnderWay:
     """The loads of requests whose blocks are not in the prefix cache yet, and the requests that wait for them."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, hashes_per_block: int = 1) -> None:
+        """`hashes_per_block`: how many of a request's block hashes cover one block of a match."""
+        self._hashes_per_block = hashes_per_block
         self._clock = clock
         self._loads: dict[str, _Load] = {}
         self._waiting: dict[str, _Waiting] = {}
@@ -106,7 +108,7 @@ class LoadsUnderWay:
         now = self._clock()
         for loader, load in self._loads.items():
             mine_or_old = loader == request_id or now >= load.awaited_until
-            common = 0 if mine_or_old else _common_end(load, request.block_hashes, match)
+            common = 0 if mine_or_old else self._common_end(load, request.block_hashes, match)
             if 2 * (common - match.from_block) >= match.to_block - match.from_block:
                 deadline = now + WAIT_LIMIT_S if before is None else before.deadline
                 self._waiting[request_id] = _Waiting(deadline, load, common)
@@ -120,19 +122,22 @@ class LoadsUnderWay:
         self._waiting.pop(request_id, None)
         self._alone.discard(request_id)
 
+    def _common_end(self, load: _Load, hashes: "Sequence[BlockHash]", match: Match) -> int:
+        """Return the end of the blocks from `match.from_block` on that the load brings, or 0.
 
-def _common_end(load: _Load, hashes: "Sequence[BlockHash]", match: Match) -> int:
-    """Return the end of the blocks from `match.from_block` on that the load brings, or 0. Each hash covers all before.
+        Each hash covers all before. Most loads are ruled out by one comparison.
+        """
+        low, high = match.from_block, min(load.to_block, match.to_block)
+        if not load.from_block <= low < high or not self._is_equal(load, hashes, low):
+            return 0
+        while low + 1 < high:
+            middle = (low + high) // 2
+            if self._is_equal(load, hashes, middle):
+                low = middle
+            else:
+                high = middle
+        return low + 1
 
-    Most loads are ruled out by one comparison.
-    """
-    low, high = match.from_block, min(load.to_block, match.to_block)
-    if not load.from_block <= low < high or load.hashes[low] != hashes[low]:
-        return 0
-    while low + 1 < high:
-        middle = (low + high) // 2
-        if load.hashes[middle] == hashes[middle]:
-            low = middle
-        else:
-            high = middle
-    return low + 1
+    def _is_equal(self, load: _Load, hashes: "Sequence[BlockHash]", block: int) -> bool:
+        last = (block + 1) * self._hashes_per_block - 1
+        return bool(load.hashes[last] == hashes[last])

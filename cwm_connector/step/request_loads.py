@@ -15,6 +15,7 @@ from cwm_connector.core.identity import ChunkSpec, Geometry
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.metrics import Metrics
 from cwm_connector.sessions.thaw_bindings import BoundWindow
+from cwm_connector.step.boundaries.loads import BoundaryRun
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard, JobResult
 from cwm_connector.step.jobs import ChunkOutcome, ChunkRun, FailedLoad, LoadJob
@@ -47,6 +48,7 @@ class RequestLoads:
         metrics: Metrics,
         choice: LoadChoice,
         read_speed: ReadSpeed,
+        hashes_per_block: int = 1,
     ) -> None:
         self._geometry = geometry
         self._board = board
@@ -54,7 +56,7 @@ class RequestLoads:
         self._metrics = metrics
         self._choice = choice
         self._read_speed = read_speed
-        self._under_way = LoadsUnderWay()
+        self._under_way = LoadsUnderWay(hashes_per_block=hashes_per_block)
         self._matches: dict[str, Match] = {}
         self._choices: dict[str, tuple[Match, int]] = {}
         """By request: its match, and the block up to which it is loaded. vLLM may ask in every step."""
@@ -124,22 +126,22 @@ class RequestLoads:
 
     def _start(self, request: "Request", blocks: HasBlockIds) -> None:
         """Post the load of the last match. vLLM waits for its end, so one that fails is posted as such."""
-        ids, match = blocks.get_block_ids()[0], self._matches.pop(request.request_id, None)
+        ids, match = blocks.get_block_ids(), self._matches.pop(request.request_id, None)
         try:
             assert match is not None, "vLLM allocated blocks for a load that was not offered"
             self._post(request, match, ids)
         except Exception:
             logger.exception("a load could not be planned, so its tokens are computed")
             self._no_more.add(request.request_id)
-            bad = ids if match is None else ids[match.from_block : match.to_block]
+            bad = ids[0] if match is None else ids[0][match.from_block : match.to_block]
             self._board.post(FailedLoad(self._board.next_id(), request.request_id, tuple(bad)))
 
-    def _post(self, request: "Request", match: Match, ids: Sequence[int]) -> None:
+    def _post(self, request: "Request", match: Match, ids: Sequence[Sequence[int]]) -> None:
         request_id = request.request_id
         if match.automatic:
             self._metrics.auto_thaws.inc()
             logger.debug("a request loads window %s without a thaw", match.window.name)
-        chunks = self._chunks(match, ids)
+        chunks = BoundaryRun(self._geometry, match, ids) if self._geometry.groups else self._chunks(match, ids[0])
         self._sources[request_id] = self._tokens_by_tier(chunks)
         self._loaded_tokens[request_id] = 0
         ticket = self._board.post(LoadJob(self._board.next_id(), request_id, chunks))
@@ -152,7 +154,7 @@ class RequestLoads:
         chunks = match.window.chunks[match.from_block // size : -(-match.to_block // size)]
         return ChunkRun(chunks, match.from_block, ids[match.from_block : match.to_block])
 
-    def _tokens_by_tier(self, chunks: ChunkRun) -> dict[TierName, int]:
+    def _tokens_by_tier(self, chunks: ChunkRun | BoundaryRun) -> dict[TierName, int]:
         tokens: Counter[TierName] = Counter()
         tiers = self._locations.fastest_of(chunk.key for chunk in chunks.specs)
         for tier, blocks in zip(tiers, chunks.block_counts(), strict=True):
@@ -160,7 +162,9 @@ class RequestLoads:
             tokens[tier or TierName.DISK] += blocks * self._geometry.block_tokens
         return dict(tokens)
 
-    def _loaded(self, request_id: str, window: BoundWindow, chunks: ChunkRun, result: "Future[JobResult]") -> None:
+    def _loaded(
+        self, request_id: str, window: BoundWindow, chunks: ChunkRun | BoundaryRun, result: "Future[JobResult]"
+    ) -> None:
         """Count a finished load, and do not offer again what could not be read."""
         if result.exception() is not None:
             self._exclude(request_id)
@@ -181,7 +185,8 @@ class RequestLoads:
         for tier, count in loaded.items():
             self._metrics.loaded(tier, count, tokens[tier])
         if request_id in self._loaded_tokens:
-            self._loaded_tokens[request_id] = leading  # vLLM computes everything from the first bad chunk on
+            # vLLM computes everything from the first bad chunk on, or everything if it resumes at boundaries alone.
+            self._loaded_tokens[request_id] = 0 if self._geometry.groups and len(used) < len(chunks) else leading
         if missed := len(chunks) - len(used):
             self._metrics.missed(missed, tokens[None])
             self._exclude(request_id)
@@ -202,4 +207,4 @@ def _note_failures(window: BoundWindow, chunks: Sequence[ChunkSpec], outcomes: M
         logger.warning("window %s: a chunk could not be loaded (CWM-%d: %s)", window.name, code, reason)
     for chunk, (code, _) in failed:
         if code in (Code.CORRUPT, Code.CHUNK_MISSING):
-            window.usable_blocks = min(window.usable_blocks, chunk.first_block)
+            window.usable_blocks = min(window.usable_blocks, chunk.usable_without)

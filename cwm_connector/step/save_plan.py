@@ -42,6 +42,8 @@ class SavePlan:
     lost_blocks: int = 0
     whole_chunks: int = 0
     """How many leading chunks of the order the prefix cache still has whole."""
+    boundary: int = 0
+    """The last block at which a model that can be resumed at boundaries alone could be resumed now."""
 
 
 @dataclass(frozen=True, slots=True)

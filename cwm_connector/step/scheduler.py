@@ -18,11 +18,12 @@ from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.sessions.views import HeadSnapshot, SessionView
 from cwm_connector.settings import LoadPolicy
 from cwm_connector.step import surveys
+from cwm_connector.step.boundaries.plan import BoundaryPlanner
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import CopyGate, JobBoard
 from cwm_connector.step.jobs import StepJobs, StepReports
 from cwm_connector.step.load_choice import LoadChoice
-from cwm_connector.step.pinned_blocks import PinnedBlocks
+from cwm_connector.step.pinned_blocks import PinnedBlocks, PinnedSave
 from cwm_connector.step.prefill_speed import PrefillSpeed
 from cwm_connector.step.read_speed import ReadSpeed
 from cwm_connector.step.request_loads import HasBlockIds, RequestLoads
@@ -41,6 +42,8 @@ from cwm_connector.step.window_matches import Match, WindowMatches, is_anonymous
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
+    from vllm.v1.core.kv_cache_utils import KVCacheBlock
     from vllm.v1.request import Request
 
 
@@ -58,6 +61,7 @@ class SchedulerSide:
         metrics: Metrics,
         load_policy: LoadPolicy = LoadPolicy.ALWAYS,
         copy_gate: CopyGate | None = None,
+        hash_tokens: int | None = None,
     ) -> None:
         self._geometry = geometry
         self._sessions = sessions
@@ -69,10 +73,15 @@ class SchedulerSide:
         self.prefill_speed = PrefillSpeed()
         self.read_speed = ReadSpeed(metrics)
         self.load_choice = LoadChoice(load_policy, geometry, locations, self.prefill_speed, self.read_speed)
-        self._loads = RequestLoads(geometry, board, locations, metrics, self.load_choice, self.read_speed)
+        self._hash_tokens = hash_tokens or geometry.block_tokens
+        hashes_per_block = geometry.block_tokens // self._hash_tokens
+        self._loads = RequestLoads(
+            geometry, board, locations, metrics, self.load_choice, self.read_speed, hashes_per_block
+        )
         self.computing_steps = 0
         """Steps that have computed tokens. Any thread may read it."""
         self._pool: BlockPool | None = None
+        self._coordinator: KVCacheCoordinator | None = None
         self._unassigned: dict[str, Request] = {}
         """Requests without an id that wait for the finder, which may know the session that they continue."""
         self._recomputes: dict[str, Recompute] = {}
@@ -84,6 +93,10 @@ class SchedulerSide:
     def bind_pool(self, pool: "BlockPool") -> None:
         """Take vLLM's block pool. Called once, before the first step."""
         self._pool = pool
+
+    def bind_coordinator(self, coordinator: "KVCacheCoordinator") -> None:
+        """Take what knows the prefix cache of every KV cache group. Called once, before the first step."""
+        self._coordinator = coordinator
 
     def request_added(self, request: "Request") -> None:
         """Assign a new request to its session, unless it is one of our own, and look for its windows."""
@@ -190,11 +203,11 @@ class SchedulerSide:
 
     def session_views(self) -> Iterator[Sequence[tuple[SessionView, int]]]:
         """Yield the sessions, each with the number of its tokens that the prefix cache still has. See `surveys`."""
-        return surveys.session_views(self._sessions, self._require_pool, self._geometry.block_tokens)
+        return surveys.session_views(self._sessions, self._require_pool, self._cached_tokens)
 
     def freezable(self, near: float) -> Iterator[Sequence[FreezableHead]]:
         """Yield every head of at least one chunk that holds unfrozen tokens. See `surveys`."""
-        return surveys.freezable(self._sessions, self._require_pool, near)
+        return surveys.freezable(self._sessions, self._require_pool, near, self._last_blocks)
 
     def mark_frozen(self, snapshot: HeadSnapshot) -> None:
         """Record that a window holds the tokens of the snapshot."""
@@ -216,7 +229,8 @@ class SchedulerSide:
         """Drop the tokens of sessions that have expired. Each call looks at a few sessions."""
         pool = self._pool
         if pool is not None:
-            self._sessions.expire(lambda block: compat.cached_blocks(pool, [block])[0] is not None)
+            group = self._geometry.group_of_pages(self._hash_tokens)
+            self._sessions.expire(lambda block: compat.cached_blocks(pool, [block], group)[0] is not None)
 
     def plan_save(self, snapshot: HeadSnapshot, order: SaveOrder) -> Iterator[Sequence[SavePlan]]:
         """Pin the blocks of the order and post their save, over several steps. The last part is the plan.
@@ -224,7 +238,10 @@ class SchedulerSide:
         If some blocks are lost, nothing is saved and they are counted. See `save_plan`.
         """
         self.copy_gate.require_open()
-        yield from plan_save(self._require_pool(), self._pinned, self._board, snapshot.block_hashes, order)
+        if self._geometry.groups:
+            yield from self._planner().plan(self._pinned, self._board, snapshot.block_hashes, order)
+        else:
+            yield from plan_save(self._require_pool(), self._pinned, self._board, snapshot.block_hashes, order)
 
     def expect_recompute(self, request_id: str, loadable: BoundWindow) -> "Future[Recomputed]":
         """Register a recompute, a request of our own that the caller submits next.
@@ -269,11 +286,34 @@ class SchedulerSide:
             return
         try:
             # The request still holds its blocks now. A moment later they could be evicted again.
-            pool = self._require_pool()
-            found = [[block] for block in compat.cached_blocks(pool, request.block_hashes) if block is not None]
-            recompute.done.set_result(Recomputed(self._pinned.pin(pool, found), recompute.computed_tokens))
+            recompute.done.set_result(Recomputed(self._pin(request), recompute.computed_tokens))
         except Exception as problem:
             recompute.done.set_exception(problem)
+
+    def _pin(self, request: "Request") -> PinnedSave:
+        if self._geometry.groups:
+            return self._planner().pin_prompt(self._pinned, request)
+        pool = self._require_pool()
+        found = [[block] for block in compat.cached_blocks(pool, request.block_hashes) if block is not None]
+        return self._pinned.pin(pool, found)
+
+    def _cached_tokens(self, hashes: Sequence[bytes]) -> int:
+        """Return how many of the tokens with these hashes vLLM need not compute again."""
+        if self._geometry.groups:
+            return self._planner().boundary(hashes).tokens
+        return self._geometry.block_tokens * surveys.cached_blocks(self._require_pool(), hashes)
+
+    def _last_blocks(self, hashes: Sequence[bytes]) -> "Sequence[KVCacheBlock]":
+        """Return the cached blocks without which vLLM could not resume these tokens, as far as it evicts them first."""
+        if self._geometry.groups:
+            return self._planner().last_blocks(hashes)
+        (last,) = compat.cached_blocks(self._require_pool(), hashes[-1:])
+        return () if last is None else (last,)
+
+    def _planner(self) -> BoundaryPlanner:
+        if self._coordinator is None:
+            raise _starting()
+        return BoundaryPlanner(self._geometry, self._hash_tokens, self._require_pool(), self._coordinator)
 
     def _match(self, request: "Request", from_block: int) -> Match | None:
         if self.copy_gate.is_closed or not self._loads.may_load(request.request_id):
@@ -286,10 +326,14 @@ class SchedulerSide:
             return self._loads.choose(request.request_id, best)
         # The window has the tokens of the request.
         limit = (request.num_tokens - 1) // self._geometry.block_tokens
-        to_block = min(own.loadable.usable_blocks, limit)
+        to_block = own.loadable.loadable(limit)
         return Match(own.loadable, from_block, to_block, automatic=False) if to_block > from_block else None
 
     def _require_pool(self) -> "BlockPool":
         if self._pool is None:
-            raise CWMError(Code.STATE, "the engine is still starting and has no block pool yet; try again in a moment")
+            raise _starting()
         return self._pool
+
+
+def _starting() -> CWMError:
+    return CWMError(Code.STATE, "the engine is still starting and has no block pool yet; try again in a moment")

@@ -19,6 +19,7 @@ from cwm_connector.sessions.views import HeadKind, SessionView
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class FreezableHead:
     last_active_at: Micros
     running: bool
     near_eviction: bool
-    """vLLM will soon reuse the block at its end, or has done so."""
+    """vLLM will soon reuse a block without which it can't be resumed at its end, or has done so."""
     is_default: bool
     kind: HeadKind
     coverage_known: bool
@@ -42,22 +43,27 @@ class FreezableHead:
 
 
 def session_views(
-    sessions: SessionIndex, require_pool: "Callable[[], BlockPool]", block_tokens: int
+    sessions: SessionIndex,
+    require_pool: "Callable[[], BlockPool]",
+    cached_tokens: Callable[[Sequence[bytes]], int],
 ) -> Iterator[Sequence[tuple[SessionView, int]]]:
     """Yield the sessions, each with the number of its tokens that the prefix cache has, the last active one first."""
-    pool = require_pool()
+    require_pool()
     for session in sessions.recent():
-        yield [(view, block_tokens * _cached_blocks(pool, hashes)) for view, hashes in sessions.listed(session)]
+        yield [(view, cached_tokens(hashes)) for view, hashes in sessions.listed(session)]
 
 
 def freezable(
-    sessions: SessionIndex, require_pool: "Callable[[], BlockPool]", near: float
+    sessions: SessionIndex,
+    require_pool: "Callable[[], BlockPool]",
+    near: float,
+    last_blocks: "Callable[[Sequence[bytes]], Sequence[KVCacheBlock]]",
 ) -> Iterator[Sequence[FreezableHead]]:
     """Yield every head of at least one chunk that holds unfrozen tokens, those of the last active sessions first.
 
     A side head counts if a chunk of it is not part of another head. `near` is the fraction of vLLM's blocks, of those
-    that it reuses next, that counts as near eviction. vLLM evicts the end of a head before its beginning, so only the
-    last block is checked and the cost does not depend on the length of the head.
+    that it reuses next, that counts as near eviction. `last_blocks` returns the cached blocks that vLLM evicts before
+    the others of a head, none if it has evicted some. Of full attention that is the block at the end.
     """
     pool = require_pool()
     near_eviction: set[int] = set()
@@ -67,14 +73,14 @@ def freezable(
     for session in sessions.recent():
         yield ()
         for head, is_default in sessions.unfrozen(session):
-            yield [_freezable_head(session.session_id, head, is_default, pool, near_eviction)]
+            blocks = None if head.running else last_blocks(session.heads.live_hashes(head))
+            near_its_end = blocks is not None and (
+                not blocks or any(block.block_id in near_eviction for block in blocks)
+            )
+            yield [_freezable_head(session.session_id, head, is_default, near_its_end)]
 
 
-def _freezable_head(
-    session_id: str, head: Head, is_default: bool, pool: "BlockPool", near_eviction: set[int]
-) -> FreezableHead:
-    running = head.running is not None
-    (last,) = compat.cached_blocks(pool, [head.last_block])
+def _freezable_head(session_id: str, head: Head, is_default: bool, near_eviction: bool) -> FreezableHead:
     return FreezableHead(
         session_id=session_id,
         head=head.name,
@@ -82,15 +88,15 @@ def _freezable_head(
         unfrozen_tokens=head.unfrozen_tokens,
         activity=head.activity,
         last_active_at=head.last_active_at,
-        running=running,
-        near_eviction=not running and (last is None or last.block_id in near_eviction),
+        running=head.running is not None,
+        near_eviction=near_eviction,
         is_default=is_default,
         kind=head.kind,
         coverage_known=head.coverage_known,
     )
 
 
-def _cached_blocks(pool: "BlockPool", hashes: Sequence[bytes]) -> int:
+def cached_blocks(pool: "BlockPool", hashes: Sequence[bytes]) -> int:
     """Return how many leading blocks the prefix cache has. vLLM evicts a chain from its end.
 
     Most chains are cached to their end or not at all, so these blocks are looked up first.

@@ -180,8 +180,8 @@ class WindowMatches:
             return None
         # The newest thaw goes first if several are equally long.
         compared = [*(window for window in bound if window in common), *common]
-        window = max(compared, key=lambda each: each.loadable(common[each]))
-        to_block = min(window.loadable(common[window]), limit)
+        window = max(compared, key=lambda each: each.loadable(min(common[each], limit)))
+        to_block = window.loadable(min(common[window], limit))
         automatic = window not in bound
         return Match(window, from_block, to_block, automatic) if to_block > from_block else None
 

@@ -10,8 +10,9 @@ from cwm_connector.core.canary import with_sample
 from cwm_connector.worker.fence import Fence
 from cwm_connector.worker.paged_copy import PagedCopier, PagePart, payload_bytes
 
-SAMPLED_LAYERS: Final = 4
-VALUES_PER_LAYER: Final = 16
+STRETCHES: Final = 4
+"""Parts of the payload, each of some layers."""
+VALUES_PER_STRETCH: Final = 16
 
 
 def canary_of(copier: PagedCopier, block_ids: Sequence[int], after: Fence, dtype: torch.dtype | None) -> str:
@@ -22,13 +23,12 @@ def canary_of(copier: PagedCopier, block_ids: Sequence[int], after: Fence, dtype
     digest = hashlib.sha256(payload.numpy()).hexdigest()
     if dtype is None:
         return digest
-    layers = payload.view(dtype).view(copier.layers, -1)
-    chosen = {at * (copier.layers - 1) // (SAMPLED_LAYERS - 1) for at in range(SAMPLED_LAYERS)}
-    return with_sample(digest, [value for at in sorted(chosen) for value in _projections(layers[at].float())])
+    stretches = payload.view(dtype).chunk(STRETCHES)
+    return with_sample(digest, [value for stretch in stretches for value in _projections(stretch.float())])
 
 
 def _projections(values: torch.Tensor) -> list[float]:
     """Return sums of the values under fixed random signs, scaled to the size of one value."""
     generator = torch.Generator().manual_seed(values.numel())
-    signs = torch.randint(0, 2, (VALUES_PER_LAYER, values.numel()), generator=generator, dtype=torch.int8) * 2 - 1
+    signs = torch.randint(0, 2, (VALUES_PER_STRETCH, values.numel()), generator=generator, dtype=torch.int8) * 2 - 1
     return [float((values * row).sum() / values.numel() ** 0.5) for row in signs]

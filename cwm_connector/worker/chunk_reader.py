@@ -49,7 +49,8 @@ class ChunkShape:
     kv_rank: int
     layout: bytes
     block_tokens: int
-    block_bytes: int
+    group_bytes: tuple[int, ...]
+    """One of vLLM's blocks in all layers of each KV cache group."""
 
     def id(self, chunk: ChunkSpec) -> ChunkId:
         """Return the id of this rank's part."""
@@ -57,7 +58,7 @@ class ChunkShape:
 
     def payload_bytes(self, chunk: ChunkSpec) -> int:
         """Return the length of the part's pages."""
-        return chunk.blocks * self.block_bytes
+        return chunk.page_count * self.group_bytes[chunk.group]
 
     def sealed_bytes(self, chunk: ChunkSpec) -> int:
         """Return the length of the part with header and padding."""
@@ -77,7 +78,7 @@ class ChunkShape:
             key=chunk.key,
             kv_rank=self.kv_rank,
             tokens=chunk.blocks * self.block_tokens,
-            blocks=chunk.blocks,
+            blocks=chunk.page_count,
             payload_bytes=self.payload_bytes(chunk),
             layout=self.layout,
         )

@@ -66,7 +66,7 @@ class Loader:
         # vLLM trusts every block before the first bad one and none after it.
         bad = {block for part in job.chunks[len(good) :] for block in part.block_ids}
         report = Report(job.id, self._rank, Phase.FINISHED, done=len(good), outcomes=tuple(outcomes), seconds=seconds)
-        self._outbox.loaded(job.request_id, bad, report)
+        self._outbox.loaded(job.request_id, bad, report, failed=len(good) < len(job.chunks))
 
 
 class _Filling:
@@ -105,7 +105,7 @@ class _Filling:
 
     def _part(self, part: ChunkBlocks, verified: VerifiedChunk) -> PagePart:
         payload = self._shape.payload_of(part.chunk, verified.buffer)
-        return PagePart(payload, part.chunk.blocks, part.first, part.block_ids)
+        return PagePart(payload, part.chunk.page_count, part.first, part.block_ids, part.chunk.group)
 
     def _settle_one(self) -> bool:
         """Wait for the oldest batch and let go of its chunks. Return False if there is none.

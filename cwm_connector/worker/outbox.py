@@ -24,6 +24,7 @@ class Outbox:
         self._news = StepReports()
         self._bad_copies: set[tuple[ChunkKey, TierName]] = set()
         self._loaded_requests: set[str] = set()
+        self._failed_requests: set[str] = set()
         self._bad_blocks: set[int] = set()
         self._under_way: set[JobId] = set()
         self._ended: dict[JobId, None] = {}
@@ -63,18 +64,25 @@ class Outbox:
         with self._lock:
             self._bad_copies.add((key, tier))
 
-    def loaded(self, request_id: str, bad_blocks: Iterable[int], report: Report) -> None:
-        """Add the end of a request's load, with the blocks that could not be filled."""
+    def loaded(self, request_id: str, bad_blocks: Iterable[int], report: Report, *, failed: bool) -> None:
+        """Add the end of a request's load, with the blocks that could not be filled. `failed`: not all of it was."""
         with self._lock:
             self._add(report)
+            if failed:
+                self._failed_requests.add(request_id)
             self._bad_blocks.update(bad_blocks)
             self._loaded_requests.add(request_id)
 
     def take_loaded(self) -> set[str]:
         """Return the requests whose load has ended since the last call, in success or failure."""
+        return self.take_loads()[0]
+
+    def take_loads(self) -> tuple[set[str], set[str]]:
+        """Return the same, and which of them have failed."""
         with self._lock:
             loaded, self._loaded_requests = self._loaded_requests, set()
-        return loaded
+            failed, self._failed_requests = self._failed_requests, set()
+        return loaded, failed
 
     def take_bad_blocks(self) -> set[int]:
         """Return the blocks whose load has failed since the last call."""

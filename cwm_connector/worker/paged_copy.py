@@ -17,7 +17,7 @@ that waits for them, and that payloads stay in place until the copy's fence has 
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -40,13 +40,15 @@ class PagePart:
     blocks: int
     first: int
     block_ids: Sequence[int]
+    group: int = 0
+    """The KV cache group of the blocks."""
 
 
 class PagedCopier(Protocol):
     """Moves pages. A copy is over when its fence has passed. A call that raises leaves no copy under way."""
 
-    layers: int
-    page_bytes: int
+    group_bytes: tuple[int, ...]
+    """Bytes of one block in all layers of each KV cache group."""
     layout: bytes
     """32-byte fingerprint of how a page is laid out; sealed into every chunk."""
     check_threads: int
@@ -62,9 +64,9 @@ class PagedCopier(Protocol):
         """Copy payloads into blocks, once `after` has passed. Return the fence behind the copies."""
 
 
-def payload_bytes(copier: PagedCopier, blocks: int) -> int:
+def payload_bytes(copier: PagedCopier, blocks: int, group: int = 0) -> int:
     """Return the length of the payload of so many blocks."""
-    return copier.layers * blocks * copier.page_bytes
+    return blocks * copier.group_bytes[group]
 
 
 def _is_dense(layer: torch.Tensor) -> bool:
@@ -147,6 +149,7 @@ class CpuCopier:
         self.layers = len(layers)
         self._page_words = self._views[0].shape[2]
         self.page_bytes = self._page_words * 8
+        self.group_bytes: tuple[int, ...] = (self.layers * self.page_bytes,)
         self.layout = layout_fingerprint(layers)
 
     def fence(self) -> Fence:
@@ -201,6 +204,7 @@ class DirectCopier:
         views = page_views(layers)
         self.layers = len(layers)
         self.page_bytes = views[0].shape[2] * 8
+        self.group_bytes: tuple[int, ...] = (self.layers * self.page_bytes,)
         self.layout = layout_fingerprint(layers)
         self.check_threads = min(MAX_CHECK_THREADS, len(os.sched_getaffinity(0)))
         self._outward = outward
@@ -255,13 +259,21 @@ class DirectCopier:
                 begin = at
 
 
-def copier_for(layers: Sequence[torch.Tensor]) -> PagedCopier:
+def copier_for(layers: Sequence[torch.Tensor]) -> "CpuCopier | DirectCopier":
     """Return the copier for the device that the cache is on. Raises: `Code.STATE` for any other device."""
-    device = layers[0].device
+    return copiers_for(layers[0].device)(layers)
+
+
+def copiers_for(device: torch.device) -> "Callable[[Sequence[torch.Tensor]], CpuCopier | DirectCopier]":
+    """Return what makes copiers for the device. On a GPU they share one queue for each direction.
+
+    Raises: `Code.STATE` for any other device.
+    """
     if device.type == "cpu":
-        return CpuCopier(layers)
+        return CpuCopier
     if device.type == "cuda":
-        return DirectCopier(layers, CudaQueue(device, from_host=False), CudaQueue(device, from_host=True))
+        outward, inward = CudaQueue(device, from_host=False), CudaQueue(device, from_host=True)
+        return lambda layers: DirectCopier(layers, outward, inward)
     raise CWMError(
         Code.STATE, f"CWM copies KV on CPU and CUDA, not on {device.type}; serve this model without the connector"
     )

@@ -166,7 +166,8 @@ class Save:
             self._write_captured()
 
     def _part(self, part: ChunkBlocks, one: _Captured) -> PagePart:
-        return PagePart(self._parts.shape.payload_of(part.chunk, one.buffer), part.chunk.blocks, 0, part.block_ids)
+        payload = self._parts.shape.payload_of(part.chunk, one.buffer)
+        return PagePart(payload, part.chunk.page_count, 0, part.block_ids, part.chunk.group)
 
     def _reserve(self, size: int) -> HostBuffer:
         while self._held:

@@ -45,7 +45,7 @@ from cwm_connector.worker.fence import PASSED, Fence
 from cwm_connector.worker.loads import Loader, failed, unexpected
 from cwm_connector.worker.maintenance import Maintenance
 from cwm_connector.worker.outbox import Outbox
-from cwm_connector.worker.paged_copy import PagedCopier, payload_bytes
+from cwm_connector.worker.paged_copy import PagedCopier
 from cwm_connector.worker.saves import Save, SaveParts
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class WorkerSide:
         self._outbox = Outbox()
         self._checksums = Checksums(copier.check_threads)
         self._stack = TierStack(durable_tiers, self._outbox.saw_bad_copy)
-        self._shape = ChunkShape(rank, copier.layout, block_tokens, payload_bytes(copier, 1))
+        self._shape = ChunkShape(rank, copier.layout, block_tokens, copier.group_bytes)
         self._chunk_reader = ChunkReader(cpu, self._stack, self._shape, self._checksums)
         self._loader = Loader(rank, copier, self._chunk_reader, self._shape, self._outbox)
         self._save_parts = SaveParts(rank, copier, cpu, self._stack, self._shape, self._checksums, self._outbox)
@@ -116,6 +116,10 @@ class WorkerSide:
     def take_loaded(self) -> set[str]:
         """Return the requests whose load has ended since the last call, in success or failure."""
         return self._outbox.take_loaded()
+
+    def take_loads(self) -> tuple[set[str], set[str]]:
+        """Return the same, and which of these requests could not be given all that they wait for."""
+        return self._outbox.take_loads()
 
     def take_bad_blocks(self) -> set[int]:
         """Return the blocks whose load has failed since the last call."""
@@ -213,7 +217,7 @@ class WorkerSide:
             self._loader.fail(job, failure)
         elif isinstance(job, FailedLoad):
             report = Report(job.id, self._rank, Phase.FINISHED, failure=failure)
-            self._outbox.loaded(job.request_id, job.block_ids, report)
+            self._outbox.loaded(job.request_id, job.block_ids, report, failed=True)
         else:
             self._report(job, Phase.FINISHED, failure=failure)
 

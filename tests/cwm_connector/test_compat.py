@@ -21,9 +21,6 @@ from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheConfig,
     KVCacheGroupSpec,
-    KVCacheSpec,
-    MambaSpec,
-    SlidingWindowSpec,
 )
 from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
@@ -264,6 +261,7 @@ def engine_config(**parallel: int) -> Any:
         parallel_config=SimpleNamespace(**{**sizes, **parallel}),
         cache_config=SimpleNamespace(enable_prefix_caching=True),
         kv_transfer_config=SimpleNamespace(kv_role="kv_both", kv_load_failure_policy="recompute"),
+        speculative_config=None,
     )
 
 
@@ -286,31 +284,6 @@ def test_vllm_0_31_without_a_hash_unit_of_its_own_is_supported() -> None:
 def test_parallelism_that_would_mix_windows_up_is_refused(size: str) -> None:
     with pytest.raises(CWMError, match=r"CWM-3001.*parallel"):
         compat.check_supported(engine_config(**{size: 2}), config(full()))
-
-
-def sliding() -> SlidingWindowSpec:
-    return SlidingWindowSpec(block_size=BLOCK, num_kv_heads=2, head_size=8, dtype=torch.bfloat16, sliding_window=64)
-
-
-def state() -> MambaSpec:
-    return MambaSpec(block_size=BLOCK, shapes=((2, 8),), dtypes=(torch.float32,))
-
-
-@pytest.mark.parametrize(
-    ("specs", "way_out"),
-    [
-        ((full(), sliding()), "--disable-hybrid-kv-cache-manager"),
-        ((full(), full()), "--disable-hybrid-kv-cache-manager"),
-        ((sliding(),), "without the connector"),
-        ((full(), state()), "without the connector"),
-        ((full(), sliding(), state()), "without the connector"),
-    ],
-)
-def test_a_model_with_other_kv_than_that_of_all_tokens_is_refused_with_the_way_out(
-    specs: tuple[KVCacheSpec, ...], way_out: str
-) -> None:
-    with pytest.raises(CWMError, match=rf"CWM-3001.*{way_out}"):
-        compat.check_supported(engine_config(), config(*specs))
 
 
 def test_an_engine_that_would_fail_requests_with_bad_chunks_is_refused() -> None:
@@ -359,5 +332,5 @@ def test_layers_come_in_the_model_s_order_wherever_they_lie_in_memory() -> None:
     placed = {"layer0": memory[2], "layer1": memory[0], "layer2": memory[1]}
     groups = [KVCacheGroupSpec(list(placed), full())]
     told = KVCacheConfig(num_blocks=4, kv_cache_tensors=[], kv_cache_groups=groups)
-    ordered = compat.layers_in_order(told, dict(reversed(placed.items())))
+    (ordered,) = compat.layers_in_order(told, dict(reversed(placed.items())))
     assert [layer.data_ptr() for layer in ordered] == [cache.data_ptr() for cache in placed.values()]

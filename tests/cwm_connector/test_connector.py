@@ -5,7 +5,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, SupportsHMA
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorTransferResults,
+    SupportsHMA,
+)
 
 from cwm_connector.connector import CWMConnector
 from cwm_connector.step.jobs import StepJobs
@@ -21,6 +25,7 @@ SAFE_ANSWERS: dict[str, Any] = {
     "get_finished": (None, None),
     "get_block_ids_with_load_errors": set(),
     "get_external_cache_hit_sources": {},
+    "get_transfer_results": KVConnectorTransferResults(),
     "request_finished": (False, None),
     "request_finished_all_groups": (False, None),
     "has_pending_block_frees": False,

@@ -8,14 +8,10 @@ are dropped at once, or swept at the next start after a kill. Control thread.
 """
 
 import asyncio
-import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -25,31 +21,28 @@ from cwm_connector.catalog.base import (
     WindowRow,
 )
 from cwm_connector.catalog.results import iso, storage_tier, taken_proof
-from cwm_connector.control.async_helpers import call_on_loop, finish_even_if_cancelled, until_done
+from cwm_connector.control.async_helpers import call_on_loop, finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.identity import ChunkSpec, chunk_specs
+from cwm_connector.core.identity import ChunkSpec, Passport, boundaries_of, why_not_all, window_chunks
 from cwm_connector.core.names import check_description, check_tags, check_window_name, legal_session_id
 from cwm_connector.core.speaker import check_session
 from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
 from cwm_connector.operations.freeze.parent import parent_of
+from cwm_connector.operations.freeze.recompute import Lost, Recomputer
 from cwm_connector.operations.freeze.under_way import FreezeUnderWay, Stage
 from cwm_connector.operations.proof.prover import Prover
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.window_commit import WindowCommit
 from cwm_connector.protocol.calls import FreezeArgs
 from cwm_connector.protocol.results import OtherHead, TimedFreeze
-from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.sessions.token_run import TokenRun
 from cwm_connector.sessions.views import HeadSnapshot, HeadSummary
 from cwm_connector.step.job_board import JobResult, Ticket
-from cwm_connector.step.save_plan import Recomputed, SaveOrder
+from cwm_connector.step.save_plan import SaveOrder
 
 CAPTURE_STEP_S: Final = 0.002
 """Between two engine steps while blocks are copied out."""
-RECOMPUTE_LIMIT_S: Final = 1800.0
-RECOMPUTE_STEP_S: Final = 0.5
-"""Between two looks at how far a recompute is."""
 ATTEMPTS: Final = 3
 """A freeze begins again when another engine deletes chunks that it refers to before it commits."""
 
@@ -59,24 +52,19 @@ class _Saved:
     """The chunks that a freeze had to store."""
 
     rows: list[ChunkRow] = field(default_factory=list)
+    window: Sequence[ChunkSpec] = ()
+    """All chunks of the window."""
     recomputed_tokens: int = 0
     captured_at: float = 0.0
-
-
-class _Lost(Exception):
-    """Blocks of the order were evicted, and the engine has to compute them again."""
-
-    def __init__(self, chunks: Sequence[ChunkSpec], order: SaveOrder, blocks: int) -> None:
-        super().__init__()
-        self.chunks, self.order, self.blocks = chunks, order, blocks
 
 
 class _Evicted(Exception):
     """Blocks of the chunk `first` were evicted and are not to be computed again."""
 
-    def __init__(self, first: ChunkSpec) -> None:
+    def __init__(self, first: ChunkSpec, boundary: int) -> None:
+        """`boundary`: where a model that can be resumed at boundaries alone could be resumed now, in blocks."""
         super().__init__()
-        self.first = first
+        self.first, self.boundary = first, boundary
 
 
 class Freezer:
@@ -87,7 +75,7 @@ class Freezer:
         self._tiering = tiering
         self._window_commit = WindowCommit(engine, tiering)
         self._prover = Prover(engine)
-        self._numbers = itertools.count(1)
+        self._recomputer = Recomputer(engine)
 
     async def freeze(self, args: FreezeArgs, progress: ProgressSink, *, asked_for: bool = True) -> TimedFreeze:
         """Freeze a session into a new window.
@@ -131,7 +119,7 @@ class Freezer:
         async with self._engine.chunk_lock:
             snapshot = await self._snapshot(args)
             freeze.stage, freeze.token_count = Stage.COPYING, len(snapshot.token_ids)
-            chunks = await asyncio.to_thread(chunk_specs, passport, self._engine.geometry, snapshot.token_ids)
+            chunks = await self._chunks(snapshot, passport)
             keys = [chunk.key for chunk in chunks]
             parent = await self._engine.catalog.run(
                 lambda catalog: parent_of(catalog, snapshot.session_id, snapshot.cache_salt, keys)
@@ -150,11 +138,11 @@ class Freezer:
         )
         try:
             saved, row = await self._store_locked(snapshot, chunks, new, freeze, asked_for)
-        except _Lost as lost:
-            async with self._recomputing(snapshot, lost, freeze) as recomputed:
-                saved, row = await self._store_recomputed(snapshot, chunks, new, freeze)
+        except Lost as lost:
+            async with self._recomputer.recomputing(snapshot, lost, freeze) as recomputed:
+                saved, row = await self._store_recomputed(snapshot, lost, new, freeze)
             saved.recomputed_tokens = recomputed.computed_tokens
-        keys = [chunk.key for chunk in chunks[: row.block_count]]
+        keys = [chunk.key for chunk in saved.window]
         self._tiering.used(keys)
         metrics = self._engine.metrics
         metrics.recomputed_tokens.inc(saved.recomputed_tokens)
@@ -180,18 +168,44 @@ class Freezer:
             head_reason=snapshot.reason.sentence,
             other_heads=[_other_head(head) for head in snapshot.others],
             more_heads=snapshot.more_heads,
+            **self._resumable(row, saved),
         )
         return frozen, snapshot
+
+    def _resumable(self, row: WindowRow, saved: _Saved) -> dict[str, Any]:
+        """Return the fields on how much of the window can be resumed, and why not more."""
+        geometry = self._engine.geometry
+        boundaries = boundaries_of(geometry, saved.window)
+        return {
+            "resumable_tokens": row.restorable_tokens,
+            "boundaries": [end * geometry.block_tokens for end in boundaries] or None,
+            "not_resumable": why_not_all(geometry, row.token_count, row.restorable_tokens),
+        }
+
+    async def _chunks(
+        self, snapshot: HeadSnapshot, passport: Passport, boundaries: Sequence[int] = ()
+    ) -> tuple[ChunkSpec, ...]:
+        """Return the chunks of the session's window. Raises: `Code.STATE` if it is too short to have any."""
+        engine = self._engine
+        tokens = snapshot.token_ids
+        chunks = await asyncio.to_thread(window_chunks, passport, engine.geometry, tokens, boundaries)
+        if not chunks:
+            raise CWMError(
+                Code.STATE,
+                f"this model can be resumed every {engine.geometry.block_tokens} tokens and the session has "
+                f"{len(tokens)}; freeze it later",
+            )
+        return chunks
 
     def _mark_frozen(self, snapshot: HeadSnapshot, row: WindowRow) -> None:
         """Tell the index of the sessions what the window holds. Nobody waits for the engine's next step."""
         size = self._engine.geometry.block_tokens
-        blocks = row.restorable_tokens // size
-        if blocks < len(snapshot.token_ids) // size:
+        hashes = snapshot.block_hashes
+        if row.restorable_tokens // size < len(snapshot.token_ids) // size:
             snapshot = replace(
                 snapshot,
-                tokens=TokenRun(snapshot.token_ids[: blocks * size]),
-                block_hashes=tuple(snapshot.block_hashes)[:blocks],
+                tokens=TokenRun(snapshot.token_ids[: row.restorable_tokens]),
+                block_hashes=tuple(hashes)[: row.restorable_tokens // self._engine.hash_tokens],
             )
         self._engine.step_queue.call(lambda: self._engine.scheduler.mark_frozen(snapshot))
 
@@ -203,7 +217,7 @@ class Freezer:
         freeze: FreezeUnderWay,
         asked_for: bool,
     ) -> tuple[_Saved, WindowRow]:
-        """Save and commit under `chunk_lock`. Raises: `_Lost` if blocks have to be computed again first."""
+        """Save and commit under `chunk_lock`. Raises: `Lost` if blocks have to be computed again first."""
         freeze.stage = Stage.WAITING
         async with self._engine.chunk_lock:
             freeze.stage = Stage.COPYING
@@ -212,18 +226,26 @@ class Freezer:
             return saved, row
 
     async def _store_recomputed(
-        self, snapshot: HeadSnapshot, chunks: Sequence[ChunkSpec], new: NewWindow, freeze: FreezeUnderWay
+        self, snapshot: HeadSnapshot, lost: Lost, new: NewWindow, freeze: FreezeUnderWay
     ) -> tuple[_Saved, WindowRow]:
-        """Save and commit once the evicted blocks are back."""
+        """Save and commit once the evicted blocks are back.
+
+        A model that can be resumed at boundaries alone gets a second one where its last prompt ended, so that its last
+        answer can be given again.
+        """
         self._engine.passports.require_still(new.passport)
-        try:
-            return await self._store_locked(snapshot, chunks, new, freeze, asked_for=True)
-        except _Lost as lost:
-            raise CWMError(
-                Code.CHUNK_MISSING,
-                f"{lost.blocks} blocks of the session were evicted and could not be computed again; "
-                "give vLLM more KV memory and try again",
-            ) from None
+        end = lost.chunks[-1].end_block
+        for boundaries in dict.fromkeys(((lost.boundary, end), (end,))) if lost.boundary else ((end,),):
+            try:
+                chunks = await self._chunks(snapshot, Passport(new.passport), boundaries)
+                return await self._store_locked(snapshot, chunks, new, freeze, asked_for=True)
+            except Lost as again:
+                lost = again
+        raise CWMError(
+            Code.CHUNK_MISSING,
+            f"{lost.blocks} blocks of the session were evicted and could not be computed again; "
+            "give vLLM more KV memory and try again",
+        )
 
     async def _store(
         self,
@@ -239,10 +261,11 @@ class Freezer:
             order = await self._window_commit.order_missing(chunks, asked_for=asked_for)
             try:
                 saved = await self._save(snapshot, chunks, order, freeze)
+                saved.window = chunks
                 freeze.stage = Stage.COMMITTING
                 return saved, await self._window_commit.commit(self._window_over(chunks, new, saved), order)
             except _Evicted as evicted:
-                chunks = chunks[: chunks.index(evicted.first)]
+                chunks = await self._before(evicted, snapshot, chunks, Passport(new.passport))
                 if not chunks:
                     raise CWMError(
                         Code.CHUNK_MISSING, "the session's blocks were evicted; freeze it with window_freeze"
@@ -252,12 +275,22 @@ class Freezer:
                 if problem.code is not Code.CHUNK_MISSING or refused == ATTEMPTS:
                     raise
 
+    async def _before(
+        self, evicted: _Evicted, snapshot: HeadSnapshot, chunks: Sequence[ChunkSpec], passport: Passport
+    ) -> Sequence[ChunkSpec]:
+        """Return the chunks of what vLLM still has."""
+        if not self._engine.geometry.groups:
+            return chunks[: chunks.index(evicted.first)]
+        is_shorter = 0 < evicted.boundary < chunks[-1].end_block
+        return await self._chunks(snapshot, passport, (evicted.boundary,)) if is_shorter else ()
+
     def _window_over(self, chunks: Sequence[ChunkSpec], new: NewWindow, saved: _Saved) -> NewWindow:
         """Return `new` over `chunks`: all chunks of the session, or those before the first evicted block."""
         restorable = chunks[-1].end_block * self._engine.geometry.block_tokens
         description = new.description
         if restorable < new.restorable_tokens:
-            description += f"; partial, {restorable} of {new.restorable_tokens} tokens: the rest was evicted"
+            why = "its last prompt ended there" if self._engine.geometry.groups else "the rest was evicted"
+            description += f"; partial, {restorable} of {new.restorable_tokens} tokens: {why}"
         return replace(
             new,
             description=description,
@@ -295,9 +328,9 @@ class Freezer:
         if freeze.let_go is not None:
             freeze.let_go()
         if plan.ticket is None and not order.asked_for:
-            raise _Evicted(order.chunks[plan.whole_chunks])
+            raise _Evicted(order.chunks[plan.whole_chunks], plan.boundary)
         if plan.ticket is None:
-            raise _Lost(chunks, order, plan.lost_blocks)
+            raise Lost(chunks, order, plan.lost_blocks, plan.boundary)
         result, captured_at = await self._persist(plan.ticket, order, freeze)
         rows = self._window_commit.new_rows(order, lambda chunk: result.outcomes[chunk.key].size_bytes)
         return _Saved(rows=rows, captured_at=captured_at)
@@ -317,59 +350,6 @@ class Freezer:
         except BaseException:
             await finish_even_if_cancelled(self._finish_and_discard(ticket, order))
             raise
-
-    @asynccontextmanager
-    async def _recomputing(
-        self, snapshot: HeadSnapshot, lost: _Lost, freeze: FreezeUnderWay
-    ) -> AsyncIterator[Recomputed]:
-        """Compute evicted blocks again and pin them until their save is planned. `chunk_lock` is free meanwhile."""
-        recomputed = await self._recompute(snapshot, lost, freeze)
-        release = recomputed.blocks.release_all
-        freeze.let_go = partial(self._engine.step_queue.call, release)
-        try:
-            yield recomputed
-        finally:
-            freeze.let_go()
-
-    async def _recompute(self, snapshot: HeadSnapshot, lost: _Lost, freeze: FreezeUnderWay) -> Recomputed:
-        """Bring evicted blocks back with a request of our own, which loads stored chunks and computes the rest.
-
-        The request is aborted if the freeze is cancelled or the time is over.
-        """
-        engine = self._engine
-        tokens = snapshot.token_ids[: lost.chunks[-1].end_block * engine.geometry.block_tokens]
-        freeze.report(Stage.COMPUTING, 0, len(tokens), f"computing {lost.blocks} evicted blocks again")
-        leading = lost.order.chunks[0].first_block
-        stored = BoundWindow(name="", token_ids=snapshot.token_ids, chunks=tuple(lost.chunks), usable_blocks=leading)
-        request_id = f"cwm-recompute-{next(self._numbers)}"
-        done = await engine.on_engine_thread(lambda side: side.expect_recompute(request_id, stored))
-        submit = partial(engine.submit_prefill, request_id, memoryview(tokens), snapshot.cache_salt)
-        submitting = asyncio.ensure_future(asyncio.to_thread(submit))
-        try:
-            await asyncio.shield(submitting)
-            return await self._follow(request_id, done, len(tokens), freeze)
-        except BaseException:
-            with suppress(Exception):
-                await finish_even_if_cancelled(submitting)  # so that the abort comes after it
-            if done.cancel():
-                engine.abort_request(request_id)
-            elif done.exception() is None:
-                engine.step_queue.call(done.result().blocks.release_all)
-            raise
-
-    async def _follow(
-        self, request_id: str, done: "Future[Recomputed]", tokens: int, freeze: FreezeUnderWay
-    ) -> Recomputed:
-        """Report the progress of a recompute until it is done."""
-        give_up_at = time.monotonic() + RECOMPUTE_LIMIT_S
-        async for _ in until_done(done, itertools.repeat(RECOMPUTE_STEP_S)):
-            if time.monotonic() > give_up_at:
-                raise CWMError(
-                    Code.OPERATION_TIMEOUT, "evicted blocks could not be computed again in time; try again later"
-                )
-            there = await self._engine.on_engine_thread(lambda side: side.recomputed_tokens(request_id))
-            freeze.report(Stage.COMPUTING, there, tokens, "tokens computed again")
-        return done.result()
 
     async def _finish_and_discard(self, ticket: Ticket | None, order: SaveOrder) -> None:
         """Wait until a failed freeze's job is over, then remove what it wrote unless the catalog refers to it."""

@@ -22,7 +22,7 @@ from cwm_connector.catalog.base import Proof
 from cwm_connector.compat import FirstToken
 from cwm_connector.control.async_helpers import finish_even_if_cancelled, wait_done
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.identity import ChunkSpec
+from cwm_connector.core.identity import ChunkSpec, boundaries_of
 from cwm_connector.core.types import now_micros
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.protocol.proofs import Outcome, ProofCheck
@@ -79,7 +79,11 @@ class Prover:
         if proof is None:
             return _uncompared(None, UNPROVED)
         window = BoundWindow(
-            name=name, token_ids=token_ids, chunks=tuple(chunks), usable_blocks=chunks[-1].end_block if chunks else 0
+            name=name,
+            token_ids=token_ids,
+            chunks=tuple(chunks),
+            usable_blocks=chunks[-1].end_block if chunks else 0,
+            boundaries=boundaries_of(self._engine.geometry, chunks),
         )
         try:
             answered = await self._ask(token_ids, f"cwm-{secrets.token_urlsafe(24)}", window, REPEAT_LIMIT_S)

@@ -24,7 +24,7 @@ from typing import Final
 
 from cwm_connector.catalog.base import Catalog, OpenWindows
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.identity import chunk_specs, specs_of
+from cwm_connector.core.identity import boundaries_of, chunk_specs, specs_of
 from cwm_connector.core.types import ChunkKey
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.thaw.beginnings import Beginnings
@@ -204,8 +204,13 @@ class _Search:
         self._engine.locations.load_from_catalog(rows)
         specs = specs_of(self._engine.geometry, [row.key for row in rows], [row.tokens for row in rows])
         lost = next((spec for spec in specs if self._engine.locations.fastest(spec.key) is None), None)
-        usable = specs[-1].end_block if lost is None else lost.first_block
-        return BoundWindow(name=name, token_ids=tokens, chunks=specs, usable_blocks=usable)
+        return BoundWindow(
+            name=name,
+            token_ids=tokens,
+            chunks=specs,
+            usable_blocks=specs[-1].end_block if lost is None else lost.usable_without,
+            boundaries=boundaries_of(self._engine.geometry, specs),
+        )
 
     def _keys(self, catalog: Catalog) -> list[ChunkKey]:
         """Return the keys of the request's whole chunks, or of its beginning that is a short window's only chunk."""

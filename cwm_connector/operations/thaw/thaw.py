@@ -17,7 +17,7 @@ from cwm_connector.catalog.base import Binding, Catalog, ChunkRow, Proof, Window
 from cwm_connector.control.async_helpers import call_on_loop, finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.identity import ChunkSpec, specs_of
+from cwm_connector.core.identity import ChunkSpec, boundaries_of, specs_of
 from cwm_connector.core.names import check_description, check_tags, check_window_name
 from cwm_connector.core.speaker import check_session_id
 from cwm_connector.core.types import ChunkKey, TierName, now_micros, salt_hash
@@ -95,7 +95,7 @@ class Thawer:
         binding = Binding(window_name=name, session_id=session_id, salt_hash=salt_hash(salt), created_at=now_micros())
         await finish_even_if_cancelled(self._engine.catalog.run(lambda catalog: catalog.bind(binding)))
         self._bind(binding, stored, specs, checked.blocks)
-        restorable = checked.blocks * self._engine.geometry.block_tokens
+        restorable = self._resumable(specs, checked.blocks) * self._engine.geometry.block_tokens
         full = stored.row.token_count - stored.row.token_count % self._engine.geometry.block_tokens
         fault = checked.fault
         if fault is None and restorable < full:
@@ -200,15 +200,22 @@ class Thawer:
     def _load_plan(self, specs: Sequence[ChunkSpec], checked: _Checked, tokens: int) -> LoadPlan:
         """Return what the next request loads, as far as the speeds and locations of now say."""
         choice = self._engine.scheduler.load_choice
-        end = choice.end_of_load(specs, 0, checked.blocks) if checked.blocks else 0
+        resumable = self._resumable(specs, checked.blocks)
+        end = choice.end_of_load(specs, 0, resumable) if resumable else 0
         loaded = end * self._engine.geometry.block_tokens
-        if end < checked.blocks:
+        if end < resumable:
             because = "computing the rest is faster (CWM_LOAD=auto); it is right, but not bit-equal to the window"
         elif choice.policy is LoadPolicy.AUTO:
             because = "loading is faster, or a speed is not measured yet (CWM_LOAD=auto)"
         else:
             because = "CWM_LOAD=always"
         return LoadPlan(loaded=loaded, computed=tokens - loaded, because=because)
+
+    def _resumable(self, specs: Sequence[ChunkSpec], blocks: int) -> int:
+        """Return how many of the leading blocks of a window can be resumed after: up to a boundary, if it has any."""
+        if not self._engine.geometry.groups:
+            return blocks
+        return max((end for end in boundaries_of(self._engine.geometry, specs) if end <= blocks), default=0)
 
     def _specs(self, stored: _Stored) -> tuple[ChunkSpec, ...]:
         return specs_of(
@@ -256,7 +263,7 @@ class Thawer:
                 code, reason = outcome.failure
                 fault = f"CWM-{int(code)}: {reason}"
                 return _Checked(
-                    blocks=spec.first_block, tokens_by_tier=tokens, fault=fault, below_disk=tuple(below_disk)
+                    blocks=spec.usable_without, tokens_by_tier=tokens, fault=fault, below_disk=tuple(below_disk)
                 )
             if outcome.tier is not None:
                 tokens[outcome.tier] = tokens.get(outcome.tier, 0) + spec.blocks * self._engine.geometry.block_tokens
@@ -272,7 +279,7 @@ class Thawer:
             tier = self._engine.locations.fastest(spec.key)
             if tier is None:
                 fault = "CWM-2003: no tier is known to have the next chunk"
-                return _Checked(blocks=spec.first_block, tokens_by_tier=tokens, fault=fault)
+                return _Checked(blocks=spec.usable_without, tokens_by_tier=tokens, fault=fault)
             tokens[tier] = tokens.get(tier, 0) + spec.blocks * self._engine.geometry.block_tokens
         return _Checked(blocks=specs[-1].end_block, tokens_by_tier=tokens, fault=None)
 
@@ -288,7 +295,13 @@ class Thawer:
         task.add_done_callback(self._background.discard)
 
     def _bind(self, binding: Binding, stored: _Stored, specs: tuple[ChunkSpec, ...], blocks: int) -> None:
-        window = BoundWindow(name=binding.window_name, token_ids=stored.token_ids, chunks=specs, usable_blocks=blocks)
+        window = BoundWindow(
+            name=binding.window_name,
+            token_ids=stored.token_ids,
+            chunks=specs,
+            usable_blocks=blocks,
+            boundaries=boundaries_of(self._engine.geometry, specs),
+        )
         self._engine.thaw_bindings.bind(binding.session_id, binding.salt_hash, window, private=stored.row.private)
 
 

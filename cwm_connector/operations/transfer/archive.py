@@ -1,7 +1,7 @@
 """The format of an exported window: one file that can be copied and shown to be whole.
 
     0    8  magic "CWM-FILE"
-    8    4  format version, little-endian like every figure here
+    8    4  format version, 1 or 2, little-endian like every figure here
     12   8  length of the header in bytes
     20  32  SHA-256 over the 20 bytes before and the header
     52      header: msgpack, the fields of `ArchiveHeader`
@@ -32,7 +32,9 @@ from cwm_connector.core.names import MAX_DESCRIPTION, MAX_TAGS
 from cwm_connector.core.units import MIB
 from cwm_connector.tiers.chunk import ALIGNMENT, HEADER_BYTES
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""Of windows whose chunks differ in length. Windows of models with full attention alone are written as version 1."""
+_EVEN_VERSION: Final = 1
 MAX_HEADER_BYTES: Final = 16 * MIB
 """Room for the ids of about three million tokens, as in a message of the control protocol."""
 PREFIX_BYTES: Final = 52
@@ -57,7 +59,8 @@ class ArchiveChunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     """A chunk as the header lists it. `sizes`: the bytes of its sealed parts, rank 0 first."""
 
     key: Key
-    tokens: Count
+    tokens: Annotated[int, Meta(ge=0, lt=1 << 40)]
+    """0, in version 2, for a chunk that adds none to those before it."""
     sizes: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=1024)]
 
 
@@ -96,6 +99,17 @@ class ArchiveHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     """Left out if the window has none, as in the files of older versions."""
 
     @property
+    def version(self) -> int:
+        """Return the oldest version of the format that can hold the window."""
+        return _EVEN_VERSION if self.is_even else FORMAT_VERSION
+
+    @property
+    def is_even(self) -> bool:
+        """Return whether all chunks have the same number of tokens, except that the last one may have fewer."""
+        *whole, last = self.chunks
+        return 0 < last.tokens <= self.chunk_tokens and all(each.tokens == self.chunk_tokens for each in whole)
+
+    @property
     def ranks(self) -> int:
         """Return the number of parts of each chunk."""
         return len(self.chunks[0].sizes)
@@ -122,7 +136,7 @@ class ArchiveWriter:
                 f"a window with a header of {len(body)} bytes can't be exported (the limit is {MAX_HEADER_BYTES}); "
                 "freeze a shorter session",
             )
-        prefix = _PREFIX.pack(_MAGIC, FORMAT_VERSION, len(body))
+        prefix = _PREFIX.pack(_MAGIC, header.version, len(body))
         self._write(prefix + hashlib.sha256(prefix + body).digest())
         self._write(body)
 
@@ -163,17 +177,18 @@ class ArchiveReader:
         magic, version, header_bytes = _PREFIX.unpack_from(prefix)
         if magic != _MAGIC:
             raise CWMError(Code.ARGUMENT, "this is not an exported window; give a file that `cwm export` has written")
-        if version != FORMAT_VERSION:
+        if not _EVEN_VERSION <= version <= FORMAT_VERSION:
             raise CWMError(
                 Code.ARGUMENT,
-                f"the file has format version {version}, this program reads {FORMAT_VERSION}; update the older program",
+                f"the file has format version {version}, this program reads {_EVEN_VERSION} to {FORMAT_VERSION}; "
+                "update the older program",
             )
         if header_bytes > min(MAX_HEADER_BYTES, length - PREFIX_BYTES - TRAILER_BYTES):
             _refuse("its header is longer than it can be")
         body = self._read(header_bytes, "it ends within its header")
         if hashlib.sha256(prefix[: _PREFIX.size] + body).digest() != prefix[_PREFIX.size :]:
             _refuse("its header has changed since it was written")
-        self.header = _decoded(body)
+        self.header = _decoded(body, version)
         self._left = self.header.parts()
         expected = archive_bytes(header_bytes, self.header)
         if length != expected:
@@ -225,30 +240,30 @@ def archive_bytes(header_bytes: int, header: ArchiveHeader) -> int:
     return PREFIX_BYTES + header_bytes + sum(size for _, _, size in header.parts()) + TRAILER_BYTES
 
 
-def _decoded(body: bytes) -> ArchiveHeader:
+def _decoded(body: bytes, version: int) -> ArchiveHeader:
     """Return the header once it agrees with itself."""
     try:
         header = msgspec.msgpack.decode(body, type=ArchiveHeader)
     except Exception:  # bytes can also be nested too deeply or not be UTF-8
         _refuse("its header can't be read")
-    for fault, wrong in _faults(header):
+    for fault, wrong in _faults(header, version):
         if wrong:
             _refuse(fault)
     return header
 
 
-def _faults(header: ArchiveHeader) -> Iterator[tuple[str, bool]]:
+def _faults(header: ArchiveHeader, version: int) -> Iterator[tuple[str, bool]]:
     """Yield each possible fault of the header, with True if the header has it."""
-    *whole, last = header.chunks
+    yield "its version is not that of its chunks", version == FORMAT_VERSION and header.is_even
     yield "its token ids are not a whole number of tokens", len(header.token_ids) % TOKEN_BYTES != 0
     yield "its chunks have more tokens than it has", header.restorable_tokens * TOKEN_BYTES > len(header.token_ids)
     yield (
         "its chunks are not whole blocks",
-        bool(header.chunk_tokens % header.block_tokens or last.tokens % header.block_tokens),
+        any(tokens % header.block_tokens for tokens in (header.chunk_tokens, *(each.tokens for each in header.chunks))),
     )
     yield (
         "its chunks are not cut evenly",
-        (last.tokens > header.chunk_tokens or any(each.tokens != header.chunk_tokens for each in whole)),
+        version == _EVEN_VERSION and not header.is_even,
     )
     yield (
         "its chunks are not as long as it says",

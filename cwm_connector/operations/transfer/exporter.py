@@ -11,13 +11,13 @@ Control thread. Blocking steps run on the transfer's own thread.
 import time
 from array import array
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from cwm_connector.catalog.base import Catalog, ChunkRow, Proof, WindowRow
 from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.identity import Geometry, Passport, chunk_specs
+from cwm_connector.core.identity import ChunkSpec, Geometry, Passport, boundaries_of, specs_of, window_chunks
 from cwm_connector.core.names import check_window_name
 from cwm_connector.core.types import ChunkKey, TierName, now_micros
 from cwm_connector.operations.context import EngineContext
@@ -41,6 +41,8 @@ from cwm_connector.tiers.stack import BAD_COPY
 class _Window:
     row: WindowRow
     chunks: Sequence[ChunkRow]
+    specs: Sequence[ChunkSpec]
+    """The chunks again, as this engine divides the tokens."""
     token_ids: bytes
     proof: Proof | None
 
@@ -67,7 +69,7 @@ class Exporter:
         """
         started = time.perf_counter()
         name, path = check_window_name(args.window_name), checked_path(args.path)
-        window = await self._engine.catalog.run(lambda catalog: _read(catalog, name))
+        window = await self._engine.catalog.run(lambda catalog: _read(catalog, name, self._engine.geometry))
         await self._engine.known_passport()
         self._engine.require_same_passport(window.row.passport, f"window {name!r}")
         with TransferThread("export", path, Code.WRITE_FAILED) as thread:
@@ -76,7 +78,7 @@ class Exporter:
             target = Target(path, force=args.force)
             try:
                 await thread.run(target.begin, header)
-                for done, chunk in enumerate(window.chunks):
+                for done, chunk in enumerate(window.specs):
                     progress(done, len(window.chunks), "chunks exported")
                     await self._append(name, chunk, target, thread)
                 n_bytes = await finish_even_if_cancelled(thread.run(target.finish))
@@ -106,7 +108,10 @@ class Exporter:
             chunk_tokens=self._chunk_tokens(window),
             token_ids=window.token_ids,
             restorable_tokens=row.restorable_tokens,
-            chunks=tuple(ArchiveChunk(chunk.key, chunk.tokens, self._sizes(chunk)) for chunk in window.chunks),
+            chunks=tuple(
+                ArchiveChunk(row.key, row.tokens, self._sizes(row, spec))
+                for row, spec in zip(window.chunks, window.specs, strict=True)
+            ),
             created_at=row.created_at,
             exported_at=now_micros(),
             session_id=row.session_id,
@@ -125,9 +130,10 @@ class Exporter:
         tokens.frombytes(window.token_ids)
         keys = [chunk.key for chunk in window.chunks]
         own = self._engine.geometry
-        earlier = Geometry.of(own.block_tokens, window.chunks[0].tokens)  # CWM_CHUNK_TOKENS may have changed since
+        earlier = replace(own, blocks_per_chunk=window.specs[0].blocks)  # CWM_CHUNK_TOKENS may have changed since
         for geometry in (own, earlier):
-            specs = chunk_specs(Passport(window.row.passport), geometry, tokens)
+            passport, boundaries = Passport(window.row.passport), boundaries_of(own, window.specs)
+            specs = window_chunks(passport, geometry, tokens, boundaries)
             if [spec.key for spec in specs[: len(keys)]] == keys:
                 return geometry.blocks_per_chunk * geometry.block_tokens
         raise CWMError(
@@ -135,27 +141,25 @@ class Exporter:
             f"the chunks of window {window.row.name!r} do not follow from its tokens; see `cwm health catalog`",
         )
 
-    def _sizes(self, chunk: ChunkRow) -> tuple[int, ...]:
+    def _sizes(self, chunk: ChunkRow, spec: ChunkSpec) -> tuple[int, ...]:
         """Return the sizes of a chunk's parts.
 
         Raises: `Code.CORRUPT` for a row whose size this engine would not store.
         """
-        blocks = chunk.tokens // self._engine.geometry.block_tokens
-        sizes = (part_bytes(self._engine, blocks),) * self._engine.world_size
+        sizes = (part_bytes(self._engine, spec),) * self._engine.world_size
         if sum(sizes) != chunk.size_bytes:
             raise CWMError(
                 Code.CORRUPT, f"a chunk is recorded with {chunk.size_bytes} bytes instead of {sum(sizes)}; freeze again"
             )
         return sizes
 
-    async def _append(self, window: str, chunk: ChunkRow, target: Target, thread: TransferThread) -> None:
+    async def _append(self, window: str, chunk: ChunkSpec, target: Target, thread: TransferThread) -> None:
         """Append every rank's part, from the fastest tier that has a good copy."""
-        blocks = chunk.tokens // self._engine.geometry.block_tokens
         for rank in range(self._engine.world_size):
-            sealed = await self._good_copy(window, ChunkId(chunk.key, rank), blocks, thread)
+            sealed = await self._good_copy(window, ChunkId(chunk.key, rank), chunk, thread)
             await thread.run(target.add, sealed)
 
-    async def _good_copy(self, window: str, part: ChunkId, blocks: int, thread: TransferThread) -> memoryview:
+    async def _good_copy(self, window: str, part: ChunkId, chunk: ChunkSpec, thread: TransferThread) -> memoryview:
         """Return a part's verified bytes. A bad copy is replaced first.
 
         Raises: `Code.WINDOW_NOT_FOUND` if the window is gone, `Code.CHUNK_MISSING` or `Code.CORRUPT` if no tier has a
@@ -163,20 +167,20 @@ class Exporter:
         """
         for _ in range(2):  # a chunk may be moved during the first attempt
             try:
-                return await self._read_part(part, blocks, thread)
+                return await self._read_part(part, chunk, thread)
             except _NoGoodCopy as none:
                 found = none.code
         row = await self._still_referred_to(window, part.key)
         for tier in row.tiers or {TierName.DISK}:
             await finish_even_if_cancelled(self._tiering.replace(row, tier))
         try:
-            return await self._read_part(part, blocks, thread)
+            return await self._read_part(part, chunk, thread)
         except _NoGoodCopy:
             raise CWMError(
                 found, f"a chunk of window {window!r} has no good copy left, so it can't be exported; freeze it again"
             ) from None
 
-    async def _read_part(self, part: ChunkId, blocks: int, thread: TransferThread) -> memoryview:
+    async def _read_part(self, part: ChunkId, chunk: ChunkSpec, thread: TransferThread) -> memoryview:
         """Return verified bytes from the fastest durable tier that is recorded to have them.
 
         Raises: _NoGoodCopy, or `Code.READ_FAILED` and `Code.BACKEND` if a tier that may have a good copy can't be
@@ -186,10 +190,10 @@ class Exporter:
         recorded = stored[part.key].tiers if part.key in stored else ()
         bad, unread = _NoGoodCopy(Code.CHUNK_MISSING), list[CWMError]()
         for tier in (tier for tier in self._engine.durable_tiers if tier in recorded):
-            sealed = new_buffer(part_bytes(self._engine, blocks))
+            sealed = new_buffer(part_bytes(self._engine, chunk))
             try:
                 await thread.through(self._engine.durable_tiers[tier].read(part, sealed))
-                await thread.run(check_part, self._engine, sealed, part, blocks)
+                await thread.run(check_part, self._engine, sealed, part, chunk)
                 return sealed
             except CWMError as failure:
                 if failure.code in BAD_COPY:
@@ -208,5 +212,7 @@ class Exporter:
         return await self._engine.catalog.run(look)
 
 
-def _read(catalog: Catalog, name: str) -> _Window:
-    return _Window(catalog.window(name), catalog.chunks_of(name), catalog.token_ids_of(name), catalog.proof_of(name))
+def _read(catalog: Catalog, name: str, geometry: Geometry) -> _Window:
+    chunks = catalog.chunks_of(name)
+    specs = specs_of(geometry, [chunk.key for chunk in chunks], [chunk.tokens for chunk in chunks])
+    return _Window(catalog.window(name), chunks, specs, catalog.token_ids_of(name), catalog.proof_of(name))

@@ -24,9 +24,9 @@ from cwm_connector.catalog.results import iso
 from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.identity import ChunkSpec, Passport, chunk_specs
+from cwm_connector.core.identity import ChunkSpec, Passport, boundaries_of, specs_of, window_chunks
 from cwm_connector.core.names import check_description, check_tags, check_window_name, legal_session_id
-from cwm_connector.core.types import Micros
+from cwm_connector.core.types import ChunkKey, Micros
 from cwm_connector.operations.context import EngineContext, passport_mismatch
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.transfer.archive import ArchiveHeader
@@ -86,7 +86,7 @@ class Importer:
                     self._tiering.used([chunk.key for chunk in wanted.chunks])
             finally:
                 await thread.clean_up(source.close)
-        new_bytes = sum(self._engine.stored_bytes(chunk.blocks) for chunk in order.chunks)
+        new_bytes = sum(self._engine.stored_bytes(chunk) for chunk in order.chunks)
         self._engine.metrics.stored_bytes.inc(new_bytes)
         return Imported(
             window_name=row.name,
@@ -141,13 +141,24 @@ class Importer:
         tokens.frombytes(header.token_ids)
         if min(tokens) < 0:
             raise _damaged("one of its token ids is negative")
-        specs = chunk_specs(Passport(header.passport), engine.geometry, tokens)[: len(header.chunks)]
+        specs = window_chunks(Passport(header.passport), engine.geometry, tokens, self._boundaries(header))
+        specs = specs[: len(header.chunks)]
         if [spec.key for spec in specs] != [chunk.key for chunk in header.chunks]:
             raise _damaged("its chunks do not follow from its tokens")
         for spec, chunk in zip(specs, header.chunks, strict=True):
-            if any(size != part_bytes(engine, spec.blocks) for size in chunk.sizes):
+            if any(size != part_bytes(engine, spec) for size in chunk.sizes):
                 raise _damaged("its chunks have other lengths than this engine's")
         return specs
+
+    def _boundaries(self, header: ArchiveHeader) -> tuple[int, ...]:
+        """Return where the exported window can be resumed, if not at every block. Raises: `Code.CORRUPT`."""
+        geometry = self._engine.geometry
+        try:
+            keys = [ChunkKey(chunk.key) for chunk in header.chunks]
+            listed = specs_of(geometry, keys, [chunk.tokens for chunk in header.chunks])
+        except IndexError:
+            raise _damaged("its chunks are not those of this model's layers") from None
+        return boundaries_of(geometry, listed)
 
     # --- the chunks ---
 
@@ -171,7 +182,7 @@ class Importer:
         for done, chunk in enumerate(wanted.chunks):
             progress(done, len(wanted.chunks), "chunks imported")
             for rank in range(self._engine.world_size):
-                part, sealed = ChunkId(chunk.key, rank), new_buffer(part_bytes(self._engine, chunk.blocks))
+                part, sealed = ChunkId(chunk.key, rank), new_buffer(part_bytes(self._engine, chunk))
                 await thread.run(source.read_into, sealed)
                 layouts.append(await thread.run(self._check, sealed, part, chunk))
                 if chunk.key in missing:
@@ -186,7 +197,7 @@ class Importer:
     def _check(self, sealed: memoryview, part: ChunkId, chunk: ChunkSpec) -> bytes:
         """Check a part and return its layout. Raises: `Code.CORRUPT`."""
         try:
-            return check_part(self._engine, sealed, part, chunk.blocks)
+            return check_part(self._engine, sealed, part, chunk)
         except CWMError as problem:
             at = chunk.first_block * self._engine.geometry.block_tokens
             raise _damaged(f"the chunk at token {at} fails its check ({problem.context.get('fault')})") from None
@@ -214,7 +225,7 @@ class Importer:
             chunks=wanted.chunks,
             private=header.private,
             proof=None if proof is None else Proof(proof.token_id, proof.logprob, Micros(proof.taken_at)),
-            stored=self._window_commit.new_rows(order, lambda chunk: self._engine.stored_bytes(chunk.blocks)),
+            stored=self._window_commit.new_rows(order, lambda chunk: self._engine.stored_bytes(chunk)),
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Self, TypeVar
 
 from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.settings import Settings
 from cwm_connector.tiers.base import ChunkId
@@ -88,7 +89,7 @@ def new_buffer(size: int) -> memoryview:
     return memoryview(mmap.mmap(-1, size))
 
 
-def check_part(engine: EngineContext, sealed: memoryview, part: ChunkId, blocks: int) -> bytes:
+def check_part(engine: EngineContext, sealed: memoryview, part: ChunkId, chunk: ChunkSpec) -> bytes:
     """Check a part and return the layout that it gives. Only the workers can judge the layout.
 
     Raises: `Code.CORRUPT` unless it is exactly this rank's part of this chunk, as this engine would have sealed it.
@@ -97,18 +98,18 @@ def check_part(engine: EngineContext, sealed: memoryview, part: ChunkId, blocks:
     expected = ChunkHeader(
         key=part.key,
         kv_rank=part.kv_rank,
-        tokens=blocks * engine.geometry.block_tokens,
-        blocks=blocks,
-        payload_bytes=blocks * engine.block_bytes,
+        tokens=chunk.blocks * engine.geometry.block_tokens,
+        blocks=chunk.page_count,
+        payload_bytes=engine.payload_bytes(chunk),
         layout=found.layout,
     )
     check(sealed, expected)
     return found.layout
 
 
-def part_bytes(engine: EngineContext, blocks: int) -> int:
-    """Return the length of a sealed part, one rank's share of a chunk of `blocks`."""
-    return sealed_bytes(blocks * engine.block_bytes)
+def part_bytes(engine: EngineContext, chunk: ChunkSpec) -> int:
+    """Return the length of a sealed part, one rank's share of a chunk."""
+    return sealed_bytes(engine.payload_bytes(chunk))
 
 
 def require_outside_store(settings: Settings, path: Path) -> None:

@@ -25,7 +25,7 @@ def test_a_copy_from_memory_is_one_batch_behind_the_model_s_own_work(tmp_path: P
     rank.load(chunks, 12).finished.result()
     assert torch.equal(rank.pages(range(12, 24)), before)
     # Each chunk's two blocks lie one behind the other.
-    page = rank.side._shape.block_bytes // LAYERS
+    page = rank.side._shape.group_bytes[0] // LAYERS
     assert {size for queue in (out, back) for batch in queue.batches for size in batch.sizes} == {2 * page}
     assert sum(len(batch.sizes) for batch in back.batches) == 6 * LAYERS
     assert {type(batch.after).__name__ for batch in (*out.batches, *back.batches)} == {"Point"}

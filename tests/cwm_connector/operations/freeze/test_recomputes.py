@@ -14,7 +14,7 @@ from tests.support.stores import frozen, text
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cwm_connector.operations.freeze.freezer.RECOMPUTE_STEP_S", 0.01)
+    monkeypatch.setattr("cwm_connector.operations.freeze.recompute.RECOMPUTE_STEP_S", 0.01)
 
 
 async def queueing(engine: Miniature, seen: list[tuple[int, int, str]]) -> "asyncio.Task[dict[str, Any]]":
@@ -53,7 +53,7 @@ async def test_a_recompute_that_is_given_up_is_aborted_and_leaves_nothing(
     engine: Miniature, cancelled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not cancelled:
-        monkeypatch.setattr("cwm_connector.operations.freeze.freezer.RECOMPUTE_LIMIT_S", 0.3)
+        monkeypatch.setattr("cwm_connector.operations.freeze.recompute.RECOMPUTE_LIMIT_S", 0.3)
     free = engine.pool.get_num_free_blocks()
     freezing = await queueing(engine, [])
     if cancelled:

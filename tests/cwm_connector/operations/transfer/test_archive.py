@@ -91,10 +91,18 @@ def test_swapped_chunks_are_noticed() -> None:
             refused(CONTENT[:HEADER_END] + b"".join(swapped) + CONTENT[-TRAILER_BYTES:])
 
 
-@pytest.mark.parametrize("version", [0, 2, 2**32 - 1])
+@pytest.mark.parametrize("version", [0, 3, 2**32 - 1])
 def test_another_version_is_refused_by_number(version: int) -> None:
     problem = refused(joined(*split(CONTENT), version))
     assert problem.code is Code.ARGUMENT and str(version) in problem.message
+
+
+def test_a_file_has_the_oldest_version_that_can_hold_its_window() -> None:
+    assert "version" in refused(joined(*split(CONTENT), 2)).message
+    whole = header()
+    tail = msgspec.structs.replace(whole.chunks[0], tokens=0)
+    with_tail = msgspec.structs.replace(whole, chunks=(*whole.chunks, tail))
+    assert (whole.version, with_tail.version) == (1, 2)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x7fELF", b"CWM-FIL", bytes(9000), b"SQLite format 3\0" * 600])
