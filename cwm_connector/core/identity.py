@@ -18,21 +18,26 @@ tokens before its end, so equal tails are stored once, wherever else their windo
 Pure functions for any thread. Nothing here blocks.
 """
 
+import base64
 import hashlib
 import itertools
 import json
+import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from cwm_connector.core.canary import agree
 from cwm_connector.core.groups import CacheGroup, GroupKind
 from cwm_connector.core.types import ChunkKey
 
 FORMAT_VERSION = 1
 """The version of the chunk format. Increase it when the payload's byte order or the key chain changes."""
+
+TOLERANCE: Final = 0.03
+"""Relative distance of two samples. Rounding in bfloat16 makes less than 0.01, other weights or rotary factors 0.1 and
+more."""
 
 ABSENT: Final = "absent"
 """Stands for the value of a field that a passport lacks."""
@@ -54,6 +59,29 @@ ADDED_LATER: Final[Mapping[str, str | None]] = {
 """Fields that older windows lack, each with its value in an engine without special options. A lacking field counts as
 that value. None: a lacking field is not compared, because other fields decide or only rounding depends on it.
 """
+
+
+def with_sample(digest: str, sample: Sequence[float]) -> str:
+    """Return a print of computed KV, `digest~sample`, that agrees with others within the tolerance."""
+    return f"{digest}~{base64.b64encode(array('f', sample).tobytes()).decode()}"
+
+
+def agree(one: str, other: str) -> bool:
+    """Return whether two prints come from equal engines."""
+    ours, theirs = _sample(one), _sample(other)
+    if one == other or not ours or len(ours) != len(theirs):
+        return one == other
+    distance = math.dist(ours, theirs)
+    return distance <= TOLERANCE * max(math.hypot(*ours), math.hypot(*theirs))
+
+
+def _sample(canary: str) -> "array[float]":
+    values = array("f")
+    try:
+        values.frombytes(base64.b64decode(canary.partition("~")[2], validate=True))
+    except ValueError:
+        return array("f")
+    return values
 
 
 @dataclass(frozen=True)
@@ -132,6 +160,11 @@ class Geometry:
     def of(cls, block_tokens: int, chunk_tokens: int, groups: tuple[CacheGroup, ...] = ()) -> "Geometry":
         """Return the geometry whose chunks cover at least `chunk_tokens`, in whole blocks."""
         return cls(block_tokens, -(-chunk_tokens // block_tokens), groups)
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Return the tokens of a whole chunk."""
+        return self.blocks_per_chunk * self.block_tokens
 
     @cached_property
     def full_groups(self) -> tuple[int, ...]:

@@ -46,12 +46,17 @@ class EngineShape:
     block_bytes: int
     """One block over all layers, on one rank."""
     world_size: int
+    hash_tokens: int = 0
+    """Tokens that each of a request's block hashes covers. 0: those of a block."""
     canary_tokens: "array[int]" = field(default_factory=lambda: array("i"))
     """None for an engine that takes no requests of ours, which has no canary then."""
-    hash_tokens: int | None = None
-    """Tokens that each of a request's block hashes covers. None: those of a block."""
     groups: tuple[CacheGroup, ...] = ()
     """See `Geometry.groups`."""
+
+    @property
+    def hash_unit(self) -> int:
+        """Return the tokens that each of a request's block hashes covers."""
+        return self.hash_tokens or self.block_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ class EngineParts:
             canary_tokens=self.shape.canary_tokens,
             geometry=self.geometry,
             group_bytes=group_bytes or (self.shape.block_bytes,),
-            hash_tokens=self.shape.hash_tokens or self.shape.block_tokens,
+            hash_tokens=self.shape.hash_unit,
             world_size=self.shape.world_size,
             catalog=CatalogThread(lambda: open_catalog(self.settings, store_id, on_gone)),
             scheduler=self.scheduler,
@@ -124,6 +129,12 @@ class EngineParts:
             tier.close()
 
 
+def _open_home(settings: Settings) -> str:
+    store_id = open_home(settings.home, settings.chunks_path, settings.catalog_path)
+    require_catalog(settings.catalog_path, settings.chunks_path)
+    return store_id
+
+
 def build_engine(
     settings: Settings,
     shape: EngineShape,
@@ -140,20 +151,18 @@ def build_engine(
     `wake` makes an idle engine step, and `is_paused` says whether it takes none. Any thread may call them.
     Raises: `Code.ARGUMENT` for a folder that can't be written or is another home's, `Code.CORRUPT` without a catalog.
     """
-    store_id = open_home(settings.home, settings.chunks_path, settings.catalog_path)
-    require_catalog(settings.catalog_path, settings.chunks_path)
+    store_id = _open_home(settings)
     geometry = Geometry.of(shape.block_tokens, settings.chunk_tokens, shape.groups)
-    hash_tokens = shape.hash_tokens or shape.block_tokens
     board, locations, step_queue = JobBoard(shape.world_size), ChunkLocations(shape.world_size), StepQueue(wake)
     thaw_bindings, passports = ThawBindings(), CurrentPassport(has_canary=len(shape.canary_tokens) > 0)
     metrics, window_matches = Metrics(), WindowMatches(geometry, thaw_bindings)
     sessions = SessionIndex(
         shape.model,
-        hash_tokens,
+        shape.hash_unit,
         thaw_bindings.thawed_into,
         request_title,
         continued=window_matches.continued,
-        chunk_tokens=geometry.blocks_per_chunk * geometry.block_tokens,
+        chunk_tokens=geometry.chunk_tokens,
         resumes=thaw_bindings.resumes,
     )
     scheduler = SchedulerSide(
@@ -166,7 +175,7 @@ def build_engine(
         metrics=metrics,
         load_policy=settings.load,
         copy_gate=CopyGate(board, is_paused, lambda: passports.is_known),
-        hash_tokens=hash_tokens,
+        hash_tokens=shape.hash_unit,
     )
     return EngineParts(
         passports=passports,

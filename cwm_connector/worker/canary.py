@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 
-from cwm_connector.core.canary import with_sample
+from cwm_connector.core.identity import with_sample
 from cwm_connector.worker.fence import Fence
 from cwm_connector.worker.paged_copy import PagedCopier, PagePart, payload_bytes
 
@@ -16,7 +16,7 @@ VALUES_PER_STRETCH: Final = 16
 
 
 def canary_of(copier: PagedCopier, block_ids: Sequence[int], after: Fence, dtype: torch.dtype | None) -> str:
-    """Return the print of the blocks. `dtype`: the elements' type if rounding may differ between equal engines."""
+    """Return the print of the blocks. `dtype`: the elements' type. None: only equal bytes agree."""
     pinned = torch.cuda.is_available()
     payload = torch.empty(payload_bytes(copier, len(block_ids)), dtype=torch.uint8, pin_memory=pinned)
     copier.gather([PagePart(payload, len(block_ids), 0, block_ids)], after).synchronize()

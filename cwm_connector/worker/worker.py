@@ -71,7 +71,7 @@ class WorkerSide:
     ) -> None:
         """Start no thread yet. `durable_tiers` are fastest first. They and `cpu` are closed with the worker side.
 
-        `sampled_dtype`: the type of the cache's elements if equal engines differ in rounding. See `canary_of`.
+        `sampled_dtype`: the type of the cache's elements, if they are numbers. See `canary_of`.
         """
         self._sampled_dtype = sampled_dtype
         self._rank = rank

@@ -45,6 +45,11 @@ class CurrentPassport:
             self._cache_dropped = self._cache_dropped or cache_dropped
             self._mixed = self._mixed and not cache_dropped
 
+    def agrees(self, canary: str, earlier: Mapping[str, str]) -> bool:
+        """Return whether an engine with the passport `earlier` is equal to this one, whose print is `canary`."""
+        ours = Passport({**self._named.fields, "canary": canary})
+        return "canary" in earlier and ours.first_difference(earlier) is None
+
     def found(self, canary: str, checks: int, on_change: Callable[[], None]) -> None:
         """Take the canary of the weights at check number `checks`.
 

@@ -135,7 +135,7 @@ class Exporter:
             passport, boundaries = Passport(window.row.passport), boundaries_of(own, window.specs)
             specs = window_chunks(passport, geometry, tokens, boundaries)
             if [spec.key for spec in specs[: len(keys)]] == keys:
-                return geometry.blocks_per_chunk * geometry.block_tokens
+                return geometry.chunk_tokens
         raise CWMError(
             Code.CORRUPT,
             f"the chunks of window {window.row.name!r} do not follow from its tokens; see `cwm health catalog`",

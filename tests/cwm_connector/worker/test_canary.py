@@ -1,9 +1,9 @@
-"""worker/canary.py and core/canary.py: equal KV has agreeing prints, and other KV has not."""
+"""worker/canary.py and core/identity.py: equal KV has agreeing prints, and other KV has not."""
 
 import pytest
 import torch
 
-from cwm_connector.core.canary import agree, with_sample
+from cwm_connector.core.identity import agree, with_sample
 from cwm_connector.worker.canary import canary_of
 from cwm_connector.worker.fence import PASSED
 from cwm_connector.worker.paged_copy import copier_for
