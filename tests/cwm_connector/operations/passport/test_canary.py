@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from cwm_connector.core.errors import CWMError
+from cwm_connector.core.identity import with_sample
 from cwm_connector.operations.passport import canary
 from cwm_connector.operations.passport.current import CurrentPassport
 from cwm_connector.protocol.calls import Op
 from cwm_connector.step.job_board import HOLD_S, CopyGate, JobBoard
 from tests.support.clock import Clock
 from tests.support.miniature import Miniature, chunk_files
-from tests.support.vllm_parts import request
+from tests.support.vllm_parts import BLOCK_TOKENS, request
 
 TEXT = list(range(100, 250))
 REFUSED = r"CWM-5003.*weights 'small'.*'small, replaced in place by "
@@ -78,6 +79,30 @@ async def test_a_change_that_no_field_names_is_refused_after_a_restart(tmp_path:
                 await later.call(Op.THAW, window_name="w")
             assert refused.value.context["window"] == first and refused.value.context["engine"] == await known(later)
         later.close()
+
+
+async def test_a_restart_that_only_rounds_differently_keeps_windows_and_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The miniature engine does not round, so the prints are given here."""
+    first: list[str] = []
+    for digest, value, same in (("a", 1.0, True), ("b", 1.01, True), ("c", 1.5, False)):
+        given = with_sample(digest, [value] * 8)
+        monkeypatch.setattr("cwm_connector.worker.worker.canary_of", lambda *_, given=given: given)
+        engine = await Miniature.started(tmp_path, canary=True)
+        first = first or [await known(engine)]
+        assert ([await known(engine)] == first) is same
+        if same:
+            await engine.serve(TEXT, "alice")
+            await engine.call(Op.FREEZE, session_id="alice", window_name=digest)
+            assert len(chunk_files(tmp_path)) == len(TEXT) // BLOCK_TOKENS // 2 + 1, "stored once"
+            assert await engine.drop_cache()
+            assert [await known(engine)] == first, "its own print is no other weights"
+            assert (await engine.call(Op.THAW, window_name="a"))["restorable_tokens"] == 144
+        else:
+            with pytest.raises(CWMError, match=r"CWM-5003.*canary"):
+                await engine.call(Op.THAW, window_name="a")
+        engine.close()
 
 
 async def test_requests_wait_while_the_weights_are_in_doubt_and_then_load_nothing_of_the_old_ones(
