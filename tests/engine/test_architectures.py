@@ -38,7 +38,7 @@ class Case:
 CASES = (
     Case("gemma3", 900, 300, (896, 1152)),
     Case("falcon-h1", 900, 300, (768, 1024), _STATES),
-    Case("qwen3-next", 1200, 1200, (1152, 2304)),
+    Case("qwen3-next", 2000, 1900, (1920, 3840)),
     Case("gpt-oss", 900, 300, (896, 1152)),
     Case("gemma4", 1100, 1000, (1024, 2048)),
     Case("llama4", 900, 300, (1152,)),
