@@ -28,13 +28,24 @@ _TOOLS: Final = {
 }
 _TOOL: Final = re.compile(rf"(?<![\w'])({'|'.join(_TOOLS)})(?![\w'])")
 """A word of MCP that is not part of a quoted value."""
+_EXAMPLE: Final = re.compile(r'write "(\w+)": (.+) and call again$')
+"""The right form of an argument as JSON."""
 _OPTION: Final = re.compile(r"^(limit|offset|rate|search|model)(?= (?:is|has|must be) )")
 
 
 def in_shell_words(problem: CWMError) -> CWMError:
     """Return the error with the names of commands and options in place of those of tools and arguments."""
-    message = _TOOL.sub(lambda found: _TOOLS[found[0]], problem.message)
+    message = _EXAMPLE.sub(_example, problem.message)
+    message = _TOOL.sub(lambda found: _TOOLS[found[0]], message)
     return CWMError(problem.code, _OPTION.sub(r"--\1", message), **problem.context)
+
+
+def _example(found: re.Match[str]) -> str:
+    name = _TOOLS.get(found[1], f"--{found[1].replace('_', '-')}")
+    value = found[2]
+    if value.startswith(("[", "{")):
+        return "correct it and call again"
+    return f"write {name} {value.strip(chr(34))} and call again"
 
 
 def exit_code(problem: CWMError) -> int:

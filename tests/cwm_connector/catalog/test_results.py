@@ -227,6 +227,13 @@ def test_a_status_tells_where_the_chunks_are() -> None:
             "thawed_at": "2026-01-23T09:30:02.000Z",
         },
         "lineage": {"parent": "root", "children": ["b1", "b2"]},
+        "description": "the stem",
+        "tags": ["debug", "auth"],
+        "session_id": "alice",
+        "head": "h1",
+        "restorable_tokens": 768,
+        "unique_bytes": 1002,
+        "private": False,
     }
     assert blocks == [
         {
@@ -307,6 +314,7 @@ def test_a_session_without_an_engine_is_as_it_was_last_stored() -> None:
         "auto_freeze_at": None,
         "head": None,
         "head_reason": None,
+        "head_names": None,
     }
 
 
@@ -325,6 +333,7 @@ def test_a_live_session_is_as_the_engine_knows_it_with_its_windows() -> None:
         "auto_freeze_at": None,
         "head": "h1",
         "head_reason": "it is the only one",
+        "head_names": None,
     }
 
 

@@ -33,7 +33,10 @@ def test_a_call_gets_its_arguments_checked_and_defaulted(shared: Served) -> None
         answer = client.ask(Call(1, "window.tag", {"window_name": "w", "add": ["a"]}))
     assert answer == Result(
         1,
-        {"op": "window.tag", "args": {"window_name": "w", "add": ["a"], "remove": [], "description": None}},
+        {
+            "op": "window.tag",
+            "args": {"window_name": "w", "add": ["a"], "remove": [], "description": None, "new_name": None},
+        },
     )
 
 

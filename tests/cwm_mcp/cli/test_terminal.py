@@ -37,6 +37,11 @@ def many(filled: Path) -> Path:
     return filled
 
 
+def _surroundings() -> dict[str, str]:
+    """Return the environment without the size that it may give a terminal."""
+    return {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+
+
 def in_a_terminal(command: str, columns: int, **environment: str) -> str:
     outer, inner = os.openpty()
     fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
@@ -46,7 +51,7 @@ def in_a_terminal(command: str, columns: int, **environment: str) -> str:
         stdin=subprocess.DEVNULL,
         stdout=inner,
         stderr=inner,
-        env={**os.environ, "TERM": "xterm-256color", "TZ": "UTC", **environment},
+        env={**_surroundings(), "TERM": "xterm-256color", "TZ": "UTC", **environment},
     ):
         os.close(inner)
         shown = b""

@@ -170,7 +170,7 @@ def test_a_port_that_is_taken_is_one_line(served: Served) -> None:
     port = str(urlsplit(served.origin).port)
     command = [sys.executable, "-m", "cwm_mcp.cli", "ui", "--no-browser", "--port", port]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (ran.returncode, ran.stdout) == (1, "")
+    assert (ran.returncode, ran.stdout) == (2, "")
     (line,) = ran.stderr.splitlines()
     assert line.startswith("CWM-1003: ")
 
