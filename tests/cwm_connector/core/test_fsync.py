@@ -7,7 +7,10 @@ import pytest
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from tests.support.powercut import compiler, cut_after
 
-pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler (cc, gcc): power cuts can't be modelled")
+pytestmark = [
+    pytest.mark.skipif(compiler() is None, reason="no C compiler (cc, gcc): power cuts can't be modelled"),
+    pytest.mark.timeout(300),  # an engine's parts are imported in a process that follows every write
+]
 
 MAKE = """
 from cwm_connector.core.folders import private_folder
