@@ -177,7 +177,11 @@ async def test_a_freeze_cut_off_by_the_kill_is_whole_or_absent(engine: Engine, b
 
 async def test_every_acknowledged_window_is_listed_unchanged(engine: Engine, before: Survived) -> None:
     async with mcp_client(engine) as cwm:
-        listed = {item["name"]: item for item in (await cwm.call("window_list", limit=100))["windows"]}
+        page = await cwm.call("window_list", limit=100)
+        listed = {item["name"]: item for item in page["windows"]}
+        while page["has_more"]:  # an answer has at most 10 kB
+            page = await cwm.call("window_list", limit=100, offset=len(listed))
+            listed |= {item["name"]: item for item in page["windows"]}
     for name, told in before.told.items():
         assert listed[name]["token_count"] == told.frozen["token_count"]
         assert listed[name]["size_bytes"] == told.frozen["total_size_bytes"]
