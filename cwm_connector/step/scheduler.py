@@ -265,9 +265,10 @@ class SchedulerSide:
         self._proofs[request_id] = proof = ProofRequest(loadable)
         return proof.done
 
-    def forget_proof(self, request_id: str) -> None:
-        """Forget a proof whose request could not be submitted."""
+    def forget_own(self, request_id: str) -> None:
+        """Forget a request of our own that could not be submitted. The end of any other one does that."""
         self._proofs.pop(request_id, None)
+        self._recomputes.pop(request_id, None)
 
     # --- internal ---
 

@@ -79,7 +79,9 @@ class Recomputer:
         except BaseException:
             with suppress(Exception):
                 await finish_even_if_cancelled(submitting)  # so that the abort comes after it
-            if done.cancel():
+            if submitting.cancelled() or submitting.exception() is not None:
+                engine.step_queue.call(lambda: engine.scheduler.forget_own(request_id))
+            elif done.cancel():
                 engine.abort_request(request_id)
             elif done.exception() is None:
                 engine.step_queue.call(done.result().blocks.release_all)

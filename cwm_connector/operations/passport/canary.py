@@ -123,9 +123,13 @@ class Canary:
         engine = self._engine
         request_id = f"cwm-canary-{secrets.token_hex(8)}"
         done = await engine.on_engine_thread(lambda side: side.expect_recompute(request_id, _NOTHING))
+        salt = f"cwm-{secrets.token_urlsafe(24)}"
         try:
-            salt = f"cwm-{secrets.token_urlsafe(24)}"
             await asyncio.to_thread(engine.submit_prefill, request_id, memoryview(engine.canary_tokens), salt)
+        except BaseException:
+            engine.step_queue.call(lambda: engine.scheduler.forget_own(request_id))
+            raise
+        try:
             if not await wait_done(done, LIMIT_S):
                 raise CWMError(Code.OPERATION_TIMEOUT, "the engine is busy")
         except BaseException:

@@ -126,7 +126,7 @@ class Prover:
         prefilled.cancel()
         if token is None or (token.done() and not token.cancelled()):
             # The engine does not have the request.
-            self._engine.step_queue.call(lambda: self._engine.scheduler.forget_proof(request_id))
+            self._engine.step_queue.call(lambda: self._engine.scheduler.forget_own(request_id))
         else:
             token.cancel()
             self._engine.abort_request(request_id)

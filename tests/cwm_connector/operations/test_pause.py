@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cwm_connector.core.errors import CWMError
+from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Claim, TierName
 from cwm_connector.protocol.calls import Op
 from cwm_connector.step.job_board import DRAIN_S, CopyGate, JobBoard
@@ -88,4 +88,30 @@ async def test_a_request_loads_nothing_while_vllm_is_about_to_drop_its_cache(tmp
     assert await engine.resume(TEXT, session_id="alice") == 0
     assert gate.drained()
     assert await engine.resume(TEXT, session_id="alice") == 144
+    engine.close()
+
+
+@pytest.mark.parametrize("canary", [False, True])
+async def test_a_request_of_ours_that_vllm_did_not_take_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, canary: bool
+) -> None:
+    refused: list[str] = []
+
+    def refuse(_engine: Miniature, request_id: str, *_: object) -> None:
+        refused.append(request_id)
+        raise CWMError(Code.STATE, "the engine is asleep or paused")
+
+    monkeypatch.setattr("cwm_connector.operations.passport.canary.RETRY_S", 0.01)
+    monkeypatch.setattr(Miniature, "_prefill", refuse)
+    engine = await Miniature.started(tmp_path, canary=canary)
+    await engine.serve(TEXT, "alice")
+    await engine.evict()
+    if not canary:
+        with pytest.raises(CWMError, match=r"CWM-3001"):
+            await engine.call(Op.FREEZE, session_id="alice", window_name="w")
+    async with asyncio.timeout(20):
+        while len(refused) < (5 if canary else 1):  # noqa: ASYNC110 the canary tries again and again
+            await asyncio.sleep(0.01)
+    await engine.engine.on_engine_thread(lambda side: None)
+    assert len(engine.scheduler._recomputes) <= canary, "but for the canary that may just be under way"
     engine.close()
