@@ -39,8 +39,6 @@ def test_the_engine_was_short_of_blocks_and_everything_happened_to_it(outcome: O
     if not outcome.engine["preemptions"]:
         answers = outcome.ledger.count["answer"]
         assert answers < ENOUGH_ANSWERS, outcome.summary()
-        pytest.skip(
-            f"nothing was preempted by {answers} answers: the machine is too busy for a soak of {SECONDS:.0f} s"
-        )
+        pytest.skip(f"nothing was preempted by {answers} answers in {SECONDS:.0f} s: the machine is too busy")
     if outcome.missing:
         pytest.skip("; ".join(outcome.missing))
