@@ -118,8 +118,13 @@ def plan_save(
     if lost:
         yield [SavePlan(ticket=None, lost_blocks=lost, whole_chunks=whole)]
         return
+    yield [SavePlan(post_save(board, save, order, parts))]
+
+
+def post_save(board: JobBoard, save: PinnedSave, order: SaveOrder, parts: Sequence[ChunkBlocks]) -> Ticket:
+    """Post the save of the pinned parts, which were found from the last chunk to the first. They are let go as read."""
     save.planned()
     ticket = board.post(SaveJob(board.next_id(), tuple(reversed(parts)), order.tiers, order.claim, order.asked_for))
     ticket.on_captured = save.release
     ticket.captured.add_done_callback(lambda _: save.release_all())
-    yield [SavePlan(ticket)]
+    return ticket

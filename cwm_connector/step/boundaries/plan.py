@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from cwm_connector import compat
 from cwm_connector.core.identity import ChunkSpec, Geometry
 from cwm_connector.step.job_board import JobBoard
-from cwm_connector.step.jobs import ChunkBlocks, SaveJob
+from cwm_connector.step.jobs import ChunkBlocks
 from cwm_connector.step.pinned_blocks import PinnedBlocks, PinnedSave
-from cwm_connector.step.save_plan import SaveOrder, SavePlan
+from cwm_connector.step.save_plan import SaveOrder, SavePlan, post_save
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
@@ -67,12 +67,7 @@ class BoundaryPlanner:
         except BaseException:
             save.release_all()
             raise
-        save.planned()
-        job = SaveJob(board.next_id(), tuple(reversed(parts)), order.tiers, order.claim, order.asked_for)
-        ticket = board.post(job)
-        ticket.on_captured = save.release
-        ticket.captured.add_done_callback(lambda _: save.release_all())
-        yield [SavePlan(ticket)]
+        yield [SavePlan(post_save(board, save, order, parts))]
 
     def pin_prompt(self, pinned: PinnedBlocks, request: "Request") -> PinnedSave:
         """Pin all that a resume at the end of a prompt needs, while the request still holds it."""
