@@ -79,7 +79,7 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
     """Loaded by `vllm serve --kv-transfer-config`. One object for each role and process."""
 
     _is_resumed_at_boundaries = False
-    """Whether the model has other attention than full attention, so that a load is of use as a whole or not at all."""
+    """True for a model with other attention than full attention. Its loads are of use as a whole or not at all."""
 
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)

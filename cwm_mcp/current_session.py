@@ -24,7 +24,7 @@ _WITHOUT: Final = ("codex", "opencode", "cline", "cursor", "gemini", "inspector"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What a call says about its client."""
+    """The client of a call, as the call describes it."""
 
     client: str = ""
     """The name that the client gives itself."""

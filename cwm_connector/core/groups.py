@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 
 class GroupKind(enum.StrEnum):
-    """What the layers of a group keep."""
+    """The kinds of what the layers of a group keep."""
 
     FULL = "full"
     WINDOW = "window"

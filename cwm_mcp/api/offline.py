@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class WindowPassport(msgspec.Struct, frozen=True):
-    """What an engine must have in common with a window to load it."""
+    """The properties that an engine must have in common with a window to load it."""
 
     window_name: str
     passport: dict[str, str]

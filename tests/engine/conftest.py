@@ -94,7 +94,7 @@ def model() -> Path:
 
 @pytest.fixture(scope="session")
 def launch(model: Path) -> Iterator[Launch]:
-    """What starts servers quickly. With a GPU it is the usual start, because CUDA does not survive a fork."""
+    """Return the function that starts servers quickly: the usual start with a GPU, as CUDA does not survive a fork."""
     if installed_build() is not Build.CPU:
         yield launch_new
         return

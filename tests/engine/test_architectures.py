@@ -59,7 +59,7 @@ def _chosen() -> list[Case]:
 
 @dataclass(slots=True)
 class Told:
-    """What the engine that was killed has answered from its own prefix cache."""
+    """The answers of the engine that was killed, from its own prefix cache."""
 
     case: Case
     ids: list[int] = field(repr=False)

@@ -10,6 +10,7 @@ import re
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from tests.support.paths import ROOT
 RECORDED = Path(__file__).parent / "recorded"
 COMMANDS = ("ls", "sessions", "show branch", "rm stem", "ls --sort foo", "cat stem --tail 3")
 _VOLATILE = (
-    (re.compile(r"/tmp/cwm-\w+"), "HOME"),
+    (re.compile(rf"{re.escape(tempfile.gettempdir())}/cwm-\w+"), "HOME"),
     (re.compile(r"\d+ (d|h|min|s) old"), "N d old"),
     (re.compile(r"\r"), ""),
     (re.compile("\x1b"), "␛"),
