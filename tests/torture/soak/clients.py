@@ -271,7 +271,7 @@ class Client:
             self._ledger.refused[f"{op.value} {int(problem.code)}"] += 1
             deleted = problem.code is Code.WINDOW_NOT_FOUND and window not in self._ledger.windows
             weather = problem.code in IN_BAD_WEATHER and self._place.weather.was_bad_since(began)
-            slept = op is Op.FREEZE and self._ledger.asleep_at >= began
+            slept = self._ledger.asleep_at >= began and (op is Op.FREEZE or problem.code is Code.STATE)
             aborted = after_abort and problem.code in AFTER_AN_ABORT
             if not (deleted or weather or slept or aborted or problem.code is Code.BUSY):
                 self._ledger.violate(Kind.FAILED, f"{op.value} of {window} was refused: {problem}")

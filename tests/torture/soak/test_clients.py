@@ -120,6 +120,18 @@ async def test_an_answer_may_be_short_only_if_the_engine_slept_meanwhile(soaked:
     assert "1 of 3 tokens" in soaked.found()
 
 
+async def test_a_call_may_be_refused_while_the_engine_sleeps_and_not_before(soaked: Soaked) -> None:
+    await soaked.client.ask()
+    await soaked.client.freeze()
+    soaked.engine.problem = CWMError(Code.STATE, "the engine is asleep or paused; wake it and try again")
+    soaked.ledger.asleep_at = float("inf")
+    await soaked.client.thaw_and_ask()
+    assert not soaked.found()
+    soaked.ledger.asleep_at = time.monotonic() - 1
+    await soaked.client.thaw_and_ask()
+    assert "was refused: CWM-3001" in soaked.found()
+
+
 async def test_a_client_stops_when_something_was_wrong(soaked: Soaked) -> None:
     soaked.engine.completion = WRONG
     await asyncio.wait_for(soaked.client.work(), 5)
