@@ -171,7 +171,7 @@ class BlockTree:
             rest = end - each.first * self._block_tokens
             if rest <= 0:
                 break
-            run.append(each.tokens if rest >= len(each.tokens) else each.tokens.part(0, rest))
+            run.append_parts(each.tokens if rest >= len(each.tokens) else each.tokens.part(0, rest))
         return run
 
     @property

@@ -81,8 +81,8 @@ def becomes_main(
     """
     if head.kind is not HeadKind.CONVERSATION or not progress.is_whole:
         return False
-    others = [each for each in heads if each.name != head.name and each.kind is HeadKind.CONVERSATION]
     if main is None:
+        others = (each for each in heads if each.name != head.name and each.kind is HeadKind.CONVERSATION)
         return all(head.token_count >= each.token_count for each in others)
     shared = max((common(each) for each in heads if each.is_main_line), default=0)
     resumes = progress.turn.resumes
@@ -190,4 +190,4 @@ def _holds_prompt(head: Head, shared: int) -> bool:
 
 def _is_next_turn(head: Head, progress: Progress, shared: int) -> bool:
     """Return whether the request's prompt continues the head's last prompt. Another answer to it does not."""
-    return _holds_prompt(head, shared) and progress.prompt_tokens > head.prompt_tokens
+    return progress.turn.prompt_tokens > head.prompt_tokens and _holds_prompt(head, shared)

@@ -19,8 +19,8 @@ from cwm_connector.sessions.views import HeadKind, HeadSummary
 if TYPE_CHECKING:
     from vllm.v1.request import Request
 
-HEAD_BYTES: Final = 900
-"""Python's own overhead for a head: the object, its name, its numbers and its entry in the session's table."""
+HEAD_BYTES: Final = 1050
+"""Python's own overhead for a head: the object, its name, its title, its numbers and its entry in the table."""
 
 
 def is_text_only(request: "Request") -> bool:
@@ -148,7 +148,7 @@ class Head:
     @property
     def size_bytes(self) -> int:
         """Return the bytes that the head takes in memory, without its blocks."""
-        return HEAD_BYTES + sys.getsizeof(self.tail) + (0 if self.title is None else sys.getsizeof(self.title))
+        return HEAD_BYTES + sys.getsizeof(self.tail)
 
     @property
     def last_block(self) -> bytes:

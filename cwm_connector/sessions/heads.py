@@ -81,14 +81,17 @@ class Heads:
     def finish(self, progress: Progress, now: Micros) -> Head | None:
         """Apply a finished request. Return the head that it moved, opened or repeated, if there is one."""
         match = self._tree.match(progress.chain.block_hashes, progress.chain.blocks)
-        before = Counter(head.node for head in self.table.by_name.values())
+        before = dict(self.table.by_name)
         head = self._apply(self.table, progress, now, match)
-        left = before - Counter(head.node for head in self.table.by_name.values() if head.running is None)
+        table = self.table.by_name
+        gone = [each for name, each in before.items() if table.get(name) is not each]
+        new = [each for name, each in table.items() if before.get(name) is not each]
+        left = Counter(each.node for each in gone) - Counter(each.node for each in new if each.running is None)
         if head is not None and head.running is not None:
             self._store(head, progress.chain, match)
         for node in left.elements():
             self._tree.detach(_stored(node))
-        self._heads_bytes = sum(each.size_bytes for each in self.table.by_name.values())
+        self._heads_bytes += sum(each.size_bytes for each in new) - sum(each.size_bytes for each in gone)
         return head
 
     def with_running(self, running: Iterable[Progress], now: Micros) -> HeadTable:
@@ -120,13 +123,13 @@ class Heads:
         """Return the head's tokens for another thread. Those that lie in a request's list are packed there."""
         if head.running is None:
             run = self._tree.tokens(_stored(head.node), head.token_count)
-            run.append(TokenRun(head.tail[:]))
+            run.append_parts(TokenRun(head.tail[:]))
             return run
         chain = head.running.chain
         match = self._tree.match(chain.block_hashes, chain.blocks)
         known = match.blocks * self._block_tokens
         run = self._tree.tokens(match.node, known)
-        run.append(TokenRun.of_list(chain.token_ids, known, chain.token_count))
+        run.append_parts(TokenRun.of_list(chain.token_ids, known, chain.token_count))
         return run
 
     @property
@@ -303,9 +306,12 @@ def _note_turn(head: Head, decision: Decision, progress: Progress) -> None:
 
 def _absorb(table: HeadTable, head: Head, shared: dict[Head, int]) -> None:
     """Remove side heads and attempts that were cut off, if the head has all of them now."""
+    if head.kind is HeadKind.SUBAGENT:
+        return
     for other, tokens in shared.items():
-        is_less = other.kind is HeadKind.SIDE or (other.is_partial and head.kind is HeadKind.CONVERSATION)
-        if other.name != head.name and head.kind is not HeadKind.SUBAGENT and is_less and tokens == other.token_count:
+        if tokens != other.token_count or other.name == head.name:
+            continue
+        if other.kind is HeadKind.SIDE or (other.is_partial and head.kind is HeadKind.CONVERSATION):
             table.by_name.pop(other.name, None)
 
 

@@ -42,7 +42,7 @@ from cwm_connector.sessions.head import Head, Turn, is_text_only, progress_of
 from cwm_connector.sessions.heads import Heads, RequestTitle
 from cwm_connector.sessions.session import Session
 from cwm_connector.sessions.token_run import PACKED_IN_A_STEP
-from cwm_connector.sessions.unnamed import Beginnings, Continued, new_name
+from cwm_connector.sessions.unnamed import SALTED, Beginnings, Continued, new_name, session_of_salt
 from cwm_connector.sessions.views import HeadSnapshot, SessionView
 
 if TYPE_CHECKING:
@@ -51,17 +51,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SALTED: Final = "salt-"
-"""The first characters of the ids of sessions that are identified by their salt."""
 EXPIRES_AFTER: Final = 24 * 3600 * 1_000_000
 """Microseconds."""
+MARKED_HEADS: Final = 16
+"""Heads that are compared with a new window at a time."""
 EXPIRY_SLICE: Final = 64
 """Sessions that one call of `expire` looks at."""
-
-
-def session_of_salt(cache_salt: str) -> str:
-    """Return the id of a session that is identified by its salt alone."""
-    return f"{_SALTED}{salt_hash(cache_salt).hex()[:24]}"
 
 
 Resumes = Callable[[str, bytes, Sequence[int], int], bool]
@@ -145,8 +140,7 @@ class SessionIndex:
     def request_finished(self, request: "Request") -> None:
         """Apply the request's computed tokens to its session's heads."""
         session = self._sessions.get(self._speaking.pop(request.request_id, ""))
-        turn = None if session is None else session.running.pop(request.request_id, None)
-        if session is None or turn is None:
+        if session is None or (turn := session.running.pop(request.request_id, None)) is None:
             return
         self._touch(session)
         turn.activity = self._next_activity()
@@ -240,14 +234,19 @@ class SessionIndex:
 
     # --- frozen ---
 
-    def mark_frozen(self, session_id: str, token_ids: "array[int]", block_hashes: "Sequence[BlockHash]") -> None:
-        """Record that a window holds these tokens.
+    def mark_frozen(
+        self, session_id: str, token_ids: "array[int]", block_hashes: "Sequence[BlockHash]"
+    ) -> Iterator[Sequence[str]]:
+        """Record that a window holds these tokens: in every head, what it has in common with them.
 
-        Every head of the session counts as frozen up to what it has in common with them.
+        Yield a few heads at a time, by name, once they are compared.
         """
-        if (session := self._known(session_id)) is not None:
-            session.mark_frozen(token_ids, block_hashes)
-            self._eviction.changed(session.session_id)
+        names = [] if (session := self._known(session_id)) is None else list(session.table().by_name)
+        while names and (session := self._known(session_id)) is not None:
+            now, names = names[:MARKED_HEADS], names[MARKED_HEADS:]
+            session.mark_frozen(token_ids, block_hashes, now)
+            self._eviction.changed(session_id)
+            yield now
 
     def mark_covered(self, session_id: str, head: str, tokens: int) -> None:
         """Record that windows from before the engine's start hold the first `tokens` of a head."""
@@ -336,9 +335,8 @@ class SessionIndex:
         return None if name is None or name in self._sessions else name
 
     def _new(self, name: str, *, is_anonymous: bool) -> Session:
-        now = self._clock()
-        heads = Heads(self._block_tokens)
-        self._sessions[name] = session = Session(name, is_anonymous, now, now, heads, self._block_tokens)
+        now, size = self._clock(), self._block_tokens
+        self._sessions[name] = session = Session(name, is_anonymous, now, now, Heads(size), size)
         return session
 
     def _touch(self, session: Session) -> Session:
@@ -361,7 +359,7 @@ class SessionIndex:
 
     def _bring_within_bounds(self, session: Session) -> None:
         """Count the session again, and drop what exceeds the bounds."""
-        nameless = session.is_anonymous or session.session_id.startswith(_SALTED)
+        nameless = session.is_anonymous or session.session_id.startswith(SALTED)
         if nameless and not session.heads and not session.running:
             self._drop(session.session_id)
             return
@@ -378,10 +376,9 @@ class SessionIndex:
                 return
             session_id, why = found
             if why >= EvictionClass.UNFROZEN:
+                fault = "was being answered" if why is EvictionClass.RUNNING else "has tokens that no window holds"
                 logger.warning(
-                    "session %s was dropped to keep the index of sessions within its memory, although it %s",
-                    session_id,
-                    "was being answered" if why is EvictionClass.RUNNING else "has tokens that no window holds",
+                    "session %s was dropped to keep the index within its memory, although it %s", session_id, fault
                 )
             self._drop(session_id)
 

@@ -82,6 +82,12 @@ class PartedRun(ABC, Generic[P]):
         for part in other._parts:
             self._add(part)
 
+    def append_parts(self, other: Self) -> None:
+        """Append the parts of another run as they are. Nothing is copied, so short parts stay short."""
+        end = len(self)
+        self._parts += other._parts
+        self._ends += [end + each for each in other._ends]
+
     def pack(self, limit: int) -> int:
         """Pack at most `limit` items that lie in a list. Return how many it were."""
         packed = 0

@@ -3,7 +3,7 @@
 Engine thread only. Nothing here blocks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -155,10 +155,11 @@ class Session:
 
     # --- frozen ---
 
-    def mark_frozen(self, token_ids: "array[int]", block_hashes: Sequence[bytes]) -> None:
-        """Record that a window holds these tokens: for every head, what it has in common with them."""
+    def mark_frozen(self, token_ids: "array[int]", block_hashes: Sequence[bytes], names: Iterable[str]) -> None:
+        """Record that a window holds these tokens: for each named head, what it has in common with them."""
         chain = Chain(token_ids, block_hashes, len(token_ids), len(block_hashes), None, True)
-        heads = list(self.table().by_name.values())
+        table = self.table().by_name
+        heads = [table[name] for name in names if name in table]
         common = self.heads.common_tokens(chain, heads)
         for head in heads:
             self._cover(head, common[head.name])

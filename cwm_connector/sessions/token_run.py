@@ -3,6 +3,7 @@
 import sys
 import time
 from array import array
+from bisect import bisect_right
 from typing import ClassVar, Final
 
 from cwm_connector.sessions.parted_run import Listed, PartedRun
@@ -32,9 +33,13 @@ class TokenRun(PartedRun["array[int]"]):
 
     def ids(self, start: int, end: int) -> "array[int]":
         """Return the ids [start, end)."""
+        at = bisect_right(self._ends, start)
+        if at < len(self._parts) and start <= end <= self._ends[at]:  # within one part, as a block nearly always is
+            first = self._ends[at - 1] if at else 0
+            return self._ids_of(self._parts[at], start - first, end - first)
         found = array("i")
         for part, first, last in self._pieces(start, end):
-            found += self._pack(part.cut(first, last)) if isinstance(part, Listed) else part[first:last]
+            found += self._ids_of(part, first, last)
         return found
 
     def packed(self) -> "array[int]":
@@ -42,6 +47,9 @@ class TokenRun(PartedRun["array[int]"]):
         while self.pack(self.part_length):
             time.sleep(0)
         return self.ids(0, len(self))
+
+    def _ids_of(self, part: "array[int] | Listed", first: int, last: int) -> "array[int]":
+        return self._pack(part.cut(first, last)) if isinstance(part, Listed) else part[first:last]
 
     def _pack(self, part: Listed) -> "array[int]":
         return array("i", part.source[part.start : part.end])

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from cwm_connector.core.types import Micros
+from cwm_connector.core.types import Micros, salt_hash
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_utils import BlockHash
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "anon-"
 """The first characters of the ids of anonymous sessions."""
+SALTED: Final = "salt-"
+"""The first characters of the ids of sessions that are identified by their salt."""
 MAX_ALIKE: Final = 256
 """Conversations whose beginnings have the same full blocks. When there are more, the oldest is forgotten."""
 _LEFT_OUT: Final = 4
@@ -41,6 +43,11 @@ _BEGINNING_BYTES: Final = 600
 
 Continued = Callable[[str], str | None]
 """Takes the id of a request. See `WindowMatches.continued`."""
+
+
+def session_of_salt(cache_salt: str) -> str:
+    """Return the id of a session that is identified by its salt alone."""
+    return f"{SALTED}{salt_hash(cache_salt).hex()[:24]}"
 
 
 def compared_tokens(prompt_tokens: int) -> int:

@@ -209,9 +209,9 @@ class SchedulerSide:
         """Yield every head of at least one chunk that holds unfrozen tokens. See `surveys`."""
         return surveys.freezable(self._sessions, self._require_pool, near, self._last_blocks)
 
-    def mark_frozen(self, snapshot: HeadSnapshot) -> None:
-        """Record that a window holds the tokens of the snapshot."""
-        self._sessions.mark_frozen(snapshot.session_id, snapshot.token_ids, snapshot.block_hashes)
+    def mark_frozen(self, snapshot: HeadSnapshot) -> Iterator[Sequence[str]]:
+        """Record over several steps that a window holds the tokens of the snapshot. See `SessionIndex.mark_frozen`."""
+        return self._sessions.mark_frozen(snapshot.session_id, snapshot.token_ids, snapshot.block_hashes)
 
     def mark_covered(self, session_id: str, head: str, tokens: int) -> None:
         """Record that windows from before the start hold the first `tokens` of a head."""

@@ -207,7 +207,7 @@ class Freezer:
                 tokens=TokenRun(snapshot.token_ids[: row.restorable_tokens]),
                 block_hashes=tuple(hashes)[: row.restorable_tokens // self._engine.hash_tokens],
             )
-        self._engine.step_queue.call(lambda: self._engine.scheduler.mark_frozen(snapshot))
+        self._engine.step_queue.collect(self._engine.scheduler.mark_frozen(snapshot))
 
     async def _store_locked(
         self,

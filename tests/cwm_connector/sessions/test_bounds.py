@@ -90,7 +90,7 @@ def test_a_freeze_is_no_use_of_its_session() -> None:
     for number in range(3):
         serve(index, f"s{number}", number)
     snapshot = index.snapshot("s0", None)
-    index.mark_frozen("s0", snapshot.token_ids, snapshot.block_hashes)
+    list(index.mark_frozen("s0", snapshot.token_ids, snapshot.block_hashes))
     names = [f"s{number}" for number in range(7)]
     for number in range(3, 7):
         serve(index, names[number], number)

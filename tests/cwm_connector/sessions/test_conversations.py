@@ -6,7 +6,7 @@ from cwm_connector.core.errors import CWMError
 from cwm_connector.core.types import Micros
 from cwm_connector.sessions.bounds import MAX_SIDE_HEADS
 from cwm_connector.sessions.choice import SILENT_AFTER
-from cwm_connector.sessions.index import session_of_salt
+from cwm_connector.sessions.unnamed import session_of_salt
 from cwm_connector.sessions.views import HeadKind, HeadReason
 from tests.cwm_connector.sessions.talk import SYSTEM, Talk, conversation, talk, words
 

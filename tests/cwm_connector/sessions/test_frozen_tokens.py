@@ -3,6 +3,7 @@
 import pytest
 
 from cwm_connector.sessions.head import Head
+from cwm_connector.sessions.index import MARKED_HEADS
 from tests.cwm_connector.sessions.talk import Talk, conversation, talk, words
 
 __all__ = ["talk"]
@@ -24,14 +25,14 @@ def test_a_turn_that_ends_between_the_snapshot_and_its_commit_is_not_frozen(talk
     said = conversation(talk)
     snapshot = talk.frozen()
     talk.say([*said, *words(30, 100)], words(31, 40))
-    talk.index.mark_frozen("alice", snapshot.token_ids, snapshot.block_hashes)
+    list(talk.index.mark_frozen("alice", snapshot.token_ids, snapshot.block_hashes))
     assert unfrozen(talk) == {"h1": 140}
 
 
 def test_what_is_frozen_while_it_runs_stays_frozen_when_it_ends(talk: Talk) -> None:
     one = talk.answer(talk.begin(words(1, 400)), words(2, 40))
     snapshot = talk.frozen()
-    talk.index.mark_frozen("alice", snapshot.token_ids, snapshot.block_hashes)
+    list(talk.index.mark_frozen("alice", snapshot.token_ids, snapshot.block_hashes))
     assert unfrozen(talk) == {}
     talk.finish(one)
     assert unfrozen(talk) == {}
@@ -40,15 +41,30 @@ def test_what_is_frozen_while_it_runs_stays_frozen_when_it_ends(talk: Talk) -> N
 def test_a_branch_is_frozen_as_far_as_it_shares_what_is_frozen(talk: Talk) -> None:
     said = conversation(talk)
     snapshot = talk.frozen()
-    talk.index.mark_frozen("alice", snapshot.token_ids, snapshot.block_hashes)
+    list(talk.index.mark_frozen("alice", snapshot.token_ids, snapshot.block_hashes))
     talk.say([*said[:905], *words(30, 100)], words(31, 40))
     assert unfrozen(talk) == {"h2": 140}
+
+
+def test_many_branches_are_marked_a_few_at_a_time_and_one_that_is_gone_by_then_is_left_out(talk: Talk) -> None:
+    said = conversation(talk)
+    for branch in range(2 * MARKED_HEADS):
+        talk.say([*said[:905], *words(100 + branch, 100)], words(31, 40))
+    snapshot = talk.frozen()
+    parts = talk.index.mark_frozen("alice", snapshot.token_ids, snapshot.block_hashes)
+    first = next(parts)
+    assert len(first) == MARKED_HEADS and len(unfrozen(talk)) > MARKED_HEADS
+    heads = talk.index._sessions["alice"].heads
+    gone = next(name for name in heads.table.by_name if name not in first)
+    heads.drop(gone)
+    assert gone in {name for part in parts for name in part}
+    assert set(unfrozen(talk).values()) == {140, len(said) - 905}
 
 
 def test_a_head_that_moves_is_frozen_as_far_as_it_keeps_what_is_frozen(talk: Talk) -> None:
     said = talk.say(words(1, 400), words(2, 40))
     snapshot = talk.frozen()
-    talk.index.mark_frozen("alice", snapshot.token_ids, snapshot.block_hashes)
+    list(talk.index.mark_frozen("alice", snapshot.token_ids, snapshot.block_hashes))
     talk.say([*said[:425], *words(3, 20), *words(4, 30)], words(5, 10))
     assert unfrozen(talk) == {"h1": 60}
 

@@ -8,7 +8,8 @@ from cwm_connector.core.errors import CWMError
 from cwm_connector.core.names import legal_session_id
 from cwm_connector.core.types import salt_hash
 from cwm_connector.sessions.heads import MAX_HEADS
-from cwm_connector.sessions.index import EXPIRES_AFTER, session_of_salt
+from cwm_connector.sessions.index import EXPIRES_AFTER
+from cwm_connector.sessions.unnamed import session_of_salt
 from cwm_connector.sessions.views import HeadReason
 from tests.cwm_connector.sessions.samples import Clock, Request, finish, index, nobody
 

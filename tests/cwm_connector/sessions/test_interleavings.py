@@ -205,7 +205,7 @@ class Conversation(RuleBasedStateMachine):
 
     @rule()
     def freeze(self) -> None:
-        self.side.mark_frozen(self.side.snapshot("alice", None))
+        list(self.side.mark_frozen(self.side.snapshot("alice", None)))
         assert not any(head.is_default for head in everything(self.side.freezable(0.25)) if head.session_id == "alice")
 
     @rule(protect=st.booleans())

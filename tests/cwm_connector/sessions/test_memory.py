@@ -138,7 +138,7 @@ def test_a_session_with_unfrozen_tokens_goes_last_while_auto_freeze_is_on(
     for at, name in enumerate(("unfrozen", "frozen")):
         serve(index, Long(name, [*range(9000 * at, 9000 * at + 8000)], session_id=name))
     snapshot = index.snapshot("frozen", None)
-    index.mark_frozen("frozen", snapshot.token_ids, snapshot.block_hashes)
+    list(index.mark_frozen("frozen", snapshot.token_ids, snapshot.block_hashes))
     index.protect_unfrozen(True)
     at = 0
     while any(view.session_id == "frozen" for view in index.views()):

@@ -8,8 +8,8 @@ import pytest
 
 from cwm_connector.core.types import Micros
 from cwm_connector.sessions import unnamed
-from cwm_connector.sessions.index import EXPIRES_AFTER, session_of_salt
-from cwm_connector.sessions.unnamed import Beginnings
+from cwm_connector.sessions.index import EXPIRES_AFTER
+from cwm_connector.sessions.unnamed import Beginnings, session_of_salt
 from tests.cwm_connector.sessions.samples import BLOCK, Clock, Request, finish, index, nobody
 
 SYSTEM = list(range(100, 132))

@@ -310,7 +310,7 @@ def test_what_a_snapshot_holds_is_frozen_once_it_is_marked() -> None:
     side.serve(request(range(256), session_id="alice"))
     snapshot = side.scheduler.snapshot("alice", None)
     side.serve(request(range(272), session_id="alice"))
-    side.scheduler.mark_frozen(snapshot)
+    list(side.scheduler.mark_frozen(snapshot))
     (head,) = everything(side.scheduler.freezable(0.25))
     assert head.unfrozen_tokens == 16 and head.activity > snapshot.activity
     side.scheduler.mark_covered("alice", "h1", 272)
