@@ -26,6 +26,7 @@ import pytest
 from cwm_mcp.serve import Build, installed_build
 from tests.support import recordings
 from tests.support.engine import Engine, EngineOptions, Launch, launch_new, model_folder, quiet_environment
+from tests.support.first_layers import first_layers
 from tests.support.warm import WarmStarter
 
 _HERE = Path(__file__).parent
@@ -85,11 +86,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture(scope="session")
-def model() -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the small model's first layers. Its answers are nonsense, and depend on every key and value."""
     folder = model_folder()
     if not (folder / "config.json").exists():
         pytest.skip("the small model is missing: run `make model`")
-    return folder
+    return first_layers(folder, tmp_path_factory.mktemp("model") / folder.name)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """A real vLLM whose KV cache is too small, with everything that may happen to it at random, for minutes or an hour.
 
 conversations.py  what is said: a few recitations that branch, drawn from a seed
-model.py          the model: the first layers of the small one
 oracle.py         what an engine without windows answers to each, the noise of the platform, and the comparison
 clients.py        clients that ask, abort, freeze, thaw, clone and delete at random
 weather.py        what befalls the engine meanwhile: Redis and disk faults, damaged chunks, resets and sleep

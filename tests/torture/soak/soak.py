@@ -23,13 +23,13 @@ from cwm_connector.protocol.calls import DeleteArgs, ListArgs, Op
 from cwm_mcp.api.client import ControlClient
 from cwm_mcp.serve import Build, compose, installed_build
 from tests.support.engine import Engine, EngineOptions, model_folder
+from tests.support.first_layers import first_layers
 from tests.support.redis_server import redis_server
 from tests.torture.judge import Violation
 from tests.torture.soak import inside, weather
 from tests.torture.soak.clients import Client, Ledger, Place
 from tests.torture.soak.conversations import Conversations, drawn
 from tests.torture.soak.ending import Ending, looks, memory_mib
-from tests.torture.soak.model import first_layers
 from tests.torture.soak.oracle import Oracle
 from tests.torture.soak.weather import Places, Weather
 

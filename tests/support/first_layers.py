@@ -1,4 +1,7 @@
-"""The first layers of the small model: a soak needs many answers that depend on every key and value, not good ones."""
+"""The first layers of the small model: tests need answers that depend on every key and value, not good ones.
+
+All 30 layers take five times as long to compute. `make demo` and `make certify` use them.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""model.py: the first layers are the small model's own, and the others are gone."""
+"""first_layers.py: the first layers are the small model's own, and the others are gone."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.torture.soak.model import first_layers
+from tests.support.first_layers import first_layers
 
 
 def test_a_checkpoint_keeps_its_first_layers_and_all_that_is_no_layer(tmp_path: Path) -> None:
