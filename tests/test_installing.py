@@ -90,12 +90,12 @@ def missing(distribution: str) -> str:
 
 def test_the_doctor_installs_from_a_checkout(tmp_path: Path) -> None:
     def version_of(distribution: str) -> str:
-        return "0.31.0" if distribution == "vllm" else missing(distribution)
+        return "0.30.0" if distribution == "vllm" else missing(distribution)
 
     welcome = Welcome(version=1, engine_version=f"{__version__}.1", model="m", pid=1)
     found = [
         *packages.check_packages(missing),
-        *packages.check_packages(version_of, ["vllm==0.32.0; extra == 'cuda'", "lmcache==0.5.6; extra == 'cuda'"]),
+        *packages.check_packages(version_of, ["vllm<0.34,>=0.31; extra == 'cuda'", "lmcache==0.5.6; extra == 'cuda'"]),
         plugin.check_plugin(tmp_path),
         engine._version(welcome),
     ]

@@ -1,4 +1,6 @@
-"""All uses of vLLM internals, which are not part of its public connector API. Written for vLLM 0.32.
+"""All uses of vLLM internals, which are not part of its public connector API. Run with vLLM 0.32.
+
+Where 0.31 and 0.33 differ by their source, both ways are here, and the tests imitate the other one.
 
 tests/cwm_connector/test_compat.py has a contract test for each function. When vLLM changes, those tests fail first.
 Callers import the package and say `compat.wake(…)`.

@@ -13,7 +13,10 @@ from cwm_mcp.serve import Build, installed_build
 _OURS: Final = "context-window-manager"
 _OLDEST_PYTHON: Final = (3, 11)
 _EXTRAS: Final = {Build.CPU: "cpu", Build.CUDA: "cuda"}
-_PIN: Final = re.compile(r"""([A-Za-z0-9._-]+)==([^\s;]+)\s*;\s*extra\s*==\s*["'](\w+)["']""")
+_WANTED: Final = re.compile(r"""([A-Za-z0-9._-]+?)([<>=][^\s;]+)\s*;\s*extra\s*==\s*["'](\w+)["']""")
+_CLAUSE: Final = re.compile(r"(==|>=|<)([0-9.]+)")
+_MINOR_RUN: Final = "0.32"
+"""The minor version of vLLM that every test ran with."""
 VersionOf = Callable[[str], str]
 
 
@@ -33,8 +36,8 @@ def check_packages(
     except importlib.metadata.PackageNotFoundError:
         message = "CWM runs from source and is not installed, so the versions it requires are unknown"
         return [*found, Check(name=_OURS, status="warning", message=message, next=_install(extra))]
-    pins = {match[1]: match[2] for line in wanted if (match := _PIN.match(line)) and match[3] == extra}
-    return [*found, *(_package(name, pins[name], extra, version_of) for name in sorted(pins))]
+    ranges = {match[1]: match[2] for line in wanted if (match := _WANTED.match(line)) and match[3] == extra}
+    return [*found, *(_package(name, ranges[name], extra, version_of) for name in sorted(ranges))]
 
 
 def _python() -> Check:
@@ -57,13 +60,29 @@ def _package(name: str, wanted: str, extra: str, version_of: VersionOf) -> Check
         if name == Build.CPU.value:
             return _package(Build.CUDA.value, wanted, extra, version_of)
         return Check(name=name, status="error", message=f"not installed; {wanted} is required", next=_install(extra))
-    plain = found.partition("+")[0]
-    if plain == wanted:
-        return Check(name=name, status="ok", message=found)
-    # Windows are bound to vLLM's minor version, and so is the connector. Another patch release seldom matters.
-    patch = name.startswith("vllm") and plain.split(".")[:2] == wanted.split(".")[:2]
-    message = f"{found} is installed; " + (f"tested with {wanted}" if patch else f"{wanted} is required")
-    return Check(name=name, status="warning" if patch else "error", message=message, next=_install(extra))
+    if not _fits(found, wanted):
+        message = f"{found} is installed; {wanted} is required"
+        return Check(name=name, status="error", message=message, next=_install(extra))
+    if name.startswith("vllm") and found.split(".")[:2] != _MINOR_RUN.split("."):
+        message = f"{found} should work but was never run with CWM, which was tested with {_MINOR_RUN}"
+        return Check(name=name, status="warning", message=message)
+    return Check(name=name, status="ok", message=found)
+
+
+def _fits(found: str, wanted: str) -> bool:
+    """Return whether a version lies in the range. A local part such as +cpu names a build of the same release."""
+    version = _numbers(found.partition("+")[0])
+    holds = {"==": version.__eq__, ">=": version.__ge__, "<": version.__lt__}
+    return all(holds[operator](_numbers(bound)) for operator, bound in _CLAUSE.findall(wanted))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the release's numbers without trailing zeros. What comes after them, such as rc1, is left out."""
+    release = re.match(r"[0-9.]*", version)
+    numbers = [int(part) for part in (release[0] if release else "").split(".") if part]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
 
 
 def _install(extra: str) -> str:
