@@ -3,24 +3,29 @@
 In the engine, values in vLLM's `kv_connector_extra_config` take precedence. A value that can't work stops the start
 with one clear line. Nothing is repaired silently.
 
-Settings are read once, when a process starts, and are immutable. `private_folder` may block on the disk.
+Settings are read once, when a process starts, and are immutable. The shell reads them for every command and every
+Tab, so they need msgspec and no larger library.
 """
 
 import enum
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Final, get_type_hints
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+import msgspec
+from msgspec import Meta
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.memory import read_memory
 from cwm_connector.core.units import GIB
 from cwm_connector.core.urls import vllm_base
 
+_PREFIX: Final = "CWM_"
+_NAMESPACE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_SOCKET_PATH = 107
 """Bytes that Linux allows for the path of a unix socket."""
 _CPU_CACHE_SHARE = 8
@@ -67,15 +72,17 @@ class LoadPolicy(enum.StrEnum):
     """Compute them. What is computed again is right, but not bit for bit equal to the window."""
 
 
-class Settings(BaseSettings):
-    """The settings. `cpu_cache_gb` is set by the environment variable `CWM_CPU_CACHE_GB`, the others likewise."""
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings. `cpu_cache_gb` is set by the environment variable `CWM_CPU_CACHE_GB`, the others likewise.
 
-    model_config = SettingsConfigDict(env_prefix="CWM_", extra="ignore", frozen=True, env_ignore_empty=True)
+    `load_settings` makes and checks them.
+    """
 
     vllm_url: str = "http://localhost:8000"
     """The URL of vLLM's HTTP server, or unix:///PATH for its --uds. A /v1 at its end is left
     out. Default: http://localhost:8000."""
-    vllm_api_key: str | None = Field(default=None, repr=False)
+    vllm_api_key: str | None = field(default=None, repr=False)
     """The API key that vLLM expects from its clients. Default: none."""
     home: Path = Path("~/.cwm")
     """The folder with the catalog, the socket and, unless `disk_path` is set, the chunks. Default: ~/.cwm."""
@@ -83,22 +90,22 @@ class Settings(BaseSettings):
     """The path of the control socket, at most 107 bytes. Default: engine.sock in `home`."""
     disk_path: Path | None = None
     """The folder of the disk tier. Default: chunks in `home`."""
-    cpu_cache_gb: float | None = Field(default=None, gt=0)
+    cpu_cache_gb: Annotated[float, Meta(gt=0)] | None = None
     """The size of the CPU tier in GiB, for all ranks together. Above 0. Default: an eighth of the memory, up to 32."""
-    disk_cache_gb: float = Field(default=50, gt=0)
+    disk_cache_gb: Annotated[float, Meta(gt=0)] = 50
     """The size limit of the disk tier in GiB, above 0. Default: 50."""
-    redis_url: str | None = Field(default=None, repr=False)
+    redis_url: str | None = field(default=None, repr=False)
     """The URL of the Redis server: redis://, rediss:// (TLS) or unix://. Default: none, so there is no Redis tier."""
-    redis_namespace: str = Field(default="cwm", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    redis_namespace: str = "cwm"
     """The first part of all keys in Redis. Engines that share a catalog have the same one. Default: cwm."""
     catalog: CatalogKind = CatalogKind.SQLITE
     """Where the catalog is stored, sqlite or redis. redis needs `redis_url`. Default: sqlite."""
     tier_policy: PolicyName = PolicyName.LRU
     """The order in which chunks are evicted from CPU memory and moved from the disk, lru or slru. Default: lru."""
-    cold_after_hours: float = Field(default=168, gt=0)
+    cold_after_hours: Annotated[float, Meta(gt=0)] = 168
     """Hours without a freeze or thaw after which a chunk moves from the disk to Redis, if there is a Redis tier.
     Above 0. Default: 168, a week."""
-    chunk_tokens: int = Field(default=256, gt=0)
+    chunk_tokens: Annotated[int, Meta(gt=0)] = 256
     """Tokens in a chunk, rounded up to whole blocks of vLLM. Above 0. Default: 256."""
     auto_freeze_enabled: bool = False
     """True to freeze sessions automatically. Default: false."""
@@ -119,60 +126,6 @@ class Settings(BaseSettings):
     """Whether windows are loaded although computing would be faster, always or auto. Default: always."""
     log_level: str = "INFO"
     """The lowest level of the connector's log lines: DEBUG, INFO, WARNING or ERROR. Default: INFO."""
-
-    @field_validator("home", "socket", "disk_path")
-    @classmethod
-    def _expand(cls, path: Path | None) -> Path | None:
-        """Return the absolute path. Without it, a home would move with the folder that a program is started in."""
-        try:
-            return None if path is None else path.expanduser().absolute()
-        except RuntimeError:
-            raise ValueError(
-                f"{path} needs a home folder, and this user has none; set it to an absolute path"
-            ) from None
-        except OSError:
-            raise ValueError(f"{path} is relative to a folder that is gone; set it to an absolute path") from None
-
-    @field_validator("vllm_url")
-    @classmethod
-    def _http(cls, url: str) -> str:
-        return vllm_base(url)
-
-    @field_validator("vllm_api_key")
-    @classmethod
-    def _key(cls, key: str | None) -> str | None:
-        """Return the key without the white space around it, with which it would not fit into a header."""
-        key = None if key is None else key.strip().removeprefix("Bearer ").strip()
-        if key and not (key.isascii() and key.isprintable()):
-            raise ValueError("it has characters that no key has; paste it again")
-        return key
-
-    @field_validator("redis_url")
-    @classmethod
-    def _redis(cls, url: str | None) -> str | None:
-        if url is not None and urlsplit(url).scheme not in ("redis", "rediss", "unix"):
-            raise ValueError("it must begin with redis://, rediss:// (TLS) or unix://")
-        return url
-
-    @field_validator("catalog")
-    @classmethod
-    def _has_a_server(cls, catalog: CatalogKind, info: ValidationInfo) -> CatalogKind:
-        if catalog is CatalogKind.REDIS and info.data.get("redis_url") is None:
-            raise ValueError("redis needs CWM_REDIS_URL; set it, or unset CWM_CATALOG")
-        return catalog
-
-    @field_validator("log_level")
-    @classmethod
-    def _level(cls, level: str) -> str:
-        if level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-            raise ValueError("use DEBUG, INFO, WARNING or ERROR")
-        return level.upper()
-
-    @model_validator(mode="after")
-    def _socket_fits(self) -> Self:
-        if len(os.fsencode(self.socket_path)) > _MAX_SOCKET_PATH:
-            raise ValueError(f"the socket's path is over {_MAX_SOCKET_PATH} bytes; set CWM_SOCKET to a shorter one")
-        return self
 
     @property
     def socket_path(self) -> Path:
@@ -212,10 +165,116 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
 
     Raises `Code.ARGUMENT` with the name of the setting and the reason why its value can't work.
     """
+    given = {**_from_environment(), **(overrides or {})}
+    types = get_type_hints(Settings, include_extras=True)
+    values: dict[str, Any] = {}
+    for each in fields(Settings):
+        value = _converted(each.name, given[each.name], types[each.name]) if each.name in given else each.default
+        values[each.name] = None if value is None else _checked(each.name, value)
+    settings = Settings(**values)
+    if settings.catalog is CatalogKind.REDIS and settings.redis_url is None:
+        raise _unusable("catalog", "redis needs CWM_REDIS_URL; set it, or unset CWM_CATALOG")
+    if len(os.fsencode(settings.socket_path)) > _MAX_SOCKET_PATH:
+        raise _unusable(
+            "socket", f"the socket's path is over {_MAX_SOCKET_PATH} bytes; set CWM_SOCKET to a shorter one"
+        )
+    return settings
+
+
+def _from_environment() -> dict[str, str]:
+    """Return the values of the environment by field name. An empty one counts as none."""
+    found = {each.name: os.environ.get(f"{_PREFIX}{each.name.upper()}") for each in fields(Settings)}
+    return {name: value for name, value in found.items() if value}
+
+
+def _unusable(name: str, reason: str) -> CWMError:
+    return CWMError(Code.ARGUMENT, f"the setting {_PREFIX}{name.upper()} can't work: {reason}", setting=name)
+
+
+def _converted(name: str, value: Any, kind: Any) -> Any:
+    """Return a value, which is text in the environment, as the field's type. An error does not repeat the value."""
+    plain = str(value) if isinstance(value, Path) else value
+    plain = plain.strip() if isinstance(plain, str) and kind is not str else plain
+    plain = _SWITCHES.get(plain.lower(), plain) if kind is bool and isinstance(plain, str) else plain
     try:
-        return Settings(**dict(overrides or {}))
-    except ValidationError as invalid:
-        fault = invalid.errors(include_url=False, include_input=False)[0]
-        name = str(fault["loc"][0]) if fault["loc"] else "socket"
-        reason = fault["msg"].removeprefix("Value error, ")
-        raise CWMError(Code.ARGUMENT, f"the setting CWM_{name.upper()} can't work: {reason}", setting=name) from None
+        return msgspec.convert(plain, kind, strict=False, dec_hook=_decoded)
+    except msgspec.ValidationError as fault:
+        raise _unusable(name, _expected(kind, str(fault))) from None
+
+
+def _decoded(kind: type, value: Any) -> Any:
+    """Return a text as a path, which is the only type that msgspec does not know."""
+    if isinstance(value, str):
+        return kind(value)
+    raise ValueError("it must be a text")
+
+
+def _expected(kind: Any, fault: str) -> str:
+    """Return in words which values a type has."""
+    if kind is bool:
+        return "it must be true or false"
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return f"it must be one of {', '.join(str(each.value) for each in kind)}"
+    number = "a whole number" if "`int" in fault else "a number" if "`float" in fault else "text"
+    return f"it must be {number}{' above 0' if '> ' in fault or '>= ' in fault else ''}"
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Return a value as it is used. Raises `Code.ARGUMENT` for one that can't be."""
+    check = _CHECKS.get(name)
+    try:
+        return value if check is None else check(value)
+    except ValueError as fault:
+        raise _unusable(name, str(fault)) from None
+
+
+def _expanded(path: Path) -> Path:
+    """Return the absolute path. Without it, a home would move with the folder that a program is started in."""
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"{path} needs a home folder, and this user has none; set it to an absolute path") from None
+    except OSError:
+        raise ValueError(f"{path} is relative to a folder that is gone; set it to an absolute path") from None
+
+
+def _api_key(key: str) -> str:
+    """Return the key without the white space around it, with which it would not fit into a header."""
+    key = key.strip().removeprefix("Bearer ").strip()
+    if key and not (key.isascii() and key.isprintable()):
+        raise ValueError("it has characters that no key has; paste it again")
+    return key
+
+
+def _redis_url(url: str) -> str:
+    if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("it must begin with redis://, rediss:// (TLS) or unix://")
+    return url
+
+
+def _namespace(name: str) -> str:
+    if not _NAMESPACE.fullmatch(name):
+        raise ValueError("it must be 1 to 64 of A-Z, a-z, 0-9 and . _ -")
+    return name
+
+
+def _log_level(level: str) -> str:
+    if level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ValueError("use DEBUG, INFO, WARNING or ERROR")
+    return level.upper()
+
+
+_CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "home": _expanded,
+    "socket": _expanded,
+    "disk_path": _expanded,
+    "vllm_url": vllm_base,
+    "vllm_api_key": _api_key,
+    "redis_url": _redis_url,
+    "redis_namespace": _namespace,
+    "log_level": _log_level,
+}
+_SWITCHES: Final = dict.fromkeys(("1", "true", "yes", "on", "t", "y"), True) | dict.fromkeys(
+    ("0", "false", "no", "off", "f", "n"), False
+)
+"""Ways to write true and false in the environment."""

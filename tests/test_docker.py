@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from cwm_connector.settings import Settings
+from cwm_connector.settings import Settings, load_settings
 from cwm_mcp.serve import Build, compose
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +93,7 @@ def test_compose_lets_vllm_shut_down_before_it_kills_it() -> None:
 @pytest.mark.parametrize("service", ["vllm", "mcp"])
 def test_compose_leads_to_its_own_redis(service: str) -> None:
     url = services()[service]["environment"]["CWM_REDIS_URL"]
-    assert Settings(redis_url=url).redis_url == url
+    assert load_settings({"redis_url": url}).redis_url == url
     assert services()[urlsplit(url).hostname]["image"].startswith("redis:")
 
 
@@ -111,7 +111,7 @@ def test_every_variable_of_compose_is_a_setting() -> None:
     named = {name for service in services().values() for name in service.get("environment", {})}
     ours = {name for name in named if name.startswith("CWM_")}
     assert "CWM_REDIS_URL" in ours
-    assert ours <= {f"CWM_{field.upper()}" for field in Settings.model_fields}
+    assert ours <= {f"CWM_{field.upper()}" for field in Settings.__dataclass_fields__}
 
 
 def test_compose_shares_the_engines_home_with_the_mcp_server() -> None:

@@ -5,9 +5,9 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pydantic_settings import BaseSettings
 
 from cwm_connector.settings import Settings
 from cwm_mcp.server.http_access import HttpSettings
@@ -147,10 +147,15 @@ def test_every_claim_has_a_command_that_exists() -> None:
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
+def fields_of(settings_class: Any) -> dict[str, Any]:
+    """Return the fields of a class of settings, each with its default."""
+    return getattr(settings_class, "model_fields", None) or settings_class.__dataclass_fields__
+
+
 @pytest.mark.parametrize(("settings_class", "prefix"), [(Settings, "CWM_"), (HttpSettings, "CWM_HTTP_")])
-def test_every_setting_is_described_with_its_default(settings_class: type[BaseSettings], prefix: str) -> None:
+def test_every_setting_is_described_with_its_default(settings_class: Any, prefix: str) -> None:
     rows = {row[0].strip("`"): row for row in table(ROOT / "docs" / "settings.md")}
-    for field, info in settings_class.model_fields.items():
+    for field, info in fields_of(settings_class).items():
         name = f"{prefix}{field.upper()}"
         assert name in rows, f"docs/settings.md lacks {name}"
         _, unit, default, meaning = rows.pop(name)
@@ -165,8 +170,8 @@ def test_every_setting_is_described_with_its_default(settings_class: type[BaseSe
 
 def test_no_setting_is_described_that_does_not_exist() -> None:
     described = {row[0].strip("`") for row in table(ROOT / "docs" / "settings.md")}
-    known = {f"CWM_{field.upper()}" for field in Settings.model_fields}
-    known |= {f"CWM_HTTP_{field.upper()}" for field in HttpSettings.model_fields}
+    known = {f"CWM_{field.upper()}" for field in fields_of(Settings)}
+    known |= {f"CWM_HTTP_{field.upper()}" for field in fields_of(HttpSettings)}
     assert described == known
 
 

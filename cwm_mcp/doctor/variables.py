@@ -13,7 +13,7 @@ _OTHERS: Final = frozenset({"CWM_PYTHON", "CWM_MODEL"})
 
 def check_variables(environment: Mapping[str, str]) -> Check:
     """Return a warning with the first unknown CWM_ variable. Its value may be secret and is not repeated."""
-    known = _OTHERS | {f"CWM_{field.upper()}" for field in Settings.model_fields}
+    known = _OTHERS | {f"CWM_{field.upper()}" for field in Settings.__dataclass_fields__}
     for name in sorted(environment):
         if name.startswith("CWM_") and not name.startswith("CWM_HTTP_") and name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=1)

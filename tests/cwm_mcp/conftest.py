@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.settings import Settings
+from cwm_connector.settings import Settings, load_settings
 from tests.cwm_mcp import homes
 
 
@@ -36,4 +36,4 @@ def filled(home: Path) -> Path:
 @pytest.fixture
 def settings(home: Path) -> Settings:
     """Return the settings of `home`."""
-    return Settings()
+    return load_settings()

@@ -14,7 +14,7 @@ from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
 from cwm_connector.core.units import GIB
-from cwm_connector.settings import Settings
+from cwm_connector.settings import Settings, load_settings
 from tests.cwm_mcp.server.test_tools import TABLE, answer, connected, error
 from tests.support.paths import ROOT
 
@@ -102,7 +102,7 @@ async def test_the_errors_of_troubleshooting_say_what_to_do_next(filled: Path, s
 
 def test_increase_cpu_cache_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CWM_CPU_CACHE_GB", "16")
-    assert Settings().cpu_cache_bytes == 16 * GIB
+    assert load_settings().cpu_cache_bytes == 16 * GIB
 
 
 async def test_health_check_diagnostics_without_an_engine(

@@ -16,7 +16,7 @@ from cwm_connector.control.server import ControlServer
 from cwm_connector.core.names import legal_session_id
 from cwm_connector.operations.auto_freeze.mark import Mark, Reason, mark_of
 from cwm_connector.protocol.calls import Op
-from cwm_connector.settings import Settings
+from cwm_connector.settings import Settings, load_settings
 from cwm_mcp import hooks
 from tests.support.miniature import Miniature
 from tests.support.paths import ROOT
@@ -324,4 +324,4 @@ def test_it_finds_the_socket_that_the_settings_name(
     monkeypatch.delenv("CWM_HOME")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert hooks.socket_path(os.environ) == Settings().socket_path
+    assert hooks.socket_path(os.environ) == load_settings().socket_path

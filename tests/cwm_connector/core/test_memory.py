@@ -6,7 +6,7 @@ import pytest
 
 from cwm_connector.core.memory import Memory, read_memory
 from cwm_connector.core.units import GIB, MIB
-from cwm_connector.settings import Settings
+from cwm_connector.settings import load_settings
 
 MACHINE = Memory(total=64 * GIB, available=48 * GIB)
 
@@ -84,7 +84,7 @@ def test_a_machine_that_does_not_say_what_is_available_is_refused(tmp_path: Path
 
 def test_the_cpu_tier_takes_a_share_of_the_memory_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CWM_CPU_CACHE_GB", raising=False)
-    assert Settings().cpu_cache_bytes == min(read_memory().total // 8, 32 * GIB)
+    assert load_settings().cpu_cache_bytes == min(read_memory().total // 8, 32 * GIB)
 
 
 def test_this_machine_s_memory_is_read() -> None:

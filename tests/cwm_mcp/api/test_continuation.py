@@ -3,6 +3,7 @@
 import threading
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def vllm() -> Iterator[VllmServer]:
 
 @pytest.fixture
 def served(settings: Settings, vllm: VllmServer) -> Settings:
-    return settings.model_copy(update={"vllm_url": vllm.url, "vllm_api_key": "key"})
+    return replace(settings, vllm_url=vllm.url, vllm_api_key="key")
 
 
 def recorded(ids: Sequence[int]) -> dict[str, Any]:

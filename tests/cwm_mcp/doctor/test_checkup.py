@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from cwm_connector.settings import Settings
+from cwm_connector.settings import Settings, load_settings
 from cwm_mcp.cli.app import app
 from tests.cwm_mcp.canned import STORE, CannedEngine, canned_engine_on_a_thread
 from tests.support.paths import ROOT
@@ -104,7 +104,7 @@ def test_a_url_that_cannot_work_is_one_line(home: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("url", ["http://localhost:8000/v1", "http://localhost:8000/v1/", "http://localhost:8000/"])
 def test_the_base_url_of_openais_clients_is_understood(home: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("CWM_VLLM_URL", url)
-    assert Settings().vllm_url == "http://localhost:8000"
+    assert load_settings().vllm_url == "http://localhost:8000"
 
 
 def test_the_disk_is_checked_against_the_engines_limit(filled: Path, settings: Settings) -> None:

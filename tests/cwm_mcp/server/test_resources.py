@@ -15,7 +15,7 @@ from mcp.shared.exceptions import MCPError
 from mcp.types import INTERNAL_ERROR, INVALID_PARAMS, ResourceListChangedNotification, TextResourceContents
 
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
-from cwm_connector.settings import Settings
+from cwm_connector.settings import Settings, load_settings
 from cwm_mcp.server.app import build_server
 from tests.cwm_mcp.canned import DELETED, FROZEN, STATUS, canned_engine
 from tests.cwm_mcp.homes import clones, new_window
@@ -33,12 +33,12 @@ def vllm() -> Iterator[VllmServer]:
 
 @pytest.fixture
 def served(settings: Settings, vllm: VllmServer) -> Settings:
-    return settings.model_copy(update={"vllm_url": vllm.url})
+    return replace(settings, vllm_url=vllm.url)
 
 
 def keep(home: Path, name: str, ids: Sequence[int]) -> None:
     """A window of exactly these tokens."""
-    catalog = SqliteCatalog.open(Settings(home=home).catalog_path)
+    catalog = SqliteCatalog.open(load_settings({"home": home}).catalog_path)
     window = new_window(name, "talk", 0)
     catalog.commit_window(replace(window, token_ids=array("i", ids).tobytes(), restorable_tokens=0))
     catalog.close()
