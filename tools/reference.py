@@ -9,9 +9,9 @@ from typing import Any
 import typer
 
 from cwm_connector.core.errors import CWMError
-from cwm_mcp.cli.aliases import ALIASES
 from cwm_mcp.cli.app import app
 from cwm_mcp.cli.codes import CODES
+from cwm_mcp.cli.group import ALIASES
 from cwm_mcp.server.tools import TOOLS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

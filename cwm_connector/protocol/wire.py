@@ -7,12 +7,14 @@ sends any number of `Progress` and then exactly one `Result` or `Failure`. KV by
 Both processes and the command line import this module, so it must stay free of torch, vllm and lmcache.
 """
 
-import asyncio
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from cwm_connector.core.errors import Code, CWMError
+
+if TYPE_CHECKING:  # the shell asks without an event loop, and its import takes a tenth of a second
+    import asyncio
 
 PROTOCOL_MIN: Final = 1
 PROTOCOL_MAX: Final = 1
@@ -102,7 +104,7 @@ def encode(message: FromClient | FromEngine) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
 
-async def read_frame(reader: asyncio.StreamReader) -> bytes:
+async def read_frame(reader: "asyncio.StreamReader") -> bytes:
     """Return the body of the next frame.
 
     Raises: asyncio.IncompleteReadError at the end of the stream, `Code.ARGUMENT` for a frame over the limit.

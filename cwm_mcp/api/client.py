@@ -34,6 +34,7 @@ from cwm_connector.protocol.wire import (
     encode,
     read_frame,
 )
+from cwm_mcp.api.direct.errors import another_users, not_ours, silent, too_late, unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -88,10 +89,7 @@ class ControlClient:
                         connection.cancel(call)
                     raise
         except TimeoutError:
-            raise CWMError(
-                Code.ENGINE_TIMEOUT,
-                f"the engine gave no answer to {op.value} within {limit_s:g} s; try again or see whether it runs",
-            ) from None
+            raise too_late(op.value, limit_s) from None
 
     async def welcome(self) -> Welcome:
         """Return the engine's greeting. Raises: what `call` raises if no engine can be reached."""
@@ -208,18 +206,16 @@ async def _connect(path: Path, name: str) -> _Connection:
     try:
         reader, writer = await asyncio.open_unix_connection(path)
     except PermissionError:
-        raise CWMError(
-            Code.NOT_ALLOWED, f"the engine's socket {path} belongs to another user; call as the user that runs it"
-        ) from None
+        raise another_users(path) from None
     except OSError as problem:
-        raise _unreachable(path, problem.strerror or str(problem)) from None
+        raise unreachable(path, problem.strerror or str(problem)) from None
     try:
         writer.write(encode(Hello(PROTOCOL_MIN, PROTOCOL_MAX, name)))
         answer = await _first_answer(reader, path)
         if isinstance(answer, Failure):
             raise answer.error()
         if not isinstance(answer, Welcome):
-            raise _not_ours(path)
+            raise not_ours(path)
         return _Connection(reader, writer, path, answer)
     except BaseException:
         writer.close()
@@ -231,11 +227,9 @@ async def _first_answer(reader: asyncio.StreamReader, path: Path) -> FromEngine:
         async with asyncio.timeout(_WELCOME_S):
             return await _read(reader, path)
     except TimeoutError:
-        raise CWMError(
-            Code.ENGINE_TIMEOUT, f"the engine at {path} accepts clients but does not answer; see whether it still runs"
-        ) from None
+        raise silent(path) from None
     except (asyncio.IncompleteReadError, OSError):
-        raise _unreachable(path, "it closed the connection") from None
+        raise unreachable(path, "it closed the connection") from None
 
 
 async def _read(reader: asyncio.StreamReader, path: Path) -> FromEngine:
@@ -249,7 +243,7 @@ async def _read(reader: asyncio.StreamReader, path: Path) -> FromEngine:
     except (asyncio.IncompleteReadError, OSError):
         raise
     except Exception:  # bytes can also be too deeply nested, or no UTF-8
-        raise _not_ours(path) from None
+        raise not_ours(path) from None
     return message
 
 
@@ -272,23 +266,6 @@ def _show(on_progress: OnProgress, message: Progress) -> None:
         on_progress(message)
     except Exception:
         logger.exception("progress could not be shown")
-
-
-def _unreachable(path: Path, reason: str) -> CWMError:
-    return CWMError(
-        Code.ENGINE_UNREACHABLE,
-        f"the engine is not reachable at {path} ({reason}); start it with `cwm serve MODEL`, or check CWM_SOCKET",
-        socket=str(path),
-    )
-
-
-def _not_ours(path: Path) -> CWMError:
-    return CWMError(
-        Code.ENGINE_UNREACHABLE,
-        f"what answers at {path} does not speak the control protocol; check CWM_SOCKET, or install the same version of "
-        "Context Window Manager on both sides",
-        socket=str(path),
-    )
 
 
 def _copy(problem: CWMError) -> CWMError:

@@ -15,13 +15,14 @@ import msgspec
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol import calls
 from cwm_connector.protocol import results as m
-from cwm_connector.protocol.calls import ARGUMENTS, Op
+from cwm_connector.protocol.calls import Op
 from cwm_connector.protocol.stats import CacheStats, Component, Health, KvStore, Metrics, StoreStats
 from cwm_connector.settings import Settings
 from cwm_connector.version import __version__
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api.client import ControlClient, OnProgress
 from cwm_mcp.api.continuation import Prompt, prompt_after, reply_to, text_of, token_ids
+from cwm_mcp.api.direct.reads import READ_TIMEOUT_S, checked, wire_arguments
 from cwm_mcp.api.health import overall, redis_health, without_engine
 from cwm_mcp.api.metrics import catalog_samples, engine_up, exposition, with_prefix
 from cwm_mcp.api.offline import OfflineCatalog
@@ -31,8 +32,6 @@ from cwm_mcp.api.vllm_http import vllm_cache, vllm_health
 
 R = TypeVar("R", bound=m.Answer)
 
-_READ_TIMEOUT_S: Final = 30.0
-"""Reads come from a snapshot and not from the engine's thread. One that takes this long will not come."""
 _HEALTH_TIMEOUT_S: Final = 5.0
 _CHILDREN_SHOWN: Final = 40
 
@@ -112,20 +111,24 @@ class Operations:
 
     async def live_status(self, args: calls.StatusArgs) -> m.Status:
         """Return the status from the engine. Raises: `Code.ENGINE_UNREACHABLE` without one."""
-        return await self._ask(m.Status, Op.STATUS, args, timeout_s=_READ_TIMEOUT_S)
+        return await self._ask(m.Status, Op.STATUS, args, timeout_s=READ_TIMEOUT_S)
 
     async def _live_token_ids(self, window_name: str) -> Sequence[int]:
         args = calls.TokensArgs(window_name=window_name)
-        answer = await self._ask(m.WindowTokens, Op.TOKENS, args, timeout_s=_READ_TIMEOUT_S)
+        answer = await self._ask(m.WindowTokens, Op.TOKENS, args, timeout_s=READ_TIMEOUT_S)
         return token_ids(answer.token_ids)
 
     # --- with or without the engine ---
 
     async def list_windows(self, args: calls.ListArgs) -> m.WindowList:
-        return await self._read(m.WindowList, Op.LIST, args, lambda: self._offline.windows(_wire(Op.LIST, args)))
+        return await self._read(
+            m.WindowList, Op.LIST, args, lambda: self._offline.windows(wire_arguments(Op.LIST, args))
+        )
 
     async def status(self, args: calls.StatusArgs) -> m.Status:
-        return await self._read(m.Status, Op.STATUS, args, lambda: self._offline.status(_wire(Op.STATUS, args)))
+        return await self._read(
+            m.Status, Op.STATUS, args, lambda: self._offline.status(wire_arguments(Op.STATUS, args))
+        )
 
     async def window(self, name: str) -> WindowMetadata:
         """Return what list and status know of a window, in one."""
@@ -180,7 +183,7 @@ class Operations:
         """Return a window's exact token ids."""
         args = calls.TokensArgs(window_name=window_name)
         answer = await self._read(
-            m.WindowTokens, Op.TOKENS, args, lambda: self._offline.token_ids(_wire(Op.TOKENS, args))
+            m.WindowTokens, Op.TOKENS, args, lambda: self._offline.token_ids(wire_arguments(Op.TOKENS, args))
         )
         return token_ids(answer.token_ids)
 
@@ -190,7 +193,7 @@ class Operations:
 
     async def sessions(self, args: calls.SessionsArgs) -> m.SessionList:
         return await self._read(
-            m.SessionList, Op.SESSIONS, args, lambda: self._offline.sessions(_wire(Op.SESSIONS, args))
+            m.SessionList, Op.SESSIONS, args, lambda: self._offline.sessions(wire_arguments(Op.SESSIONS, args))
         )
 
     async def stats(self, args: calls.NoArgs) -> CacheStats:
@@ -203,7 +206,7 @@ class Operations:
 
     async def metrics(self, args: a.MetricsArguments) -> Metrics:
         try:
-            answer = await self._ask(Metrics, Op.METRICS, calls.NoArgs(), timeout_s=_READ_TIMEOUT_S)
+            answer = await self._ask(Metrics, Op.METRICS, calls.NoArgs(), timeout_s=READ_TIMEOUT_S)
             samples = [engine_up(True), *(answer.metrics or [])]
         except CWMError as problem:
             if problem.code is not Code.ENGINE_UNREACHABLE:
@@ -243,34 +246,14 @@ class Operations:
         timeout_s: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> R:
-        answer = await self._engine.call(op, _wire(op, args), timeout_s=timeout_s, on_progress=on_progress)
+        answer = await self._engine.call(op, wire_arguments(op, args), timeout_s=timeout_s, on_progress=on_progress)
         return checked(result, answer)
 
     async def _read(self, result: type[R], op: Op, args: calls.Args, offline: Callable[[], R]) -> R:
         """Ask the engine, or the catalog where no engine answers."""
         try:
-            return await self._ask(result, op, args, timeout_s=_READ_TIMEOUT_S)
+            return await self._ask(result, op, args, timeout_s=READ_TIMEOUT_S)
         except CWMError as problem:
             if problem.code is not Code.ENGINE_UNREACHABLE:
                 raise
         return await asyncio.to_thread(offline)
-
-
-def _wire(op: Op, args: calls.Args) -> Any:
-    """Return the arguments as the protocol's struct: those that the engine needs, under the same names."""
-    kind = ARGUMENTS[op]
-    return kind(**{name: getattr(args, name) for name in kind.__struct_fields__ if hasattr(args, name)})
-
-
-def checked(result: type[R], answer: object) -> R:
-    """Return the engine's answer as the contract's result.
-
-    Raises: `Code.INTERNAL` if a field is missing or has another type.
-    """
-    try:
-        return msgspec.convert(answer, result)
-    except msgspec.ValidationError as invalid:
-        raise CWMError(
-            Code.INTERNAL,
-            f"the engine's answer does not fit ({invalid}); install the same version on both sides",
-        ) from None

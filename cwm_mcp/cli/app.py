@@ -10,10 +10,7 @@ import typer
 from typer._completion_classes import completion_init
 
 from cwm_connector.version import __version__
-from cwm_mcp.cli.aliases import GroupWithAliases
-from cwm_mcp.cli.commands import delete, engine, inspect, policy, setup, storage, transfer, windows
-from cwm_mcp.cli.commands import help as help_
-from cwm_mcp.cli.commands import ui as ui
+from cwm_mcp.cli.group import CommandGroup
 from cwm_mcp.process import one_line_for_faults, prepare
 
 _EPILOG = """\
@@ -33,7 +30,7 @@ _EPILOG = """\
   2  a wrong command line or an invalid setting"""
 
 app = typer.Typer(
-    cls=GroupWithAliases,
+    cls=CommandGroup,
     help="Named, durable snapshots of an LLM session's KV cache in vLLM.",
     epilog=_EPILOG,
     no_args_is_help=True,
@@ -57,18 +54,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-app.add_typer(windows.app)
-app.add_typer(delete.app)
-app.add_typer(inspect.app)
-app.add_typer(storage.app)
-app.add_typer(engine.app)
-app.add_typer(setup.app)
-app.add_typer(help_.app)
-app.add_typer(policy.app)
-app.add_typer(transfer.app)
-app.add_typer(ui.app)
 
 
 def main() -> None:

@@ -12,8 +12,7 @@ from rich.text import Text
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol import stats
 from cwm_mcp.api.offline import WindowPassport
-from cwm_mcp.cli.selection import Removed
-from cwm_mcp.cli.sentences import said
+from cwm_mcp.cli.sentences import Removed, said
 from cwm_mcp.cli.table import Column, FittingTable
 from cwm_mcp.cli.units import minute, size
 

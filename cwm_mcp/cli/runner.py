@@ -2,32 +2,35 @@
 
 An error ends the command with its message on stderr and exit code 1, or 2 for a wrong command line or an invalid
 setting. With `--json` the error is JSON too. Also holds the options that several commands share.
+
+Every command waits for this module, so it imports what some of them need where they need it: asyncio with the
+operations, and Rich for what is printed.
 """
 
-import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from cwm_connector.core.errors import CWMError
 from cwm_connector.protocol import wire
 from cwm_connector.settings import Settings
 from cwm_mcp.api import arguments as a
-from cwm_mcp.api.client import OnProgress
-from cwm_mcp.api.operations import Operations
+from cwm_mcp.api.direct.reads import Reads
 from cwm_mcp.api.results import META_KEY, error_fields
-from cwm_mcp.cli import render, render_reports, shell_completion  # noqa: F401 - render_reports registers its renderers
+from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.sentences import essence
 from cwm_mcp.cli.wording import exit_code as exit_code_of
 from cwm_mcp.cli.wording import in_shell_words
 from cwm_mcp.settings import client_settings
+
+if TYPE_CHECKING:
+    from cwm_mcp.api.client import OnProgress
+    from cwm_mcp.api.operations import Operations
 
 _PIPE_WIDTH: Final = 240
 """Columns of a table that is not printed to a terminal."""
@@ -106,17 +109,32 @@ def parsed(arguments: type[a.A], **values: Any) -> a.A:
         raise failed(problem) from None
 
 
-def run(work: Callable[[Operations], Awaitable[R]]) -> R:
+def read(question: Callable[[Reads], R]) -> R:
+    """Ask the engine or the catalog one question and return the answer."""
+    checked = settings()
+    try:
+        result = question(Reads(checked, client_name="cwm"))
+    except CWMError as problem:
+        raise failed(problem) from None
+    _mention_empty_home(checked)
+    return result
+
+
+def run(work: Callable[["Operations"], Awaitable[R]]) -> R:
     """Call an operation on a new event loop and return its result."""
     return _with_operations(work)
 
 
-def run_until_done(work: Callable[[Operations], Awaitable[None]]) -> None:
+def run_until_done(work: Callable[["Operations"], Awaitable[None]]) -> None:
     """Run work that prints its own results, on a new event loop."""
     _with_operations(work)
 
 
-def _with_operations(work: Callable[[Operations], Awaitable[T]]) -> T:
+def _with_operations(work: Callable[["Operations"], Awaitable[T]]) -> T:
+    import asyncio
+
+    from cwm_mcp.api.operations import Operations
+
     checked = settings()
 
     async def call_and_close() -> T:
@@ -130,13 +148,21 @@ def _with_operations(work: Callable[[Operations], Awaitable[T]]) -> T:
         result = asyncio.run(call_and_close())
     except CWMError as problem:
         raise failed(problem) from None
-    if not checked.catalog_path.exists() and not checked.socket_path.exists():
-        print(f"nothing is stored in {checked.home} yet; is CWM_HOME that of the engine?", file=sys.stderr)
+    _mention_empty_home(checked)
     return result
 
 
-async def with_bar(label: str, hidden: bool, run: Callable[[OnProgress | None], Awaitable[R]]) -> R:
+def _mention_empty_home(checked: Settings) -> None:
+    """Print a line to stderr if no engine has ever used the home. The commonest mistake is another CWM_HOME."""
+    if not checked.catalog_path.exists() and not checked.socket_path.exists():
+        print(f"nothing is stored in {checked.home} yet; is CWM_HOME that of the engine?", file=sys.stderr)
+
+
+async def with_bar(label: str, hidden: bool, run: Callable[["OnProgress | None"], Awaitable[R]]) -> R:
     """Run an operation with a progress bar on stderr, if stderr is a terminal. Only the result goes to stdout."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
@@ -156,5 +182,9 @@ def print_result(result: msgspec.Struct, as_json: bool, quiet: bool = False) -> 
     elif quiet:
         print(*essence(result), sep="\n", end="\n" if essence(result) else "")
     else:
+        from rich.console import Console
+
+        from cwm_mcp.cli import render
+
         # A pipe has no width, and wrapped lines are hard to search.
         Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(render.answer(result))

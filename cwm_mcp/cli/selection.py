@@ -9,19 +9,12 @@ import msgspec
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_window_name
-from cwm_connector.protocol.results import Deleted, WindowItem
+from cwm_connector.protocol.results import WindowItem
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.tree import all_windows
 
 _PATTERN: Final = frozenset("*?[")
 """Characters that no name of a window has."""
-
-
-class Removed(msgspec.Struct, frozen=True):
-    """Windows that one `cwm rm` has deleted."""
-
-    windows: list[Deleted]
-    space_freed_bytes: int
 
 
 class Selection(msgspec.Struct, frozen=True):

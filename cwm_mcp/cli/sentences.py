@@ -6,7 +6,6 @@ from functools import singledispatch
 import msgspec
 
 from cwm_connector.protocol import results as m
-from cwm_mcp.cli.selection import Removed
 from cwm_mcp.cli.units import size
 
 
@@ -24,6 +23,13 @@ class Renamed(msgspec.Struct, frozen=True):
 
     old_name: str
     new_name: str
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """Windows that one `cwm rm` has deleted."""
+
+    windows: list[m.Deleted]
+    space_freed_bytes: int
 
 
 @singledispatch

@@ -4,15 +4,11 @@ The user waits for the list, so names and tags come straight from the catalog. O
 never frozen, so it is asked for session ids, with a short timeout. If anything fails, the list is empty.
 """
 
-import asyncio
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from cwm_connector.catalog.base import Catalog, WindowQuery
-from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
-from cwm_connector.protocol import calls
-from cwm_mcp.api.operations import Operations
-from cwm_mcp.settings import client_settings
+if TYPE_CHECKING:
+    from cwm_connector.catalog.base import WindowRow
 
 _MAX_WINDOWS: Final = 1_000
 """The newest windows. A longer list would not help."""
@@ -22,17 +18,17 @@ _SESSIONS_TIMEOUT_S: Final = 1.0
 
 def windows(incomplete: str) -> list[str]:
     """Return the names of windows that start with `incomplete`."""
-    return _matching(incomplete, lambda: _read_catalog(_window_names))
+    return _matching(incomplete, lambda: (row.name for row in _newest()))
 
 
 def tags(incomplete: str) -> list[str]:
     """Return the tags that start with `incomplete`."""
-    return _matching(incomplete, lambda: _read_catalog(_tags))
+    return _matching(incomplete, lambda: sorted({tag for row in _newest() for tag in row.tags}))
 
 
 def sessions(incomplete: str) -> list[str]:
     """Return the sessions and their heads, as SESSION or SESSION/HEAD, that start with `incomplete`."""
-    return _matching(incomplete, lambda: asyncio.run(_session_ids()))
+    return _matching(incomplete, lambda: _session_ids())
 
 
 def _matching(incomplete: str, read_names: Callable[[], Iterable[str]]) -> list[str]:
@@ -42,29 +38,25 @@ def _matching(incomplete: str, read_names: Callable[[], Iterable[str]]) -> list[
         return []
 
 
-def _read_catalog(query: Callable[[Catalog], list[str]]) -> list[str]:
+def _newest() -> "list[WindowRow]":
+    """Return the newest windows, straight from the catalog."""
+    from cwm_connector.catalog.base import WindowQuery
+    from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
+    from cwm_mcp.settings import client_settings
+
     catalog = SqliteCatalog.open_read_only(client_settings().catalog_path)
     try:
-        return query(catalog)
+        return list(catalog.list_windows(WindowQuery(limit=_MAX_WINDOWS)).windows)
     finally:
         catalog.close()
 
 
-def _window_names(catalog: Catalog) -> list[str]:
-    return [row.name for row in catalog.list_windows(WindowQuery(limit=_MAX_WINDOWS)).windows]
+def _session_ids() -> list[str]:
+    from cwm_connector.protocol.calls import SessionsArgs
+    from cwm_mcp.api.direct.reads import Reads
+    from cwm_mcp.settings import client_settings
 
-
-def _tags(catalog: Catalog) -> list[str]:
-    return sorted({tag for row in catalog.list_windows(WindowQuery(limit=_MAX_WINDOWS)).windows for tag in row.tags})
-
-
-async def _session_ids() -> list[str]:
-    operations = Operations(client_settings(), client_name="cwm completion")
-    try:
-        async with asyncio.timeout(_SESSIONS_TIMEOUT_S):
-            page = await operations.sessions(calls.SessionsArgs(limit=_MAX_SESSIONS))
-    finally:
-        await operations.aclose()
+    page = Reads(client_settings(), "cwm completion", _SESSIONS_TIMEOUT_S).sessions(SessionsArgs(limit=_MAX_SESSIONS))
     return [
         name
         for session in page.sessions

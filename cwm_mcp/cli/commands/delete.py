@@ -12,7 +12,8 @@ from cwm_mcp.api.operations import Operations
 from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.registration import WINDOWS, command
 from cwm_mcp.cli.runner import Json, Quiet, WithTags, failed, parsed, print_result, run
-from cwm_mcp.cli.selection import Removed, Selection, chosen
+from cwm_mcp.cli.selection import Selection, chosen
+from cwm_mcp.cli.sentences import Removed
 from cwm_mcp.cli.units import size
 
 app = typer.Typer()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer._completion_shared import get_completion_script
 
-from cwm_mcp.cli import shell_completion
+from cwm_mcp.cli import render_reports, shell_completion  # noqa: F401 - render_reports registers its renderers
 from cwm_mcp.cli.commands.registration import SETUP, command
 from cwm_mcp.cli.runner import Json, print_result
 from cwm_mcp.doctor.checkup import run_checks

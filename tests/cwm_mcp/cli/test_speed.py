@@ -25,6 +25,11 @@ def test_the_version_is_told_without_importing_anything_slow() -> None:
     assert loaded_by("--version") == set()
 
 
+@pytest.mark.parametrize("words", [["ls"], ["show", "nothing"], ["sessions"]])
+def test_a_list_is_read_without_an_event_loop(words: list[str]) -> None:
+    assert "asyncio" not in loaded_by(*words)
+
+
 @pytest.mark.parametrize("words", [["ls"], ["show", "nothing"], ["--help"]])
 def test_a_command_without_http_loads_no_http_library(words: list[str]) -> None:
     assert not loaded_by(*words) & {"mcp", "httpx", "uvicorn", "starlette", "torch", "vllm", "redis"}

@@ -3,8 +3,8 @@
 import pytest
 from typer.testing import CliRunner, Result
 
-from cwm_mcp.cli.aliases import ALIASES
 from cwm_mcp.cli.app import app
+from cwm_mcp.cli.group import ALIASES
 
 
 def cwm(*words: str) -> Result:
