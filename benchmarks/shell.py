@@ -2,8 +2,9 @@
 
     python -m benchmarks.shell
 
-Uses hyperfine if it is installed, and its own loop otherwise. Prints the median of the runs, the processor time, and
-the machine's load, because another program on the same cores makes every figure larger.
+Uses hyperfine if it is installed, and its own loop otherwise. Prints the median and the best of the runs, the processor
+time, and the machine's load, because another program on the same cores makes every figure larger. The line "python"
+is an interpreter that does nothing.
 """
 
 import json
@@ -25,8 +26,11 @@ COMMANDS = {
     "cwm --version": ["--version"],
     "cwm --help": ["--help"],
     "cwm ls": ["ls"],
+    "cwm ls --json": ["ls", "--json"],
     "cwm show": ["show", "stem"],
+    "Tab after thaw": [],
 }
+COMPLETION = {"_CWM_COMPLETE": "complete_bash", "COMP_WORDS": "cwm thaw ", "COMP_CWORD": "2"}
 _PROGRAM = [sys.executable, "-c", "from cwm_mcp.cli import main; main()"]
 
 
@@ -62,7 +66,7 @@ def main() -> None:
         environment = {**os.environ, "CWM_HOME": home, "PYTHONDONTWRITEBYTECODE": ""}
         print(f"{WINDOWS} windows, {RUNS} runs each, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
         for name, words in COMMANDS.items():
-            elapsed, used = measured(words, environment)
+            elapsed, used = measured(words, environment if words else environment | COMPLETION)
             print(f"{name:16} {elapsed * 1000:6.0f} ms elapsed, {used * 1000:6.0f} ms of processor time")
 
 

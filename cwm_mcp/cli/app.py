@@ -3,7 +3,6 @@
 Exit codes: 0 for success, 1 for an error, 2 for a wrong command line or an invalid setting. Errors go to stderr.
 """
 
-import sys
 from typing import Annotated
 
 import typer
@@ -57,15 +56,11 @@ def _options(
 
 
 def main() -> None:
-    """Run the `cwm` command with the arguments of this process. Ctrl-C ends it with one line."""
+    """Run the `cwm` command with the arguments of this process."""
     prepare()
     completion_init()
-    try:
-        with one_line_for_faults():
-            app(prog_name="cwm")
-    except KeyboardInterrupt:
-        print("interrupted; cwm ls shows which windows there are", file=sys.stderr)
-        sys.exit(130)
+    with one_line_for_faults():
+        app(prog_name="cwm")
 
 
 if __name__ == "__main__":

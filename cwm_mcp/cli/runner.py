@@ -7,11 +7,8 @@ Every command waits for this module, so it imports what some of them need where 
 operations, and Rich for what is printed.
 """
 
-import json
-import sys
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import typer
@@ -21,28 +18,23 @@ from cwm_connector.protocol import wire
 from cwm_connector.settings import Settings
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api.direct.reads import Reads
-from cwm_mcp.api.results import META_KEY, error_fields
 from cwm_mcp.cli import shell_completion
-from cwm_mcp.cli.sentences import essence
+from cwm_mcp.cli.fast.printing import errors_as_json, mention_empty_home, print_error, print_result
 from cwm_mcp.cli.wording import exit_code as exit_code_of
-from cwm_mcp.cli.wording import in_shell_words
 from cwm_mcp.settings import client_settings
 
 if TYPE_CHECKING:
     from cwm_mcp.api.client import OnProgress
     from cwm_mcp.api.operations import Operations
 
-_PIPE_WIDTH: Final = 240
-"""Columns of a table that is not printed to a terminal."""
-
+__all__ = ["print_result"]
 R = TypeVar("R", bound=msgspec.Struct)
 T = TypeVar("T")
-_errors_as_json: ContextVar[bool] = ContextVar("_errors_as_json", default=False)
 
 
 def _remember_form(as_json: bool) -> bool:
     """Return the value of --json, after making it the form of errors too."""
-    _errors_as_json.set(as_json)
+    errors_as_json.set(as_json)
     return as_json
 
 
@@ -93,11 +85,7 @@ def failed(problem: CWMError, exit_code: int | None = None) -> typer.Exit:
 
     The exit code is 2 for a wrong command line and 1 for anything else, unless it is given.
     """
-    shown = in_shell_words(problem)
-    if _errors_as_json.get():
-        print(json.dumps({META_KEY: error_fields(shown)}, ensure_ascii=False), file=sys.stderr)
-    else:
-        print(shown, file=sys.stderr)
+    print_error(problem)
     return typer.Exit(exit_code_of(problem) if exit_code is None else exit_code)
 
 
@@ -116,7 +104,7 @@ def read(question: Callable[[Reads], R]) -> R:
         result = question(Reads(checked, client_name="cwm"))
     except CWMError as problem:
         raise failed(problem) from None
-    _mention_empty_home(checked)
+    mention_empty_home(checked)
     return result
 
 
@@ -148,14 +136,8 @@ def _with_operations(work: Callable[["Operations"], Awaitable[T]]) -> T:
         result = asyncio.run(call_and_close())
     except CWMError as problem:
         raise failed(problem) from None
-    _mention_empty_home(checked)
+    mention_empty_home(checked)
     return result
-
-
-def _mention_empty_home(checked: Settings) -> None:
-    """Print a line to stderr if no engine has ever used the home. The commonest mistake is another CWM_HOME."""
-    if not checked.catalog_path.exists() and not checked.socket_path.exists():
-        print(f"nothing is stored in {checked.home} yet; is CWM_HOME that of the engine?", file=sys.stderr)
 
 
 async def with_bar(label: str, hidden: bool, run: Callable[["OnProgress | None"], Awaitable[R]]) -> R:
@@ -173,18 +155,3 @@ async def with_bar(label: str, hidden: bool, run: Callable[["OnProgress | None"]
             bar.update(task, completed=update.done, total=update.total or None, description=text)
 
         return await run(on_progress)
-
-
-def print_result(result: msgspec.Struct, as_json: bool, quiet: bool = False) -> None:
-    """Print the result to stdout: as JSON, only its names, or as a sentence and a table."""
-    if as_json:
-        print(json.dumps(msgspec.to_builtins(result), ensure_ascii=False, indent=2))
-    elif quiet:
-        print(*essence(result), sep="\n", end="\n" if essence(result) else "")
-    else:
-        from rich.console import Console
-
-        from cwm_mcp.cli import render
-
-        # A pipe has no width, and wrapped lines are hard to search.
-        Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(render.answer(result))

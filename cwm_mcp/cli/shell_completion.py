@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from cwm_connector.catalog.base import WindowRow
 
+Complete = Callable[[str], list[str]]
+"""Returns the names that start with what was typed."""
 _MAX_WINDOWS: Final = 1_000
 """The newest windows. A longer list would not help."""
 _MAX_SESSIONS: Final = 100

@@ -26,8 +26,14 @@ def test_the_version_is_told_without_importing_anything_slow() -> None:
 
 
 @pytest.mark.parametrize("words", [["ls"], ["show", "nothing"], ["sessions"]])
-def test_a_list_is_read_without_an_event_loop(words: list[str]) -> None:
-    assert "asyncio" not in loaded_by(*words)
+def test_a_list_is_read_without_typer_and_without_an_event_loop(words: list[str]) -> None:
+    assert loaded_by(*words) <= {"rich"}
+
+
+def test_a_name_is_completed_without_any_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_CWM_COMPLETE": "complete_bash", "COMP_WORDS": "cwm thaw ", "COMP_CWORD": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert loaded_by() == set()
 
 
 @pytest.mark.parametrize("words", [["ls"], ["show", "nothing"], ["--help"]])
