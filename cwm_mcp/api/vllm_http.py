@@ -74,26 +74,37 @@ async def post(
             Code.ENGINE_TIMEOUT, f"vLLM at {url} gave no answer to {path} within {timeout_s:g} s; try again later"
         ) from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as problem:
-        raise CWMError(
-            Code.ENGINE_UNREACHABLE,
-            f"no answer from vLLM at {url} ({reason_of(problem, settings)}); start it with 'cwm serve' or set "
-            "CWM_VLLM_URL",
-        ) from None
-    if response.status_code in (401, 403):
-        raise CWMError(
-            Code.NOT_ALLOWED, f"vLLM at {url} does not accept the key; set CWM_VLLM_API_KEY to its --api-key"
-        )
-    if response.status_code in (400, 413, 422):
-        raise Refused(Code.ARGUMENT, f"vLLM refuses {path}: {_reason(response.text)}; change what was asked for")
+        raise unreachable(settings, problem) from None
     if response.status_code != 200:
-        raise CWMError(
-            Code.ENGINE_UNREACHABLE,
-            f"{url}{path} answers HTTP {response.status_code}; see vLLM's own log{through(settings)}",
-        )
+        raise refusal_of(settings, path, response.status_code, response.text)
     answer = _parsed(response.text)
     if answer is None:
         raise CWMError(Code.ENGINE_UNREACHABLE, f"the server at {url} is not vLLM; set CWM_VLLM_URL")
     return answer
+
+
+def unreachable(settings: Settings, problem: Exception) -> CWMError:
+    """Return the error for a call to which no answer came."""
+    return CWMError(
+        Code.ENGINE_UNREACHABLE,
+        f"no answer from vLLM at {without_secrets(settings.vllm_url)} ({reason_of(problem, settings)}); start it with "
+        "'cwm serve' or set CWM_VLLM_URL",
+    )
+
+
+def refusal_of(settings: Settings, path: str, status: int, text: str) -> CWMError:
+    """Return the error for an answer with another status than 200."""
+    url = without_secrets(settings.vllm_url)
+    if status in (401, 403):
+        return CWMError(
+            Code.NOT_ALLOWED, f"vLLM at {url} does not accept the key; set CWM_VLLM_API_KEY to its --api-key"
+        )
+    if status in (400, 413, 422):
+        return Refused(Code.ARGUMENT, f"vLLM refuses {path}: {_reason(text)}; change what was asked for")
+    return CWMError(
+        Code.ENGINE_UNREACHABLE,
+        f"{url}{path} answers HTTP {status}; see vLLM's own log{through(settings)}",
+    )
 
 
 def _parsed(text: str) -> dict[str, Any] | None:

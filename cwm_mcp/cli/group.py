@@ -9,6 +9,7 @@ from typer.main import get_command_from_info
 
 MODULES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("freeze", "thaw", "prove", "mv", "clone", "tag"), "windows"),
+    "chat": "live.chat",
     "rm": "delete",
     **dict.fromkeys(("ls", "show", "sessions"), "inspect"),
     **dict.fromkeys(("tree", "cat", "diff"), "content"),
@@ -23,6 +24,7 @@ MODULES: Final[Mapping[str, str]] = {
 """The module in `commands/` that each command is in, in the order in which the help lists the commands."""
 ALIASES: Final[Mapping[str, str]] = {
     "branch": "clone",
+    "continue": "chat",
     "delete": "rm",
     "fork": "clone",
     "list": "ls",
@@ -32,6 +34,7 @@ ALIASES: Final[Mapping[str, str]] = {
     "remove": "rm",
     "rename": "mv",
     "restore": "thaw",
+    "run": "chat",
     "resume": "thaw",
     "save": "freeze",
     "start": "serve",

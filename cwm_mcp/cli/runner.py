@@ -108,7 +108,7 @@ def read(question: Callable[[Reads], R]) -> R:
     return result
 
 
-def run(work: Callable[["Operations"], Awaitable[R]]) -> R:
+def run(work: Callable[["Operations"], Awaitable[T]]) -> T:
     """Call an operation on a new event loop and return its result."""
     return _with_operations(work)
 

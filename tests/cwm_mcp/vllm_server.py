@@ -24,6 +24,12 @@ ANSWER = {
     "usage": {"prompt_tokens": 30, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 24}},
 }
 
+
+def events(*bodies: object) -> bytes:
+    """Return what vLLM streams: one event for each body, and the end."""
+    return b"".join(f"data: {json.dumps(body)}\n\n".encode() for body in bodies) + b"data: [DONE]\n\n"
+
+
 Body = dict[str, Any]
 Answer = tuple[int, Any]
 
@@ -46,6 +52,8 @@ class VllmServer(ThreadingHTTPServer):
         self.refusal = NO_TEMPLATE
         """The answer to a conversation if `template` is None."""
         self.max_model_len = 8192
+        self.reply = "The north gate."
+        """What it streams."""
         self.asked: dict[str, list[Body]] = {}
         self.headers: dict[str, str] = {}
         self.answers: dict[str, Answer | threading.Event] = {}
@@ -80,7 +88,12 @@ class VllmServer(ThreadingHTTPServer):
         return 200, {"prompt": self.text(body["tokens"])}
 
     def _complete(self, body: Body) -> Answer:
-        return 200, ANSWER
+        if not body.get("stream"):
+            return 200, ANSWER
+        ids = self.ids(self.reply)
+        words = [{"choices": [{"text": self.text([id_]), "token_ids": [id_]}]} for id_ in ids]
+        usage = {"prompt_tokens": len(body["prompt"]), "prompt_tokens_details": {"cached_tokens": 24}}
+        return 200, events(*words, {"choices": [], "usage": usage})
 
 
 _PATHS: dict[str, Callable[[VllmServer, Body], Answer]] = {

@@ -11,7 +11,7 @@ _WINDOW: Final = shell_completion.windows
 NAMES: Final[Mapping[str, Sequence[shell_completion.Complete]]] = {
     "freeze": (shell_completion.sessions,),
     "diff": (_WINDOW, _WINDOW),
-    **dict.fromkeys(("thaw", "prove", "mv", "clone", "tag", "export", "show", "tree", "cat"), (_WINDOW,)),
+    **dict.fromkeys(("thaw", "prove", "mv", "clone", "tag", "export", "show", "tree", "cat", "chat"), (_WINDOW,)),
 }
 """The names that a command takes without an option, in their order."""
 REPEATED: Final[Mapping[str, shell_completion.Complete]] = {"rm": _WINDOW}

@@ -14,7 +14,7 @@ from cwm_connector.version import __version__
 from cwm_mcp.api.metrics import engine_up
 from cwm_mcp.cli.app import app
 
-_ANSWERS_NOTHING = {"serve", "completion", "help", "ui"}
+_ANSWERS_NOTHING = {"chat", "serve", "completion", "help", "ui"}
 """They run something, or print what only a shell reads."""
 
 

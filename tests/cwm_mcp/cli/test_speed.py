@@ -39,3 +39,15 @@ def test_a_name_is_completed_without_any_of_them(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("words", [["ls"], ["show", "nothing"], ["--help"]])
 def test_a_command_without_http_loads_no_http_library(words: list[str]) -> None:
     assert not loaded_by(*words) & {"mcp", "httpx", "uvicorn", "starlette", "torch", "vllm", "redis"}
+
+
+def test_ctrl_c_while_a_command_starts_is_one_line() -> None:
+    code = (
+        "import sys\nfrom cwm_mcp.cli import main\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'typer':\n            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\nsys.argv = ['cwm', 'freeze', 's']\nmain()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (130, "interrupted; cwm ls shows which windows there are\n")
