@@ -5,10 +5,7 @@ never frozen, so it is asked for session ids, with a short timeout. If anything 
 """
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from cwm_connector.catalog.base import WindowRow
+from typing import Final
 
 Complete = Callable[[str], list[str]]
 """Returns the names that start with what was typed."""
@@ -20,12 +17,12 @@ _SESSIONS_TIMEOUT_S: Final = 1.0
 
 def windows(incomplete: str) -> list[str]:
     """Return the names of windows that start with `incomplete`."""
-    return _matching(incomplete, lambda: (row.name for row in _newest()))
+    return _matching(incomplete, lambda: _newest("names"))
 
 
 def tags(incomplete: str) -> list[str]:
     """Return the tags that start with `incomplete`."""
-    return _matching(incomplete, lambda: sorted({tag for row in _newest() for tag in row.tags}))
+    return _matching(incomplete, lambda: _newest("tags"))
 
 
 def sessions(incomplete: str) -> list[str]:
@@ -40,17 +37,13 @@ def _matching(incomplete: str, read_names: Callable[[], Iterable[str]]) -> list[
         return []
 
 
-def _newest() -> "list[WindowRow]":
-    """Return the newest windows, straight from the catalog."""
-    from cwm_connector.catalog.base import WindowQuery
-    from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
+def _newest(wanted: str) -> list[str]:
+    """Return the names or tags of the newest windows, straight from the catalog."""
+    from cwm_connector.catalog import proposals
     from cwm_mcp.settings import client_settings
 
-    catalog = SqliteCatalog.open_read_only(client_settings().catalog_path)
-    try:
-        return list(catalog.list_windows(WindowQuery(limit=_MAX_WINDOWS)).windows)
-    finally:
-        catalog.close()
+    read = proposals.newest_names if wanted == "names" else proposals.tags_of_newest
+    return read(client_settings().catalog_path, _MAX_WINDOWS)
 
 
 def _session_ids() -> list[str]:
