@@ -41,8 +41,8 @@ $(PROJECT): $(PACKAGES)
 model: setup ## Build the small real model (SmolLM2-135M-Instruct) and print its path
 	@$(PY) tools/model.py
 
-demo: setup model ## Freeze, kill, thaw and branch a real conversation in a real vLLM
-	@$(PY) -m demo
+demo: setup model ## Freeze, kill, thaw and branch a real conversation in a real vLLM (ARGS=--keep: leave it running)
+	@$(PY) -m demo $(ARGS)
 
 check: setup ## Style, types and layers: ruff, mypy, the test of the imports
 	@$(PY) -m ruff check .

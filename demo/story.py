@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from demo.conversation import Conversation, Turn, ask_after
 from demo.report import Branch, Report, Way
-from tests.support.engine import Engine, EngineOptions
+from tests.support.engine import Engine
 from tests.support.machine import describe
 from tests.support.mcp_client import ToolError, Tools, mcp_client
 from tests.support.texts import project_log
@@ -26,19 +26,15 @@ BRANCHES = {
 }
 
 
-async def run_story(console: Console) -> Report:
-    """Run the whole story on an engine of its own, and stop that engine afterwards."""
+async def run_story(console: Console, engine: Engine) -> Report:
+    """Run the whole story on an engine that has not been started. It runs when the story is over."""
     began = time.monotonic()
-    engine = Engine(EngineOptions())
-    try:
-        await _start(console, engine, "Starting vLLM with CWM")
-        if engine.options.dtype == "float32":
-            console.print("  It computes in float32, because this CPU has no bf16 arithmetic.")
-        async with mcp_client(engine) as cwm:
-            console.print("  An MCP client is connected to `python -m cwm_mcp` over stdio.")
-            return await _Story(console, engine, cwm, began).run()
-    finally:
-        engine.close()
+    await _start(console, engine, "Starting vLLM with CWM")
+    if engine.options.dtype == "float32":
+        console.print("  It computes in float32, because this CPU has no bf16 arithmetic.")
+    async with mcp_client(engine) as cwm:
+        console.print("  An MCP client is connected to `python -m cwm_mcp` over stdio.")
+        return await _Story(console, engine, cwm, began).run()
 
 
 async def _start(console: Console, engine: Engine, title: str) -> None:

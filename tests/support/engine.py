@@ -211,6 +211,12 @@ class Engine:
         except httpx.TransportError:
             return False
 
+    @property
+    def pid(self) -> int:
+        """Return the id of the server's first process, which ends the others when it is told to end."""
+        assert self._process is not None
+        return self._process.pid
+
     def processes(self) -> tuple[int, ...]:
         """The process ids of the server's living processes; none when it is not running."""
         return _session_members(self._process.pid) if self._process else ()
