@@ -1,4 +1,4 @@
-"""Write the pages of docs/ that are made from the code: the commands, the MCP tools and the error codes.
+"""Write the pages of docs/ that are made from the code: the commands, the tools, the error codes and the settings.
 
 Run `python -m tools.reference`. A test fails while a page is not current.
 """
@@ -13,13 +13,14 @@ from cwm_mcp.cli.app import app
 from cwm_mcp.cli.codes import CODES
 from cwm_mcp.cli.group import ALIASES
 from cwm_mcp.server.tools import TOOLS
+from tools.settings_page import settings_page
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def pages() -> dict[str, str]:
     """Return the text of each page by the name of its file."""
-    return {"cli.md": _commands(), "tools.md": _tools(), "errors.md": _errors()}
+    return {"cli.md": _commands(), "tools.md": _tools(), "errors.md": _errors(), "settings.md": settings_page()}
 
 
 def _commands() -> str:

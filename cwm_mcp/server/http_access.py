@@ -29,7 +29,9 @@ class HttpSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CWM_HTTP_", extra="ignore", frozen=True)
 
     token: str | None = Field(default=None, repr=False, min_length=_LEAST, pattern=r"^[\x21-\x7e]+$")
+    """The token that callers must send as `Authorization: Bearer …`. At least 16 characters. Default: none."""
     hosts: str = ""
+    """More names, separated by commas, under which a proxy addresses the server. Default: none."""
 
 
 class OneToken:
