@@ -22,7 +22,7 @@ LOCK := requirements/$(PLATFORM).txt
 PACKAGES := .venv/.packages-$(shell { pwd; cat $(LOCK); } | sha256sum | cut -c1-16)
 PROJECT := .venv/.project-$(shell sha256sum pyproject.toml | cut -c1-16)
 
-.PHONY: help setup model demo test check certify torture bench wheel lock clean
+.PHONY: help setup model demo test check certify torture bench wheel docs lock clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -69,6 +69,10 @@ wheel: setup ## Build dist/context_window_manager-….whl, to install elsewhere
 	@rm -rf build/lib build/bdist.* dist
 	@$(PY) -m pip --disable-pip-version-check --quiet wheel --no-build-isolation --no-deps --wheel-dir dist .
 	@ls dist/*.whl
+
+docs: ## Build the documentation's site in build/site (mkdocs-material, in an environment of its own)
+	@tools/docs.sh
+	@echo build/site/index.html
 
 lock: ## Resolve both locks to the newest versions that fit (needs uv)
 	@tools/lock.sh
