@@ -21,6 +21,7 @@ class Metrics:
         self.operations = Counter(
             "cwm_operations", "Operations by outcome.", ["operation", "outcome"], registry=self.registry
         )
+        self.freezes = _freezes(self.registry)
         self._loaded_tokens = Counter(
             "cwm_loaded_tokens", "Tokens loaded into the engine.", ["tier"], registry=self.registry
         )
@@ -107,3 +108,12 @@ class Metrics:
             for sample in family.samples
             if not sample.name.endswith("_created") and not math.isnan(sample.value)
         ]
+
+
+def _freezes(registry: CollectorRegistry) -> Counter:
+    """Return the counter of freezes. It begins with 0, because a rate needs a value of before the first failure."""
+    text = "Freezes by outcome: done, refused (wrong or withdrawn calls) or failed."
+    counter = Counter("cwm_freezes", text, ["outcome"], registry=registry)
+    for outcome in ("done", "refused", "failed"):
+        counter.labels(outcome)
+    return counter

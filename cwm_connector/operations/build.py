@@ -21,6 +21,7 @@ from cwm_connector.metrics import Metrics
 from cwm_connector.operations.claims import Claims
 from cwm_connector.operations.context import AbortRequest, EngineContext, SubmitPrefill, SubmitProof
 from cwm_connector.operations.dispatch import Dispatcher
+from cwm_connector.operations.observation.observer import Observer, RecordSpan
 from cwm_connector.operations.passport.current import CurrentPassport
 from cwm_connector.operations.shared_catalog_sync import SharedCatalogSync
 from cwm_connector.sessions.heads import RequestTitle
@@ -72,6 +73,7 @@ class EngineParts:
     locations: ChunkLocations
     thaw_bindings: ThawBindings
     metrics: Metrics
+    observer: Observer
     submit_prefill: SubmitPrefill
     submit_proof: SubmitProof
     abort_request: AbortRequest
@@ -104,6 +106,7 @@ class EngineParts:
             locations=self.locations,
             thaw_bindings=self.thaw_bindings,
             metrics=self.metrics,
+            observer=self.observer,
             submit_prefill=self.submit_prefill,
             submit_proof=self.submit_proof,
             abort_request=self.abort_request,
@@ -135,6 +138,24 @@ def _open_home(settings: Settings) -> str:
     return store_id
 
 
+def _session_index(
+    shape: EngineShape,
+    geometry: Geometry,
+    thaw_bindings: ThawBindings,
+    window_matches: WindowMatches,
+    request_title: RequestTitle | None,
+) -> SessionIndex:
+    return SessionIndex(
+        shape.model,
+        shape.hash_unit,
+        thaw_bindings.thawed_into,
+        request_title,
+        continued=window_matches.continued,
+        chunk_tokens=geometry.chunk_tokens,
+        resumes=thaw_bindings.resumes,
+    )
+
+
 def build_engine(
     settings: Settings,
     shape: EngineShape,
@@ -145,10 +166,12 @@ def build_engine(
     abort_request: AbortRequest,
     request_title: RequestTitle | None = None,
     is_paused: Callable[[], bool] = lambda: False,
+    record_span: RecordSpan | None = None,
 ) -> EngineParts:
     """Open the home and return the parts of an engine. Blocks on the disk.
 
     `wake` makes an idle engine step, and `is_paused` says whether it takes none. Any thread may call them.
+    `record_span`: hands spans to vLLM's tracing, if that is on. Control thread.
     Raises: `Code.ARGUMENT` for a folder that can't be written or is another home's, `Code.CORRUPT` without a catalog.
     """
     store_id = _open_home(settings)
@@ -156,15 +179,7 @@ def build_engine(
     board, locations, step_queue = JobBoard(shape.world_size), ChunkLocations(shape.world_size), StepQueue(wake)
     thaw_bindings, passports = ThawBindings(), CurrentPassport(has_canary=len(shape.canary_tokens) > 0)
     metrics, window_matches = Metrics(), WindowMatches(geometry, thaw_bindings)
-    sessions = SessionIndex(
-        shape.model,
-        shape.hash_unit,
-        thaw_bindings.thawed_into,
-        request_title,
-        continued=window_matches.continued,
-        chunk_tokens=geometry.chunk_tokens,
-        resumes=thaw_bindings.resumes,
-    )
+    sessions = _session_index(shape, geometry, thaw_bindings, window_matches, request_title)
     scheduler = SchedulerSide(
         geometry=geometry,
         sessions=sessions,
@@ -188,6 +203,7 @@ def build_engine(
         locations=locations,
         thaw_bindings=thaw_bindings,
         metrics=metrics,
+        observer=Observer(metrics, record_span),
         submit_prefill=submit_prefill,
         submit_proof=submit_proof,
         abort_request=abort_request,

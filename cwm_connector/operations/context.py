@@ -22,6 +22,7 @@ from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.metrics import Metrics
 from cwm_connector.operations.claims import Claims
 from cwm_connector.operations.freeze.under_way import FreezesUnderWay
+from cwm_connector.operations.observation.observer import Observer
 from cwm_connector.operations.passport.current import CurrentPassport
 from cwm_connector.sessions.thaw_bindings import ThawBindings
 from cwm_connector.settings import Settings
@@ -67,6 +68,7 @@ class EngineContext:
     locations: ChunkLocations
     thaw_bindings: ThawBindings
     metrics: Metrics
+    observer: Observer
     submit_prefill: SubmitPrefill
     submit_proof: SubmitProof
     abort_request: AbortRequest

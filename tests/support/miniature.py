@@ -28,6 +28,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import Passport
 from cwm_connector.operations.build import EngineShape, build_engine, start_operations
 from cwm_connector.operations.dispatch import Dispatcher
+from cwm_connector.operations.observation.observer import RecordSpan
 from cwm_connector.operations.passport.canary import canary_tokens
 from cwm_connector.protocol.calls import ARGUMENTS, Op
 from cwm_connector.settings import load_settings
@@ -76,6 +77,7 @@ class Miniature:
         cpu_cache_gb: float = 0.01,
         disk_cache_gb: float = 1.0,
         canary: bool = False,
+        record_span: RecordSpan | None = None,
         **more: Any,
     ) -> None:
         """Build the engine. `more`: further settings, named as in kv_connector_extra_config."""
@@ -116,6 +118,7 @@ class Miniature:
             submit_proof=self._proof,
             abort_request=self._abort,
             is_paused=lambda: self.asleep,
+            record_span=record_span,
         )
         self.scheduler = self.parts.scheduler
         self.scheduler.bind_pool(self.pool)

@@ -231,11 +231,6 @@ class AutoFreezer:
         """Freeze the head and delete its windows beyond the retention limit."""
         result = await self._freeze_under_a_new_name(head, reason)
         self._engine.metrics.auto_freezes.labels(reason.value, "done").inc()
-        logger.info(
-            "session %s, head %s, frozen as %s (%s): %d of %d tokens",
-            *(head.session_id, head.head, result.window_name, reason.value),
-            *(result.captured_tokens, result.token_count),
-        )
         size = self._engine.geometry.block_tokens
         if result.captured_tokens < result.token_count - result.token_count % size:
             self._remember(self._given_up, head, head.activity)  # the rest was evicted
@@ -270,7 +265,7 @@ class AutoFreezer:
                 head=head.head,
             )
             try:
-                return await self._freezer.freeze(args, lambda *_: None, asked_for=False)
+                return await self._freezer.freeze(args, lambda *_: None, unasked=reason.value)
             except CWMError as problem:
                 if problem.code is not Code.WINDOW_EXISTS:
                     raise

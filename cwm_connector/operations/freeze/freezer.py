@@ -77,16 +77,23 @@ class Freezer:
         self._prover = Prover(engine)
         self._recomputer = Recomputer(engine)
 
-    async def freeze(self, args: FreezeArgs, progress: ProgressSink, *, asked_for: bool = True) -> TimedFreeze:
-        """Freeze a session into a new window.
+    async def freeze(self, args: FreezeArgs, progress: ProgressSink, *, unasked: str | None = None) -> TimedFreeze:
+        """Freeze a session into a new window, and report it.
 
-        With `asked_for=False` the freeze computes no evicted block again and pushes no hot chunk out of CPU memory. The
-        window then restores what comes before the evicted blocks, and its description says so.
+        `unasked`: why the engine freezes by itself. Such a freeze computes no evicted block again and pushes no hot
+        chunk out of CPU memory. The window then restores what comes before the evicted blocks, and its description
+        says so.
 
         Raises: `Code.SESSION_ID`, `Code.WINDOW_NAME`, `Code.ARGUMENT`, `Code.SESSION_NOT_FOUND`, `Code.CHUNK_MISSING`,
         `Code.STATE`, `Code.WINDOW_EXISTS`, `Code.WRITE_FAILED`, `Code.QUOTA`, `Code.MEMORY` and what the catalog
         raises.
         """
+        work = self._checked_freeze(args, progress, unasked is None)
+        return await self._engine.observer.freeze(work, args.window_name, unasked)
+
+    # --- steps ---
+
+    async def _checked_freeze(self, args: FreezeArgs, progress: ProgressSink, asked_for: bool) -> TimedFreeze:
         args = _with_legal_ids(args)
         args = msgspec.structs.replace(
             args,
@@ -99,8 +106,6 @@ class Freezer:
         with self._engine.freezes.begin(args.window_name, progress) as freeze:
             frozen, snapshot = await self._freeze(args, freeze, asked_for)
             return await self._prove(frozen, snapshot, freeze) if args.prove else frozen
-
-    # --- steps ---
 
     async def _prove(self, frozen: TimedFreeze, snapshot: HeadSnapshot, freeze: FreezeUnderWay) -> TimedFreeze:
         """Take the window's proof. If there is none, the result says why: the window exists all the same."""

@@ -75,6 +75,9 @@ class Thawer:
         Chunks that can't be verified are not an error. They end the part of the window that can be restored.
         Raises: `Code.SESSION_ID`, `Code.WINDOW_NAME`, `Code.WINDOW_NOT_FOUND`, `Code.PASSPORT`.
         """
+        return await self._engine.observer.thaw(self._thaw(args, progress), args.window_name)
+
+    async def _thaw(self, args: ThawArgs, progress: ProgressSink) -> Thawed:
         started = time.perf_counter()
         name = check_window_name(args.window_name)
         new_session_id = None if args.new_session_id is None else check_session_id(args.new_session_id)
