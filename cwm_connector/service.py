@@ -79,6 +79,7 @@ class EngineSide:
             abort_request=self._abort_request,
             request_title=self._titler.request_title,
             is_paused=self._is_paused,
+            record_span=compat.span_recorder(vllm_config),
         )
         self.scheduler = self._parts.scheduler
         if self._core is not None:

@@ -40,6 +40,7 @@ from cwm_connector.compat.running import (
     watch_first_tokens,
     watch_worker_calls,
 )
+from cwm_connector.compat.tracing import span_recorder
 
 __all__ = [
     "CachedBoundary",
@@ -67,6 +68,7 @@ __all__ = [
     "passport_fields",
     "pin_blocks",
     "queue_copies",
+    "span_recorder",
     "streams_its_answer",
     "submit_prefill",
     "takes_requests",

@@ -262,6 +262,7 @@ def engine_config(**parallel: int) -> Any:
         cache_config=SimpleNamespace(enable_prefix_caching=True),
         kv_transfer_config=SimpleNamespace(kv_role="kv_both", kv_load_failure_policy="recompute"),
         speculative_config=None,
+        observability_config=SimpleNamespace(otlp_traces_endpoint=None),
     )
 
 

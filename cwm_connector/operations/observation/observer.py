@@ -123,8 +123,12 @@ class Observer:
         self._done(what, begun, {"error.type": code, "cwm.window": window})
 
     def _done(self, what: str, begun: int, attributes: Attributes) -> None:
-        if self._record_span is not None:
+        if self._record_span is None:
+            return
+        try:
             self._record_span(f"cwm.{what}", begun, time.time_ns(), attributes)
+        except Exception as problem:  # what was frozen is frozen
+            logger.warning("a span could not be recorded: %s", type(problem).__name__)
 
 
 def _is_refused(problem: BaseException) -> bool:

@@ -87,6 +87,17 @@ async def test_a_span_covers_the_freeze_and_names_what_failed(tmp_path: Path) ->
     assert (failed, why) == ("cwm.thaw", {"error.type": "CWM-2002"})
 
 
+async def test_a_tracer_that_breaks_costs_no_freeze(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    engine = await Miniature.started(tmp_path, record_span=broken)
+    await engine.serve(TEXT, "alice")
+    assert (await engine.call(Op.FREEZE, session_id="alice", window_name="w"))["captured_tokens"] == 144
+    engine.close()
+    assert lines(log, logging.WARNING) == ["a span could not be recorded: RuntimeError"]
+
+
 async def test_a_freeze_that_cannot_be_written_is_a_warning_and_a_wrong_call_is_none(
     engine: Miniature, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
