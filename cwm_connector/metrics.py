@@ -4,6 +4,7 @@ Any thread may change the counters. Nothing here blocks. The control socket serv
 """
 
 import math
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -25,6 +26,7 @@ class Metrics:
         self._loaded_tokens = Counter(
             "cwm_loaded_tokens", "Tokens loaded into the engine.", ["tier"], registry=self.registry
         )
+        _begin_with_zero(self._loaded_tokens, TierName)
         self._missed_tokens = Counter(
             "cwm_missed_tokens", "Tokens that should have been loaded and were recomputed.", registry=self.registry
         )
@@ -71,6 +73,7 @@ class Metrics:
             "Speed of the last prompts; NaN before the first.",
             registry=self.registry,
         )
+        self.tiers = TierMetrics(self.registry)
         self.windows = Gauge("cwm_windows", "Windows in the catalog.", registry=self.registry)
         self.chunks = Gauge("cwm_chunks", "Chunks in the catalog.", registry=self.registry)
         self.chunk_bytes = Gauge("cwm_chunk_bytes", "Bytes of the catalog's chunks, each once.", registry=self.registry)
@@ -110,10 +113,29 @@ class Metrics:
         ]
 
 
+class TierMetrics:
+    """The state of the durable tiers, as the last reader of the metrics found it, and the bad copies in them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.up = Gauge("cwm_tier_up", "1 if the tier answers, 0 if it is away.", ["tier"], registry=registry)
+        self.stored = Gauge("cwm_tier_bytes", "Bytes of chunks in a durable tier.", ["tier"], registry=registry)
+        self.limit = Gauge("cwm_tier_limit_bytes", "Bytes that a durable tier may hold.", ["tier"], registry=registry)
+        self.disk_free = Gauge("cwm_disk_free_bytes", "Free bytes on the disk with the chunks.", registry=registry)
+        self.bad_copies = Counter(
+            "cwm_bad_copies", "Reads of chunks that were corrupt or missing.", ["tier"], registry=registry
+        )
+        _begin_with_zero(self.bad_copies, TierName)
+
+
+def _begin_with_zero(counter: Counter, values: Iterable[str]) -> None:
+    """Let a counter have its labels from the start, because a rate needs a value of before the first event."""
+    for value in values:
+        counter.labels(value)
+
+
 def _freezes(registry: CollectorRegistry) -> Counter:
-    """Return the counter of freezes. It begins with 0, because a rate needs a value of before the first failure."""
+    """Return the counter of freezes."""
     text = "Freezes by outcome: done, refused (wrong or withdrawn calls) or failed."
     counter = Counter("cwm_freezes", text, ["outcome"], registry=registry)
-    for outcome in ("done", "refused", "failed"):
-        counter.labels(outcome)
+    _begin_with_zero(counter, ("done", "refused", "failed"))
     return counter

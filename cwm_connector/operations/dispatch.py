@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Awaitable
 from typing import Final
@@ -17,6 +16,7 @@ from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.delete import Deleter
 from cwm_connector.operations.freeze.freezer import Freezer
 from cwm_connector.operations.health import HealthReader
+from cwm_connector.operations.observation.metrics_reader import MetricsReader
 from cwm_connector.operations.passport.canary import Canary
 from cwm_connector.operations.queries import Queries
 from cwm_connector.operations.start.home_check import HomeCheck
@@ -48,7 +48,6 @@ from cwm_connector.protocol.calls import (
     VerifyArgs,
 )
 from cwm_connector.protocol.results import Answer, EngineInfo, Tagged, TimedFreeze
-from cwm_connector.protocol.stats import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +71,7 @@ class Dispatcher:
         self.auto = AutoFreezer(engine, self._freezer, self._deleter)
         self._queries = Queries(engine, self.auto)
         self._health = HealthReader(engine, self.home_check)
+        self._metrics = MetricsReader(engine, self._health)
         self.tier_probe = TierProbe(engine)
         self.canary = Canary(engine)
 
@@ -149,7 +149,7 @@ class Dispatcher:
                 return self.auto.policy(args)
         without_arguments = {
             Op.STATS: self._queries.stats,
-            Op.METRICS: self._metrics,
+            Op.METRICS: self._metrics.read,
             Op.COLLECT: self._deleter.collect,
             Op.PING: self._ping,
         }
@@ -182,16 +182,6 @@ class Dispatcher:
 
     async def _expire_some(self) -> None:
         await self._engine.on_engine_thread(lambda side: side.expire_some())
-
-    async def _metrics(self) -> Metrics:
-        totals = await self._engine.catalog.run(lambda catalog: catalog.totals())
-        metrics = self._engine.metrics
-        metrics.windows.set(totals.windows)
-        metrics.chunks.set(totals.chunks)
-        metrics.chunk_bytes.set(totals.stored_bytes)
-        seconds = self._engine.scheduler.prefill_speed.seconds_for(1000)
-        metrics.prefill_rate.set(1000 / seconds if seconds else math.nan)
-        return Metrics(metrics=metrics.samples())
 
     async def _ping(self) -> EngineInfo:
         return EngineInfo(model=self._engine.model)

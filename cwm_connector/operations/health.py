@@ -37,7 +37,7 @@ class HealthReader:
             self._catalog_health(),
             self._cpu_health(),
             self._disk_health(),
-            *(self._tier_health(tier) for tier in TierName.durable() if tier is not TierName.DISK),
+            *(self.tier_health(tier) for tier in TierName.durable() if tier is not TierName.DISK),
         )
         chosen = [each for each in components if args.component in (None, each.name)]
         healthy = all(each.status == "healthy" for each in chosen)
@@ -75,16 +75,19 @@ class HealthReader:
     async def _disk_health(self) -> Component:
         return await asyncio.to_thread(_folder_health, self._engine.settings.chunks_path)
 
-    async def _tier_health(self, name: TierName) -> Component:
+    async def tier_health(self, name: TierName, limit_s: float = ANSWER_S) -> Component:
+        """Return the health of a durable tier. One that takes longer than the limit is unhealthy."""
+        if name is TierName.DISK:
+            return await self._disk_health()
         tier = self._engine.durable_tiers.get(name)
         if tier is None:
             return _component(name.value, "healthy", "not configured", None)
         begun = time.perf_counter()
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(limit_s):
                 message = await asyncio.to_thread(tier.condition)
         except TimeoutError:
-            return _component(name.value, "unhealthy", f"no answer within {ANSWER_S:g} s; check the server", None)
+            return _component(name.value, "unhealthy", f"no answer within {limit_s:g} s; check the server", None)
         except CWMError as problem:
             return _component(name.value, "unhealthy", problem.message, None)
         try:

@@ -133,6 +133,7 @@ class Verifier:
         self, row: ChunkRow, tier: TierName, failure: tuple[Code, str], repair: bool, seen: _Walk
     ) -> None:
         seen.bad_copies += 1
+        self._engine.metrics.tiers.bad_copies.labels(tier.value).inc()
         repaired = tier is TierName.CPU or (repair and await finish_even_if_cancelled(self._tiering.replace(row, tier)))
         seen.repaired += repaired
         if len(seen.bad) < MAX_REPORTED:

@@ -41,10 +41,12 @@ class ChunkLocations:
         """Queue the observation that these chunks were loaded."""
         self._uses.put(keys)
 
-    def saw_bad(self, key: ChunkKey, tier: TierName) -> None:
-        """Queue the observation that the tier's copy is missing or corrupt. Does nothing if no copy is recorded."""
-        if key in self._durable[tier]:
-            self._bad.put((key, tier))
+    def saw_bad(self, key: ChunkKey, tier: TierName) -> bool:
+        """Queue the observation that the tier's copy is missing or corrupt. Return False if no copy is recorded."""
+        if key not in self._durable[tier]:
+            return False
+        self._bad.put((key, tier))
+        return True
 
     # --- the control thread ---
 

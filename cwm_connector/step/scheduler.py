@@ -69,6 +69,7 @@ class SchedulerSide:
         self._board = board
         self._step_queue = step_queue
         self._locations = locations
+        self._metrics = metrics
         self.copy_gate = copy_gate or CopyGate(board, lambda: False)
         self.prefill_speed = PrefillSpeed()
         self.read_speed = ReadSpeed(metrics)
@@ -163,7 +164,8 @@ class SchedulerSide:
         """Take in the workers' reports of a step."""
         self._locations.update(reports.now_in_cpu, reports.gone_from_cpu)
         for key, tier in reports.bad_copies:
-            self._locations.saw_bad(key, tier)
+            if self._locations.saw_bad(key, tier):
+                self._metrics.tiers.bad_copies.labels(tier.value).inc()
         self._board.deliver(reports.reports)
 
     def request_finished(self, request: "Request") -> None:
