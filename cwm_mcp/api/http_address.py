@@ -1,4 +1,4 @@
-"""Where the MCP server listens for HTTP."""
+"""Where a server of ours listens for HTTP."""
 
 import ipaddress
 import socket
@@ -19,7 +19,7 @@ class Address:
         """Parse [HOST:]PORT, with an IPv6 address in brackets. Raises: `Code.ARGUMENT`."""
         host, _, port = text.rpartition(":")
         if not (port.isascii() and port.isdigit() and int(port) < 1 << 16) or (":" in host and host[0] != "["):
-            raise CWMError(Code.ARGUMENT, f"{text!r} is no address; write --http 8765 or --http 127.0.0.1:8765")
+            raise CWMError(Code.ARGUMENT, f"{text!r} is no address; write 8765 or 127.0.0.1:8765")
         return cls(host.strip("[]") or "127.0.0.1", int(port))
 
     @property
