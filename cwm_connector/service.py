@@ -34,6 +34,7 @@ from cwm_connector.weights_digest import files_digest
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.lora.request import LoRARequest
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class EngineSide:
                 hash_tokens=compat.hash_tokens(kv_cache_config),
                 groups=compat.cache_groups(kv_cache_config),
                 world_size=vllm_config.parallel_config.world_size,
+                adapter_options=compat.adapter_options(vllm_config),
                 canary_tokens=self._canary_tokens(),
             ),
             wake=self._wake,
@@ -84,6 +86,7 @@ class EngineSide:
         self.scheduler = self._parts.scheduler
         if self._core is not None:
             compat.watch_worker_calls(self._core, self._parts.passports.suspect)
+            compat.watch_adapter_loads(self._core, self._parts.adapters.loaded)
         self._control: ControlThread | None = None
         self._operations: Dispatcher | None = None
         self._shutdown_freezes: Future[None] | None = None
@@ -173,18 +176,28 @@ class EngineSide:
     def _is_paused(self) -> bool:
         return self._core is not None and compat.is_paused(self._core)
 
-    def _submit_prefill(self, request_id: str, token_ids: "memoryview[int]", cache_salt: str | None) -> None:
+    def _submit_prefill(
+        self,
+        request_id: str,
+        token_ids: "memoryview[int]",
+        cache_salt: str | None,
+        lora_request: "LoRARequest | None",
+    ) -> None:
         self.scheduler.copy_gate.require_awake()  # vLLM 0.33 refuses the request without a word to us
         if self._core is None:
             raise CWMError(Code.STATE, "this engine can't compute evicted blocks again; serve it with `cwm serve`")
-        compat.submit_prefill(self._core, request_id, token_ids.tolist(), cache_salt)
+        compat.submit_prefill(self._core, request_id, token_ids.tolist(), cache_salt, lora_request=lora_request)
 
     def _submit_proof(
-        self, request_id: str, token_ids: "memoryview[int]", cache_salt: str | None
+        self,
+        request_id: str,
+        token_ids: "memoryview[int]",
+        cache_salt: str | None,
+        lora_request: "LoRARequest | None",
     ) -> "Future[compat.FirstToken]":
         if self._first_tokens is None:
             raise CWMError(Code.STATE, "this engine takes no requests of ours; serve it with `cwm serve`")
-        return self._first_tokens.submit(request_id, token_ids.tolist(), cache_salt)
+        return self._first_tokens.submit(request_id, token_ids.tolist(), cache_salt, lora_request)
 
     def _abort_request(self, request_id: str) -> None:
         if self._core is not None:

@@ -6,6 +6,16 @@ tests/cwm_connector/test_compat.py has a contract test for each function. When v
 Callers import the package and say `compat.wake(…)`.
 """
 
+from cwm_connector.compat.extras import (
+    ADAPTER_CONFIG,
+    ADAPTER_SUFFIXES,
+    adapter_folder,
+    adapter_options,
+    embeds_of,
+    is_plain,
+    media_of,
+    watch_adapter_loads,
+)
 from cwm_connector.compat.groups import CachedBoundary, cache_groups, cached_boundary, group_facts, hash_tokens
 from cwm_connector.compat.model import (
     attention_backend,
@@ -43,9 +53,13 @@ from cwm_connector.compat.running import (
 from cwm_connector.compat.tracing import span_recorder
 
 __all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_SUFFIXES",
     "CachedBoundary",
     "FirstToken",
     "abort_request",
+    "adapter_folder",
+    "adapter_options",
     "answers_by_schema",
     "attention_backend",
     "block_bytes",
@@ -54,6 +68,7 @@ __all__ = [
     "cached_blocks",
     "cached_boundary",
     "check_supported",
+    "embeds_of",
     "find_engine_core",
     "group_facts",
     "hash_tokens",
@@ -61,8 +76,10 @@ __all__ = [
     "instruction_set",
     "is_held_once",
     "is_paused",
+    "is_plain",
     "is_shutting_down",
     "layers_in_order",
+    "media_of",
     "middle_of_step",
     "next_evicted",
     "passport_fields",
@@ -75,6 +92,7 @@ __all__ = [
     "tokenizer",
     "unpin_blocks",
     "wake",
+    "watch_adapter_loads",
     "watch_first_tokens",
     "watch_worker_calls",
     "weight_files",

@@ -19,6 +19,7 @@ from cwm_connector.core.types import TierName
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.lora.request import LoRARequest
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -72,10 +73,12 @@ def submit_prefill(
     token_ids: Sequence[int],
     cache_salt: str | None,
     *,
+    lora_request: "LoRARequest | None" = None,
     logprobs: int | None = None,
 ) -> None:
     """Queue a request that computes `token_ids` and one more token. No client waits for its output.
 
+    `lora_request`: the adapter that computes them. vLLM ends with an error if its files can't be loaded.
     `logprobs`: how many alternatives to the token vLLM's output names besides the token's own logprob.
     Raises `Code.STATE` for an in-process engine, which has no queue for the request.
     """
@@ -92,7 +95,7 @@ def submit_prefill(
         sampling_params=SamplingParams(max_tokens=1, temperature=0.0, logprobs=logprobs),
         pooling_params=None,
         arrival_time=time.time(),
-        lora_request=None,
+        lora_request=lora_request,
         cache_salt=cache_salt,
         data_parallel_rank=None,
     )

@@ -1,9 +1,9 @@
 """The identity of KV: the passport of an engine's KV and the content address of each chunk.
 
-The key of a chunk is SHA-256(parent's key, the chunk's token ids). The parent of the first chunk is the fingerprint of
-the passport. Equal keys therefore mean equal tokens from position 0 on, computed with equal weights and layout. The
-cache salt and the session are not part of the key, so clones and sessions share chunks. vLLM's own block hashes are not
-used, because they change with its version, seed and salt.
+The key of a chunk is SHA-256(parent's key, the chunk's token ids, its images). The parent of the first chunk is the
+fingerprint of the passport and the adapter. Equal keys therefore mean equal content from position 0 on, computed with
+equal weights and layout. The cache salt and the session are not part of the key, so clones and sessions share chunks.
+vLLM's own block hashes are not used, because they change with its version, seed and salt.
 
 A model with several kinds of attention has a chain of its own, which `Geometry.groups` describes:
 
@@ -30,6 +30,7 @@ from functools import cached_property
 from typing import Final
 
 from cwm_connector.core.groups import CacheGroup, GroupKind
+from cwm_connector.core.keys.extras import EXTRA_FIELDS, ITEMS, Extras
 from cwm_connector.core.types import ChunkKey
 
 FORMAT_VERSION = 1
@@ -86,14 +87,33 @@ def _sample(canary: str) -> "array[float]":
 
 @dataclass(frozen=True)
 class Passport:
-    """The properties that two engines must have in common before one may load the other's KV."""
+    """The properties that two engines must have in common before one may load the other's KV.
+
+    The passport of a window also has the extras of its tokens. Engines are compared without them.
+    """
 
     fields: Mapping[str, str]
 
     @cached_property
     def fingerprint(self) -> bytes:
-        """Return the SHA-256 of all fields, 32 bytes."""
-        return hashlib.sha256(json.dumps(dict(self.fields), sort_keys=True).encode()).digest()
+        """Return the SHA-256 of all fields but the items, which are part of the chunks that they overlap. 32 bytes."""
+        fields = {name: value for name, value in self.fields.items() if name != ITEMS}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).digest()
+
+    @cached_property
+    def extras(self) -> Extras:
+        """Return the extras of a window's tokens. Raises: ValueError for fields that can't be read."""
+        return Extras.of_passport(self.fields)
+
+    @property
+    def of_engine(self) -> "Passport":
+        """Return the passport of the engine that computed the window."""
+        return Passport({name: value for name, value in self.fields.items() if name not in EXTRA_FIELDS})
+
+    def carrying(self, extras: Extras) -> "Passport":
+        """Return the passport of a window of this engine whose tokens have these extras."""
+        more = extras.fields()
+        return Passport({**self.fields, **more}) if more else self
 
     def first_difference(self, other: Mapping[str, str]) -> tuple[str, str, str] | None:
         """Return the first of the differences, or None if all fields agree."""
@@ -106,6 +126,8 @@ class Passport:
         comes with them. `ADDED_LATER` says what a lacking field counts as.
         """
         for name in dict.fromkeys([*self.fields, *other]):
+            if name in EXTRA_FIELDS:
+                continue  # the requests decide, and not the engine
             ours, theirs = self.fields.get(name), other.get(name)
             assumed = ADDED_LATER.get(name, ABSENT)
             if ours == theirs or (assumed is None and None in (ours, theirs)):
@@ -205,7 +227,9 @@ def chunk_specs(passport: Passport, geometry: Geometry, token_ids: "array[int]")
     specs = []
     for start, count in geometry.chunk_starts(len(token_ids) // geometry.block_tokens):
         tokens = data[start * block_bytes : (start + count) * block_bytes]
-        key = hashlib.sha256(b"cwm-chunk-1" + key + tokens).digest()
+        items = passport.extras.within(start * geometry.block_tokens, (start + count) * geometry.block_tokens)
+        kind = b"cwm-chunk-3" + hashlib.sha256(items).digest() if items else b"cwm-chunk-1"
+        key = hashlib.sha256(kind + key + tokens).digest()
         specs.append(ChunkSpec(ChunkKey(key), start, count))
     return tuple(specs)
 
@@ -228,6 +252,8 @@ def window_chunks(
     for start, end in itertools.pairwise(_cuts(geometry, ends)):
         hasher.update(data[hashed * block_bytes : end * block_bytes])
         hashed, prefix = end, hasher.digest()
+        if items := passport.extras.within(0, end * geometry.block_tokens):
+            prefix = hashlib.sha256(b"cwm-items-3" + prefix + items).digest()
         for group in geometry.full_groups:
             is_first = group == geometry.full_groups[0]
             first, blocks = (start, end - start) if is_first else (end, 0)

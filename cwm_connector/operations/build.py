@@ -24,6 +24,8 @@ from cwm_connector.operations.dispatch import Dispatcher
 from cwm_connector.operations.observation.observer import Observer, RecordSpan
 from cwm_connector.operations.passport.current import CurrentPassport
 from cwm_connector.operations.shared_catalog_sync import SharedCatalogSync
+from cwm_connector.sessions.extras.adapters import Adapters
+from cwm_connector.sessions.extras.carried import RequestExtras
 from cwm_connector.sessions.heads import RequestTitle
 from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.thaw_bindings import ThawBindings
@@ -49,6 +51,8 @@ class EngineShape:
     world_size: int
     hash_tokens: int = 0
     """Tokens that each of a request's block hashes covers. 0: those of a block."""
+    adapter_options: str = ""
+    """The options that decide what an adapter computes."""
     canary_tokens: "array[int]" = field(default_factory=lambda: array("i"))
     """None for an engine that takes no requests of ours, which has no canary then."""
     groups: tuple[CacheGroup, ...] = ()
@@ -72,6 +76,7 @@ class EngineParts:
     board: JobBoard
     locations: ChunkLocations
     thaw_bindings: ThawBindings
+    adapters: Adapters
     metrics: Metrics
     observer: Observer
     submit_prefill: SubmitPrefill
@@ -105,6 +110,7 @@ class EngineParts:
             board=self.board,
             locations=self.locations,
             thaw_bindings=self.thaw_bindings,
+            adapters=self.adapters,
             metrics=self.metrics,
             observer=self.observer,
             submit_prefill=self.submit_prefill,
@@ -123,11 +129,13 @@ class EngineParts:
         if not self.scheduler.copy_gate.drained():
             return False
         self.thaw_bindings.clear()
+        self.adapters.cache_dropped()
         self.passports.suspect(cache_dropped=True)
         return True
 
     def close(self) -> None:
         """Close this process's view of the durable tiers."""
+        self.adapters.close()
         for tier in self.durable_tiers:
             tier.close()
 
@@ -143,6 +151,7 @@ def _session_index(
     geometry: Geometry,
     thaw_bindings: ThawBindings,
     window_matches: WindowMatches,
+    extras: RequestExtras,
     request_title: RequestTitle | None,
 ) -> SessionIndex:
     return SessionIndex(
@@ -153,6 +162,7 @@ def _session_index(
         continued=window_matches.continued,
         chunk_tokens=geometry.chunk_tokens,
         resumes=thaw_bindings.resumes,
+        extras=extras,
     )
 
 
@@ -178,8 +188,9 @@ def build_engine(
     geometry = Geometry.of(shape.block_tokens, settings.chunk_tokens, shape.groups)
     board, locations, step_queue = JobBoard(shape.world_size), ChunkLocations(shape.world_size), StepQueue(wake)
     thaw_bindings, passports = ThawBindings(), CurrentPassport(has_canary=len(shape.canary_tokens) > 0)
-    metrics, window_matches = Metrics(), WindowMatches(geometry, thaw_bindings)
-    sessions = _session_index(shape, geometry, thaw_bindings, window_matches, request_title)
+    extras = RequestExtras(shape.hash_unit, Adapters(shape.adapter_options, step_queue.nudge))
+    metrics, window_matches = Metrics(), WindowMatches(geometry, thaw_bindings, extras=extras)
+    sessions = _session_index(shape, geometry, thaw_bindings, window_matches, extras, request_title)
     scheduler = SchedulerSide(
         geometry=geometry,
         sessions=sessions,
@@ -202,6 +213,7 @@ def build_engine(
         board=board,
         locations=locations,
         thaw_bindings=thaw_bindings,
+        adapters=extras.adapters,
         metrics=metrics,
         observer=Observer(metrics, record_span),
         submit_prefill=submit_prefill,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.catalog.thread import CatalogThread
@@ -24,6 +24,7 @@ from cwm_connector.operations.claims import Claims
 from cwm_connector.operations.freeze.under_way import FreezesUnderWay
 from cwm_connector.operations.observation.observer import Observer
 from cwm_connector.operations.passport.current import CurrentPassport
+from cwm_connector.sessions.extras.adapters import Adapters
 from cwm_connector.sessions.thaw_bindings import ThawBindings
 from cwm_connector.settings import Settings
 from cwm_connector.step.chunk_locations import ChunkLocations
@@ -34,11 +35,14 @@ from cwm_connector.step.step_queue import StepQueue
 from cwm_connector.tiers.base import DurableTier
 from cwm_connector.tiers.chunk import sealed_bytes
 
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+
 T = TypeVar("T")
-SubmitPrefill = Callable[[str, "memoryview[int]", str | None], None]
-"""(request id, token ids, cache salt): has the engine compute the tokens. See compat.submit_prefill."""
-SubmitProof = Callable[[str, "memoryview[int]", str | None], "Future[FirstToken]"]
-"""(request id, token ids, cache salt): has the engine compute one greedy token. See FirstTokens."""
+SubmitPrefill = Callable[[str, "memoryview[int]", str | None, "LoRARequest | None"], None]
+"""(request id, token ids, cache salt, adapter): has the engine compute the tokens. See compat.submit_prefill."""
+SubmitProof = Callable[[str, "memoryview[int]", str | None, "LoRARequest | None"], "Future[FirstToken]"]
+"""(request id, token ids, cache salt, adapter): has the engine compute one greedy token. See FirstTokens."""
 AbortRequest = Callable[[str], None]
 """(request id): has the engine end a request that was submitted so. See compat.abort_request."""
 PERSIST_STEP_S: Final = 0.01
@@ -67,6 +71,7 @@ class EngineContext:
     board: JobBoard
     locations: ChunkLocations
     thaw_bindings: ThawBindings
+    adapters: Adapters
     metrics: Metrics
     observer: Observer
     submit_prefill: SubmitPrefill

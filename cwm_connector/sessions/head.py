@@ -13,6 +13,7 @@ from cwm_connector import compat
 from cwm_connector.core.speaker import Hints, RequestKind
 from cwm_connector.core.types import Micros
 from cwm_connector.sessions.block_tree import Node
+from cwm_connector.sessions.extras.carried import PLAIN_REQUEST, Carried
 from cwm_connector.sessions.unnamed import compared_tokens
 from cwm_connector.sessions.views import HeadKind, HeadSummary
 
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
 
 HEAD_BYTES: Final = 1050
 """Python's own overhead for a head: the object, its name, its title, its numbers and its entry in the table."""
-
-
-def is_text_only(request: "Request") -> bool:
-    """Return whether the token ids and the weights alone determine the KV: no adapter, no images, no embeddings."""
-    return request.lora_request is None and not request.mm_features and request.prompt_embeds is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +33,7 @@ class Chain:
     token_count: int
     blocks: int
     cache_salt: str | None = field(repr=False)
-    text_only: bool
+    carried: Carried = PLAIN_REQUEST
 
     def ids(self, start: int, end: int | None = None) -> "array[int]":
         """Return the ids of the tokens [start, end)."""
@@ -45,7 +41,7 @@ class Chain:
         return array("i", self.token_ids[start:limit])
 
 
-def computed_chain(request: "Request", block_tokens: int) -> Chain:
+def computed_chain(request: "Request", block_tokens: int, carried: Carried) -> Chain:
     """Return the request's computed tokens.
 
     vLLM counts the tokens of unfinished steps as computed. They are left out here. After a preemption there can be more
@@ -59,7 +55,7 @@ def computed_chain(request: "Request", block_tokens: int) -> Chain:
         token_count=min(computed, (blocks + 1) * block_tokens - 1),
         blocks=blocks,
         cache_salt=request.cache_salt,
-        text_only=is_text_only(request),
+        carried=carried,
     )
 
 
@@ -74,6 +70,7 @@ class Turn:
     prompt_tokens: int
     activity: int
     """The index's counter when it arrived, then when it ended."""
+    carried: Carried = PLAIN_REQUEST
     covered_tokens: int = 0
     """How many of its tokens a window was made of while it ran."""
     coverage_known: bool = False
@@ -101,7 +98,7 @@ class Progress:
 
 def progress_of(turn: Turn, block_tokens: int) -> Progress:
     """Return how far the turn has come."""
-    chain = computed_chain(turn.request, block_tokens)
+    chain = computed_chain(turn.request, block_tokens, turn.carried)
     return Progress(
         turn=turn,
         chain=chain,
@@ -119,7 +116,7 @@ class Head:
     kind: HeadKind
     token_count: int
     cache_salt: str | None = field(repr=False)
-    text_only: bool
+    carried: Carried
     prompt_tokens: int
     """The length of the last prompt that was computed whole. The length of the chain if none was."""
     is_partial: bool
@@ -148,7 +145,7 @@ class Head:
     @property
     def size_bytes(self) -> int:
         """Return the bytes that the head takes in memory, without its blocks."""
-        return HEAD_BYTES + sys.getsizeof(self.tail)
+        return HEAD_BYTES + sys.getsizeof(self.tail) + self.carried.size_bytes
 
     @property
     def last_block(self) -> bytes:

@@ -215,7 +215,7 @@ class Heads:
             kind=decision.kind,
             token_count=0,
             cache_salt=progress.chain.cache_salt,
-            text_only=True,
+            carried=progress.chain.carried,
             prompt_tokens=0,
             is_partial=True,
             activity=0,
@@ -240,15 +240,16 @@ class Heads:
         for head in heads:
             blocks, node = self._fork(head, chain, match)
             start = blocks * self._block_tokens
-            alike = head.cache_salt == chain.cache_salt and head.text_only and chain.text_only
-            if not blocks and not alike:  # the hashes would tell, but no full block is equal
+            if not blocks and head.cache_salt != chain.cache_salt:  # the hashes would tell, but no full block is equal
                 found[head] = 0
-            elif node is None:
-                found[head] = start + self._common_start(self._after(head, start), chain, start)
+                continue
+            if node is None:
+                tokens = start + self._common_start(self._after(head, start), chain, start)
             else:
                 if node not in in_next_block:
                     in_next_block[node] = self._common_start(self._tree.block_ids(node, blocks), chain, start)
-                found[head] = start + in_next_block[node]
+                tokens = start + in_next_block[node]
+            found[head] = min(tokens, head.carried.common_tokens(chain.carried))
         return found
 
     def _fork(self, head: Head, chain: Chain, match: Match) -> Fork:
@@ -287,7 +288,7 @@ def _move(head: Head, progress: Progress, shared: int) -> None:
     head.running = progress
     head.token_count = chain.token_count
     head.cache_salt = chain.cache_salt
-    head.text_only = head.text_only and chain.text_only  # a head that once contained an image never counts as text
+    head.carried = chain.carried
     if progress.is_whole:
         head.is_partial = False
         head.prompt_tokens = progress.prompt_tokens

@@ -38,7 +38,8 @@ from cwm_connector.sessions.bounds import (
     trim_heads,
 )
 from cwm_connector.sessions.choice import SUBSTANTIAL_TOKENS
-from cwm_connector.sessions.head import Head, Turn, is_text_only, progress_of
+from cwm_connector.sessions.extras.carried import PLAIN_REQUEST, Carried, RequestExtras
+from cwm_connector.sessions.head import Head, Turn, progress_of
 from cwm_connector.sessions.heads import Heads, RequestTitle
 from cwm_connector.sessions.session import Session
 from cwm_connector.sessions.token_run import PACKED_IN_A_STEP
@@ -46,7 +47,6 @@ from cwm_connector.sessions.unnamed import SALTED, Beginnings, Continued, new_na
 from cwm_connector.sessions.views import HeadSnapshot, SessionView
 
 if TYPE_CHECKING:
-    from vllm.v1.core.kv_cache_utils import BlockHash
     from vllm.v1.request import Request
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ class SessionIndex:
         max_bytes: int = MAX_INDEX_BYTES,
         chunk_tokens: int = 256,
         resumes: Resumes | None = None,
+        extras: RequestExtras | None = None,
     ) -> None:
         """Start without sessions.
 
@@ -89,7 +90,7 @@ class SessionIndex:
         self._request_title = request_title
         self._clock = clock
         self._continued = continued
-        self._resumes = resumes
+        self._resumes, self._extras = resumes, extras or RequestExtras(block_tokens)
         self._max_bytes = max_bytes
         self._chunk_tokens = chunk_tokens
         self._protects_unfrozen = False
@@ -122,7 +123,7 @@ class SessionIndex:
         named = parse_speaker(request.session_id)
         if (session_id := self._session_named(request, named)) is not None:
             session = self._open(session_id)
-        elif (request.session_id and named is None) or not is_text_only(request):
+        elif (request.session_id and named is None) or self._extras.of(request).fault is not None:
             return  # its session id is not valid, or its KV could never be frozen
         else:
             session = self._open_anonymous(request)
@@ -133,6 +134,7 @@ class SessionIndex:
             hints=NO_HINTS if named is None else named.hints,
             prompt_tokens=request.num_tokens,
             activity=self._next_activity(),
+            carried=self._extras.of(request),
             resumes=self._resumes_thaw(session, request, request.num_tokens),
         )
         self._bring_within_bounds(session)
@@ -235,7 +237,7 @@ class SessionIndex:
     # --- frozen ---
 
     def mark_frozen(
-        self, session_id: str, token_ids: "array[int]", block_hashes: "Sequence[BlockHash]"
+        self, session_id: str, token_ids: "array[int]", hashes: Sequence[bytes], carried: Carried = PLAIN_REQUEST
     ) -> Iterator[Sequence[str]]:
         """Record that a window holds these tokens: in every head, what it has in common with them.
 
@@ -244,7 +246,7 @@ class SessionIndex:
         names = [] if (session := self._known(session_id)) is None else list(session.table().by_name)
         while names and (session := self._known(session_id)) is not None:
             now, names = names[:MARKED_HEADS], names[MARKED_HEADS:]
-            session.mark_frozen(token_ids, block_hashes, now)
+            session.mark_frozen(token_ids, hashes, carried, now)
             self._eviction.changed(session_id)
             yield now
 
@@ -266,7 +268,7 @@ class SessionIndex:
 
     # --- expiry ---
 
-    def expire(self, is_cached: "Callable[[BlockHash], bool]", limit: int = EXPIRY_SLICE) -> None:
+    def expire(self, is_cached: Callable[[bytes], bool], limit: int = EXPIRY_SLICE) -> None:
         """Drop the tokens of the sessions that have expired, among the next `limit` sessions."""
         if not self._to_expire:
             self._to_expire = list(self._sessions)

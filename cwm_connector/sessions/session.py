@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros
 from cwm_connector.sessions.bounds import EvictionClass, exceeds
+from cwm_connector.sessions.extras.carried import Carried
 from cwm_connector.sessions.head import Chain, Head, Turn, progress_of
 from cwm_connector.sessions.heads import Heads, HeadTable
 from cwm_connector.sessions.views import HeadKind, HeadReason, HeadSnapshot, SessionView
@@ -107,7 +108,7 @@ class Session:
             tokens=self.heads.tokens(chosen),
             block_hashes=self.heads.block_hashes(chosen),
             cache_salt=chosen.cache_salt,
-            text_only=chosen.text_only,
+            carried=chosen.carried,
             created_at=self.created_at,
             last_active_at=chosen.last_active_at,
             reason=reason,
@@ -155,9 +156,11 @@ class Session:
 
     # --- frozen ---
 
-    def mark_frozen(self, token_ids: "array[int]", block_hashes: Sequence[bytes], names: Iterable[str]) -> None:
+    def mark_frozen(
+        self, token_ids: "array[int]", block_hashes: Sequence[bytes], carried: Carried, names: Iterable[str]
+    ) -> None:
         """Record that a window holds these tokens: for each named head, what it has in common with them."""
-        chain = Chain(token_ids, block_hashes, len(token_ids), len(block_hashes), None, True)
+        chain = Chain(token_ids, block_hashes, len(token_ids), len(block_hashes), None, carried)
         table = self.table().by_name
         heads = [table[name] for name in names if name in table]
         common = self.heads.common_tokens(chain, heads)

@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from cwm_connector.core.identity import ChunkSpec
+from cwm_connector.core.keys.extras import PLAIN, Extras
 from cwm_connector.core.types import Micros, now_micros
 from cwm_connector.sessions.unnamed import PREFIX as ANONYMOUS
 
@@ -55,6 +56,7 @@ class BoundWindow:
     boundaries: tuple[int, ...] = ()
     """The blocks at which it can be resumed. Empty: at each of its blocks."""
     lease: Lease = field(default_factory=Lease, repr=False)
+    extras: Extras = field(default=PLAIN, repr=False)
 
     @property
     def n_bytes(self) -> int:
@@ -66,9 +68,15 @@ class BoundWindow:
         """Return how many blocks the window's chunks cover."""
         return self.chunks[-1].end_block if self.chunks else 0
 
-    def common_blocks(self, token_ids: "array[int]", block_tokens: int, limit: int, first: int = 0) -> int:
-        """Return how many leading blocks of `token_ids`, at most `limit`, this window holds from block `first` on."""
-        blocks = min(limit, self.usable_blocks - first)
+    def common_blocks(
+        self, token_ids: "array[int]", block_tokens: int, limit: int, first: int = 0, extras: Extras = PLAIN
+    ) -> int:
+        """Return how many leading blocks of `token_ids`, at most `limit`, this window holds from block `first` on.
+
+        `extras` are those of all tokens from the beginning on.
+        """
+        alike = self.extras.common_tokens(extras) // block_tokens
+        blocks = min(limit, self.usable_blocks - first, alike - first)
         if blocks <= 0:
             return 0
         tokens, start = blocks * block_tokens, first * block_tokens * self.token_ids.itemsize

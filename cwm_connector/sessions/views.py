@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cwm_connector.core.types import Micros
+from cwm_connector.sessions.extras.carried import Carried
 from cwm_connector.sessions.token_run import TokenRun
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class HeadSnapshot:
     tokens: TokenRun = field(repr=False)
     block_hashes: Sequence[bytes] = field(repr=False)
     cache_salt: str | None = field(repr=False)
-    text_only: bool
+    carried: Carried = field(repr=False)
     created_at: Micros
     last_active_at: Micros
     reason: HeadReason

@@ -177,6 +177,7 @@ class SchedulerSide:
         if (proof := self._proofs.pop(request.request_id, None)) is not None:
             if proof.done.set_running_or_notify_cancel():
                 proof.done.set_result(Prefilled(proof.hit_tokens or 0, loaded_tokens))
+            self.window_matches.finished(request.request_id)
             return
         self._assign(request.request_id)
         self.window_matches.finished(request.request_id)
@@ -213,7 +214,8 @@ class SchedulerSide:
 
     def mark_frozen(self, snapshot: HeadSnapshot) -> Iterator[Sequence[str]]:
         """Record over several steps that a window holds the tokens of the snapshot. See `SessionIndex.mark_frozen`."""
-        return self._sessions.mark_frozen(snapshot.session_id, snapshot.token_ids, snapshot.block_hashes)
+        tokens, hashes = snapshot.token_ids, snapshot.block_hashes
+        return self._sessions.mark_frozen(snapshot.session_id, tokens, hashes, snapshot.carried)
 
     def mark_covered(self, session_id: str, head: str, tokens: int) -> None:
         """Record that windows from before the start hold the first `tokens` of a head."""

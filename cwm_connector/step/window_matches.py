@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from cwm_connector.core.identity import Geometry
+from cwm_connector.core.keys.extras import PLAIN, Extras
 from cwm_connector.core.speaker import parse_speaker
 from cwm_connector.core.types import salt_hash
-from cwm_connector.sessions.head import is_text_only
+from cwm_connector.sessions.extras.carried import RequestExtras
 from cwm_connector.sessions.thaw_bindings import BoundWindow, ThawBindings
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class WindowQuestion:
     """Whether the request has neither an id nor a salt, so that it joins the conversation that it continues."""
     thawed: tuple[str, ...]
     """Windows that were thawed for the request and have to be read or compared."""
+    extras: Extras = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,9 @@ class Match:
 
 @dataclass(slots=True)
 class _Waiting:
-    answer: "Future[FoundWindows]"
+    session_id: str | None
+    answer: "Future[FoundWindows] | None"
+    """None while the files of the request's adapter are being checked."""
     deadline: float | None = None
 
 
@@ -91,12 +95,14 @@ class WindowMatches:
         geometry: Geometry,
         thaw_bindings: ThawBindings,
         clock: Callable[[], float] = time.monotonic,
+        extras: RequestExtras | None = None,
     ) -> None:
         self.finder: WindowFinder | None = None
         """None until the catalog is open."""
         self._geometry = geometry
         self._thaw_bindings = thaw_bindings
         self._clock = clock
+        self._extras = extras or RequestExtras(geometry.block_tokens)
         self._waiting: dict[str, _Waiting] = {}
         self._common: dict[str, dict[BoundWindow, int]] = {}
         """By request: the windows that were compared with it, each with the number of common blocks."""
@@ -106,32 +112,50 @@ class WindowMatches:
 
     def added(self, request: "Request", session_id: str | None) -> bool:
         """Take a new request, and return whether it waits for the finder."""
-        if self.finder is None or len(self._waiting) >= MAX_WAITING or not is_text_only(request):
+        carried = self._extras.of(request)
+        if self.finder is None or len(self._waiting) >= MAX_WAITING or carried.fault is not None:
             return False
         max_blocks = (request.num_tokens - 1) // self._geometry.block_tokens
         if max_blocks == 0:
             return False
+        if carried.is_pending:
+            self._waiting[request.request_id] = _Waiting(session_id, None)
+            return True
+        answer = self._ask(self.finder, request, session_id, max_blocks)
+        if answer is not None:
+            self._waiting[request.request_id] = _Waiting(session_id, answer)
+        return answer is not None
+
+    def _ask(
+        self, finder: WindowFinder, request: "Request", session_id: str | None, max_blocks: int
+    ) -> "Future[FoundWindows] | None":
+        if (extras := self._extras.of(request).known) is None:
+            return None
         names = self._thaw_bindings.names_of(session_id, _salt(request))
         at_once = request.num_tokens <= COMPARED_AT_ONCE and len(names) == len(self._bound(request, session_id))
         question = WindowQuestion(
-            token_ids=request.prompt_token_ids or (),
+            token_ids=request.prompt_token_ids or request.all_token_ids[: request.num_prompt_tokens],
             max_blocks=max_blocks,
             session_id=session_id,
             salted=bool(request.cache_salt),
             anonymous=is_anonymous(request),
             thawed=() if at_once else names,
+            extras=extras.before(max_blocks * self._geometry.block_tokens),
         )
-        answer = self.finder.ask(question)
-        if answer is not None:
-            self._waiting[request.request_id] = _Waiting(answer)
-        return answer is not None
+        return finder.ask(question)
 
     def is_waiting(self, request: "Request", from_block: int) -> bool:
         """Return whether the finder may still find more than the first `from_block` blocks, and take its answer."""
         waiting = self._waiting.get(request.request_id)
         if waiting is None:
             return False
-        if not waiting.answer.done() and from_block < (request.num_tokens - 1) // self._geometry.block_tokens:
+        max_blocks = (request.num_tokens - 1) // self._geometry.block_tokens
+        if waiting.answer is None and not self._extras.of(request).is_pending and self.finder is not None:
+            waiting.answer = self._ask(self.finder, request, waiting.session_id, max_blocks)
+            if waiting.answer is None:
+                del self._waiting[request.request_id]
+                return False
+        if (waiting.answer is None or not waiting.answer.done()) and from_block < max_blocks:
             now = self._clock()
             if waiting.deadline is None:
                 waiting.deadline = now + ANSWER_LIMIT_S
@@ -144,7 +168,8 @@ class WindowMatches:
         """Compare the next tokens of the request with its thawed windows. Return whether some are left to compare."""
         size = self._geometry.block_tokens
         limit = (request.num_tokens - 1) // size
-        if limit <= from_block or not is_text_only(request):
+        extras = self._extras.of(request).known
+        if limit <= from_block or extras is None:
             return False
         common = self._common.get(request.request_id, {})
         new = [window for window in self._bound(request, session_id) if window not in common]
@@ -158,7 +183,7 @@ class WindowMatches:
         for window in new:
             if equal.get(window, 0) > first:
                 continue
-            equal[window] = first + window.common_blocks(tokens, size, blocks, first)
+            equal[window] = first + window.common_blocks(tokens, size, blocks, first, extras)
             if equal[window] < first + blocks or equal[window] == limit:
                 common[window] = equal.pop(window)
         return bool(equal)
@@ -172,7 +197,7 @@ class WindowMatches:
         """Return the longest match beyond `from_block` among the windows that the request was compared with."""
         size = self._geometry.block_tokens
         limit = (request.num_tokens - 1) // size
-        if limit <= from_block or not is_text_only(request):
+        if limit <= from_block or self._extras.of(request).known is None:
             return None
         bound = self._bound(request, session_id)
         common = self._common.get(request.request_id)
@@ -188,11 +213,12 @@ class WindowMatches:
     def finished(self, request_id: str) -> None:
         """Forget a request."""
         waiting = self._waiting.pop(request_id, None)
-        if waiting is not None:
+        if waiting is not None and waiting.answer is not None:
             waiting.answer.cancel()
         self._common.pop(request_id, None)
         self._equal.pop(request_id, None)
         self._continued.pop(request_id, None)
+        self._extras.finished(request_id)
 
     # --- internal ---
 
@@ -202,7 +228,7 @@ class WindowMatches:
     def _take(self, request_id: str) -> None:
         """Take the answer if there is one, and stop waiting."""
         waiting = self._waiting.pop(request_id, None)
-        if waiting is None or not waiting.answer.done() or waiting.answer.cancelled():
+        if waiting is None or waiting.answer is None or not waiting.answer.done() or waiting.answer.cancelled():
             return
         found = waiting.answer.result()
         if found.common:

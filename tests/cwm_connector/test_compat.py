@@ -29,7 +29,6 @@ from vllm.v1.sample.sampler import Sampler
 from cwm_connector import compat
 from cwm_connector.compat import running
 from cwm_connector.core.errors import CWMError
-from cwm_connector.sessions.head import is_text_only
 from tests.support.surveys import everything
 from tests.support.vllm_parts import BLOCK_TOKENS as BLOCK
 from tests.support.vllm_parts import HASHER, compute, new_pool, request
@@ -106,7 +105,7 @@ def test_a_request_has_the_fields_that_a_session_reads() -> None:
     assert (one.session_id, one.cache_salt, one.num_tokens, len(one.block_hashes)) == ("alice", "salt", 35, 2)
     assert list(one.all_token_ids[:2]) == [0, 1]
     assert one.num_computed_tokens == one.num_in_flight_tokens == 0
-    assert is_text_only(one)
+    assert compat.is_plain(one)
 
 
 def test_a_list_of_token_ids_is_sliced_and_compared_as_beginnings_do() -> None:

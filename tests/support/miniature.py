@@ -52,11 +52,24 @@ class _Blocks:
         return (self.ids,)
 
 
-def page_of(token_ids: "Iterable[int]") -> torch.Tensor:
-    """Return the page that computing would leave for the block that ends with these tokens, `[layers, words]`."""
-    seed = int.from_bytes(hashlib.sha256(array("i", token_ids).tobytes()).digest()[:8], "big", signed=True)
+def page_of(token_ids: "Iterable[int]", one: Any = None) -> torch.Tensor:
+    """Return the page that computing would leave for the block that ends with these tokens, `[layers, words]`.
+
+    It depends on the adapter's files as they are now, and on the images before its end, if `one` has any.
+    """
+    content = array("i", token_ids)
+    more = b"" if one is None or compat.is_plain(one) else _beside_tokens(one, len(content))
+    seed = int.from_bytes(hashlib.sha256(content.tobytes() + more).digest()[:8], "big", signed=True)
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-(2**62), 2**62, (LAYERS, PAGE_WORDS), dtype=torch.int64, generator=generator)
+
+
+def _beside_tokens(one: Any, tokens: int) -> bytes:
+    """Return what a request has beside its first `tokens` token ids, the bytes of its adapter's files included."""
+    files = sorted(Path(one.lora_request.lora_path).iterdir()) if one.lora_request is not None else ()
+    media = [(start, name) for start, _, _, name in compat.media_of(one) if start < tokens]
+    embeds = one.prompt_embeds[:tokens].numpy().tobytes() if one.prompt_embeds is not None else b""
+    return (repr(media).encode() if media else b"") + embeds + b"".join(path.read_bytes() for path in files)
 
 
 class Miniature:
@@ -165,10 +178,12 @@ class Miniature:
 
     # --- as a client of the model ---
 
-    async def serve(self, token_ids: Iterable[int], session_id: str | None = None, salt: str | None = None) -> None:
-        """Serve one request from beginning to end."""
+    async def serve(
+        self, token_ids: Iterable[int], session_id: str | None = None, salt: str | None = None, **more: Any
+    ) -> None:
+        """Serve one request from beginning to end. `more`: what else vLLM's request has, such as `lora_request`."""
         ids = list(token_ids)
-        one = request(ids, request_id=f"serve-{next(self._numbers)}", session_id=session_id, cache_salt=salt)
+        one = request(ids, request_id=f"serve-{next(self._numbers)}", session_id=session_id, cache_salt=salt, **more)
         await asyncio.to_thread(self._serve, one, ids)
 
     async def evict(self) -> None:
@@ -179,13 +194,15 @@ class Miniature:
 
         await asyncio.wrap_future(self._do(use_all))
 
-    async def resume(self, token_ids: Iterable[int], session_id: str | None = None, salt: str | None = None) -> int:
+    async def resume(
+        self, token_ids: Iterable[int], session_id: str | None = None, salt: str | None = None, **more: Any
+    ) -> int:
         """Start a request with `token_ids` and one more token, and return how many of its tokens were loaded.
 
         Assert that every loaded page is the one that computing would have left there.
         """
         ids = [*token_ids, 7]
-        one = request(ids, request_id=f"resume-{next(self._numbers)}", session_id=session_id, cache_salt=salt)
+        one = request(ids, request_id=f"resume-{next(self._numbers)}", session_id=session_id, cache_salt=salt, **more)
         return await asyncio.to_thread(self._resume, one, ids)
 
     def _resume(self, one: Any, ids: list[int]) -> int:
@@ -205,7 +222,7 @@ class Miniature:
         bad = self._blocks_not_loaded(one)
         good = next((at for at, block in enumerate(block_ids) if block in bad), loadable // BLOCK_TOKENS)
         for at in range(min(good, loadable // BLOCK_TOKENS)):
-            expected = page_of(ids[: (at + 1) * BLOCK_TOKENS]) ^ self.weights
+            expected = page_of(ids[: (at + 1) * BLOCK_TOKENS], one) ^ self.weights
             assert torch.equal(self.cache[:, block_ids[at]], expected), f"block {at} holds other bytes"
         self._do(lambda: self.pool.free_blocks(reversed(blocks))).result(10)
         return min(good * BLOCK_TOKENS, loadable)
@@ -225,12 +242,14 @@ class Miniature:
 
     # --- proofs ---
 
-    def _proof(self, request_id: str, token_ids: "memoryview[int]", salt: str | None) -> "Future[FirstToken]":
+    def _proof(
+        self, request_id: str, token_ids: "memoryview[int]", salt: str | None, adapter: Any
+    ) -> "Future[FirstToken]":
         if self.asleep:
             raise CWMError(Code.STATE, "the engine is asleep or paused; wake it and try again")
         answer: Future[FirstToken] = Future()
         ids = token_ids.tolist()
-        one = request(ids, request_id=request_id, cache_salt=salt)
+        one = request(ids, request_id=request_id, cache_salt=salt, lora_request=adapter)
         self._do(lambda: self.scheduler.request_added(one)).result(10)
         if self.prefills_wait:
             self.queued[request_id] = one
@@ -252,7 +271,7 @@ class Miniature:
             bad, end = self._blocks_not_loaded(one), found + loadable // BLOCK_TOKENS
             computed_from = next((at for at in range(found, end) if block_ids[at] in bad), end)
         for at in range(computed_from, len(blocks)):
-            self.cache[:, block_ids[at]] = page_of(ids[: (at + 1) * BLOCK_TOKENS]) ^ self.weights
+            self.cache[:, block_ids[at]] = page_of(ids[: (at + 1) * BLOCK_TOKENS], one) ^ self.weights
         pages = hashlib.sha256(self.cache[:, block_ids].numpy().tobytes() + array("i", ids).tobytes()).digest()
 
         def finish() -> None:
@@ -305,7 +324,7 @@ class Miniature:
     def _compute(self, one: Any, ids: list[int]) -> None:
         blocks = compute(self.pool, one)
         for at, block in enumerate(blocks):
-            self.cache[:, block.block_id] = page_of(ids[: (at + 1) * BLOCK_TOKENS]) ^ self.weights
+            self.cache[:, block.block_id] = page_of(ids[: (at + 1) * BLOCK_TOKENS], one) ^ self.weights
         self.scheduler.request_finished(one)
         self._step()
         self.pool.free_blocks(reversed(blocks))
@@ -317,9 +336,9 @@ class Miniature:
             time.sleep(0.001)
         return matched
 
-    def _prefill(self, request_id: str, token_ids: "memoryview[int]", salt: str | None) -> None:
+    def _prefill(self, request_id: str, token_ids: "memoryview[int]", salt: str | None, adapter: Any) -> None:
         ids = token_ids.tolist()
-        one = request(ids, request_id=request_id, cache_salt=salt)
+        one = request(ids, request_id=request_id, cache_salt=salt, lora_request=adapter)
         if self.prefills_wait:
             self._do(lambda: self.scheduler.request_added(one)).result(10)
             self.queued[request_id] = one

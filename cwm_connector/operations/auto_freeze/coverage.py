@@ -22,7 +22,10 @@ async def covered_tokens(engine: EngineContext, snapshot: HeadSnapshot) -> int:
     The chunks decide which windows are compared, so the cost does not depend on how many windows the session has. A
     window that shares less than a chunk with the head counts as none. So does one that can't be read.
     """
-    specs = await asyncio.to_thread(chunk_specs, engine.passport, engine.geometry, snapshot.token_ids)
+    if (extras := snapshot.carried.known) is None:
+        return 0
+    passport = engine.passport.carrying(extras)
+    specs = await asyncio.to_thread(chunk_specs, passport, engine.geometry, snapshot.token_ids)
     whole = [spec.key for spec in specs if spec.blocks == engine.geometry.blocks_per_chunk]
 
     def read(catalog: Catalog) -> int:

@@ -28,6 +28,7 @@ from cwm_connector.core.identity import ChunkSpec, Passport, boundaries_of, why_
 from cwm_connector.core.names import check_description, check_tags, check_window_name, legal_session_id
 from cwm_connector.core.speaker import check_session
 from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
+from cwm_connector.operations.extras import extras_of
 from cwm_connector.operations.freeze.parent import parent_of
 from cwm_connector.operations.freeze.recompute import Lost, Recomputer
 from cwm_connector.operations.freeze.under_way import FreezeUnderWay, Stage
@@ -43,6 +44,7 @@ from cwm_connector.step.save_plan import SaveOrder
 
 CAPTURE_STEP_S: Final = 0.002
 """Between two engine steps while blocks are copied out."""
+LOST_ITEMS: Final = "images or embeddings can't be computed again"
 ATTEMPTS: Final = 3
 """A freeze begins again when another engine deletes chunks that it refers to before it commits."""
 
@@ -111,7 +113,8 @@ class Freezer:
         """Take the window's proof. If there is none, the result says why: the window exists all the same."""
         freeze.report(Stage.PROVING, 0, 1, "taking the proof")
         try:
-            proof = await self._prover.take(frozen.window_name, snapshot.token_ids, snapshot.cache_salt)
+            extras = await extras_of(self._engine, snapshot.carried)
+            proof = await self._prover.take(frozen.window_name, snapshot.token_ids, snapshot.cache_salt, extras)
         except CWMError as problem:
             return msgspec.structs.replace(frozen, no_proof=f"no proof was taken: {problem.message}")
         return msgspec.structs.replace(frozen, proof=taken_proof(proof))
@@ -122,7 +125,7 @@ class Freezer:
         started = time.perf_counter()
         passport = await self._engine.known_passport()
         async with self._engine.chunk_lock:
-            snapshot = await self._snapshot(args)
+            snapshot, passport = await self._snapshot(args, passport)
             freeze.stage, freeze.token_count = Stage.COPYING, len(snapshot.token_ids)
             chunks = await self._chunks(snapshot, passport)
             keys = [chunk.key for chunk in chunks]
@@ -142,13 +145,13 @@ class Freezer:
             private=snapshot.cache_salt is not None,
         )
         try:
-            saved, row = await self._store_locked(snapshot, chunks, new, freeze, asked_for)
+            computes = asked_for and not passport.extras.items
+            saved, row = await self._store_locked(snapshot, chunks, new, freeze, computes)
         except Lost as lost:
             async with self._recomputer.recomputing(snapshot, lost, freeze) as recomputed:
                 saved, row = await self._store_recomputed(snapshot, lost, new, freeze)
             saved.recomputed_tokens = recomputed.computed_tokens
-        keys = [chunk.key for chunk in saved.window]
-        self._tiering.used(keys)
+        self._tiering.used(keys := [chunk.key for chunk in saved.window])
         metrics = self._engine.metrics
         metrics.recomputed_tokens.inc(saved.recomputed_tokens)
         metrics.stored_bytes.inc(sum(chunk.size_bytes for chunk in saved.rows))
@@ -173,18 +176,26 @@ class Freezer:
             head_reason=snapshot.reason.sentence,
             other_heads=[_other_head(head) for head in snapshot.others],
             more_heads=snapshot.more_heads,
-            **self._resumable(row, saved),
+            **self._resumable(row, saved, bool(passport.extras.items)),
         )
         return frozen, snapshot
 
-    def _resumable(self, row: WindowRow, saved: _Saved) -> dict[str, Any]:
+    async def _snapshot(self, args: FreezeArgs, passport: Passport) -> tuple[HeadSnapshot, Passport]:
+        """Return the head, and the passport of its window."""
+        snapshot = await self._engine.on_engine_thread(lambda side: side.snapshot(args.session_id, args.head))
+        extras = await extras_of(self._engine, snapshot.carried)
+        return snapshot, passport.carrying(extras.before(len(snapshot.token_ids)))
+
+    def _resumable(self, row: WindowRow, saved: _Saved, has_items: bool) -> dict[str, Any]:
         """Return the fields on how much of the window can be resumed, and why not more."""
         geometry = self._engine.geometry
+        evicted = row.token_count - row.restorable_tokens >= geometry.block_tokens
+        why = f"the rest was evicted, and {LOST_ITEMS}" if has_items and evicted else None
         boundaries = boundaries_of(geometry, saved.window)
         return {
             "resumable_tokens": row.restorable_tokens,
             "boundaries": [end * geometry.block_tokens for end in boundaries] or None,
-            "not_resumable": why_not_all(geometry, row.token_count, row.restorable_tokens),
+            "not_resumable": why or why_not_all(geometry, row.token_count, row.restorable_tokens),
         }
 
     async def _chunks(
@@ -272,9 +283,9 @@ class Freezer:
             except _Evicted as evicted:
                 chunks = await self._before(evicted, snapshot, chunks, Passport(new.passport))
                 if not chunks:
-                    raise CWMError(
-                        Code.CHUNK_MISSING, "the session's blocks were evicted; freeze it with window_freeze"
-                    ) from None
+                    has_items = bool(Passport(new.passport).extras.items)
+                    how = f"and {LOST_ITEMS}; continue the session" if has_items else "so freeze it with window_freeze"
+                    raise CWMError(Code.CHUNK_MISSING, f"the session's blocks were evicted, {how}") from None
             except CWMError as problem:
                 refused += 1
                 if problem.code is not Code.CHUNK_MISSING or refused == ATTEMPTS:
@@ -303,15 +314,6 @@ class Freezer:
             chunks=[chunk.key for chunk in chunks],
             stored=saved.rows,
         )
-
-    async def _snapshot(self, args: FreezeArgs) -> HeadSnapshot:
-        snapshot = await self._engine.on_engine_thread(lambda side: side.snapshot(args.session_id, args.head))
-        if not snapshot.text_only:
-            raise CWMError(
-                Code.STATE,
-                "this session used an adapter, images or embeddings, whose KV can't be frozen yet; freeze text only",
-            )
-        return snapshot
 
     async def _save(
         self,

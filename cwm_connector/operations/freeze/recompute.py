@@ -71,7 +71,8 @@ class Recomputer:
         request_id = f"cwm-recompute-{next(self._numbers)}"
         stored = self._stored(snapshot, lost)
         done = await engine.on_engine_thread(lambda side: side.expect_recompute(request_id, stored))
-        submit = partial(engine.submit_prefill, request_id, memoryview(tokens), snapshot.cache_salt)
+        adapter = None if snapshot.carried.adapter is None else snapshot.carried.adapter.lora_request
+        submit = partial(engine.submit_prefill, request_id, memoryview(tokens), snapshot.cache_salt, adapter)
         submitting = asyncio.ensure_future(asyncio.to_thread(submit))
         try:
             await asyncio.shield(submitting)

@@ -125,7 +125,7 @@ class Canary:
         done = await engine.on_engine_thread(lambda side: side.expect_recompute(request_id, _NOTHING))
         salt = f"cwm-{secrets.token_urlsafe(24)}"
         try:
-            await asyncio.to_thread(engine.submit_prefill, request_id, memoryview(engine.canary_tokens), salt)
+            await asyncio.to_thread(engine.submit_prefill, request_id, memoryview(engine.canary_tokens), salt, None)
         except BaseException:
             engine.step_queue.call(lambda: engine.scheduler.forget_own(request_id))
             raise

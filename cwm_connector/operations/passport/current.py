@@ -92,5 +92,5 @@ class CurrentPassport:
 
     def require_still(self, passport: Mapping[str, str]) -> None:
         """Raise `Code.STATE` if the weights are no longer those of `passport`."""
-        if not self.is_known or self.current.fields != passport:
+        if not self.is_known or self.current.fields != Passport(passport).of_engine.fields:
             raise CWMError(Code.STATE, "the weights were replaced meanwhile; continue the session and freeze it again")

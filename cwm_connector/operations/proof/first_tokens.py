@@ -10,6 +10,7 @@ from cwm_connector.compat import FirstToken
 from cwm_connector.core.errors import Code, CWMError
 
 if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
     from vllm.v1.engine.core import EngineCoreProc
 
 
@@ -22,7 +23,13 @@ class FirstTokens:
         self._watches = False
         self._lock = threading.Lock()
 
-    def submit(self, request_id: str, token_ids: Sequence[int], cache_salt: str | None) -> "Future[FirstToken]":
+    def submit(
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        cache_salt: str | None,
+        lora_request: "LoRARequest | None" = None,
+    ) -> "Future[FirstToken]":
         """Queue a request for one greedy token after `token_ids` and return a future of that token.
 
         Cancel the future to stop waiting. That does not end the request.
@@ -35,7 +42,9 @@ class FirstTokens:
         answer.add_done_callback(lambda _: self._answers.pop(request_id, None))
         try:
             self._watch()
-            compat.submit_prefill(self._engine, request_id, token_ids, cache_salt, logprobs=0)
+            compat.submit_prefill(
+                self._engine, request_id, token_ids, cache_salt, lora_request=lora_request, logprobs=0
+            )
         except BaseException:
             answer.cancel()
             raise

@@ -23,8 +23,10 @@ from cwm_connector.compat import FirstToken
 from cwm_connector.control.async_helpers import finish_even_if_cancelled, wait_done
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec, boundaries_of
+from cwm_connector.core.keys.extras import PLAIN, Extras
 from cwm_connector.core.types import now_micros
 from cwm_connector.operations.context import EngineContext
+from cwm_connector.operations.extras import adapter_serving
 from cwm_connector.protocol.proofs import Outcome, ProofCheck
 from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.step.save_plan import Prefilled
@@ -52,13 +54,13 @@ class Prover:
     def __init__(self, engine: EngineContext) -> None:
         self._engine = engine
 
-    async def take(self, name: str, token_ids: "array[int]", cache_salt: str | None) -> Proof:
+    async def take(self, name: str, token_ids: "array[int]", cache_salt: str | None, extras: Extras = PLAIN) -> Proof:
         """Take the proof of a window that was just frozen and store it with the window.
 
         Raises: `Code.STATE` if the engine is paused or has evicted some of the window's blocks,
         `Code.OPERATION_TIMEOUT` if it is too busy, and what the catalog raises.
         """
-        answered = await self._ask(token_ids, cache_salt, _NOTHING, TAKE_LIMIT_S)
+        answered = await self._ask(token_ids, cache_salt, _NOTHING, TAKE_LIMIT_S, extras)
         evicted = self._whole_tokens(len(token_ids)) - answered.prefilled.hit_tokens
         if evicted > 0:
             raise CWMError(
@@ -70,7 +72,12 @@ class Prover:
         return proof
 
     async def repeat(
-        self, name: str, token_ids: "array[int]", chunks: Sequence[ChunkSpec], proof: Proof | None
+        self,
+        name: str,
+        token_ids: "array[int]",
+        chunks: Sequence[ChunkSpec],
+        proof: Proof | None,
+        extras: Extras = PLAIN,
     ) -> tuple[Outcome, ProofCheck]:
         """Load the window for a request that nobody sees, and compare its token with the proof. Never raises CWMError.
 
@@ -86,7 +93,8 @@ class Prover:
             boundaries=boundaries_of(self._engine.geometry, chunks),
         )
         try:
-            answered = await self._ask(token_ids, f"cwm-{secrets.token_urlsafe(24)}", window, REPEAT_LIMIT_S)
+            salt = f"cwm-{secrets.token_urlsafe(24)}"
+            answered = await self._ask(token_ids, salt, window, REPEAT_LIMIT_S, extras)
         except CWMError as problem:
             return _uncompared(proof, problem.message)
         expected = min(window.blocks * self._engine.geometry.block_tokens, self._whole_tokens(len(token_ids)))
@@ -98,13 +106,18 @@ class Prover:
         return (tokens - 1) // size * size
 
     async def _ask(
-        self, token_ids: "array[int]", cache_salt: str | None, loadable: BoundWindow, limit_s: float
+        self, token_ids: "array[int]", cache_salt: str | None, loadable: BoundWindow, limit_s: float, extras: Extras
     ) -> _Answered:
         """Have the engine compute one token. The request is aborted if the caller is cancelled or the time is over."""
         engine = self._engine
+        if extras.items:
+            raise CWMError(
+                Code.STATE, "a window with images or embeddings can't be proved, because CWM keeps only their KV"
+            )
+        adapter = await adapter_serving(engine, extras.adapter) if extras.adapter else None
         request_id = f"cwm-proof-{secrets.token_hex(8)}"
         prefilled = await engine.on_engine_thread(lambda side: side.expect_proof(request_id, loadable))
-        submit = partial(engine.submit_proof, request_id, memoryview(token_ids), cache_salt)
+        submit = partial(engine.submit_proof, request_id, memoryview(token_ids), cache_salt, adapter)
         submitting = asyncio.ensure_future(asyncio.to_thread(submit))
         try:
             token = await asyncio.shield(submitting)

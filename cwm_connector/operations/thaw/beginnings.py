@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from cwm_connector.core.identity import Geometry, Passport, chunk_specs
+from cwm_connector.core.keys.extras import PLAIN, Extras
 from cwm_connector.core.types import ChunkKey
 
 _KEPT_BYTES: Final = 8
@@ -39,9 +40,10 @@ class Beginnings:
         """Remove a first chunk that no window holds any more."""
         self._keys.discard(_kept(key))
 
-    def of(self, token_ids: Sequence[int], max_blocks: int) -> Iterator[ChunkKey]:
+    def of(self, token_ids: Sequence[int], max_blocks: int, extras: Extras = PLAIN) -> Iterator[ChunkKey]:
         """Yield the known first chunks with which the tokens begin, the longest first, at most `max_blocks` long."""
-        size, passport = self._geometry.block_tokens, self._passport()
+        size = self._geometry.block_tokens
+        passport = self._passport().carrying(extras.before(self._geometry.chunk_tokens))
         for blocks in self._lengths:
             if blocks <= min(max_blocks, self._geometry.blocks_per_chunk):
                 key = chunk_specs(passport, self._geometry, array("i", token_ids[: blocks * size]))[0].key

@@ -22,9 +22,9 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Final
 
-from cwm_connector.catalog.base import Catalog, OpenWindows
+from cwm_connector.catalog.base import Catalog, OpenWindows, WindowRow
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.identity import boundaries_of, chunk_specs, specs_of
+from cwm_connector.core.identity import Passport, boundaries_of, chunk_specs, specs_of
 from cwm_connector.core.types import ChunkKey
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.thaw.beginnings import Beginnings
@@ -72,7 +72,7 @@ class CatalogFinder:
             return False
         if not self._engine.passports.is_known:
             return len(self._beginnings) > 0
-        return next(self._beginnings.of(question.token_ids, question.max_blocks), None) is not None
+        return next(self._beginnings.of(question.token_ids, question.max_blocks, question.extras), None) is not None
 
     # --- the control thread ---
 
@@ -179,13 +179,14 @@ class _Search:
             row = catalog.window(name)
             if (row.private and not private_too) or self._engine.passport.first_difference(row.passport) is not None:
                 return 0
-            window = self._engine.thaw_bindings.window(name) or self._read(catalog, name)
+            window = self._engine.thaw_bindings.window(name) or self._read(catalog, row)
         except CWMError as problem:
             if problem.code not in (Code.CORRUPT, Code.WINDOW_NOT_FOUND):
                 raise
             logger.warning("window %s can't be loaded: %s", name, problem)
             return 0
-        common = window.common_blocks(self._tokens, self._size, self._question.max_blocks)
+        question = self._question
+        common = window.common_blocks(self._tokens, self._size, question.max_blocks, extras=question.extras)
         is_continued = 4 * common >= 3 * window.blocks
         if continued and not is_continued:
             return 0
@@ -196,9 +197,9 @@ class _Search:
                 self._anonymous = (common, session)
         return common
 
-    def _read(self, catalog: Catalog, name: str) -> BoundWindow:
+    def _read(self, catalog: Catalog, row: WindowRow) -> BoundWindow:
         """Return the window, up to its first chunk that no tier is known to have."""
-        tokens = array("i")
+        tokens, name = array("i"), row.name
         tokens.frombytes(catalog.token_ids_of(name))
         rows = catalog.chunks_of(name)
         self._engine.locations.load_from_catalog(rows)
@@ -210,13 +211,15 @@ class _Search:
             chunks=specs,
             usable_blocks=specs[-1].end_block if lost is None else lost.usable_without,
             boundaries=boundaries_of(self._engine.geometry, specs),
+            extras=Passport(row.passport).extras,
         )
 
     def _keys(self, catalog: Catalog) -> list[ChunkKey]:
         """Return the keys of the request's whole chunks, or of its beginning that is a short window's only chunk."""
-        specs = chunk_specs(self._engine.passport, self._engine.geometry, self._tokens)
+        question, passport = self._question, self._engine.passport.carrying(self._question.extras)
+        specs = chunk_specs(passport, self._engine.geometry, self._tokens)
         whole = [spec.key for spec in specs if spec.blocks == self._engine.geometry.blocks_per_chunk]
-        known = list(self._beginnings.of(self._question.token_ids, self._question.max_blocks))
+        known = list(self._beginnings.of(question.token_ids, question.max_blocks, question.extras))
         if whole and whole[0] in known:
             return whole
         for key in known:

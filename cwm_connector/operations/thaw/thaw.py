@@ -17,7 +17,7 @@ from cwm_connector.catalog.base import Binding, Catalog, ChunkRow, Proof, Window
 from cwm_connector.control.async_helpers import call_on_loop, finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.identity import ChunkSpec, boundaries_of, specs_of
+from cwm_connector.core.identity import ChunkSpec, Passport, boundaries_of, specs_of
 from cwm_connector.core.names import check_description, check_tags, check_window_name
 from cwm_connector.core.speaker import check_session_id
 from cwm_connector.core.types import ChunkKey, TierName, now_micros, salt_hash
@@ -183,7 +183,8 @@ class Thawer:
     async def _repeat(
         self, stored: _Stored, specs: Sequence[ChunkSpec], proof: Proof | None
     ) -> tuple[Outcome, ProofCheck]:
-        return await self._prover.repeat(stored.row.name, stored.token_ids, specs, proof)
+        extras = Passport(stored.row.passport).extras
+        return await self._prover.repeat(stored.row.name, stored.token_ids, specs, proof, extras)
 
     async def _stored(self, name: str) -> _Stored:
         def read(catalog: Catalog) -> _Stored:
@@ -304,6 +305,7 @@ class Thawer:
             chunks=specs,
             usable_blocks=blocks,
             boundaries=boundaries_of(self._engine.geometry, specs),
+            extras=Passport(stored.row.passport).extras,
         )
         self._engine.thaw_bindings.bind(binding.session_id, binding.salt_hash, window, private=stored.row.private)
 

@@ -79,7 +79,7 @@ class ArchiveHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     description: Annotated[str, Meta(max_length=MAX_DESCRIPTION)]
     tags: Annotated[tuple[Name, ...], Meta(max_length=MAX_TAGS)]
     model: Text
-    passport: Annotated[dict[Name, Text], Meta(max_length=64)]
+    passport: Annotated[dict[Name, Annotated[str, Meta(max_length=1 << 18)]], Meta(max_length=64)]
     block_tokens: Count
     chunk_tokens: Count
     """Tokens in each chunk. The last one may have fewer."""

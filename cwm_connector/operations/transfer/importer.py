@@ -141,7 +141,12 @@ class Importer:
         tokens.frombytes(header.token_ids)
         if min(tokens) < 0:
             raise _damaged("one of its token ids is negative")
-        specs = window_chunks(Passport(header.passport), engine.geometry, tokens, self._boundaries(header))
+        passport = Passport(header.passport)
+        try:
+            passport.extras  # noqa: B018
+        except ValueError:
+            raise _damaged("its images can't be read") from None
+        specs = window_chunks(passport, engine.geometry, tokens, self._boundaries(header))
         specs = specs[: len(header.chunks)]
         if [spec.key for spec in specs] != [chunk.key for chunk in header.chunks]:
             raise _damaged("its chunks do not follow from its tokens")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from vllm.lora.request import LoRARequest
 
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.names import legal_session_id
@@ -104,13 +105,13 @@ def test_an_illegal_id_makes_a_session_of_the_legal_id_that_it_becomes() -> None
     assert {view.session_id for view in sessions.views()} == {legal_session_id(each) for each in identifiers}
 
 
-def test_adapters_and_images_mark_the_head_as_not_text_only() -> None:
+def test_an_answer_of_an_adapter_and_one_without_are_two_heads_of_a_session() -> None:
+    adapter = LoRARequest(lora_name="one", lora_int_id=1, lora_path="/nowhere")
     sessions = index()
-    finish(sessions, Request("r", list(range(10)), lora_request=object()))
-    finish(sessions, Request("later", list(range(20))))
-    sessions.request_added(Request("running", list(range(30))))
-    head = sessions.snapshot("alice", None)
-    assert len(head.token_ids) == 29 and not head.text_only
+    finish(sessions, Request("r", list(range(10)), lora_request=adapter))
+    finish(sessions, Request("plain", list(range(10))))
+    heads = [sessions.snapshot("alice", name) for name in ("h1", "h2")]
+    assert [head.carried.adapter and head.carried.adapter.lora_request for head in heads] == [adapter, None]
 
 
 def test_heads_are_bounded() -> None:

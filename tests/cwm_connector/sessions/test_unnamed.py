@@ -3,6 +3,7 @@
 import hashlib
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -141,7 +142,9 @@ def test_an_anonymous_session_that_is_called_by_its_name_is_anonymous_no_more() 
 
 def test_what_could_never_be_frozen_opens_no_anonymous_session() -> None:
     sessions = index()
-    finish(sessions, nobody("image", list(range(10)), mm_features=[object()]))
+    place = SimpleNamespace(offset=2, length=3)
+    chosen = SimpleNamespace(modality="image", identifier="holiday", mm_hash="holiday", mm_position=place)
+    finish(sessions, nobody("image", list(range(10)), mm_features=[chosen]))
     finish(sessions, nobody("short", [1, 2, 3]))
     assert sessions.views() == ()
 

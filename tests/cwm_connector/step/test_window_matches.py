@@ -1,6 +1,7 @@
 """step/window_matches.py: a long request is compared with thawed windows over several steps."""
 
 from array import array
+from typing import Any
 
 import pytest
 
@@ -34,9 +35,9 @@ def test_each_step_compares_a_bounded_part_of_a_long_request(monkeypatch: pytest
     compared: list[int] = []
     compare = BoundWindow.common_blocks
 
-    def noted(window: BoundWindow, token_ids: "array[int]", size: int, limit: int, first: int = 0) -> int:
+    def noted(window: BoundWindow, token_ids: "array[int]", size: int, limit: int, *more: Any) -> int:
         compared.append(len(token_ids) // size)
-        return compare(window, token_ids, size, limit, first)
+        return compare(window, token_ids, size, limit, *more)
 
     monkeypatch.setattr(BoundWindow, "common_blocks", noted)
     one = request(range(10 * BLOCK_TOKENS + 1), session_id="bob")

@@ -75,6 +75,13 @@ async def test_negative_tokens_are_refused(there: Miniature, file: Path) -> None
     await forged(there, file, negative)
 
 
+async def test_images_that_cannot_be_read_are_refused(there: Miniature, file: Path) -> None:
+    def pictured(fields: dict[str, Any], parts: bytes) -> tuple[Any, bytes]:
+        return fields | {"passport": fields["passport"] | {"items": "[[1]]"}}, parts
+
+    assert "its images can't be read" in (await forged(there, file, pictured)).message
+
+
 @pytest.mark.parametrize("proof", [[7, math.nan, 1], [7, -math.inf, 1], [-7, -0.5, 1], [7, -0.5], [7, -0.5, 1, 2]])
 async def test_an_impossible_proof_is_refused(there: Miniature, file: Path, proof: list[Any]) -> None:
     await forged(there, file, lambda fields, parts: (fields | {"proof": proof}, parts))
