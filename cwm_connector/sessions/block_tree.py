@@ -95,7 +95,7 @@ class BlockTree:
     """The chains of one session."""
 
     def __init__(self, block_tokens: int) -> None:
-        self._block_tokens = block_tokens
+        self.block_tokens = block_tokens
         self.root = Node(None, 0, HashRun(), TokenRun())
         self.size_bytes = 0
         self._unpacked: dict[Node, None] = {}
@@ -158,8 +158,8 @@ class BlockTree:
 
     def block_ids(self, node: Node, block: int) -> "array[int]":
         """Return the ids of the tokens of the block at position `block`, which the node has."""
-        start = (block - node.first) * self._block_tokens
-        return node.tokens.ids(start, start + self._block_tokens)
+        start = (block - node.first) * self.block_tokens
+        return node.tokens.ids(start, start + self.block_tokens)
 
     def tokens(self, node: Node, end: int) -> TokenRun:
         """Return the first `end` ids of the chain that ends with `node`, without packing any. A chain may end before.
@@ -168,7 +168,7 @@ class BlockTree:
         """
         run = TokenRun()
         for each in node.path():
-            rest = end - each.first * self._block_tokens
+            rest = end - each.first * self.block_tokens
             if rest <= 0:
                 break
             run.append_parts(each.tokens if rest >= len(each.tokens) else each.tokens.part(0, rest))
@@ -184,14 +184,14 @@ class BlockTree:
         node = next(iter(self._unpacked), None)
         if node is not None:
             node.tokens.pack(limit)
-            node.hashes.pack(limit // self._block_tokens)
+            node.hashes.pack(limit // self.block_tokens)
             self._count(node)
 
     def _split(self, node: Node, at: int) -> Node:
         """Cut the node before the block at position `at`. Return the new node of the blocks before it."""
         assert node.parent is not None
         count = at - node.first
-        tokens = count * self._block_tokens
+        tokens = count * self.block_tokens
         before = Node(node.parent, node.first, node.hashes.part(0, count), node.tokens.part(0, tokens))
         node.parent.children[before.hashes[0]] = before
         node.hashes = node.hashes.part(count, len(node.hashes))

@@ -14,12 +14,12 @@ itself continued. Side requests and subagents never become the main head.
 """
 
 import enum
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from cwm_connector.core.types import Micros
-from cwm_connector.sessions.head import Head, Progress, is_hinted_side
+from cwm_connector.sessions.head import Head, Progress, SharedTokens, is_hinted_side
 from cwm_connector.sessions.unnamed import compared_tokens
 from cwm_connector.sessions.views import HeadKind, HeadReason
 
@@ -27,9 +27,6 @@ SUBSTANTIAL_TOKENS: Final = 256
 """A request that shares so many tokens with the main line belongs to it, or one that shares a quarter of its prompt."""
 SILENT_AFTER: Final = 600 * 1_000_000
 """Microseconds. A main head that was silent for so long gives way to another conversation that goes on."""
-
-CommonTokens = Callable[[Head], int]
-"""Returns how many tokens the request and the head have in common."""
 
 
 class Effect(enum.Enum):
@@ -60,31 +57,31 @@ class Decision:
 NOTHING: Final = Decision(Effect.NONE)
 
 
-def decide(heads: Collection[Head], main: Head | None, progress: Progress, common: CommonTokens) -> Decision:
+def decide(heads: Collection[Head], main: Head | None, progress: Progress, shared_with: SharedTokens) -> Decision:
     """Return what the request does to the heads."""
-    kind = _kind(progress, main, common)
+    kind = _kind(progress, main, shared_with)
     if kind is HeadKind.SUBAGENT:
-        decision = _decide_named(heads, progress, common)
+        decision = _decide_named(heads, progress, shared_with)
     elif kind is HeadKind.SIDE:
-        decision = _decide_side(heads, progress, common)
+        decision = _decide_side(heads, progress, shared_with)
     else:
-        decision = _decide_conversation(heads, main, progress, common)
+        decision = _decide_conversation(heads, main, progress, shared_with)
     return NOTHING if decision.effect in (Effect.MOVE, Effect.OPEN) and not progress.chain.blocks else decision
 
 
 def becomes_main(
-    heads: Collection[Head], main: Head | None, head: Head, progress: Progress, common: CommonTokens, now: Micros
+    heads: Collection[Head], main: Head | None, head: Head, progress: Progress, shared_with: SharedTokens, now: Micros
 ) -> bool:
     """Return whether `head`, to which the request belongs now, becomes the main head.
 
-    `heads` are the heads before the request, and `common` is about them.
+    `heads` are the heads before the request, and `shared_with` is about them.
     """
     if head.kind is not HeadKind.CONVERSATION or not progress.is_whole:
         return False
     if main is None:
         others = (each for each in heads if each.name != head.name and each.kind is HeadKind.CONVERSATION)
         return all(head.token_count >= each.token_count for each in others)
-    shared = max((common(each) for each in heads if each.is_main_line), default=0)
+    _, shared = shared_with.most(each for each in heads if each.is_main_line)
     resumes = progress.turn.resumes
     looks_like_side = not resumes and main.streams and not progress.streams and 4 * shared < progress.prompt_tokens
     if not looks_like_side and is_of_main_line(main, progress, shared):
@@ -121,7 +118,7 @@ def default_head(heads: Mapping[str, Head], main: Head | None) -> tuple[Head, He
     return None
 
 
-def _kind(progress: Progress, main: Head | None, common: CommonTokens) -> HeadKind:
+def _kind(progress: Progress, main: Head | None, shared_with: SharedTokens) -> HeadKind:
     hints = progress.turn.hints
     if is_hinted_side(hints) or progress.is_structured:
         return HeadKind.SIDE
@@ -130,16 +127,16 @@ def _kind(progress: Progress, main: Head | None, common: CommonTokens) -> HeadKi
     lost_tools = main is not None and main.has_tools is True and hints.has_tools is False
     if main is not None and lost_tools and (hints.opening is None or hints.opening != main.opening):
         # Tools that the template does not show can be left out of a turn. It then still holds the whole last prompt.
-        return HeadKind.CONVERSATION if _holds_prompt(main, common(main)) else HeadKind.SIDE
+        return HeadKind.CONVERSATION if _holds_prompt(main, shared_with(main)) else HeadKind.SIDE
     return HeadKind.CONVERSATION
 
 
-def _decide_named(heads: Collection[Head], progress: Progress, common: CommonTokens) -> Decision:
+def _decide_named(heads: Collection[Head], progress: Progress, shared_with: SharedTokens) -> Decision:
     kind = HeadKind.SUBAGENT
     own = next((head for head in heads if head.name == progress.turn.name and head.kind is kind), None)
     if own is None:
         return Decision(Effect.OPEN, kind)
-    shared = common(own)
+    shared = shared_with(own)
     if shared == progress.chain.token_count:
         return Decision(Effect.REPEAT, kind, own)
     if progress.is_whole or shared == own.token_count:
@@ -147,9 +144,10 @@ def _decide_named(heads: Collection[Head], progress: Progress, common: CommonTok
     return NOTHING
 
 
-def _decide_side(heads: Collection[Head], progress: Progress, common: CommonTokens) -> Decision:
+def _decide_side(heads: Collection[Head], progress: Progress, shared_with: SharedTokens) -> Decision:
     kind = HeadKind.SIDE
-    shared = {head: common(head) for head in heads if head.kind is not HeadKind.SUBAGENT}
+    others = (head for head in heads if head.kind is not HeadKind.SUBAGENT)
+    shared = {head: shared_with(head) for head in _near(others, progress, shared_with)}
     if repeated := [head for head, tokens in shared.items() if tokens == progress.chain.token_count]:
         sides = [head for head in repeated if head.kind is kind]
         return Decision(Effect.REPEAT, kind, sides[0]) if sides else NOTHING
@@ -165,10 +163,11 @@ def _decide_side(heads: Collection[Head], progress: Progress, common: CommonToke
 
 
 def _decide_conversation(
-    heads: Collection[Head], main: Head | None, progress: Progress, common: CommonTokens
+    heads: Collection[Head], main: Head | None, progress: Progress, shared_with: SharedTokens
 ) -> Decision:
     kind = HeadKind.CONVERSATION
-    shared = {head: common(head) for head in heads if head.kind is kind}
+    others = (head for head in heads if head.kind is kind)
+    shared = {head: shared_with(head) for head in _near(others, progress, shared_with)}
     if repeated := [head for head, tokens in shared.items() if tokens == progress.chain.token_count]:
         return Decision(Effect.REPEAT, kind, max(repeated, key=lambda head: (head is main, head.activity)))
     fitting = [
@@ -182,6 +181,16 @@ def _decide_conversation(
     return Decision(
         Effect.MOVE, kind, best, continued=progress.is_whole and _is_next_turn(best, progress, shared[best])
     )
+
+
+def _near(heads: Iterable[Head], progress: Progress, shared_with: SharedTokens) -> list[Head]:
+    """Return the heads that may have all of the request, or of which the request may have all, or the last prompt."""
+    most = progress.chain.token_count
+    return [
+        head
+        for head in heads
+        if shared_with.at_most(head) >= min(most, head.token_count, compared_tokens(head.prompt_tokens))
+    ]
 
 
 def _holds_prompt(head: Head, shared: int) -> bool:

@@ -1,18 +1,18 @@
-"""One head of a session, and how far a request has come.
+"""One head of a session, how far a request has come, and what the two have in common.
 
 Engine thread only. Nothing here blocks.
 """
 
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from cwm_connector import compat
 from cwm_connector.core.speaker import Hints, RequestKind
 from cwm_connector.core.types import Micros
-from cwm_connector.sessions.block_tree import Node
+from cwm_connector.sessions.block_tree import BlockTree, Fork, Match, Node, common_blocks
 from cwm_connector.sessions.extras.carried import PLAIN_REQUEST, Carried
 from cwm_connector.sessions.unnamed import compared_tokens
 from cwm_connector.sessions.views import HeadKind, HeadSummary
@@ -168,3 +168,84 @@ class Head:
 def is_hinted_side(hints: Hints) -> bool:
     """Return whether the client's own fields say that the request is not a turn of the conversation."""
     return hints.kind is not RequestKind.TURN
+
+
+class SharedTokens:
+    """How many leading tokens the chain of a request and each of a session's heads have in common.
+
+    Blocks are compared by their hashes. The tokens of the block in which the two part are compared only when somebody
+    asks, because most heads part so early that no rule depends on it. Valid until a head is stored.
+    """
+
+    def __init__(self, tree: BlockTree, chain: Chain, match: Match) -> None:
+        """`match`: how far the chain is in the tree that holds the heads."""
+        self._tree = tree
+        self._chain = chain
+        self._match = match
+        self._forks: dict[Head, tuple[Fork, int]] = {}
+        self._exact: dict[Head, int] = {}
+        self._in_next_block: dict[Node, int] = {}
+
+    def __call__(self, head: Head) -> int:
+        """Return how many tokens they have in common."""
+        found = self._exact.get(head)
+        if found is None:
+            found = self._exact[head] = self._compared(head)
+        return found
+
+    def at_most(self, head: Head) -> int:
+        """Return how many tokens they have in common, or up to a block more."""
+        return self._fork(head)[1]
+
+    def most(self, heads: Iterable[Head]) -> tuple[Head | None, int]:
+        """Return the first of the heads that have most in common with the chain, and how many tokens that are."""
+        bounds = {head: self._fork(head)[1] for head in heads}
+        least = max(bounds.values(), default=0) - self._tree.block_tokens
+        best = max((head for head, bound in bounds.items() if bound > least), key=self, default=None)
+        return best, 0 if best is None else self(best)
+
+    def _fork(self, head: Head) -> tuple[Fork, int]:
+        """Return where they part, and how many tokens they have in common at most."""
+        found = self._forks.get(head)
+        if found is None:
+            fork = self._fork_of(head)
+            if not fork.blocks and head.cache_salt != self._chain.cache_salt:
+                bound = 0  # the hashes would tell, but no full block is equal
+            else:
+                carried = head.carried.common_tokens(self._chain.carried)
+                bound = min((fork.blocks + 1) * self._tree.block_tokens - 1, head.token_count, carried)
+            found = self._forks[head] = fork, bound
+        return found
+
+    def _fork_of(self, head: Head) -> Fork:
+        if head.running is None:
+            assert head.node is not None
+            return self._match.fork(head.node)
+        ours, theirs = self._chain, head.running.chain
+        limit = min(ours.blocks, theirs.blocks)
+        return Fork(common_blocks(theirs.block_hashes, ours.block_hashes, limit), None)
+
+    def _compared(self, head: Head) -> int:
+        fork, bound = self._fork(head)
+        start = fork.blocks * self._tree.block_tokens
+        if bound <= start:
+            return bound
+        if fork.node is None:
+            return min(bound, start + self._common_start(self._after(head, start), start))
+        if fork.node not in self._in_next_block:
+            ids = self._tree.block_ids(fork.node, fork.blocks)
+            self._in_next_block[fork.node] = self._common_start(ids, start)
+        return min(bound, start + self._in_next_block[fork.node])
+
+    def _after(self, head: Head, start: int) -> "array[int]":
+        """Return the ids of the head's tokens from `start` on, at most a block. A stored head ends within it."""
+        return head.tail if head.running is None else head.running.chain.ids(start, start + self._tree.block_tokens)
+
+    def _common_start(self, ours: "array[int]", start: int) -> int:
+        """Return how many of the tokens of a block, or of less, agree with the chain's from `start` on."""
+        theirs = self._chain.ids(start, start + len(ours))
+        if not ours or not theirs or ours[0] != theirs[0]:
+            return 0
+        if ours == theirs:
+            return len(ours)
+        return next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(theirs))

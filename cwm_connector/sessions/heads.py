@@ -7,17 +7,16 @@ stays in the request. The second happens on a copy of the table of heads. The tr
 """
 
 import copy
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from cwm_connector.core.types import Micros
-from cwm_connector.sessions.block_tree import BlockTree, Fork, Match, Node, common_blocks
+from cwm_connector.sessions.block_tree import BlockTree, Match, Node
 from cwm_connector.sessions.choice import Decision, Effect, becomes_main, decide, default_head, is_of_main_line
 from cwm_connector.sessions.hash_run import ChainHashes, HashRun
-from cwm_connector.sessions.head import Chain, Head, Progress
+from cwm_connector.sessions.head import Chain, Head, Progress, SharedTokens
 from cwm_connector.sessions.token_run import TokenRun
 from cwm_connector.sessions.views import HeadKind, HeadReason
 
@@ -154,8 +153,8 @@ class Heads:
 
     def common_tokens(self, chain: Chain, heads: Iterable[Head]) -> dict[str, int]:
         """Return how many tokens the chain has in common with each of the heads."""
-        match = self._tree.match(chain.block_hashes, chain.blocks)
-        return {head.name: tokens for head, tokens in self._common(heads, chain, match).items()}
+        shared = SharedTokens(self._tree, chain, self._tree.match(chain.block_hashes, chain.blocks))
+        return {head.name: shared(head) for head in heads}
 
     def own_tokens(self, heads: Iterable[Head]) -> dict[str, int]:
         """Return for each head how many of its tokens no weightier head has.
@@ -180,36 +179,39 @@ class Heads:
     def _apply(self, table: HeadTable, progress: Progress, now: Micros, match: Match) -> Head | None:
         """Change the table as the rules say. A head that is moved or opened gets the request as its chain."""
         heads = list(table.by_name.values())
-        shared = self._common(heads, progress.chain, match)
+        shared = SharedTokens(self._tree, progress.chain, match)
         main = table.main
-        decision = decide(heads, main, progress, shared.__getitem__)
+        decision = decide(heads, main, progress, shared)
         if decision.effect is Effect.NONE:
             return None
         if decision.effect is Effect.REPEAT and not progress.is_whole:
             return decision.head
         if decision.effect is Effect.OPEN:
-            head = self._opened(table, decision, progress, shared)
+            head = self._opened(table, decision, progress, shared.most(heads))
         else:
             assert decision.head is not None
             head = copy.copy(decision.head)
         if decision.effect is not Effect.REPEAT:
-            _move(head, progress, 0 if decision.head is None else shared[decision.head])
-            _absorb(table, head, shared)
+            _move(head, progress, 0 if decision.head is None else shared(decision.head))
+            _absorb(table, head, heads, shared)
         head.activity, head.last_active_at = progress.turn.activity, now
         if progress.is_whole:
             _note_turn(head, decision, progress)
         # The last active head comes last.
         table.by_name.pop(head.name, None)
         table.by_name[head.name] = head
-        if becomes_main(heads, main, head, progress, shared.__getitem__, now):
-            _make_main(table, head, progress, max((shared[each] for each in heads if each.is_main_line), default=0))
+        if becomes_main(heads, main, head, progress, shared, now):
+            _, with_main_line = shared.most(each for each in heads if each.is_main_line)
+            _make_main(table, head, progress, with_main_line)
         return head
 
-    def _opened(self, table: HeadTable, decision: Decision, progress: Progress, shared: dict[Head, int]) -> Head:
+    def _opened(
+        self, table: HeadTable, decision: Decision, progress: Progress, closest: tuple[Head | None, int]
+    ) -> Head:
         name = progress.turn.name if decision.kind is HeadKind.SUBAGENT else None
         if name is not None and name in table.by_name:
             _rename(table, name)
-        parent = max(shared, key=shared.__getitem__, default=None)
+        parent, tokens = closest
         return Head(
             name=name or table.next_name(),
             kind=decision.kind,
@@ -220,8 +222,8 @@ class Heads:
             is_partial=True,
             activity=0,
             last_active_at=Micros(0),
-            covered_tokens=0 if parent is None else min(parent.covered_tokens, shared[parent]),
-            coverage_known=parent is not None and parent.coverage_known and shared[parent] > 0,
+            covered_tokens=0 if parent is None else min(parent.covered_tokens, tokens),
+            coverage_known=parent is not None and parent.coverage_known and tokens > 0,
         )
 
     def _store(self, head: Head, chain: Chain, match: Match) -> None:
@@ -232,44 +234,6 @@ class Heads:
         head.node = self._tree.attach(match, hashes, tokens)
         head.tail = chain.ids(end * size)
         head.running = None
-
-    def _common(self, heads: Iterable[Head], chain: Chain, match: Match) -> dict[Head, int]:
-        """Return how many leading tokens each of the heads and the chain have in common."""
-        in_next_block: dict[Node, int] = {}
-        found = {}
-        for head in heads:
-            blocks, node = self._fork(head, chain, match)
-            start = blocks * self._block_tokens
-            if not blocks and head.cache_salt != chain.cache_salt:  # the hashes would tell, but no full block is equal
-                found[head] = 0
-                continue
-            if node is None:
-                tokens = start + self._common_start(self._after(head, start), chain, start)
-            else:
-                if node not in in_next_block:
-                    in_next_block[node] = self._common_start(self._tree.block_ids(node, blocks), chain, start)
-                tokens = start + in_next_block[node]
-            found[head] = min(tokens, head.carried.common_tokens(chain.carried))
-        return found
-
-    def _fork(self, head: Head, chain: Chain, match: Match) -> Fork:
-        if head.running is None:
-            return match.fork(_stored(head.node))
-        other = head.running.chain
-        return Fork(common_blocks(other.block_hashes, chain.block_hashes, min(other.blocks, chain.blocks)), None)
-
-    def _after(self, head: Head, start: int) -> "array[int]":
-        """Return the ids of the head's tokens from `start` on, at most a block. A stored head ends within it."""
-        return head.tail if head.running is None else head.running.chain.ids(start, start + self._block_tokens)
-
-    def _common_start(self, ours: "array[int]", chain: Chain, start: int) -> int:
-        """Return how many of the tokens of a block, or of less, agree with the chain's from `start` on."""
-        theirs = chain.ids(start, start + len(ours))
-        if not ours or not theirs or ours[0] != theirs[0]:
-            return 0
-        if ours == theirs:
-            return len(ours)
-        return next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(theirs))
 
 
 def _stored(node: Node | None) -> Node:
@@ -305,14 +269,13 @@ def _note_turn(head: Head, decision: Decision, progress: Progress) -> None:
     head.opening = hints.opening or head.opening
 
 
-def _absorb(table: HeadTable, head: Head, shared: dict[Head, int]) -> None:
+def _absorb(table: HeadTable, head: Head, heads: Iterable[Head], shared: SharedTokens) -> None:
     """Remove side heads and attempts that were cut off, if the head has all of them now."""
     if head.kind is HeadKind.SUBAGENT:
         return
-    for other, tokens in shared.items():
-        if tokens != other.token_count or other.name == head.name:
-            continue
-        if other.kind is HeadKind.SIDE or (other.is_partial and head.kind is HeadKind.CONVERSATION):
+    for other in heads:
+        is_less = other.kind is HeadKind.SIDE or (other.is_partial and head.kind is HeadKind.CONVERSATION)
+        if is_less and other.name != head.name and shared(other) == other.token_count:
             table.by_name.pop(other.name, None)
 
 
