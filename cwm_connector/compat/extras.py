@@ -4,6 +4,7 @@ Each section says on which threads its functions may run. Nothing here blocks, e
 the disk.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -76,6 +77,7 @@ def watch_adapter_loads(engine: "EngineCoreProc", called: "Callable[[LoRARequest
     """Have `called` called on the engine thread after each adapter that a client has the workers load."""
     load = engine.add_lora
 
+    @functools.wraps(load)  # vLLM decodes the argument by the method's signature
     def load_and_tell(lora_request: "LoRARequest") -> Any:
         loaded = load(lora_request)
         called(lora_request)
