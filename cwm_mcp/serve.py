@@ -148,6 +148,20 @@ def missing_options(argv: Sequence[str]) -> list[str]:
     return missing if _has_our_middleware(argv) else [*missing, " ".join(_MIDDLEWARE)]
 
 
+def address_of(options: Sequence[str]) -> str:
+    """Return the address at which a vLLM with these options answers on this machine."""
+    values: dict[str, str] = {}
+    for option, follows in itertools.zip_longest(options, options[1:], fillvalue=""):
+        _, equals, value = option.partition("=")
+        values[_option_name(option)] = value if equals else follows
+    if path := values.get("--uds"):
+        return f"unix://{path}"
+    host = values.get("--host", "")
+    reached = "localhost" if host in ("", "0.0.0.0", "::") else host
+    scheme = "https" if "--ssl-keyfile" in values else "http"
+    return f"{scheme}://{f'[{reached}]' if ':' in reached else reached}:{values.get('--port', '8000')}"
+
+
 def _option_name(text: str) -> str:
     """Return the option's name as vLLM reads it, with dashes, without `=VALUE`, and with --x for --no-x."""
     name = text.split("=", 1)[0].replace("_", "-")

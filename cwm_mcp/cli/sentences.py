@@ -32,6 +32,13 @@ class Removed(msgspec.Struct, frozen=True):
     space_freed_bytes: int
 
 
+class Stopped(msgspec.Struct, frozen=True):
+    """An engine that `cwm stop` has ended."""
+
+    pid: int
+    seconds: float
+
+
 @singledispatch
 def said(result: msgspec.Struct) -> Said | None:
     """Return the answer as a sentence, or None for a result that is a list or a report."""
@@ -114,6 +121,11 @@ def _(result: m.Collected) -> Said:
     return Said(f"Removed {result.chunks_deleted} blocks that no window used and freed {freed}.")
 
 
+@said.register
+def _(result: Stopped) -> Said:
+    return Said(f"The engine (process {result.pid}) has ended after {result.seconds:.1f} s.")
+
+
 @singledispatch
 def essence(result: msgspec.Struct) -> list[str]:
     """Return the lines of `--quiet`: names, and nothing else."""
@@ -158,6 +170,11 @@ def _(result: m.Exported) -> list[str]:
 @essence.register
 def _(result: m.Imported) -> list[str]:
     return [result.window_name]
+
+
+@essence.register
+def _(result: Stopped) -> list[str]:
+    return [str(result.pid)]
 
 
 @essence.register

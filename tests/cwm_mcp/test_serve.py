@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cwm_connector.core.errors import CWMError
-from cwm_mcp.serve import CONNECTOR, Build, Command, compose, installed_build, run
+from cwm_mcp.serve import CONNECTOR, Build, Command, address_of, compose, installed_build, run
 
 KV = "--kv-transfer-config"
 MIDDLEWARE = "cwm_connector.middleware.SessionHeader"
@@ -147,3 +147,18 @@ def test_the_printed_line_is_what_a_shell_would_run() -> None:
 def test_a_program_that_is_not_there_is_an_error_with_a_code(tmp_path: Path) -> None:
     with pytest.raises(CWMError, match="cannot be started"):
         run(Command((str(tmp_path / "vllm"), "serve", "m"), {}))
+
+
+@pytest.mark.parametrize(
+    ("options", "address"),
+    [
+        ([], "http://localhost:8000"),
+        (["--port", "8411", "--host", "0.0.0.0"], "http://localhost:8411"),
+        (["--host=10.0.0.7", "--port=1"], "http://10.0.0.7:1"),
+        (["--host", "::1"], "http://[::1]:8000"),
+        (["--uds", "/run/vllm"], "unix:///run/vllm"),
+        (["--ssl-keyfile", "key", "--host", "gpu.example"], "https://gpu.example:8000"),
+    ],
+)
+def test_the_address_is_that_of_the_options(options: list[str], address: str) -> None:
+    assert address_of(options) == address

@@ -1,60 +1,19 @@
-"""Commands that start the engine and show its health and metrics."""
+"""Commands that show the health and the metrics of the engine."""
 
-import os
 from typing import Annotated
 
 import typer
 
-from cwm_connector.core.errors import CWMError
-from cwm_connector.core.folders import private_folder
 from cwm_connector.protocol import calls
-from cwm_mcp import serve as serving
 from cwm_mcp.api import arguments as a
 from cwm_mcp.cli.commands.registration import ENGINE, command
-from cwm_mcp.cli.runner import Json, failed, parsed, print_result, run, settings
+from cwm_mcp.cli.runner import Json, parsed, print_result, run
 
 app = typer.Typer()
 
 
 def _components(incomplete: str) -> list[str]:
     return [name for name in calls.COMPONENTS if name.startswith(incomplete)]
-
-
-@command(
-    app,
-    ENGINE,
-    examples=[
-        "cwm serve Qwen/Qwen3-8B --port 8000 --max-model-len 32768",
-        "cwm serve --dry-run Qwen/Qwen3-8B    # only print the command",
-    ],
-    exits={1: "vLLM could not be started", 2: "a wrong command line or an invalid setting"},
-    context={"allow_extra_args": True, "allow_interspersed_args": False},
-)
-def serve(
-    context: typer.Context,
-    model: Annotated[str, typer.Argument(help="The model, as for vllm serve. vLLM's own options follow.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and exit.")] = False,
-) -> None:
-    """Run vLLM with the connector.
-
-    Prints the complete command, then replaces itself with vLLM. Options after MODEL are passed to vLLM and override
-    these defaults: the connector, prefix caching, the middleware that recognizes the sessions of known clients, cached
-    tokens in the usage, and 20 seconds for a clean shutdown.
-    """
-    options = [option for option in context.args if option != "--dry-run"]
-    checked = settings()
-    try:
-        composed = serving.compose(serving.installed_build(), model, options, os.environ)
-        print(composed, flush=True)
-        if dry_run or len(options) < len(context.args):
-            return
-        # Fail now. The engine would fail only after a minute of loading weights.
-        private_folder(checked.home, "CWM_HOME")
-        private_folder(checked.chunks_path, "CWM_DISK_PATH")
-        serving.require_unused_home(checked.home)
-        serving.run(composed)
-    except CWMError as problem:
-        raise failed(problem) from None
 
 
 @command(
