@@ -15,6 +15,7 @@ MODULES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("tree", "cat", "diff"), "content"),
     **dict.fromkeys(("stats", "verify", "gc"), "storage"),
     **dict.fromkeys(("serve", "stop"), "live.serve"),
+    "top": "live.top",
     **dict.fromkeys(("health", "metrics"), "engine"),
     **dict.fromkeys(("doctor", "completion"), "setup"),
     "help": "help",

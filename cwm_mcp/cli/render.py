@@ -51,7 +51,7 @@ def _(result: m.WindowList) -> RenderableType:
         ),
     )
     for each in result.windows:
-        _fit(
+        fit(
             table,
             *(each.name, each.token_count, size(each.size_bytes), size(each.unique_bytes), minute(each.created_at)),
             *(each.parent_window, *([each.model] if models else ()), each.tags),
@@ -70,7 +70,7 @@ def _(result: m.SessionList) -> RenderableType:
         )
     )
     for each in result.sessions:
-        _fit(
+        fit(
             table,
             *(each.session_id, each.state, each.token_count, each.cached_tokens, minute(each.last_active_at)),
             *(*([each.model] if models else ()), each.title, each.windows),
@@ -132,7 +132,7 @@ def _(result: m.Verified) -> RenderableType:
 def _(result: Removed) -> RenderableType:
     table = FittingTable((Column("window"), Column("freed", numeric=True)))
     for each in result.windows:
-        _fit(table, each.window_name, size(each.space_freed_bytes))
+        fit(table, each.window_name, size(each.space_freed_bytes))
     return table if result.windows else Text()
 
 
@@ -222,7 +222,8 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _fit(table: FittingTable, *values: object) -> None:
+def fit(table: FittingTable, *values: object) -> None:
+    """Add a row."""
     table.rows.append([_cell(value) for value in values])
 
 

@@ -1,28 +1,29 @@
-"""Print statistics repeatedly until the user stops the command."""
+"""Print something that changes repeatedly until the user stops the command."""
 
 import asyncio
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from cwm_connector.core.errors import CWMError
-from cwm_connector.protocol import calls
-from cwm_mcp.api.operations import Operations
 from cwm_mcp.cli import render
 
 Show = Callable[[msgspec.Struct], None]
+Read = Callable[[], Awaitable[msgspec.Struct]]
 
 
-async def watch_stats(operations: Operations, interval_s: float, as_json: bool) -> None:
-    """Print the statistics every `interval_s` seconds until SIGINT, SIGTERM or a closed stdout.
+async def watch(
+    read: Read, interval_s: float, as_json: bool, draw: Callable[[Any], RenderableType] = render.renderable
+) -> None:
+    """Print what `read` returns every `interval_s` seconds until SIGINT, SIGTERM or a closed stdout.
 
     When the engine stops, print what the catalog knows. When the engine is back, use it again.
     """
@@ -32,16 +33,16 @@ async def watch_stats(operations: Operations, interval_s: float, as_json: bool) 
         loop.add_signal_handler(ending, ended.set)
     try:
         if as_json:
-            await _print_repeatedly(operations, interval_s, ended, _print_line)
+            await _print_repeatedly(read, interval_s, ended, _print_line)
         elif not sys.stdout.isatty():
-            await _print_repeatedly(operations, interval_s, ended, _print_table)
+            await _print_repeatedly(read, interval_s, ended, _print_table)
         else:
             with Live(auto_refresh=False) as live:
 
                 def redraw(stats: msgspec.Struct) -> None:
-                    live.update(render.renderable(stats), refresh=True)
+                    live.update(draw(stats), refresh=True)
 
-                await _print_repeatedly(operations, interval_s, ended, redraw)
+                await _print_repeatedly(read, interval_s, ended, redraw)
     except BrokenPipeError:
         # Python flushes stdout again at exit, and would print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -50,9 +51,9 @@ async def watch_stats(operations: Operations, interval_s: float, as_json: bool) 
             loop.remove_signal_handler(ending)
 
 
-async def _print_repeatedly(operations: Operations, interval_s: float, ended: asyncio.Event, show: Show) -> None:
+async def _print_repeatedly(read: Read, interval_s: float, ended: asyncio.Event, show: Show) -> None:
     while not ended.is_set():
-        reading = asyncio.create_task(operations.stats(calls.NoArgs()))
+        reading = asyncio.ensure_future(read())
         waiting = asyncio.create_task(ended.wait())
         await asyncio.wait({reading, waiting}, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()

@@ -7,7 +7,7 @@ import typer
 from cwm_connector.protocol import calls
 from cwm_mcp.cli.commands.registration import STORAGE, command
 from cwm_mcp.cli.runner import Json, parsed, print_result, run, run_until_done, with_bar
-from cwm_mcp.cli.watch import watch_stats
+from cwm_mcp.cli.watch import watch as watch_repeatedly
 
 app = typer.Typer()
 _WATCH_S: Final = 2.0
@@ -35,7 +35,7 @@ def stats(
     line of JSON per update.
     """
     if watch:
-        run_until_done(lambda cwm: watch_stats(cwm, seconds or _WATCH_S, as_json))
+        run_until_done(lambda cwm: watch_repeatedly(lambda: cwm.stats(calls.NoArgs()), seconds or _WATCH_S, as_json))
     elif seconds is not None:
         raise typer.BadParameter("seconds is the interval of --watch; add --watch or leave seconds out")
     else:

@@ -24,6 +24,10 @@ SESSIONS: dict[str, Any] = {
             "state": "active",
             "model": "m",
             "token_count": 1,
+            "heads": 2,
+            "cached_tokens": None,
+            "title": None,
+            "auto_freeze_at": None,
             "created_at": None,
             "last_active_at": None,
             "windows": [],
@@ -81,6 +85,7 @@ def test_every_shell_gets_what_typer_prints(
             variables = typed(shell, line)
             found = completed_at_once(monkeypatch, capsys, variables)
             assert found == completed_by_typer(variables), line
+    assert "proj" in found[1] and "/b" in found[1]
 
 
 def test_fish_learns_whether_there_are_names(
