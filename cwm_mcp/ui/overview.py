@@ -9,14 +9,19 @@ from typing import Final, TypeVar
 import msgspec
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.names import check_window_name
+from cwm_connector.core.types import TierName
 from cwm_connector.protocol import calls
 from cwm_connector.protocol import results as m
+from cwm_connector.protocol.stats import CacheStats
 from cwm_connector.settings import Settings
 from cwm_connector.version import __version__
 from cwm_mcp.api import arguments as a
+from cwm_mcp.api.diff import WindowDiff, diff_windows
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.tree import all_windows, parents_of
 from cwm_mcp.ui.models import Overview, TimeSaved, TreeWindow
+from cwm_mcp.ui.texts import TextPage, text_page
 from cwm_mcp.ui.time_saved import time_saved
 
 T = TypeVar("T")
@@ -25,6 +30,8 @@ _TIMEOUT_S: Final = 8.0
 """For each part. Reading 10,000 windows takes less, and the user learns soon that an engine hangs."""
 _PAGE: Final = 100
 """Sessions per request."""
+_CONTEXT_TOKENS: Final = 60
+"""Of each side of the first difference between two windows."""
 _CACHE_FACTOR: Final = 4
 """Keep the list for this many times the time it took to read, so that polling uses at most a fifth of a core."""
 
@@ -51,14 +58,21 @@ class OverviewReader:
         """
         return await self._operations.status(a.parse(calls.StatusArgs, {"window_name": name}))
 
+    async def text(self, name: str, first: int) -> TextPage:
+        """Return a page of a window's conversation. Raise as `window` does."""
+        return await text_page(self._operations, check_window_name(name), first)
+
+    async def diff(self, one: str, other: str) -> WindowDiff:
+        """Compare two windows. Raise as `window` does."""
+        return await diff_windows(self._operations, check_window_name(one), check_window_name(other), _CONTEXT_TOKENS)
+
     async def read(self) -> Overview:
         """Return the overview. Raise nothing, because the overview says what could not be read."""
         faults: list[str] = []
-        everything = calls.NoArgs()
         windows, sessions, cache, (engine_up, saved), health, policy = await asyncio.gather(
             _or_none(self._all_windows(), faults),
             _or_none(self._all_sessions(), faults),
-            _or_none(self._operations.stats(everything), faults),
+            _or_none(self._stats(), faults),
             self._engine_and_time_saved(faults),
             _or_none(self._operations.health(calls.HealthArgs()), faults),
             _or_none(self._operations.policy(calls.PolicyChange()), faults),
@@ -82,6 +96,14 @@ class OverviewReader:
         samples = (metrics.metrics if metrics else None) or []
         up = next((bool(each.value) for each in samples if each.name == "cwm_engine_up"), None)
         return up, time_saved(samples)
+
+    async def _stats(self) -> CacheStats:
+        """Return the sizes. Without an engine a Redis that is not configured is no tier."""
+        stats = await self._operations.stats(calls.NoArgs())
+        if self._settings.redis_url is None and stats.kv_store.hits is None:
+            tiers = {**stats.kv_store.tiers, TierName.REDIS.value: None}
+            stats = msgspec.structs.replace(stats, kv_store=msgspec.structs.replace(stats.kv_store, tiers=tiers))
+        return stats
 
     async def _all_windows(self) -> list[TreeWindow]:
         async with self._list_lock:

@@ -1,7 +1,8 @@
 """Serve the page's files and the JSON that it polls. Only GET is allowed."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -26,11 +27,13 @@ _TYPES: Final = {
     ".svg": "image/svg+xml",
 }
 _STATUS: Final = {
+    Code.ARGUMENT: 400,
     Code.WINDOW_NAME: 400,
     Code.WINDOW_NOT_FOUND: 404,
     Code.ENGINE_UNREACHABLE: 503,
     Code.ENGINE_TIMEOUT: 504,
 }
+_NUMBER: Final = re.compile(r"\d{1,9}", re.ASCII)
 _SHUTDOWN_S: Final = 1
 """For requests in progress."""
 LOOPBACK: Final = "127.0.0.1"
@@ -83,15 +86,36 @@ def build_app(settings: Settings, access: Access) -> ASGIApp:
         return _json(msgspec.json.encode(await running().read()))
 
     async def window(request: Request) -> Response:
-        try:
-            return _json(msgspec.json.encode(await running().window(request.path_params["name"])))
-        except CWMError as problem:
-            return Response(
-                f"{problem}\n", status_code=_STATUS.get(problem.code, 500), media_type="text/plain; charset=utf-8"
-            )
+        return await _answer(running().window(request.path_params["name"]))
 
-    routes: list[BaseRoute] = [Route("/api/overview", overview), Route("/api/windows/{name}", window)]
+    async def text(request: Request) -> Response:
+        first = request.query_params.get("from", "0")
+        if not _NUMBER.fullmatch(first):
+            return _failure(CWMError(Code.ARGUMENT, "from is the number of a token, from 0"))
+        return await _answer(running().text(request.path_params["name"], int(first)))
+
+    async def diff(request: Request) -> Response:
+        return await _answer(running().diff(request.path_params["name"], request.query_params.get("with", "")))
+
+    routes: list[BaseRoute] = [
+        Route("/api/overview", overview),
+        Route("/api/windows/{name}", window),
+        Route("/api/windows/{name}/text", text),
+        Route("/api/windows/{name}/diff", diff),
+    ]
     return Guard(Starlette(routes=[*_files(), *routes], lifespan=lifespan), access)
+
+
+async def _answer(reading: Awaitable[msgspec.Struct]) -> Response:
+    """Return what was read, or the error as one line."""
+    try:
+        return _json(msgspec.json.encode(await reading))
+    except CWMError as problem:
+        return _failure(problem)
+
+
+def _failure(problem: CWMError) -> Response:
+    return Response(f"{problem}\n", status_code=_STATUS.get(problem.code, 500), media_type="text/plain; charset=utf-8")
 
 
 def _json(text: bytes) -> Response:

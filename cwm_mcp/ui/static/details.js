@@ -1,7 +1,10 @@
 // Shows one window's details in a dialog of the browser, with its Escape key, focus and backdrop.
 
+import { command } from "./commands.js";
+import { WindowDiff } from "./diff.js";
 import { byId, element, fact, setText } from "./dom.js";
 import { DASH, ago, bytes, count, moment } from "./format.js";
+import { WindowText } from "./text.js";
 
 export class Details {
   #dialog = byId("details");
@@ -9,10 +12,14 @@ export class Details {
   #name = null;
   #shown = "";
   #find;
+  #relatives;
+  #text = new WindowText();
+  #diff = new WindowDiff();
 
-  /** `find` returns a window's entry in the list by name. */
-  constructor(find) {
+  /** `find` returns a window's entry in the list by name, and `relatives` the other windows, the nearest first. */
+  constructor(find, relatives) {
     this.#find = find;
+    this.#relatives = relatives;
     byId("close-details").addEventListener("click", () => this.#dialog.close());
     this.#dialog.addEventListener("click", (event) => event.target === this.#dialog && this.#dialog.close());
     this.#body.addEventListener("click", (event) => {
@@ -27,8 +34,10 @@ export class Details {
     setText(byId("details-title"), name);
     this.#body.replaceChildren(element("p", { class: "quiet" }, "Reading …"));
     if (!this.#dialog.open) this.#dialog.showModal();
+    this.#dialog.scrollTop = 0;
     byId("close-details").focus();
-    return this.refresh();
+    this.#diff.open(name, this.#relatives(name));
+    return Promise.all([this.refresh(), this.#text.open(name)]);
   }
 
   /** Read the shown window again, if there is one. */
@@ -77,7 +86,16 @@ function facts(status, listed) {
     fact("children", ...(lineage.children.length ? lineage.children.map(link) : [DASH])),
   ];
   const description = listed?.description ? [element("p", { class: "description" }, listed.description)] : [];
-  return [...description, element("dl", { class: "facts" }, ...rows)];
+  const name = status.id;
+  return [
+    ...description,
+    element("dl", { class: "facts" }, ...rows),
+    element("h3", {}, "Next"),
+    command("thaw", name),
+    command("clone", name, `${name}-2`),
+    command("cat", name),
+    command("export", name),
+  ];
 }
 
 function parent(name, listed) {

@@ -40,8 +40,8 @@ function tiles({ windows, sessions, saved, engine_up: up }, store, vllm) {
 function tier(name, stored, up) {
   const line = element("div", { class: "pair" }, element("span", {}, name));
   if (stored === null) {
-    // Only the engine knows what is in memory. A running engine has no tier of which it reports nothing.
-    const reason = name !== "cpu" && name !== "disk" && up ? "not configured" : DASH;
+    // Only the engine knows what is in memory. A tier of which nothing is reported does not exist.
+    const reason = name !== "cpu" && name !== "disk" && up !== null ? "not configured" : DASH;
     line.append(element("span", { class: "quiet" }, reason));
     return element("li", { "data-tier": name }, line, meter(`${name} tier`, null, reason));
   }

@@ -31,6 +31,15 @@ export class Forest {
     return this.#windows.find((window) => window.name === name);
   }
 
+  /** Return the names of the other windows: the parent, the siblings and the children first, then the newest. */
+  relatives(name) {
+    const under = this.find(name)?.under ?? null;
+    const near = [under, ...this.#childrenOf(under ?? "").filter(() => under !== null).map((each) => each.name)];
+    near.push(...this.#childrenOf(name).map((each) => each.name));
+    const all = [...near, ...this.#windows.map((each) => each.name).reverse()];
+    return [...new Set(all)].filter((each) => each !== null && each !== name);
+  }
+
   isFolded(name) {
     return this.#chosen.get(name) ?? this.#childrenOf(name).length > FOLDED_OVER;
   }

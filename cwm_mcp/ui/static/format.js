@@ -51,7 +51,13 @@ export function until(iso, now) {
   return text === "now" ? text : `in ${text}`;
 }
 
-/** Return an ISO time in the user's time zone. */
+const day = { day: "numeric", month: "short", year: "numeric" };
+const time = { hour: "2-digit", minute: "2-digit", second: "2-digit", timeZoneName: "short" };
+
+/** Return an ISO time in the user's time zone, which it names. */
 export function moment(iso) {
-  return known(iso) ? new Date(iso).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" }) : DASH;
+  return known(iso) ? new Date(iso).toLocaleString("en-GB", { ...day, ...time }) : DASH;
 }
+
+/** Return the time of day of a number of milliseconds in the user's time zone, which it names. */
+export const clock = (ms) => new Date(ms).toLocaleTimeString("en-GB", time);

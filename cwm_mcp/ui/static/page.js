@@ -1,8 +1,10 @@
 // Reads the overview every few seconds and passes it to the parts of the page.
 
+import { letCopy } from "./commands.js";
 import { byId, element, setText } from "./dom.js";
 import { Details } from "./details.js";
 import { showFigures } from "./figures.js";
+import { clock } from "./format.js";
 import { SessionTable } from "./sessions.js";
 import { WindowTree } from "./windows.js";
 
@@ -10,7 +12,7 @@ const EVERY_MS = 3000;
 const AWAY = "No engine is running, so this shows only what the catalog knows. To start one, run: cwm serve MODEL";
 const ENGINE = { true: ["engine running", "healthy"], false: ["no engine", "unhealthy"], null: ["engine unknown", "degraded"] };
 
-const details = new Details((name) => tree.find(name));
+const details = new Details((name) => tree.find(name), (name) => tree.relatives(name));
 const tree = new WindowTree((name) => details.open(name));
 const sessions = new SessionTable();
 let timer = null;
@@ -20,7 +22,7 @@ function show(overview) {
   const [text, status] = ENGINE[overview.engine_up];
   setText(byId("engine"), text);
   byId("engine").className = `pill ${status}`;
-  setText(byId("freshness"), `read ${new Date(now).toLocaleTimeString("en-GB")}, version ${overview.version}`);
+  setText(byId("freshness"), `read ${clock(now)}, version ${overview.version}`);
   say([...(overview.engine_up === false ? [AWAY] : []), ...overview.faults]);
   // A part that could not be read keeps its last state, and a notice says why.
   if (overview.windows !== null) tree.update(overview.windows, now);
@@ -57,5 +59,6 @@ async function refresh() {
   }
 }
 
+letCopy();
 document.addEventListener("visibilitychange", () => document.hidden || refresh());
 refresh();

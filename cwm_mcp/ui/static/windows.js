@@ -44,6 +44,10 @@ export class WindowTree {
     return this.#forest.find(name);
   }
 
+  relatives(name) {
+    return this.#forest.relatives(name);
+  }
+
   #show() {
     const { rows, found } = this.#forest.rows(this.#search.value);
     const shown = rows.slice(0, this.#limit);
@@ -121,6 +125,7 @@ export class WindowTree {
 
 function windowRow({ window, level, branches, folded, found }, age, active) {
   const attributes = {
+    role: "row",
     "data-name": window.name,
     tabindex: active ? 0 : -1,
     "aria-level": level,
@@ -130,13 +135,18 @@ function windowRow({ window, level, branches, folded, found }, age, active) {
   return element(
     "tr",
     attributes,
-    element("td", {}, nameOf(window, level, branches, folded)),
-    element("td", { class: "number" }, count(window.token_count)),
-    element("td", { class: "number" }, bytes(window.size_bytes)),
-    element("td", { class: "share" }, shareOf(window)),
-    element("td", { class: "minor" }, window.storage_tier ?? DASH),
-    element("td", { class: "number" }, element("time", { datetime: window.created_at, title: moment(window.created_at) }, age)),
+    cell("", null, nameOf(window, level, branches, folded)),
+    cell("number", "tokens", count(window.token_count)),
+    cell("number", "size", bytes(window.size_bytes)),
+    cell("share", null, shareOf(window)),
+    cell("minor", null, window.storage_tier ?? DASH),
+    cell("number", "age", element("time", { datetime: window.created_at, title: moment(window.created_at) }, age)),
   );
+}
+
+/** Create a cell. On a narrow screen, where no heads are seen, `named` stands before the value. */
+function cell(kind, named, ...values) {
+  return element("td", { role: "gridcell", class: kind || null, "data-named": named }, ...values);
 }
 
 function nameOf(window, level, branches, folded) {
@@ -164,5 +174,5 @@ function shareOf({ size_bytes: size, unique_bytes: own }) {
 
 function emptyRow(size) {
   const text = size ? "No window has all of these words." : "No windows yet. To create one, run: cwm freeze SESSION NAME";
-  return element("tr", { class: "empty" }, element("td", { colspan: 6 }, text));
+  return element("tr", { role: "row", class: "empty" }, element("td", { role: "gridcell", colspan: 6 }, text));
 }

@@ -20,7 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 _NAMES: Final = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 _TIMEOUT_S: Final = 15.0
 _KEYS: Final = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "ArrowDown": (40, ""), "ArrowLeft": (37, "")}
-SHOTS_VARIABLE: Final = "CWM_UI_SHOTS"
+SHOTS_VARIABLE: Final = "UI_SHOTS"
 """Names a folder for screenshots."""
 
 
@@ -125,8 +125,11 @@ class Page:
         """Save a screenshot if the variable names a folder for them."""
         folder = os.environ.get(SHOTS_VARIABLE)
         if folder:
-            data = self.call("Page.captureScreenshot", format="png")["data"]
-            Path(folder, f"{name}.png").write_bytes(base64.b64decode(data))
+            Path(folder, f"{name}.png").write_bytes(self.picture())
+
+    def picture(self) -> bytes:
+        """Return what the browser shows as a PNG."""
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
 
 @contextmanager

@@ -311,4 +311,4 @@ def test_the_page_names_nothing_from_elsewhere() -> None:
             file
         )
     assert "<script>" not in (static / "index.html").read_text()
-    assert json.dumps(sorted(file.suffix for file in static.iterdir())).count(".js") == 8
+    assert json.dumps(sorted(file.suffix for file in static.iterdir())).count(".js") == 11
