@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from demo.next_steps import COMMANDS, print_kept, print_next
@@ -66,8 +67,9 @@ def test_the_commands_agree_and_are_understood() -> None:
     assert f"X-Session-ID: {as_printed(freeze)[-1]}" in shlex.split(curl)
 
 
-def test_the_kept_engine_ends_by_the_printed_id_and_its_folder_goes() -> None:
+def test_the_kept_engine_ends_by_the_printed_id_and_its_folder_goes(request: pytest.FixtureRequest) -> None:
     engine = Engine(launch=stand_in)
+    request.addfinalizer(engine.close)
     engine.start()
     console = narrow_console()
     print_kept(console, engine)
