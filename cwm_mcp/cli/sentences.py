@@ -71,8 +71,9 @@ def _(result: m.Thawed) -> Said:
 
 @said.register
 def _(result: m.Cloned) -> Said:
+    blocks = "their one block" if result.shared_blocks == 1 else f"all {result.shared_blocks} blocks"
     return Said(
-        f"Cloned {result.source_window} as {result.target_window}. They share all {result.shared_blocks} blocks.",
+        f"Cloned {result.source_window} as {result.target_window}. They share {blocks}.",
         f"cwm thaw {result.target_window} --session NEW-SESSION",
     )
 

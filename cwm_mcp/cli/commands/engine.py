@@ -4,10 +4,11 @@ from typing import Annotated
 
 import typer
 
+from cwm_connector.core.errors import CWMError
 from cwm_connector.protocol import calls
 from cwm_mcp.api import arguments as a
 from cwm_mcp.cli.commands.registration import ENGINE, command
-from cwm_mcp.cli.runner import Json, parsed, print_result, run
+from cwm_mcp.cli.runner import Json, failed, parsed, print_result, run, settings
 
 app = typer.Typer()
 

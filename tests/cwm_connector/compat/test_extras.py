@@ -20,7 +20,11 @@ class _Core(EngineCore):
 
     def __init__(self) -> None:
         self.loaded: list[LoRARequest] = []
-        self.model_executor: Any = SimpleNamespace(add_lora=lambda lora: self.loaded.append(lora) or True)
+        self.model_executor: Any = SimpleNamespace(add_lora=self._add_lora)
+
+    def _add_lora(self, lora: LoRARequest) -> bool:
+        self.loaded.append(lora)
+        return True
 
 
 def test_a_load_is_told_and_its_argument_is_still_decoded_as_vllm_does() -> None:
