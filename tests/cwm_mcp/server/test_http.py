@@ -227,7 +227,7 @@ def test_an_address_is_taken_apart_and_only_loopback_counts_as_loopback(
 
 @pytest.mark.parametrize("text", ["", "localhost", "localhost:", "x:y", "1:65536", "::1:80", "80 "])
 def test_what_is_no_address_is_1003(text: str) -> None:
-    with pytest.raises(CWMError, match="--http 8765") as refused:
+    with pytest.raises(CWMError, match="write 8765 or 127") as refused:
         Address.of(text)
     assert refused.value.code == 1003
 
