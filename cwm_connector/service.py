@@ -104,8 +104,7 @@ class EngineSide:
         self._control.start()
         try:
             passport = self._passport(facts)  # reads the weights, as long as that takes
-            group_bytes = facts[0].group_bytes if facts else ()
-            self._control.submit(self._open(passport, group_bytes)).result(START_LIMIT_S)
+            self._control.submit(self._open(passport, facts)).result(START_LIMIT_S)
         except BaseException:
             self._control.stop()
             self._lock.release()
@@ -155,8 +154,11 @@ class EngineSide:
         model, parts = self._vllm_config.model_config, self._kv_cache_config
         return canary_tokens(model.get_vocab_size(), compat.block_tokens(parts), model.max_model_len)
 
-    async def _open(self, passport: Passport, group_bytes: tuple[int, ...]) -> None:
-        engine = self._parts.open(passport, group_bytes)
+    async def _open(self, passport: Passport, facts: Sequence[WorkerFacts]) -> None:
+        group_bytes = facts[0].group_bytes if facts else ()
+        layouts = tuple(each.layout for each in sorted(facts, key=lambda each: each.rank))
+        heads = compat.head_shape(self._vllm_config, self._kv_cache_config)
+        engine = self._parts.open(passport, group_bytes, layouts, heads)
         operations = await start_operations(engine)
         server = ControlServer(self._settings.socket_path, operations, engine.model, __version__)
         await server.start()

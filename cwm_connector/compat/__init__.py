@@ -16,7 +16,14 @@ from cwm_connector.compat.extras import (
     media_of,
     watch_adapter_loads,
 )
-from cwm_connector.compat.groups import CachedBoundary, cache_groups, cached_boundary, group_facts, hash_tokens
+from cwm_connector.compat.groups import (
+    CachedBoundary,
+    cache_groups,
+    cached_boundary,
+    group_facts,
+    hash_tokens,
+    head_shape,
+)
 from cwm_connector.compat.model import (
     attention_backend,
     block_bytes,
@@ -72,6 +79,7 @@ __all__ = [
     "find_engine_core",
     "group_facts",
     "hash_tokens",
+    "head_shape",
     "hit_sources",
     "instruction_set",
     "is_held_once",

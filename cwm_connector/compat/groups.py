@@ -6,10 +6,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.groups import CacheGroup, GroupKind
+from cwm_connector.core.groups import CacheGroup, GroupKind, HeadShape
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -45,6 +45,33 @@ def cache_groups(kv_cache_config: "KVCacheConfig") -> tuple[CacheGroup, ...]:
         return ()
     specs = [_first_spec(group.kv_cache_spec) for group in kv_cache_config.kv_cache_groups]
     return tuple(CacheGroup(_kind(spec), spec.block_size, _reach(spec)) for spec in specs)
+
+
+_HEADS_IN_PAGE: Final = {"LBHNC": False, "LBNHC": True}
+"""Layouts in which a page holds all heads of a layer, and whether it holds them token by token."""
+
+
+def head_shape(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> HeadShape | str:
+    """Return how the heads lie in a rank's pages, or why they can't be divided over another number of ranks."""
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    group = kv_cache_config.kv_cache_groups[0]
+    spec = group.kv_cache_spec
+    if len(kv_cache_config.kv_cache_groups) > 1:
+        return "it has several kinds of attention or states"
+    if type(spec) is not FullAttentionSpec:
+        return f"its KV is not that of standard attention ({type(spec).__name__})"
+    parallel = vllm_config.parallel_config
+    if parallel.pipeline_parallel_size > 1:
+        return "its layers are divided over ranks too"
+    heads = vllm_config.model_config.get_total_num_kv_heads()
+    ranks = parallel.tensor_parallel_size
+    cell = spec.state_content_size_bytes
+    dense = spec.page_size_bytes == spec.num_kv_heads * spec.block_size * cell
+    layout = str(kv_cache_config.kv_cache_layout)
+    if not dense or layout not in _HEADS_IN_PAGE or spec.num_kv_heads != max(1, heads // ranks):
+        return "its pages are not laid out by heads"
+    return HeadShape(heads, len(group.layer_names), spec.block_size, cell, _HEADS_IN_PAGE[layout])
 
 
 def hash_tokens(kv_cache_config: "KVCacheConfig") -> int:

@@ -42,3 +42,38 @@ class CacheGroup:
         if self.kind is GroupKind.LOCAL:
             return pages - boundary // self.reach * self.reach // self.page_tokens
         return min(pages, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadShape:
+    """The model's KV heads, and how a rank's pages hold them. A rank keeps some of the heads, or a copy of one.
+
+    2 heads on 1 rank      rank 0: head 0, head 1
+    2 heads on 2 ranks     rank 0: head 0          rank 1: head 1
+    2 heads on 4 ranks     rank 0: head 0          rank 1: head 0          rank 2: head 1          rank 3: head 1
+    """
+
+    heads: int
+    """Of the whole model, in each layer."""
+    layers: int
+    block_tokens: int
+    cell_bytes: int
+    """The key and the value of one token in one head."""
+    tokens_first: bool
+    """A page holds one token after another, each with all heads. Otherwise one head after another, with all tokens."""
+
+    def can_be_on(self, ranks: int) -> bool:
+        """Return whether so many ranks can share the heads evenly."""
+        return ranks > 0 and (self.heads % ranks == 0 or ranks % self.heads == 0)
+
+    def heads_on(self, rank: int, ranks: int) -> range:
+        """Return the heads of one of so many ranks."""
+        if ranks >= self.heads:
+            head = rank // (ranks // self.heads)
+            return range(head, head + 1)
+        each = self.heads // ranks
+        return range(rank * each, (rank + 1) * each)
+
+    def payload_bytes(self, blocks: int, ranks: int) -> int:
+        """Return the bytes of so many blocks on one of so many ranks."""
+        return blocks * self.layers * self.block_tokens * self.cell_bytes * len(self.heads_on(0, ranks))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from cwm_connector.catalog.open import open_catalog
 from cwm_connector.catalog.thread import CatalogThread
-from cwm_connector.core.groups import CacheGroup
+from cwm_connector.core.groups import CacheGroup, HeadShape
 from cwm_connector.core.identity import Geometry, Passport
 from cwm_connector.core.types import now_micros
 from cwm_connector.metrics import Metrics
@@ -88,10 +88,17 @@ class EngineParts:
     passports: CurrentPassport
     shared_catalog_sync: SharedCatalogSync
 
-    def open(self, passport: Passport, group_bytes: tuple[int, ...] = ()) -> EngineContext:
+    def open(
+        self,
+        passport: Passport,
+        group_bytes: tuple[int, ...] = (),
+        rank_layouts: tuple[bytes, ...] = (),
+        heads: HeadShape | str = "it is not known how its heads lie in memory",
+    ) -> EngineContext:
         """Open the catalog on a thread of its own and return what operations work with. Blocks until it is open.
 
-        `group_bytes`: one of vLLM's blocks in each KV cache group, on one rank. Empty: as the shape says.
+        `rank_layouts` and `heads`: see EngineContext. `group_bytes`: one of vLLM's blocks in each KV cache group, on
+        one rank. Empty: as the shape says.
         """
         self.passports.name(passport)
         on_gone, store_id = self.shared_catalog_sync.note_gone, self.claims.engine_id
@@ -102,6 +109,8 @@ class EngineParts:
             canary_tokens=self.shape.canary_tokens,
             geometry=self.geometry,
             group_bytes=group_bytes or (self.shape.block_bytes,),
+            heads=heads,
+            rank_layouts=rank_layouts,
             hash_tokens=self.shape.hash_unit,
             world_size=self.shape.world_size,
             catalog=CatalogThread(lambda: open_catalog(self.settings, store_id, on_gone)),

@@ -17,6 +17,7 @@ from cwm_connector.compat import FirstToken
 from cwm_connector.control.async_helpers import wait_done
 from cwm_connector.control.step_poll import StepPoll
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.groups import HeadShape
 from cwm_connector.core.identity import ChunkSpec, Geometry, Passport
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.metrics import Metrics
@@ -62,6 +63,10 @@ class EngineContext:
     geometry: Geometry
     group_bytes: tuple[int, ...]
     """One of vLLM's blocks over all layers of each KV cache group, on one rank."""
+    heads: HeadShape | str
+    """How attention's heads lie in a rank's pages, or why they can't be divided over other ranks."""
+    rank_layouts: tuple[bytes, ...]
+    """The fingerprint of each rank's pages. Empty for an engine without workers of its own."""
     hash_tokens: int
     """Tokens that each of a request's block hashes covers."""
     world_size: int

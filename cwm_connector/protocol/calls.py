@@ -187,6 +187,7 @@ class ImportArgs(Args, frozen=True):
     path: Annotated[str, Meta(description="Absolute.")]
     window_name: Annotated[WindowName | None, Meta(description="Default: the name in the file.")] = None
     tags: Annotated[Tags, Meta(description="Added to those in the file.")] = []
+    reshard: Annotated[bool, Meta(description="Take a file of another tensor parallel size.")] = False
 
 
 class PolicyChange(Args, frozen=True):

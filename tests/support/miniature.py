@@ -25,6 +25,7 @@ import torch
 from cwm_connector import compat
 from cwm_connector.compat import FirstToken
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.groups import HeadShape
 from cwm_connector.core.identity import Passport
 from cwm_connector.operations.build import EngineShape, build_engine, start_operations
 from cwm_connector.operations.dispatch import Dispatcher
@@ -91,6 +92,7 @@ class Miniature:
         disk_cache_gb: float = 1.0,
         canary: bool = False,
         record_span: RecordSpan | None = None,
+        heads: HeadShape | str = "it is a miniature",
         **more: Any,
     ) -> None:
         """Build the engine. `more`: further settings, named as in kv_connector_extra_config."""
@@ -135,7 +137,7 @@ class Miniature:
         )
         self.scheduler = self.parts.scheduler
         self.scheduler.bind_pool(self.pool)
-        self.engine = self.parts.open(passport)
+        self.engine = self.parts.open(passport, rank_layouts=(copier.layout,), heads=heads)
         self.catalog = self.engine.catalog
         self._thread = threading.Thread(target=self._run, daemon=True, name="miniature-engine")
         self._thread.start()

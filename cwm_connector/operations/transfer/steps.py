@@ -89,9 +89,12 @@ def new_buffer(size: int) -> memoryview:
     return memoryview(mmap.mmap(-1, size))
 
 
-def check_part(engine: EngineContext, sealed: memoryview, part: ChunkId, chunk: ChunkSpec) -> bytes:
+def check_part(
+    engine: EngineContext, sealed: memoryview, part: ChunkId, chunk: ChunkSpec, payload_bytes: int | None = None
+) -> bytes:
     """Check a part and return the layout that it gives. Only the workers can judge the layout.
 
+    `payload_bytes`: of its pages, if they are not divided over ranks as this engine's.
     Raises: `Code.CORRUPT` unless it is exactly this rank's part of this chunk, as this engine would have sealed it.
     """
     found = read_header(sealed)
@@ -100,7 +103,7 @@ def check_part(engine: EngineContext, sealed: memoryview, part: ChunkId, chunk: 
         kv_rank=part.kv_rank,
         tokens=chunk.blocks * engine.geometry.block_tokens,
         blocks=chunk.page_count,
-        payload_bytes=engine.payload_bytes(chunk),
+        payload_bytes=engine.payload_bytes(chunk) if payload_bytes is None else payload_bytes,
         layout=found.layout,
     )
     check(sealed, expected)

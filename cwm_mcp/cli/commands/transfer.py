@@ -52,6 +52,7 @@ def import_window(
     file: Annotated[str, typer.Argument(help="A file written by cwm export; - for a pipe.")],
     name: Annotated[str | None, typer.Option("--name", help="A new name; by default the exported one.")] = None,
     tag: Tags = None,
+    reshard: Annotated[bool, typer.Option("--reshard", help="Take a file of another tensor parallel size.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -59,11 +60,12 @@ def import_window(
 
     The engine must serve the same weights in the same way. Otherwise the import fails with CWM-5003, which names the
     difference. Checks the whole file before anything becomes visible, and stores only blocks that are not stored yet.
+    With --reshard the tensor parallel size may differ, for a model with standard attention in all layers.
     Checksums detect damage, not tampering. Import only files from people you trust.
     """
     with contextlib.ExitStack() as files:
         path = files.enter_context(_file_from_pipe()) if file == "-" else _absolute(file)
-        args = parsed(calls.ImportArgs, path=path, window_name=name, tags=tag)
+        args = parsed(calls.ImportArgs, path=path, window_name=name, tags=tag, reshard=reshard)
         label = f"importing {file}"
         print_result(
             run(lambda cwm: with_bar(label, as_json or quiet, lambda on: cwm.import_window(args, on))), as_json, quiet

@@ -5,11 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from vllm.v1.kv_cache_interface import CrossAttentionSpec, KVCacheSpec, RSWASpec, UniformTypeKVCacheSpecs
+from vllm.v1.kv_cache_interface import (
+    CrossAttentionSpec,
+    FullAttentionSpec,
+    KVCacheSpec,
+    MLAAttentionSpec,
+    RSWASpec,
+    UniformTypeKVCacheSpecs,
+)
 
 from cwm_connector import compat
 from cwm_connector.core.errors import CWMError
-from cwm_connector.core.groups import CacheGroup, GroupKind
+from cwm_connector.core.groups import CacheGroup, GroupKind, HeadShape
 from tests.support.hybrid_parts import config, full, local, sliding, state
 from tests.support.vllm_parts import BLOCK_TOKENS as BLOCK
 
@@ -94,3 +101,48 @@ def test_a_group_in_host_memory_is_refused() -> None:
 
 def test_another_window_gives_the_pages_another_meaning() -> None:
     assert compat.group_facts(config(full(), sliding(40))) != compat.group_facts(config(full(), sliding(41)))
+
+
+def heads_config(ranks: int = 1, heads: int = 2, layers: int = 1) -> Any:
+    return SimpleNamespace(
+        parallel_config=SimpleNamespace(tensor_parallel_size=ranks, pipeline_parallel_size=layers),
+        model_config=SimpleNamespace(get_total_num_kv_heads=lambda: heads),
+    )
+
+
+def laid_out(layout: str, *specs: KVCacheSpec) -> Any:
+    parts = config(*specs)
+    parts.kv_cache_layout = layout
+    return parts
+
+
+@pytest.mark.parametrize(("layout", "tokens_first"), [("LBHNC", False), ("LBNHC", True)])
+@pytest.mark.parametrize(("ranks", "total"), [(1, 2), (2, 4), (4, 2)])
+def test_the_heads_of_standard_attention_are_described(layout: str, tokens_first: bool, ranks: int, total: int) -> None:
+    local = max(1, total // ranks)
+    spec = FullAttentionSpec(**{**_HEADS, "num_kv_heads": local})
+    found = compat.head_shape(heads_config(ranks, total), laid_out(layout, spec))
+    assert isinstance(found, HeadShape)
+    assert (found.heads, found.block_tokens, found.cell_bytes) == (total, BLOCK, 2 * 8 * 2)
+    assert found.tokens_first is tokens_first
+    assert found.payload_bytes(1, ranks) == spec.page_size_bytes * found.layers
+
+
+@pytest.mark.parametrize(
+    ("parts", "engine", "why"),
+    [
+        (laid_out("LBHNC", full(), sliding()), heads_config(), "several kinds of attention"),
+        (laid_out("LBHNC", state()), heads_config(), "MambaSpec"),
+        (laid_out("LBHNC", MLAAttentionSpec(**{**_HEADS, "num_kv_heads": 1})), heads_config(), "MLAAttentionSpec"),
+        (laid_out("LBHNC", FullAttentionSpec(**_HEADS)), heads_config(layers=2), "layers are divided"),
+        (laid_out("BHLNC", FullAttentionSpec(**_HEADS)), heads_config(), "not laid out by heads"),
+        (
+            laid_out("LBHNC", FullAttentionSpec(**_HEADS, page_size_padded=4096)),
+            heads_config(),
+            "not laid out by heads",
+        ),
+    ],
+)
+def test_other_kv_says_why_it_can_not_be_divided_over_other_ranks(parts: Any, engine: Any, why: str) -> None:
+    found = compat.head_shape(engine, parts)
+    assert isinstance(found, str) and why in found

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cwm_connector.core.groups import CacheGroup, GroupKind
+from cwm_connector.core.groups import CacheGroup, GroupKind, HeadShape
 from cwm_connector.core.identity import (
     Geometry,
     Passport,
@@ -104,3 +104,28 @@ def test_a_freeze_says_why_the_last_tokens_are_computed_again() -> None:
     geometry = geometry_of((FULL, STATE))
     assert why_not_all(geometry, 20, 16) == "this model can be resumed every 8 tokens"
     assert why_not_all(geometry, 16, 16) is None and why_not_all(Geometry(8, 2), 20, 16) is None
+
+
+TWO = HeadShape(heads=2, layers=3, block_tokens=16, cell_bytes=8, tokens_first=False)
+SIX = HeadShape(heads=6, layers=3, block_tokens=16, cell_bytes=8, tokens_first=False)
+
+
+@pytest.mark.parametrize(
+    ("shape", "ranks", "heads"),
+    [
+        (TWO, 1, [[0, 1]]),
+        (TWO, 2, [[0], [1]]),
+        (TWO, 4, [[0], [0], [1], [1]]),
+        (SIX, 2, [[0, 1, 2], [3, 4, 5]]),
+        (SIX, 3, [[0, 1], [2, 3], [4, 5]]),
+    ],
+)
+def test_ranks_keep_heads_in_order_or_copies_of_one(shape: HeadShape, ranks: int, heads: list[list[int]]) -> None:
+    assert shape.can_be_on(ranks)
+    assert [list(shape.heads_on(rank, ranks)) for rank in range(ranks)] == heads
+    assert shape.payload_bytes(5, ranks) == 5 * 3 * 16 * 8 * len(heads[0])
+
+
+@pytest.mark.parametrize(("shape", "ranks"), [(TWO, 3), (SIX, 4), (TWO, 0)])
+def test_ranks_that_heads_do_not_divide_over_are_found(shape: HeadShape, ranks: int) -> None:
+    assert not shape.can_be_on(ranks)
