@@ -88,8 +88,9 @@ class Api:
         logprobs: int | None = None,
         ignore_eos: bool = True,
         on_token: Callable[[int], None] | None = None,
+        fields: Mapping[str, Any] | None = None,
     ) -> Completion:
-        """Streams a completion; `on_token` gets the number of tokens so far.
+        """Streams a completion; `on_token` gets the number of tokens so far. `fields` are further ones of the request.
 
         Raises: RuntimeError with the server's answer where it refuses; httpx.TransportError where it is gone.
         """
@@ -104,6 +105,7 @@ class Api:
             "return_token_ids": True,
             # Logprobs keyed by id: two ids can have the same text.
             "return_tokens_as_token_ids": True,
+            **(fields or {}),
         }
         if cache_salt is not None:
             body["cache_salt"] = cache_salt

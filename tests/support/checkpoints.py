@@ -129,6 +129,7 @@ _CONFIGS: Final[dict[str, tuple[str, Callable[[], dict[str, Any]]]]] = {
     "gemma4": ("Gemma4TextConfig", _gemma4),
     "gpt-oss": ("GptOssConfig", _gpt_oss),
     "mistral": ("MistralConfig", lambda: _with(sliding_window=256)),
+    "llama": ("LlamaConfig", lambda: _with(num_attention_heads=4, num_key_value_heads=2, head_dim=32)),
     "llama4": ("Llama4TextConfig", _llama4),
     "qwen3-next": ("Qwen3NextConfig", _qwen3_next),
     "falcon-h1": ("FalconH1Config", _falcon_h1),
