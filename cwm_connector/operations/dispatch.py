@@ -46,6 +46,7 @@ from cwm_connector.protocol.calls import (
     ThawArgs,
     TokensArgs,
     VerifyArgs,
+    WarmArgs,
 )
 from cwm_connector.protocol.results import Answer, EngineInfo, Tagged, TimedFreeze
 
@@ -120,6 +121,8 @@ class Dispatcher:
                 return self._thawer.thaw(args, progress)
             case ProveArgs():
                 return self._thawer.prove(args)
+            case WarmArgs():
+                return self._thawer.warm(args, progress)
             case CloneArgs():
                 self._engine.freezes.require_free(args.target_window)
                 return self._thawer.clone(args)

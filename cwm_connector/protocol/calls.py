@@ -91,6 +91,12 @@ class ProveArgs(Args, frozen=True):
     window_name: WindowName
 
 
+class WarmArgs(Args, frozen=True):
+    """Bring a window's chunks into CPU memory."""
+
+    window_name: WindowName
+
+
 class CloneArgs(Args, frozen=True):
     """Give a window a second name. What is None is inherited from the source."""
 
@@ -223,6 +229,7 @@ class Op(enum.StrEnum):
     FREEZE = "window.freeze"
     THAW = "window.thaw"
     PROVE = "window.prove"
+    WARM = "window.warm"
     CLONE = "window.clone"
     DELETE = "window.delete"
     TAG = "window.tag"
@@ -250,6 +257,7 @@ ARGUMENTS: Final[Mapping[Op, type[Args]]] = {
     Op.FREEZE: FreezeArgs,
     Op.THAW: ThawArgs,
     Op.PROVE: ProveArgs,
+    Op.WARM: WarmArgs,
     Op.CLONE: CloneArgs,
     Op.DELETE: DeleteArgs,
     Op.TAG: TagArgs,

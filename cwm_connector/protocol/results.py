@@ -110,6 +110,17 @@ class Proved(Answer, frozen=True):
     duration_ms: float
 
 
+class Warmed(Answer, frozen=True):
+    """A window whose chunks are in CPU memory, as far as they could be verified and fit."""
+
+    window_name: str
+    token_count: int
+    ready_tokens: int
+    read_by_tier: dict[str, int]
+    duration_ms: float
+    warning: str | None
+
+
 class Cloned(Answer, frozen=True):
     """A second name for a window's content."""
 

@@ -85,6 +85,9 @@ class Operations:
     async def prove(self, args: calls.ProveArgs, on_progress: OnProgress | None = None) -> m.Proved:
         return await self._ask(m.Proved, Op.PROVE, args, on_progress=on_progress)
 
+    async def warm(self, args: calls.WarmArgs, on_progress: OnProgress | None = None) -> m.Warmed:
+        return await self._ask(m.Warmed, Op.WARM, args, on_progress=on_progress)
+
     async def clone(self, args: calls.CloneArgs) -> m.Cloned:
         return await self._ask(m.Cloned, Op.CLONE, args)
 

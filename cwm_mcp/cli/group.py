@@ -10,6 +10,7 @@ from typer.main import get_command_from_info
 MODULES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("freeze", "thaw", "prove", "mv", "clone", "tag"), "windows"),
     "chat": "live.chat",
+    "warm": "live.warm",
     "rm": "delete",
     **dict.fromkeys(("ls", "show", "sessions"), "inspect"),
     **dict.fromkeys(("tree", "cat", "diff"), "content"),

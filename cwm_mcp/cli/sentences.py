@@ -32,6 +32,12 @@ class Removed(msgspec.Struct, frozen=True):
     space_freed_bytes: int
 
 
+class AllWarmed(msgspec.Struct, frozen=True):
+    """Windows that one `cwm warm` has read."""
+
+    windows: list[m.Warmed]
+
+
 class Stopped(msgspec.Struct, frozen=True):
     """An engine that `cwm stop` has ended."""
 
@@ -123,6 +129,13 @@ def _(result: m.Collected) -> Said:
 
 
 @said.register
+def _(result: AllWarmed) -> Said:
+    ready = sum(each.ready_tokens for each in result.windows)
+    count = "1 window" if len(result.windows) == 1 else f"{len(result.windows)} windows"
+    return Said(f"{ready} tokens of {count} are in memory.", f"cwm thaw {result.windows[0].window_name}")
+
+
+@said.register
 def _(result: Stopped) -> Said:
     return Said(f"The engine (process {result.pid}) has ended after {result.seconds:.1f} s.")
 
@@ -171,6 +184,11 @@ def _(result: m.Exported) -> list[str]:
 @essence.register
 def _(result: m.Imported) -> list[str]:
     return [result.window_name]
+
+
+@essence.register
+def _(result: AllWarmed) -> list[str]:
+    return [each.window_name for each in result.windows]
 
 
 @essence.register

@@ -24,9 +24,9 @@ from cwm_connector.core.types import ChunkKey, TierName, now_micros, salt_hash
 from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
 from cwm_connector.operations.proof.prover import UNPROVED, Prover
 from cwm_connector.operations.tiering import Tiering
-from cwm_connector.protocol.calls import CloneArgs, ProveArgs, ThawArgs
+from cwm_connector.protocol.calls import CloneArgs, ProveArgs, ThawArgs, WarmArgs
 from cwm_connector.protocol.proofs import Outcome, ProofCheck
-from cwm_connector.protocol.results import Cloned, LoadPlan, Proved, Thawed
+from cwm_connector.protocol.results import Cloned, LoadPlan, Proved, Thawed, Warmed
 from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.settings import LoadPolicy
 from cwm_connector.step.job_board import JobResult
@@ -119,6 +119,32 @@ class Thawer:
             load=self._load_plan(specs, checked, stored.row.token_count),
             proof=outcome,
             proof_check=check,
+        )
+
+    async def warm(self, args: WarmArgs, progress: ProgressSink) -> Warmed:
+        """Read and verify a window's chunks, so that the next thaw finds them in CPU memory. Nothing is bound by it.
+
+        Raises: `Code.WINDOW_NAME`, `Code.WINDOW_NOT_FOUND`, `Code.PASSPORT`, `Code.STATE` for an engine that sleeps.
+        """
+        started = time.perf_counter()
+        name = check_window_name(args.window_name)
+        if self._engine.scheduler.copy_gate.is_paused():
+            raise CWMError(Code.STATE, "the engine is asleep or paused; wake it and try again")
+        stored = await self._stored(name)
+        await self._engine.known_passport()
+        self._engine.require_same_passport(stored.row.passport, f"window {name!r}")
+        specs = self._specs(stored)
+        checked = await self._promote(specs, progress)
+        self._keep_warm(specs, checked)
+        held = [spec for spec in specs if self._engine.locations.fastest(spec.key) is TierName.CPU]
+        fault = checked.fault or (None if len(held) == len(specs) else "CPU memory is too small for the rest")
+        return Warmed(
+            window_name=name,
+            token_count=stored.row.token_count,
+            ready_tokens=sum(spec.blocks for spec in held) * self._engine.geometry.block_tokens,
+            read_by_tier={tier.value: tokens for tier, tokens in checked.tokens_by_tier.items()},
+            duration_ms=round((time.perf_counter() - started) * 1000, 3),
+            warning=fault,
         )
 
     async def prove(self, args: ProveArgs) -> Proved:

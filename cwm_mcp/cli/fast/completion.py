@@ -14,7 +14,7 @@ NAMES: Final[Mapping[str, Sequence[shell_completion.Complete]]] = {
     **dict.fromkeys(("thaw", "prove", "mv", "clone", "tag", "export", "show", "tree", "cat", "chat"), (_WINDOW,)),
 }
 """The names that a command takes without an option, in their order."""
-REPEATED: Final[Mapping[str, shell_completion.Complete]] = {"rm": _WINDOW}
+REPEATED: Final[Mapping[str, shell_completion.Complete]] = {"rm": _WINDOW, "warm": _WINDOW}
 """Commands that take any number of them."""
 _QUOTES: Final = frozenset("'\"\\$`")
 
