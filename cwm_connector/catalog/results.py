@@ -250,7 +250,8 @@ def session_item(row: SessionRow) -> results.SessionItem:
         token_count=row.token_count,
         heads=None,
         cached_tokens=None,
-        last_active_at=None,
+        # The engine that knew more is gone. A freeze or a thaw is the last sign of life.
+        last_active_at=iso(row.updated_at),
         created_at=iso(row.created_at),
         windows=list(row.windows),
         title=None,

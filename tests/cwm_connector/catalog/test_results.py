@@ -307,7 +307,7 @@ def test_a_session_without_an_engine_is_as_it_was_last_stored() -> None:
         "token_count": 773,
         "heads": None,
         "cached_tokens": None,
-        "last_active_at": None,
+        "last_active_at": iso(SESSION.updated_at),
         "created_at": "2026-01-23T09:30:00.000Z",
         "windows": ["stem", "root"],
         "title": None,
