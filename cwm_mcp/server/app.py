@@ -4,6 +4,7 @@ It starts without an engine and without asking for one: the connection is made a
 made again after the engine was away.
 """
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeAlias, cast
@@ -55,6 +56,8 @@ def build_server(settings: Settings, **options: Any) -> WindowServer:
         finally:
             await operations.aclose()
 
+    # At INFO it logs every question to vLLM, on the stderr that MCP clients show.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     server = WindowServer(
         operations,
         name="context-window-manager",
