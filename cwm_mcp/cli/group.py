@@ -7,6 +7,8 @@ from typing import Any, Final
 from typer.core import TyperGroup
 from typer.main import get_command_from_info
 
+from cwm_mcp.cli.commands.registration import without_types_of_switches
+
 MODULES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("freeze", "thaw", "prove", "mv", "clone", "tag"), "windows"),
     "chat": "live.chat",
@@ -86,6 +88,10 @@ class CommandGroup(TyperGroup):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.commands = _OnDemand()
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, with that of the help."""
+        return without_types_of_switches(super().get_params(ctx))
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names without making the commands."""

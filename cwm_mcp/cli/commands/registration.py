@@ -2,10 +2,11 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -16,6 +17,27 @@ ENGINE: Final = "Engine"
 SETUP: Final = "Setup"
 _MARKUP: Final = re.compile(r"\[[a-z#/@][^\[]*?]")
 """A word in brackets that Rich would read as a style."""
+
+
+class Command(TyperCommand):
+    """A command whose help shows a switch without a type, because it takes no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, with that of the help."""
+        return without_types_of_switches(super().get_params(ctx))
+
+
+def without_types_of_switches(parameters: Iterable[Any]) -> list[Any]:
+    """Return the parameters. The help prints no type for those that are switched on by their name."""
+    shown = list(parameters)
+    for each in shown:
+        if getattr(each, "is_flag", False):
+            each.display_type_rich = _no_type
+    return shown
+
+
+def _no_type(ctx: Any) -> None:
+    return None
 
 
 def command(
@@ -35,6 +57,7 @@ def command(
     def add(function: F) -> F:
         app.command(
             name,
+            cls=Command,
             help=_help_text(function),
             epilog=_epilog(examples, exits or {}),
             rich_help_panel=panel,

@@ -39,6 +39,12 @@ def test_every_command_has_an_example_and_those_that_answer_have_json(name: str,
     assert ("--json" in options) is (name not in _ANSWERS_NOTHING)
 
 
+@pytest.mark.parametrize("words", [[], ["ls"], ["policy"], ["stats"]])
+def test_a_switch_is_shown_without_a_type(words: list[str]) -> None:
+    shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "80"}).stdout
+    assert "--help" in shown and "<bool>" not in shown
+
+
 def test_commands_stand_in_panels_and_the_end_tells_variables_and_exit_codes() -> None:
     shown = CliRunner().invoke(app, ["--help"]).stdout
     panels = ["Windows", "Inspect", "Storage", "Engine", "Setup"]
