@@ -93,6 +93,8 @@ class Example:
             "redis": None,
         }
         self._answers["STATS"]["kv_store"] |= {"total_blocks": 311, "total_bytes": 14 * GIB, "tiers": tiers}
+        moving = {"kind": "freeze", "name": "auth-bug-reviewed", "done": 61, "total": 86, "started_at": _ago(0.001)}
+        self._answers["STATS"]["transfers"] = [moving]
         self._answers["POLICY"] |= {"next_action": {"session_id": "debug-auth", "reason": "idle", "due_at": _ago(-0.4)}}
 
     async def call(self, op: Op, args: Args, progress: Callable[[int, int, str], None]) -> Any:

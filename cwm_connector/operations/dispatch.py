@@ -26,6 +26,7 @@ from cwm_connector.operations.tier_probe import TierProbe
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.transfer.exporter import Exporter
 from cwm_connector.operations.transfer.importer import Importer
+from cwm_connector.operations.transfers import Transfers
 from cwm_connector.operations.verify import Verifier
 from cwm_connector.protocol.calls import (
     Args,
@@ -70,7 +71,8 @@ class Dispatcher:
         self._exporter = Exporter(engine, self.tiering)
         self._importer = Importer(engine, self.tiering)
         self.auto = AutoFreezer(engine, self._freezer, self._deleter)
-        self._queries = Queries(engine, self.auto)
+        self.transfers = Transfers()
+        self._queries = Queries(engine, self.auto, self.transfers)
         self._health = HealthReader(engine, self.home_check)
         self._metrics = MetricsReader(engine, self._health)
         self.tier_probe = TierProbe(engine)
@@ -104,7 +106,8 @@ class Dispatcher:
         """Carry out one call and return the contract's fields. Raises: what the operation raises."""
         outcome = "failed"
         try:
-            result = await self._carry_out(op, args, progress)
+            with self.transfers.watch(args, progress) as reporting:
+                result = await self._carry_out(op, args, reporting)
             outcome = "done"
             return result
         except CWMError as problem:

@@ -21,6 +21,7 @@ from cwm_connector.core.speaker import check_session_id
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.operations.auto_freeze.freezer import AutoFreezer
 from cwm_connector.operations.context import EngineContext
+from cwm_connector.operations.transfers import Transfers
 from cwm_connector.protocol.calls import ListArgs, ResumableArgs, SessionsArgs, StatusArgs, TokensArgs
 from cwm_connector.protocol.results import Resumable, SessionItem, SessionList, Status, WindowList, WindowTokens
 from cwm_connector.protocol.stats import KvStore, StoreStats, TierStats
@@ -46,9 +47,10 @@ Sessions = tuple[list[tuple[SessionView, int]], bool]
 class Queries:
     """One for each engine. Control thread only."""
 
-    def __init__(self, engine: EngineContext, auto: AutoFreezer) -> None:
+    def __init__(self, engine: EngineContext, auto: AutoFreezer, transfers: Transfers) -> None:
         self._engine = engine
         self._auto = auto
+        self._transfers = transfers
         self._keys_of: OrderedDict[tuple[str, int], tuple[ChunkKey, ...]] = OrderedDict()
         """By name and creation time: a name can be used again, a window never changes."""
         self._last_views: list[tuple[SessionView, int]] = []
@@ -135,7 +137,8 @@ class Queries:
                 misses=misses,
                 dedup_ratio=totals.referenced_bytes / totals.stored_bytes if totals.stored_bytes else None,
                 tiers=tiers,
-            )
+            ),
+            transfers=[*self._engine.freezes.listed(), *self._transfers.listed()],
         )
 
     # --- inside ---

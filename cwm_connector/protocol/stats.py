@@ -1,8 +1,9 @@
 """The results that describe the engine as a whole: its tiers, its health and its metrics. See `results.py`."""
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from cwm_connector.protocol.results import Answer
 
@@ -38,13 +39,25 @@ class VllmCache(msgspec.Struct, frozen=True):
     cached_tokens: int | None
 
 
+class Transfer(msgspec.Struct, frozen=True):
+    """A freeze, thaw, export, import or check that is under way."""
+
+    kind: str
+    name: Annotated[str | None, Meta(description="The window.")]
+    done: Annotated[int, Meta(description="Blocks.")]
+    total: int | None
+    started_at: str
+
+
 class StoreStats(Answer, frozen=True):
     """The engine's part of the statistics."""
 
     kv_store: KvStore
+    transfers: list[Transfer] | None = None
+    """Those that are under way, the oldest first. None without an engine."""
 
 
-class CacheStats(StoreStats, frozen=True):
+class CacheStats(StoreStats, frozen=True, kw_only=True):
     """Statistics of the stored chunks and of vLLM's own cache. The client asks vLLM for the second part."""
 
     vllm: VllmCache

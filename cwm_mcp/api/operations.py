@@ -16,7 +16,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol import calls
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol.calls import Op
-from cwm_connector.protocol.stats import CacheStats, Component, Health, KvStore, Metrics, StoreStats
+from cwm_connector.protocol.stats import CacheStats, Component, Health, Metrics, StoreStats
 from cwm_connector.settings import Settings
 from cwm_connector.version import __version__
 from cwm_mcp.api import arguments as a
@@ -202,10 +202,10 @@ class Operations:
     async def stats(self, args: calls.NoArgs) -> CacheStats:
         """Return the figures of the engine or of the catalog, and vLLM's from its own /metrics."""
         store, vllm = await asyncio.gather(self._store_stats(args), vllm_cache(self._settings))
-        return CacheStats(kv_store=store, vllm=vllm)
+        return CacheStats(kv_store=store.kv_store, transfers=store.transfers, vllm=vllm)
 
-    async def _store_stats(self, args: calls.NoArgs) -> KvStore:
-        return (await self._read(StoreStats, Op.STATS, args, self._offline.stats)).kv_store
+    async def _store_stats(self, args: calls.NoArgs) -> StoreStats:
+        return await self._read(StoreStats, Op.STATS, args, self._offline.stats)
 
     async def metrics(self, args: a.MetricsArguments) -> Metrics:
         try:

@@ -145,6 +145,16 @@ def _(result: m.Thawed) -> RenderableType:
 
 
 @renderable.register
+def _(result: stats.CacheStats) -> RenderableType:
+    values: dict[str, Any] = msgspec.to_builtins(result)
+    values["transfers"] = [
+        " ".join(filter(None, (each.kind, each.name, None if each.total is None else f"{each.done} of {each.total}")))
+        for each in result.transfers or ()
+    ]
+    return _fields(values)
+
+
+@renderable.register
 def _(result: stats.Health) -> RenderableType:
     table = _table("component", "status", "message", "#latency")
     for each in result.components:

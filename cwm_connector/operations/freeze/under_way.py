@@ -16,6 +16,7 @@ from cwm_connector.control.calls import ProgressSink
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros, now_micros
 from cwm_connector.protocol.results import FreezeProgress, KvCache, Lineage, Status, Timestamps
+from cwm_connector.protocol.stats import Transfer
 
 FAILURES_KEPT: Final = 64
 """The newest. `window_status` tells of them."""
@@ -101,6 +102,13 @@ class FreezesUnderWay:
                 stage=freeze.stage.value, done=freeze.done, total=freeze.total, started_at=iso(freeze.started_at)
             ),
         )
+
+    def listed(self) -> list[Transfer]:
+        """Return the freezes that are under way, the oldest first."""
+        return [
+            Transfer(kind="freeze", name=name, done=each.done, total=each.total, started_at=iso(each.started_at))
+            for name, each in self._under_way.items()
+        ]
 
     def failure(self, name: str) -> str | None:
         """Return why the last freeze of this name failed. None if it did not, or too many have failed since."""

@@ -1,7 +1,7 @@
 // Shows the figures: tiles, tiers, hit rates, time saved, health and auto-freeze.
 
 import { byId, element, fact, meter } from "./dom.js";
-import { DASH, bytes, count, moment, percent, plural, seconds, until } from "./format.js";
+import { DASH, ago, bytes, count, moment, percent, plural, seconds, until } from "./format.js";
 
 const NEARLY_FULL = 0.9;
 const NOTHING_LOADED = "nothing requested yet";
@@ -10,6 +10,7 @@ export function showFigures(overview) {
   const { cache, saved, health, auto_freeze: auto, engine_up: up } = overview;
   const store = cache?.kv_store ?? null;
   const vllm = cache?.vllm ?? null;
+  byId("transfers").replaceChildren(...underWay(cache?.transfers ?? null, Date.parse(overview.read_at)));
   byId("tiles").replaceChildren(...tiles(overview, store, vllm));
   const names = Object.keys(store?.tiers ?? { cpu: null, disk: null, redis: null });
   byId("tiers").replaceChildren(...names.map((name) => tier(name, store?.tiers[name] ?? null, up)));
@@ -35,6 +36,23 @@ function tiles({ windows, sessions, saved, engine_up: up }, store, vllm) {
     tile("Restored", count(saved.tokens), "tokens, from windows"),
     tile("Time saved", saved.seconds === null ? DASH : `≈ ${seconds(saved.seconds)}`, "net of loading time"),
   ];
+}
+
+function underWay(transfers, now) {
+  if (transfers === null) return [element("li", { class: "quiet" }, DASH)];
+  if (transfers.length === 0) return [element("li", { class: "quiet" }, "Nothing is being frozen, thawed, exported, imported or checked.")];
+  return transfers.map(({ kind, name, done, total, started_at: begun }) => {
+    const what = name === null ? kind : `${kind} ${name}`;
+    const text = total === null ? "waiting" : `${count(done)} of ${plural(total, "block", "blocks")}`;
+    const age = ago(begun, now);
+    return element(
+      "li",
+      {},
+      element("div", { class: "pair" }, element("span", { class: "label" }, what), element("span", {}, text)),
+      meter(what, total === null ? null : done / total, text),
+      element("time", { class: "quiet", datetime: begun, title: moment(begun) }, age === "now" ? "began just now" : `began ${age} ago`),
+    );
+  });
 }
 
 function tier(name, stored, up) {

@@ -63,7 +63,9 @@ def test_shares_factors_and_switches_are_shown_as_people_read_them() -> None:
         total_blocks=3, total_bytes=2048, hit_rate=0.30789302, hits=1, misses=2, dedup_ratio=4.868451, tiers={}
     )
     vllm = stats.VllmCache(connected=True, prefix_cache_hit_rate=None, external_hit_rate=None, cached_tokens=None)
-    shown = drawn(stats.CacheStats(kv_store=store, vllm=vllm))
+    moving = [stats.Transfer(kind="freeze", name="w", done=1, total=3, started_at="2026-01-03T08:59:00.000Z")]
+    shown = drawn(stats.CacheStats(kv_store=store, vllm=vllm, transfers=moving))
+    assert "freeze w 1 of 3" in shown
     assert "30.8%" in shown and "4.9 ×" in shown and "2.0 KiB" in shown
     assert "yes" in shown and "True" not in shown
 

@@ -117,7 +117,11 @@ def answers(settings: Settings, *sessions: dict[str, Any]) -> dict[str, Any]:
                     "disk": {"blocks": 5, "bytes": 45 * GIB, "limit_bytes": 50 * GIB},
                     "redis": None,
                 },
-            }
+            },
+            "transfers": [
+                {"kind": "freeze", "name": "evening", "done": 3, "total": 12, "started_at": "2026-01-03T08:59:00.000Z"},
+                {"kind": "verify", "name": None, "done": 0, "total": None, "started_at": "2026-01-03T08:59:30.000Z"},
+            ],
         },
         "METRICS": {
             "metrics": [

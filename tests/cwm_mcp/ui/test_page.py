@@ -77,6 +77,14 @@ def test_the_page_shows_rates_what_was_saved_and_health(shown: Shown) -> None:
     assert "talk (idle)" in page.text("#auto")
 
 
+def test_what_is_under_way_is_shown_with_how_far_it_has_come(shown: Shown) -> None:
+    freeze, verify = shown.page.texts("#transfers li")
+    assert freeze.split("\n")[:2] == ["freeze evening", "3 of 12 blocks"]
+    assert verify.split("\n")[:2] == ["verify", "waiting"]
+    filled = "document.querySelector('#transfers .fill').style.width"
+    assert shown.page.value(filled) == "25%"
+
+
 def test_markup_in_names_stays_text(shown: Shown) -> None:
     page = shown.page
     assert page.text("tr[data-id='session-1'] .label") == MARKUP
@@ -178,6 +186,7 @@ def test_that_the_engine_goes_away_and_comes_back_is_said(shown: Shown) -> None:
     assert "limit unknown" in page.text("[data-tier=disk]")
     assert page.text("[data-tier=redis]").split("\n") == ["redis", "not configured"]
     assert page.texts("#saved dd")[0] == "–"
+    assert page.text("#transfers") == "–"
     page.shot("away")
 
 
