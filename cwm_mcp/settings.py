@@ -27,6 +27,11 @@ def client_settings() -> Settings:
     return settings
 
 
+def http_token_path(settings: Settings) -> Path:
+    """Return the file that holds the token of the MCP server over HTTP, if CWM_HTTP_TOKEN does not give one."""
+    return settings.home / "http-token"
+
+
 def _exists(path: Path) -> bool:
     """Return whether the path exists. Return False if a parent is a file or a folder that this user cannot enter."""
     try:

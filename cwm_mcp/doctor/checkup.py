@@ -37,6 +37,7 @@ async def _checks_of(settings: Settings) -> list[Check]:
     flags = [] if welcome is None else [await asyncio.to_thread(engine.check_flags, welcome)]
     return [
         home.check_home(settings),
+        home.check_http_token(settings),
         home.check_disk(settings, totals, limit),
         *of_engine,
         *of_vllm,

@@ -12,6 +12,7 @@ from cwm_connector.core.types import TierName
 from cwm_connector.core.units import GIB
 from cwm_connector.settings import Settings
 from cwm_mcp.doctor.report import Check
+from cwm_mcp.settings import http_token_path
 
 
 def check_home(settings: Settings) -> Check:
@@ -27,6 +28,25 @@ def check_home(settings: Settings) -> Check:
         message = f"{path} has mode {about.st_mode & 0o777:o}, so other users can access your conversations"
         return Check(name="home", status="warning", message=message, next=f"chmod 700 {quoted}")
     return Check(name="home", status="ok", message=f"{path} is private to you")
+
+
+def check_http_token(settings: Settings) -> Check:
+    """Check who can read the token of the MCP server over HTTP, and show where it is but never the token itself."""
+    if os.environ.get("CWM_HTTP_TOKEN"):
+        message = "CWM_HTTP_TOKEN holds the token for MCP over HTTP"
+        return Check(name="http token", status="ok", message=message)
+    path = http_token_path(settings)
+    if not path.exists():
+        return Check(
+            name="http token", status="ok", message=f"{path} does not exist yet; python -m cwm_mcp --http makes it"
+        )
+    mode = path.stat().st_mode & 0o777
+    message = f"{path} holds the token for MCP over HTTP, mode {mode:o}"
+    if not mode & 0o077:
+        return Check(name="http token", status="ok", message=message)
+    # Others may have read it, so another mode alone does not help.
+    step = f"rm {shlex.quote(str(path))}  # the next start of the server makes a new one"
+    return Check(name="http token", status="error", message=f"{message}, so others can read it", next=step)
 
 
 def check_disk(settings: Settings, totals: CatalogTotals | None, limit_bytes: int | None = None) -> Check:

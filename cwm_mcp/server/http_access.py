@@ -17,6 +17,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.folders import private_folder
 from cwm_connector.settings import Settings
 from cwm_mcp.api.http_address import Address, bracketed
+from cwm_mcp.settings import http_token_path
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _LEAST: Final = 16
@@ -56,16 +57,12 @@ def http_settings() -> HttpSettings:
         ) from None
 
 
-def token_path(settings: Settings) -> Path:
-    return settings.home / "http-token"
-
-
 def kept_token(settings: Settings) -> str:
     """Return the stored token, or make and store a new one.
 
     Raises: `Code.ARGUMENT` if it can't be read or stored, `Code.NOT_ALLOWED` if other users can read it.
     """
-    path = token_path(settings)
+    path = http_token_path(settings)
     private_folder(settings.home, "CWM_HOME")
     try:
         try:

@@ -17,7 +17,8 @@ from cwm_connector.settings import Settings
 from cwm_mcp.api.http_address import Address, bracketed
 from cwm_mcp.current_session import forget_environment
 from cwm_mcp.server.app import build_server
-from cwm_mcp.server.http_access import HttpSettings, OneToken, allowed, http_settings, kept_token, token_path
+from cwm_mcp.server.http_access import HttpSettings, OneToken, allowed, http_settings, kept_token
+from cwm_mcp.settings import http_token_path
 
 _PATH: Final = "/mcp"
 _SHUTDOWN_S: Final = 2
@@ -62,5 +63,5 @@ def _how_to_enter(settings: Settings, own: HttpSettings, token: str | None) -> s
     """Return where to find the token. The token itself is never printed."""
     if token is None:
         return ""
-    where = "CWM_HTTP_TOKEN" if own.token else str(token_path(settings))
+    where = "CWM_HTTP_TOKEN" if own.token else str(http_token_path(settings))
     return f"; clients send 'Authorization: Bearer …' with the token in {where}"

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from cwm_connector.settings import Settings, load_settings
 from cwm_mcp.cli.app import app
+from cwm_mcp.server.http_access import kept_token
 from tests.cwm_mcp.canned import STORE, CannedEngine, canned_engine_on_a_thread
 from tests.support.paths import ROOT
 
@@ -51,6 +52,23 @@ def test_a_folder_that_others_can_read_is_warned_of_with_the_command_that_closes
     assert home["status"] == "warning" and home["next"] == f"chmod 700 {settings.home}"
     settings.home.chmod(0o700)
     assert checks()["home"]["status"] == "ok"
+
+
+def test_the_token_of_http_is_found_by_its_path_and_mode_and_never_shown(
+    filled: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = settings.home / "http-token"
+    assert "does not exist yet" in checks()["http token"]["message"]
+    token = kept_token(settings)
+    found = checks()["http token"]
+    assert found["status"] == "ok" and found["message"].startswith(f"{path} ") and "mode 600" in found["message"]
+    path.chmod(0o644)
+    found = checks()["http token"]
+    assert found["status"] == "error" and "mode 644" in found["message"] and found["next"].startswith(f"rm {path} ")
+    monkeypatch.setenv("CWM_HTTP_TOKEN", "another-token-of-32-letters")
+    assert "CWM_HTTP_TOKEN" in checks()["http token"]["message"]
+    for form in ([], ["--json"]):
+        assert token not in cwm("doctor", *form).output and "another-token" not in cwm("doctor", *form).output
 
 
 def test_a_socket_open_to_others_is_warned_of_and_the_engine_asked_all_the_same(
