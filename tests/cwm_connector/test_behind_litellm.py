@@ -27,7 +27,12 @@ ANSWER = {
     "created": 1,
     "model": "m",
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "Yes."}, "finish_reason": "stop"}],
-    "usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4},
+    "usage": {
+        "prompt_tokens": 3,
+        "completion_tokens": 1,
+        "total_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    },
 }
 
 
@@ -56,15 +61,20 @@ def recorder() -> Iterator[str]:
     server.shutdown()
 
 
+def arrived() -> tuple[str | None, list[dict[str, Any]]]:
+    """Return what names the conversation of the last request, and its messages."""
+    headers, content = _Recorder.last
+    speaker = read_speaker(headers, decode_body(content))
+    return None if speaker is None else speaker.session_id, json.loads(content)["messages"]
+
+
 def named(url: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:
     """Return what names the conversation behind the proxy."""
     chat = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **body}
     known = {"authorization": f"Bearer {KEY}", **headers}
     sent = httpx.post(f"{url}/v1/chat/completions", json=chat, headers=known, timeout=60, trust_env=False)
     assert sent.is_success, sent.text
-    arrived, content = _Recorder.last
-    speaker = read_speaker(arrived, decode_body(content))
-    return None if speaker is None else speaker.session_id
+    return arrived()[0]
 
 
 HEADERS: Final = {

@@ -2,7 +2,8 @@
 
 Each client of the table speaks two turns. Auto-freeze saves them, the engine is killed and started again, and each
 client resumes by its own means. The client's own report of its third turn and vLLM's counters show that the
-conversation was read from the disk and not computed again. The test of a client that npm does not offer is skipped.
+conversation was read from the disk and not computed again. The test of a client that npm does not offer, or that
+`tools/clients.sh` has not installed, is skipped.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from tests.support.api import Counters
 from tests.support.clients.base import Client, Said
 from tests.support.clients.claude import Claude
 from tests.support.clients.codex import Codex
+from tests.support.clients.libraries import BehindLiteLlm, LangChain, OpenAiSdk
 from tests.support.clients.npm import INSTALL_S
 from tests.support.clients.opencode import OpenCode
 from tests.support.clients.pi import Pi
@@ -26,7 +28,16 @@ from tests.support.engine import SERVED_NAME, Engine
 from tests.support.mcp_client import Tools, mcp_client
 from tests.support.replay import active_session
 
-CLIENTS: Final[tuple[type[Client], ...]] = (Claude, Codex, OpenCode, Pi, QwenCode)
+CLIENTS: Final[tuple[type[Client], ...]] = (
+    Claude,
+    Codex,
+    OpenCode,
+    Pi,
+    QwenCode,
+    OpenAiSdk,
+    LangChain,
+    BehindLiteLlm,
+)
 DOORS: Final = " ".join(f"line {number}: the door is {'open' if number % 2 else 'shut'}." for number in range(40))
 FROZEN_WITHIN_S: Final = 60.0
 COUNTED_WITHIN_S: Final = 10.0
