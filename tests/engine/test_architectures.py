@@ -69,7 +69,7 @@ CASES = (
     Case("qwen3-next", 3835, (1920, 3840)),
     Case("gpt-oss", 890, (768, 896)),
     Case("gemma4", 2040, (1024, 2048)),
-    Case("llama4", 890, (896,)),
+    Case("llama4", 890, (256, 512, 768, 896)),
     Case("gemma2", 890, (768, 896)),
     Case("mistral", 890, (896,)),
     Case("granite", 1020, (768, 1024), _STATES),
