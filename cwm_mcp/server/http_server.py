@@ -18,6 +18,7 @@ from cwm_mcp.api.http_address import Address, bracketed
 from cwm_mcp.current_session import forget_environment
 from cwm_mcp.server.app import build_server
 from cwm_mcp.server.http_access import HttpSettings, OneToken, allowed, http_settings, kept_token
+from cwm_mcp.server.lost_sessions import with_lost_sessions
 from cwm_mcp.settings import http_token_path
 
 _PATH: Final = "/mcp"
@@ -51,7 +52,13 @@ def run(settings: Settings, where: str, *, with_token: bool = True) -> None:
     )
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
-    app = server.streamable_http_app(streamable_http_path=_PATH, transport_security=allowed(address, own))
+    known, sessionless = (
+        server.streamable_http_app(
+            streamable_http_path=_PATH, transport_security=allowed(address, own), stateless_http=stateless
+        )
+        for stateless in (False, True)
+    )
+    app = with_lost_sessions(known, sessionless)
     config = uvicorn.Config(
         app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=_SHUTDOWN_S
     )

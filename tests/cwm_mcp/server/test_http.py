@@ -116,6 +116,26 @@ async def test_progress_comes_over_http(settings: Settings, tmp_path: Path, era:
     assert heard[-1] == 3
 
 
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_client_goes_on_after_a_restart_of_the_server(filled: Path, tmp_path: Path, era: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with serving(tmp_path, address, CWM_HTTP_TOKEN=TOKEN) as server:
+        client = server.client(era, TOKEN)
+        await client.__aenter__()
+        before = await answer(client, "window_list")
+    with serving(tmp_path, address, CWM_HTTP_TOKEN=TOKEN) as server:
+        assert await answer(client, "window_list") == before
+        assert (await error(client, "window_thaw", window_name="stem"))["code"] == 5001
+        async with server.client(era, TOKEN) as new:
+            assert await answer(new, "window_list") == before
+        strange = {"Mcp-Session-Id": "of-nobody"}
+        assert server.post(strange).status_code == 401
+        assert server.post(strange | {"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+        await client.__aexit__(None, None, None)
+
+
 async def test_current_is_nobody_over_http(filled: Path, tmp_path: Path) -> None:
     with serving(tmp_path, CLAUDE_CODE_SESSION_ID="of-who-started-it") as server:
         async with server.client("auto") as client:
