@@ -249,6 +249,7 @@ class Freezer:
         A model that can be resumed at boundaries alone gets a second one where its last prompt ended, so that its last
         answer can be given again.
         """
+        await self._engine.known_passport()  # the engine may have slept meanwhile
         self._engine.passports.require_still(new.passport)
         end = lost.chunks[-1].end_block
         for boundaries in dict.fromkeys(((lost.boundary, end), (end,))) if lost.boundary else ((end,),):

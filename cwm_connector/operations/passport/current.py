@@ -91,6 +91,6 @@ class CurrentPassport:
         return self.current
 
     def require_still(self, passport: Mapping[str, str]) -> None:
-        """Raise `Code.STATE` if the weights are no longer those of `passport`."""
+        """Raise `Code.STATE` if the weights are no longer known to be those of `passport`. Call it after `known`."""
         if not self.is_known or self.current.fields != Passport(passport).of_engine.fields:
             raise CWMError(Code.STATE, "the weights were replaced meanwhile; continue the session and freeze it again")

@@ -60,6 +60,28 @@ async def test_after_weights_are_replaced_in_place_old_windows_are_refused_and_n
     engine.close()
 
 
+@pytest.mark.parametrize("weights", [0, 5])
+async def test_a_freeze_whose_recompute_outlasts_a_sleep_waits_for_the_canary(tmp_path: Path, weights: int) -> None:
+    engine = await Miniature.started(tmp_path, canary=True)
+    await engine.serve(TEXT, "alice")
+    await known(engine)
+    await engine.evict()
+    engine.prefills_wait = True
+    freezing = asyncio.create_task(engine.call(Op.FREEZE, session_id="alice", window_name="w"))
+    while not engine.queued:  # noqa: ASYNC110 until it waits in vLLM's queue
+        await asyncio.sleep(0.001)
+    engine.prefills_wait = False
+    engine.weights = weights
+    engine.engine.passports.suspect(cache_dropped=True)
+    engine.begin_queued()
+    if weights:
+        with pytest.raises(CWMError, match=r"CWM-3001.*replaced meanwhile"):
+            await freezing
+    else:
+        assert (await freezing)["recomputed_tokens"] == 144
+    engine.close()
+
+
 async def test_a_change_that_no_field_names_is_refused_after_a_restart(tmp_path: Path) -> None:
     engine = await Miniature.started(tmp_path, canary=True)
     await engine.serve(TEXT, "alice")
