@@ -1,6 +1,7 @@
 """Report each freeze and each thaw: one line of the log, a count, and a span where vLLM has tracing on.
 
-A line names the session, the head and the window, and how much was copied in which time. Control thread.
+A line names the head and the window, and how much was copied in which time. It does not name the session, because a
+client's own ids don't belong in a log. A span does. Control thread.
 """
 
 import asyncio
@@ -62,9 +63,9 @@ class Observer:
         self._metrics.freezes.labels("done").inc()
         chunks, tiers = frozen.block_count, _counts(frozen.tiers)
         logger.info(
-            "froze session %s, head %s, into window %s (%s): %d of %d tokens, %d chunks, %d new bytes, "
-            "captured in %.3f s, durable in %.3f s (%s)",
-            *(frozen.session_id, frozen.head, frozen.window_name, reason, frozen.captured_tokens, frozen.token_count),
+            "froze head %s into window %s (%s): %d of %d tokens, %d chunks, %d new bytes, captured in %.3f s, "
+            "durable in %.3f s (%s)",
+            *(frozen.head, frozen.window_name, reason, frozen.captured_tokens, frozen.token_count),
             *(chunks, frozen.new_bytes, frozen.capture_ms / 1000, frozen.duration_ms / 1000, tiers),
         )
         self._done(
@@ -94,8 +95,8 @@ class Observer:
             raise
         tiers = _counts(thawed.restored_by_tier)
         logger.info(
-            "thawed window %s into session %s: %d of %d tokens restorable in %.3f s (tokens by tier: %s)",
-            *(thawed.window_name, thawed.session_id, thawed.restorable_tokens, thawed.token_count),
+            "thawed window %s: %d of %d tokens restorable in %.3f s (tokens by tier: %s)",
+            *(thawed.window_name, thawed.restorable_tokens, thawed.token_count),
             *(thawed.restoration_time_ms / 1000, tiers or "none"),
         )
         self._done(

@@ -37,9 +37,7 @@ async def test_a_freeze_is_one_line_with_ids_tokens_chunks_seconds_and_tiers(
     await engine.serve(TEXT, "alice")
     frozen = await engine.call(Op.FREEZE, session_id="alice", window_name="w")
     (line,) = lines(log)
-    assert line.startswith(
-        f"froze session alice, head {frozen['head']}, into window w (asked for): 144 of 144 tokens, "
-    )
+    assert line.startswith(f"froze head {frozen['head']} into window w (asked for): 144 of 144 tokens, ")
     assert f"5 chunks, {frozen['new_bytes']} new bytes, captured in 0." in line
     assert line.endswith(" s (cpu 5, disk 5)")
     assert outcomes(engine) == {"done": 1, "refused": 0, "failed": 0}
@@ -53,7 +51,7 @@ async def test_a_thaw_is_one_line_with_ids_tokens_seconds_and_tiers(
     log.clear()
     await engine.call(Op.THAW, window_name="w", new_session_id="bob")
     (line,) = lines(log)
-    assert line.startswith("thawed window w into session bob: 144 of 144 tokens restorable in 0.")
+    assert line.startswith("thawed window w: 144 of 144 tokens restorable in 0.")
     assert line.endswith(" s (tokens by tier: cpu 144)")
 
 
