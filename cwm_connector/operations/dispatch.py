@@ -17,6 +17,7 @@ from cwm_connector.operations.delete import Deleter
 from cwm_connector.operations.freeze.freezer import Freezer
 from cwm_connector.operations.health import HealthReader
 from cwm_connector.operations.observation.metrics_reader import MetricsReader
+from cwm_connector.operations.observation.transfers import Transfers
 from cwm_connector.operations.passport.canary import Canary
 from cwm_connector.operations.queries import Queries
 from cwm_connector.operations.start.home_check import HomeCheck
@@ -26,7 +27,6 @@ from cwm_connector.operations.tier_probe import TierProbe
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.transfer.exporter import Exporter
 from cwm_connector.operations.transfer.importer import Importer
-from cwm_connector.operations.transfers import Transfers
 from cwm_connector.operations.verify import Verifier
 from cwm_connector.protocol.calls import (
     Args,

@@ -21,7 +21,7 @@ from cwm_connector.core.speaker import check_session_id
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.operations.auto_freeze.freezer import AutoFreezer
 from cwm_connector.operations.context import EngineContext
-from cwm_connector.operations.transfers import Transfers
+from cwm_connector.operations.observation.transfers import Transfers
 from cwm_connector.protocol.calls import ListArgs, ResumableArgs, SessionsArgs, StatusArgs, TokensArgs
 from cwm_connector.protocol.results import Resumable, SessionItem, SessionList, Status, WindowList, WindowTokens
 from cwm_connector.protocol.stats import KvStore, StoreStats, TierStats
