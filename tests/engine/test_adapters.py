@@ -18,15 +18,15 @@ WHOLE = TOKENS // BLOCK * BLOCK
 
 
 @pytest.fixture(scope="module")
-def poet(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    return write_adapter(tmp_path_factory.mktemp("adapters") / "poet", model, seed=1)
+def poet(tmp_path_factory: pytest.TempPathFactory, shallow_model: Path) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("adapters") / "poet", shallow_model, seed=1)
 
 
 @pytest.fixture(scope="module")
-def engine(launch: Launch, model: Path, poet: Path) -> Iterator[Engine]:
+def engine(launch: Launch, shallow_model: Path, poet: Path) -> Iterator[Engine]:
     arguments = ("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"poet={poet}")
     options = EngineOptions(
-        model=model,
+        model=shallow_model,
         max_model_len=2048,
         kv_tokens=16_384,
         arguments=arguments,

@@ -34,16 +34,16 @@ class Shared:
 
 
 @pytest.fixture(scope="module")
-def shared(model: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def shared(shallow_model: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     small = tmp_path_factory.mktemp("small-disk")
-    size = DISK_TOKENS * kv_bytes_per_token(model, quick_dtype())
+    size = DISK_TOKENS * kv_bytes_per_token(shallow_model, quick_dtype())
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", small], capture_output=True)
     try:
         with redis_server(append_fsync="always") as redis:
             common = {"CWM_REDIS_URL": redis.url, "CWM_CATALOG": "redis"}
-            one = EngineOptions(model=model, max_model_len=4096, kv_tokens=6144, settings=common)
+            one = EngineOptions(model=shallow_model, max_model_len=4096, kv_tokens=6144, settings=common)
             two = EngineOptions(
-                model=model,
+                model=shallow_model,
                 max_model_len=4096,
                 kv_tokens=6144,
                 settings=common | {"CWM_DISK_PATH": str(small / "chunks")},

@@ -1,6 +1,6 @@
 """The first layers of the small model: tests need answers that depend on every key and value, not good ones.
 
-All 30 layers take five times as long to compute. `make demo` and `make certify` use them.
+All 30 layers take five times as long to compute. They are used where an answer has to make sense.
 """
 
 import json
