@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from cwm_connector.settings import Settings, load_settings
 from cwm_mcp.serve import Build, compose
@@ -137,9 +138,9 @@ def test_compose_starts_a_connector_that_exists() -> None:
 
 def test_the_image_has_the_vllm_of_the_cuda_extra() -> None:
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["cuda"]
-    (pin,) = [text.removeprefix("vllm==") for text in extra if text.startswith("vllm==")]
-    assert f"FROM vllm/vllm-openai:v{pin} AS engine" in DOCKERFILE
-    assert f"\nvllm=={pin}\n" in (ROOT / "requirements" / "cuda.txt").read_text()
+    (allowed,) = [Requirement(text).specifier for text in extra if Requirement(text).name == "vllm"]
+    (locked,) = re.findall(r"^vllm==(\S+)$", (ROOT / "requirements" / "cuda.txt").read_text(), re.MULTILINE)
+    assert f"FROM vllm/vllm-openai:v{locked} AS engine" in DOCKERFILE and locked in allowed
 
 
 def test_the_build_is_sent_every_file_that_the_wheel_needs() -> None:

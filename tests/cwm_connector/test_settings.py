@@ -55,7 +55,7 @@ def test_the_engines_own_options_win(monkeypatch: pytest.MonkeyPatch) -> None:
         ("vllm_api_key", "h\nush", "it has characters that no key has"),
         ("log_level", "loud", "use DEBUG, INFO, WARNING or ERROR"),
         ("catalog", "redis", "redis needs CWM_REDIS_URL"),
-        ("socket", "/" + "s" * 120, "its path is over 107 bytes"),
+        ("socket", "/" + "s" * 120, "the socket's path is over 107 bytes; set CWM_SOCKET"),
         ("home", 5, "it must be text"),
     ],
 )

@@ -1,5 +1,6 @@
 """Nothing grows with the number of thaws. The long form is `python -m benchmarks.soak`."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ LIMIT = 60
 
 
 @pytest.mark.timeout(180)
-async def test_nothing_is_left_of_old_thaws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_left_of_old_thaws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "cwm_connector")  # pytest keeps the line of each thaw
     monkeypatch.setattr("cwm_connector.sessions.thaw_bindings.MAX_THAWS", LIMIT)
     monkeypatch.setattr("cwm_connector.catalog.sqlite.thaws.BINDINGS", LIMIT)
     monkeypatch.setattr("cwm_connector.catalog.sqlite.thaws.SESSIONS", LIMIT)
