@@ -144,11 +144,16 @@ class Client:
         await self._freeze(self._dice.uniform(0, 0.6))
 
     async def thaw_and_ask(self) -> None:
-        """Thaw any window, and ask by its salt what goes on from there, once or three times at once."""
+        """Thaw any window, and ask by its salt what goes on from there, once or three times at once.
+
+        It goes on in a session of its own. Otherwise its turns would belong to the session that was frozen, and whoever
+        freezes that one next would not know of them.
+        """
         if (name := self._any()) is None:
             return
         window = self._ledger.windows[name]
-        thawed = await self._call(Op.THAW, ThawArgs(window_name=name, prewarm=self._dice.random() < 0.5), name)
+        args = ThawArgs(window_name=name, new_session_id=self._fresh("t"), prewarm=self._dice.random() < 0.5)
+        thawed = await self._call(Op.THAW, args, name)
         if thawed is None:
             return
         asked = 3 if self._dice.random() < 0.3 else 1
