@@ -38,6 +38,16 @@ class Turn:
         said = [] if self.parent is None else [*self.parent.prompt, *self.parent.answer]
         return said + [self.script[(len(said) + number) % len(self.script)] for number in range(self.added)]
 
+    def conversation(self) -> "list[Turn]":
+        """Return all turns from the root of this one on, each after its parent."""
+        root = self
+        while root.parent is not None:
+            root = root.parent
+        found = [root]
+        for turn in found:
+            found += turn.children
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Conversations:

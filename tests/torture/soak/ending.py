@@ -133,7 +133,10 @@ class Ending:
         return names
 
     async def _same_content(self, name: str) -> None:
-        """The window's token ids are those that were said, from the first on."""
+        """The window's token ids are those that were said, from the first on.
+
+        Who left a freeze may have gone on before it began, so its window holds any turn of the conversation.
+        """
         frozen = self._frozen(name)
         if frozen is None:
             return
@@ -141,7 +144,11 @@ class Ending:
         said = [*frozen.turn.prompt, *(frozen.heard if frozen.is_whole else ())]
         least = len(said) - 1 if frozen.is_whole else 0
         most = len(said) if frozen.is_whole else len(ids)
-        if not least <= len(ids) <= most or ids[: len(said)].tolist() != said[: len(ids)]:
+        same = least <= len(ids) <= most and ids[: len(said)].tolist() == said[: len(ids)]
+        if name in self._ledger.unsettled:
+            turns = frozen.turn.conversation()
+            same = any(ids.tolist() == [*turn.prompt, *turn.answer][: len(ids)] for turn in turns)
+        if not same:
             self._ledger.violate(Kind.CORRUPT, f"{name} has {len(ids)} token ids that are not those of the session")
 
     def _frozen(self, name: str) -> Frozen | None:

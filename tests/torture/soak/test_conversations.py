@@ -35,3 +35,9 @@ async def test_a_turn_repeats_its_parent_and_the_answer_and_parents_come_first()
         if turn.parent is not None:
             before = [*turn.parent.prompt, 1, 2, 3]
             assert turn.prompt[: len(before)] == before and len(turn.prompt) == len(before) + turn.added
+
+
+async def test_a_conversation_is_all_that_begins_with_its_root() -> None:
+    made = await said("1")
+    leaf = next(turn for turn in made.turns() if turn.name == "root-0.0.0")
+    assert [turn.name for turn in leaf.conversation()] == ["root-0", "root-0.0", "root-0.1", "root-0.0.0"]
