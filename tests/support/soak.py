@@ -1,5 +1,6 @@
 """Thaw again and again over an engine in miniature, and count what is left of it."""
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ async def soak(engine: Miniature, thaws: int, every: int) -> AsyncIterator[Left]
     The sessions that speak are few, because the engine's index of those has a bound of its own (sessions/bounds.py).
     Yield what is left after every `every` thaws.
     """
+    idle = len(asyncio.all_tasks())
     texts = {f"w{number}": text(number) for number in range(WINDOWS)}
     for name, tokens in texts.items():
         await frozen(engine, name, tokens)
@@ -47,7 +49,15 @@ async def soak(engine: Miniature, thaws: int, every: int) -> AsyncIterator[Left]
         if number % 10 == 5:
             assert await engine.resume(texts[name], salt=thawed["cache_salt"]) == len(texts[name])
         if number % every == 0:
+            await _until_idle(idle)
             yield await _left(engine, number)
+
+
+async def _until_idle(tasks: int) -> None:
+    """Wait for what a thaw does after its answer."""
+    async with asyncio.timeout(20):
+        while len(asyncio.all_tasks()) > tasks:  # noqa: ASYNC110 nobody tells
+            await asyncio.sleep(0.05)
 
 
 async def _left(engine: Miniature, thaws: int) -> Left:
