@@ -259,7 +259,7 @@ def main() -> None:
         times[what] = Times()
         for _ in range(options.rounds):
             round_of(times[what])
-    best = min(best_work(), *(each.best_work for each in times.values()))
+    best = best_work()
     show(console, times, best)
     if options.json is not None:
         write_json(options.json, sizes, times, best)
