@@ -16,6 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _SESSION: Final = b"mcp-session-id"
 _NOT_FOUND: Final = 404
+_MAX_ENDED: Final = 10_000
+"""Sessions that are remembered because their clients have ended them."""
 
 
 def with_lost_sessions(known: Starlette, sessionless: Starlette) -> Starlette:
@@ -35,12 +37,18 @@ class _Either:
     def __init__(self, known: ASGIApp, sessionless: ASGIApp) -> None:
         self._known = known
         self._sessionless = sessionless
+        self._ended: dict[bytes, None] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Its body is kept until the first app has begun to answer."""
-        if scope["type"] != "http" or not any(name == _SESSION for name, _ in scope["headers"]):
+        session = next((value for name, value in scope.get("headers", ()) if name == _SESSION), None)
+        if scope["type"] != "http" or session is None or session in self._ended:
             await self._known(scope, receive, send)
             return
+        if scope["method"] == "DELETE":
+            self._ended[session] = None  # its client has ended it, and 404 is the answer from now on
+            if len(self._ended) > _MAX_ENDED:
+                del self._ended[next(iter(self._ended))]
         read: list[Message] = []
         status: int | None = None
 
