@@ -53,7 +53,7 @@ class VllmServer(ThreadingHTTPServer):
         """The answer to a conversation if `template` is None."""
         self.max_model_len = 8192
         self.reply = "The north gate."
-        """What it streams."""
+        """The text that it streams."""
         self.asked: dict[str, list[Body]] = {}
         self.headers: dict[str, str] = {}
         self.answers: dict[str, Answer | threading.Event] = {}

@@ -128,8 +128,7 @@ class Thawer:
         """
         started = time.perf_counter()
         name = check_window_name(args.window_name)
-        if self._engine.scheduler.copy_gate.is_paused():
-            raise CWMError(Code.STATE, "the engine is asleep or paused; wake it and try again")
+        self._engine.scheduler.copy_gate.require_awake()
         stored = await self._stored(name)
         await self._engine.known_passport()
         self._engine.require_same_passport(stored.row.passport, f"window {name!r}")

@@ -133,8 +133,9 @@ class Importer:
         shape = self._shape(header) if args.reshard else None
         self._require_fitting(header, shape)
         listed = self._listed(header, shape)
-        ours = self._engine.passport.carrying(Passport(header.passport).extras)
-        passport = header.passport if shape is None else dict(ours.fields)
+        passport = header.passport
+        if shape is not None:
+            passport = dict(self._engine.passport.carrying(Passport(passport).extras).fields)
         return _Wanted(
             name=name,
             description=description,

@@ -74,7 +74,7 @@ PLAIN_REQUEST: Final = Carried()
 
 
 class RequestExtras:
-    """What the requests carry that have been added and not finished."""
+    """Keeps what each request carries, from its addition to its end."""
 
     def __init__(self, hash_tokens: int = 16, adapters: Adapters | None = None) -> None:
         """`hash_tokens`: tokens that each of a request's block hashes covers."""

@@ -35,7 +35,7 @@ _COUNTERS: Final = {
 
 
 class Transfers(msgspec.Struct, frozen=True):
-    """What has moved since the engine's start: bytes to the disk, and tokens into vLLM or computed in their place."""
+    """Amounts since the engine's start: bytes to the disk, and tokens into vLLM or computed in their place."""
 
     stored_bytes: int | None = None
     loaded_tokens: int | None = None
