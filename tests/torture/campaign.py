@@ -216,7 +216,8 @@ class _Watch:
                 killed = True
 
     def _take(self, event: Event) -> None:
-        self._last = event
+        if not isinstance(self._last, Ended):  # what goes on in the background may still be told of
+            self._last = event
         match event:
             case Seen():
                 self._seen.append(event)

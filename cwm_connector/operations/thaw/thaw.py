@@ -258,14 +258,17 @@ class Thawer:
         """
         recorded = self._recorded(specs)
         if recorded.fault is None and set(recorded.tokens_by_tier) == {TierName.CPU}:
-            self._in_background(self._count_as_used(specs, progress))
+            self._in_background(self._count_as_used(specs))
             return recorded
         return await self._promote(specs, progress)
 
-    async def _count_as_used(self, specs: Sequence[ChunkSpec], progress: ProgressSink) -> None:
-        """Let the chunks be evicted last. That waits for the thaw's answer, whose time it would take."""
+    async def _count_as_used(self, specs: Sequence[ChunkSpec]) -> None:
+        """Let the chunks be evicted last. That waits for the thaw's answer, whose time it would take.
+
+        It reports no progress, because the call that it would report to has ended.
+        """
         await asyncio.sleep(COUNTED_AFTER_S)
-        await self._promote(specs, progress)
+        await self._promote(specs, lambda *_: None)
 
     async def _promote(self, specs: Sequence[ChunkSpec], progress: ProgressSink) -> _Checked:
         board = self._engine.board

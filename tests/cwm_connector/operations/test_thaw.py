@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,28 @@ async def test_a_window_in_memory_is_thawed_without_waiting_for_the_workers(
     assert thawed["restored_by_tier"] == {"cpu": 144} and thawed["restorable_tokens"] == 144
     assert not begun.is_set()  # nothing competes with the answer
     assert await asyncio.to_thread(begun.wait, 10)  # its chunks still count as used
+
+
+async def test_a_thaw_reports_no_progress_after_its_answer(
+    thaw_only: Miniature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await thaw_only.serve(TEXT, "alice")
+    await thaw_only.call(Op.FREEZE, session_id="alice", window_name="w")
+    monkeypatch.setattr("cwm_connector.operations.thaw.thaw.COUNTED_AFTER_S", 0.01)
+    counted, submit = threading.Event(), thaw_only.worker.submit
+
+    def watched(jobs: Any) -> None:
+        submit(jobs)
+        if jobs:
+            counted.set()
+
+    monkeypatch.setattr(thaw_only.worker, "submit", watched)
+    heard: list[str] = []
+    await thaw_only.call(Op.THAW, lambda done, total, text: heard.append(text), window_name="w")
+    heard.clear()
+    assert await asyncio.to_thread(counted.wait, 10)
+    await thaw_only.call(Op.VERIFY)  # waits for the workers as well, behind the thaw's work
+    assert heard == []
 
 
 @pytest.mark.parametrize(("tokens_per_step", "faster"), [(1, None), (1_000_000_000, True), (200, False)])
