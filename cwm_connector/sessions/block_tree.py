@@ -37,11 +37,16 @@ class Node:
     heads: int = 0
     """How many heads end here."""
     counted_bytes: int = 0
+    end: int = field(init=False)
+    """The position after its last block."""
 
-    @property
-    def end(self) -> int:
-        """Return the position after its last block."""
-        return self.first + len(self.hashes)
+    def __post_init__(self) -> None:
+        self.end = self.first + len(self.hashes)
+
+    def set_run(self, first: int, hashes: HashRun, tokens: TokenRun) -> None:
+        """Give the node other blocks."""
+        self.first, self.hashes, self.tokens = first, hashes, tokens
+        self.end = first + len(hashes)
 
     def path(self) -> "list[Node]":
         """Return the nodes from the root to this one, without the root."""
@@ -76,19 +81,23 @@ class Match:
 
     def fork(self, node: Node) -> Fork:
         """Return where the chain and the one that ends with `node` part."""
-        if node in self.path:
+        path, forks = self.path, self._forks
+        if node in path:
             return Fork(min(node.end, self.blocks), node if node.end > self.blocks else None)
-        passed = []
-        while (fork := self._forks.get(node)) is None:
-            passed.append(node)
-            parent = node.parent
+        if (known := forks.get(node)) is not None:
+            return known
+        passed = [node]
+        while (parent := node.parent) not in path:
             assert parent is not None
-            if parent in self.path:
-                fork = Fork(self.blocks, parent) if parent.end > self.blocks else Fork(parent.end, node)
+            if (known := forks.get(parent)) is not None:
                 break
+            passed.append(parent)
             node = parent
-        self._forks.update(dict.fromkeys(passed, fork))
-        return fork
+        if known is None:
+            known = Fork(self.blocks, parent) if parent.end > self.blocks else Fork(parent.end, node)
+        for each in passed:
+            forks[each] = known
+        return known
 
 
 class BlockTree:
@@ -107,13 +116,12 @@ class BlockTree:
         while at < blocks and (child := node.children.get(hashes[at])) is not None:
             node = child
             path.append(node)
-            length = len(node.hashes)
-            if at + length < blocks and hashes[at + length] in node.children:
-                at += length  # a block that follows says that all before it agree
+            end = node.end
+            if end < blocks and hashes[end] in node.children:
+                at = end  # a block that follows says that all before it agree
                 continue
-            common = common_blocks(node.hashes, hashes, blocks - at, at)
-            at += common
-            if common < length:
+            at += common_blocks(node.hashes, hashes, blocks - at, at)
+            if at < end:
                 break
         return Match(frozenset(path), node, at)
 
@@ -149,8 +157,8 @@ class BlockTree:
         (child,) = node.children.values()
         node.hashes.append(child.hashes)
         node.tokens.append(child.tokens)
-        child.hashes, child.tokens = node.hashes, node.tokens
-        child.first, child.parent = node.first, node.parent
+        child.set_run(node.first, node.hashes, node.tokens)
+        child.parent = node.parent
         node.parent.children[child.hashes[0]] = child
         self._unpacked.pop(node, None)
         self.size_bytes -= node.counted_bytes
@@ -161,18 +169,18 @@ class BlockTree:
         start = (block - node.first) * self.block_tokens
         return node.tokens.ids(start, start + self.block_tokens)
 
-    def tokens(self, node: Node, end: int) -> TokenRun:
+    def runs(self, node: Node, end: int) -> list[TokenRun]:
         """Return the first `end` ids of the chain that ends with `node`, without packing any. A chain may end before.
 
-        The caller may hand it to another thread.
+        They are the tree's own. `TokenRun.of_runs` makes a run of them that may be handed to another thread.
         """
-        run = TokenRun()
+        runs = []
         for each in node.path():
-            rest = end - each.first * self.block_tokens
-            if rest <= 0:
+            start, stop = each.first * self.block_tokens, each.end * self.block_tokens
+            if start >= end:
                 break
-            run.append_parts(each.tokens if rest >= len(each.tokens) else each.tokens.part(0, rest))
-        return run
+            runs.append(each.tokens if stop <= end else each.tokens.part(0, end - start))
+        return runs
 
     @property
     def is_packed(self) -> bool:
@@ -194,9 +202,8 @@ class BlockTree:
         tokens = count * self.block_tokens
         before = Node(node.parent, node.first, node.hashes.part(0, count), node.tokens.part(0, tokens))
         node.parent.children[before.hashes[0]] = before
-        node.hashes = node.hashes.part(count, len(node.hashes))
-        node.tokens = node.tokens.part(tokens, len(node.tokens))
-        node.parent, node.first = before, at
+        node.set_run(at, node.hashes.part(count, len(node.hashes)), node.tokens.part(tokens, len(node.tokens)))
+        node.parent = before
         before.children[node.hashes[0]] = node
         self._count(before)
         self._count(node)

@@ -14,7 +14,7 @@ itself continued. Side requests and subagents never become the main head.
 """
 
 import enum
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -81,7 +81,7 @@ def becomes_main(
     if main is None:
         others = (each for each in heads if each.name != head.name and each.kind is HeadKind.CONVERSATION)
         return all(head.token_count >= each.token_count for each in others)
-    _, shared = shared_with.most(each for each in heads if each.is_main_line)
+    _, shared = shared_with.most([each for each in heads if each.is_main_line])
     resumes = progress.turn.resumes
     looks_like_side = not resumes and main.streams and not progress.streams and 4 * shared < progress.prompt_tokens
     if not looks_like_side and is_of_main_line(main, progress, shared):
@@ -146,7 +146,7 @@ def _decide_named(heads: Collection[Head], progress: Progress, shared_with: Shar
 
 def _decide_side(heads: Collection[Head], progress: Progress, shared_with: SharedTokens) -> Decision:
     kind = HeadKind.SIDE
-    others = (head for head in heads if head.kind is not HeadKind.SUBAGENT)
+    others = [head for head in heads if head.kind is not HeadKind.SUBAGENT]
     shared = {head: shared_with(head) for head in _near(others, progress, shared_with)}
     if repeated := [head for head, tokens in shared.items() if tokens == progress.chain.token_count]:
         sides = [head for head in repeated if head.kind is kind]
@@ -166,7 +166,7 @@ def _decide_conversation(
     heads: Collection[Head], main: Head | None, progress: Progress, shared_with: SharedTokens
 ) -> Decision:
     kind = HeadKind.CONVERSATION
-    others = (head for head in heads if head.kind is kind)
+    others = [head for head in heads if head.kind is kind]
     shared = {head: shared_with(head) for head in _near(others, progress, shared_with)}
     if repeated := [head for head, tokens in shared.items() if tokens == progress.chain.token_count]:
         return Decision(Effect.REPEAT, kind, max(repeated, key=lambda head: (head is main, head.activity)))
@@ -183,13 +183,13 @@ def _decide_conversation(
     )
 
 
-def _near(heads: Iterable[Head], progress: Progress, shared_with: SharedTokens) -> list[Head]:
+def _near(heads: Sequence[Head], progress: Progress, shared_with: SharedTokens) -> list[Head]:
     """Return the heads that may have all of the request, or of which the request may have all, or the last prompt."""
     most = progress.chain.token_count
     return [
         head
-        for head in heads
-        if shared_with.at_most(head) >= min(most, head.token_count, compared_tokens(head.prompt_tokens))
+        for head, bound in zip(heads, shared_with.at_most(heads), strict=True)
+        if bound >= most or bound >= head.token_count or bound >= compared_tokens(head.prompt_tokens)
     ]
 
 

@@ -5,7 +5,7 @@ Engine thread only. Nothing here blocks.
 
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -182,7 +182,7 @@ class SharedTokens:
         self._tree = tree
         self._chain = chain
         self._match = match
-        self._forks: dict[Head, tuple[Fork, int]] = {}
+        self._bounds: dict[Head, int] = {}
         self._exact: dict[Head, int] = {}
         self._in_next_block: dict[Node, int] = {}
 
@@ -193,29 +193,31 @@ class SharedTokens:
             found = self._exact[head] = self._compared(head)
         return found
 
-    def at_most(self, head: Head) -> int:
-        """Return how many tokens they have in common, or up to a block more."""
-        return self._fork(head)[1]
+    def at_most(self, heads: Sequence[Head]) -> list[int]:
+        """Return for each of the heads how many tokens they have in common, or up to a block more."""
+        bounds = self._bounds
+        for head in heads:
+            if head not in bounds:
+                bounds[head] = self._bound(head, self._fork_of(head))
+        return [bounds[head] for head in heads]
 
-    def most(self, heads: Iterable[Head]) -> tuple[Head | None, int]:
+    def most(self, heads: Sequence[Head]) -> tuple[Head | None, int]:
         """Return the first of the heads that have most in common with the chain, and how many tokens that are."""
-        bounds = {head: self._fork(head)[1] for head in heads}
-        least = max(bounds.values(), default=0) - self._tree.block_tokens
-        best = max((head for head, bound in bounds.items() if bound > least), key=self, default=None)
+        bounds = self.at_most(heads)
+        least = max(bounds, default=0) - self._tree.block_tokens
+        near = [head for head, bound in zip(heads, bounds, strict=True) if bound > least]
+        best = max(near, key=self, default=None)
         return best, 0 if best is None else self(best)
 
-    def _fork(self, head: Head) -> tuple[Fork, int]:
-        """Return where they part, and how many tokens they have in common at most."""
-        found = self._forks.get(head)
-        if found is None:
-            fork = self._fork_of(head)
-            if not fork.blocks and head.cache_salt != self._chain.cache_salt:
-                bound = 0  # the hashes would tell, but no full block is equal
-            else:
-                carried = head.carried.common_tokens(self._chain.carried)
-                bound = min((fork.blocks + 1) * self._tree.block_tokens - 1, head.token_count, carried)
-            found = self._forks[head] = fork, bound
-        return found
+    def _bound(self, head: Head, fork: Fork) -> int:
+        """Return how many tokens they have in common at most, if they part there."""
+        chain = self._chain
+        if not fork.blocks and head.cache_salt != chain.cache_salt:
+            return 0  # the hashes would tell, but no full block is equal
+        bound = (fork.blocks + 1) * self._tree.block_tokens - 1
+        if head.carried is not chain.carried:
+            bound = min(bound, head.carried.common_tokens(chain.carried))
+        return bound if bound < head.token_count else head.token_count
 
     def _fork_of(self, head: Head) -> Fork:
         if head.running is None:
@@ -226,7 +228,8 @@ class SharedTokens:
         return Fork(common_blocks(theirs.block_hashes, ours.block_hashes, limit), None)
 
     def _compared(self, head: Head) -> int:
-        fork, bound = self._fork(head)
+        fork = self._fork_of(head)
+        bound = self._bound(head, fork)
         start = fork.blocks * self._tree.block_tokens
         if bound <= start:
             return bound

@@ -121,15 +121,13 @@ class Heads:
     def tokens(self, head: Head) -> TokenRun:
         """Return the head's tokens for another thread. Those that lie in a request's list are packed there."""
         if head.running is None:
-            run = self._tree.tokens(_stored(head.node), head.token_count)
-            run.append_parts(TokenRun(head.tail[:]))
-            return run
+            stored = self._tree.runs(_stored(head.node), head.token_count)
+            return TokenRun.of_runs([*stored, TokenRun(head.tail[:])])
         chain = head.running.chain
         match = self._tree.match(chain.block_hashes, chain.blocks)
         known = match.blocks * self._block_tokens
-        run = self._tree.tokens(match.node, known)
-        run.append_parts(TokenRun.of_list(chain.token_ids, known, chain.token_count))
-        return run
+        rest = TokenRun.of_list(chain.token_ids, known, chain.token_count)
+        return TokenRun.of_runs([*self._tree.runs(match.node, known), rest])
 
     @property
     def is_packed(self) -> bool:
@@ -201,7 +199,7 @@ class Heads:
         table.by_name.pop(head.name, None)
         table.by_name[head.name] = head
         if becomes_main(heads, main, head, progress, shared, now):
-            _, with_main_line = shared.most(each for each in heads if each.is_main_line)
+            _, with_main_line = shared.most([each for each in heads if each.is_main_line])
             _make_main(table, head, progress, with_main_line)
         return head
 

@@ -10,8 +10,9 @@ A run is used by one thread. A copy may be handed to another thread.
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 P = TypeVar("P", bound="Sequence[Any]")
@@ -55,6 +56,15 @@ class PartedRun(ABC, Generic[P]):
             run.pack(cls.part_length)
         return run
 
+    @classmethod
+    def of_runs(cls, runs: Iterable[Self]) -> Self:
+        """Return the parts of several runs, one run after the other. Nothing is copied, so short parts stay short."""
+        run = cls()
+        for each in runs:
+            run._parts += each._parts
+        run._ends = list(accumulate(map(len, run._parts)))
+        return run
+
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
@@ -81,12 +91,6 @@ class PartedRun(ABC, Generic[P]):
         """Append the items of another run."""
         for part in other._parts:
             self._add(part)
-
-    def append_parts(self, other: Self) -> None:
-        """Append the parts of another run as they are. Nothing is copied, so short parts stay short."""
-        end = len(self)
-        self._parts += other._parts
-        self._ends += [end + each for each in other._ends]
 
     def pack(self, limit: int) -> int:
         """Pack at most `limit` items that lie in a list. Return how many it were."""

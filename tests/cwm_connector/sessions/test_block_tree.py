@@ -44,7 +44,7 @@ def test_every_chain_is_found_again_whatever_was_added_and_removed(steps: list[t
             )
         for node, kept in heads:
             assert list(ChainHashes([each.hashes for each in node.path()])) == hashes_of(kept)
-            assert tree.tokens(node, len(kept) * BLOCK).packed() == tokens_of(kept)
+            assert TokenRun.of_runs(tree.runs(node, len(kept) * BLOCK)).packed() == tokens_of(kept)
             match = tree.match(hashes_of(kept), len(kept))
             forks = [match.fork(other) for other, _ in heads]
             assert [fork.blocks for fork in forks] == [_common(kept, chain) for _, chain in heads]
