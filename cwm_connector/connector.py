@@ -130,7 +130,7 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
             rank=parallel.rank,
             world_size=parallel.world_size,
             block_tokens=compat.block_tokens(self._kv_cache_config),
-            sampled_dtype=first.dtype if first.dtype.is_floating_point else None,
+            numbers=compat.page_numbers(self._kv_cache_config, groups),
         )
         if first.is_cuda:
             parts.cpu.ready()  # vLLM captures its graphs next, and page-locking memory meanwhile can break that

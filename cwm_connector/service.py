@@ -148,8 +148,8 @@ class EngineSide:
             compat.wake(self._core)
 
     def _canary_tokens(self) -> "array[int]":
-        """Return the canary's tokens. None if the engine takes no requests of ours, or is resumed at boundaries."""
-        if self._core is None or not compat.takes_requests(self._core) or compat.cache_groups(self._kv_cache_config):
+        """Return the canary's tokens. None if the engine takes no requests of ours."""
+        if self._core is None or not compat.takes_requests(self._core):
             return array("i")
         model, parts = self._vllm_config.model_config, self._kv_cache_config
         return canary_tokens(model.get_vocab_size(), compat.block_tokens(parts), model.max_model_len)

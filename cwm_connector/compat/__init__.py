@@ -31,6 +31,7 @@ from cwm_connector.compat.model import (
     check_supported,
     instruction_set,
     layers_in_order,
+    page_numbers,
     passport_fields,
     weight_files,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "media_of",
     "middle_of_step",
     "next_evicted",
+    "page_numbers",
     "passport_fields",
     "pin_blocks",
     "queue_copies",

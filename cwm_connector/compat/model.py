@@ -4,7 +4,7 @@ Nothing here blocks, except `weight_files`, which reads from the disk.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -68,6 +68,29 @@ def layers_in_order(
         layers = {kv_caches[name].data_ptr(): kv_caches[name] for name in reversed(group.layer_names)}
         found.append([group_kernel_blocks(layer, kv_cache_config.num_blocks) for layer in reversed(layers.values())])
     return found
+
+
+def page_numbers(
+    kv_cache_config: "KVCacheConfig", groups: Sequence[Sequence[torch.Tensor]]
+) -> tuple[tuple[tuple[torch.dtype, int], ...], ...]:
+    """Return for each KV cache group the types of the numbers in a layer's page, each with its bytes, in their order.
+
+    `groups`: the layers' caches. Empty if a page holds anything but numbers that can be compared with a tolerance.
+    """
+    from vllm.v1.kv_cache_interface import MambaSpec
+
+    found: list[tuple[tuple[torch.dtype, int], ...]] = []
+    for group, layers in zip(kv_cache_config.kv_cache_groups, groups, strict=True):
+        spec, page = group.kv_cache_spec, layers[0][0].nbytes
+        if isinstance(spec, MambaSpec):
+            shapes = zip(spec.dtypes, spec.shapes, strict=True)
+            found.append(tuple((dtype, math.prod(shape) * dtype.itemsize) for dtype, shape in shapes))
+        else:
+            found.append(((layers[0].dtype, page),))
+        if sum(size for _, size in found[-1]) != page or any(layer[0].nbytes != page for layer in layers):
+            return ()
+    numbers = all(dtype.is_floating_point for parts in found for dtype, _ in parts)
+    return tuple(found) if numbers else ()
 
 
 _CONFIG_PROVENANCE: Final = ("_name_or_path", "_model_name_or_path", "transformers_version")

@@ -177,10 +177,10 @@ class FailedLoad:
 
 @dataclass(frozen=True, slots=True)
 class CanaryJob:
-    """Report the print of these blocks of the cache. They stay pinned until every rank has reported it."""
+    """Report the print of these blocks of each KV cache group. They stay pinned until every rank has reported it."""
 
     id: JobId
-    block_ids: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
 
 
 Work = CanaryJob | SaveJob | LoadJob | FailedLoad | PromoteJob | CopyJob | VerifyJob | DropJob

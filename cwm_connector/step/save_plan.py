@@ -7,6 +7,7 @@ as it is found. vLLM evicts the end of a sequence first, so the end is looked fo
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from cwm_connector import compat
@@ -51,8 +52,15 @@ class Recomputed:
     """The blocks of a recompute's tokens, pinned until the freeze has planned its save."""
 
     blocks: PinnedSave
+    group_sizes: tuple[int, ...]
+    """How many of the blocks belong to each KV cache group."""
     computed_tokens: int
     """Tokens that were really computed, without local hits and loads."""
+
+    def ids_by_group(self) -> tuple[tuple[int, ...], ...]:
+        """Return the ids of each group's blocks."""
+        ids = iter(self.blocks.block_ids)
+        return tuple(tuple(islice(ids, size)) for size in self.group_sizes)
 
 
 @dataclass(slots=True)

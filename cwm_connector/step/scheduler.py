@@ -291,16 +291,17 @@ class SchedulerSide:
             return
         try:
             # The request still holds its blocks now. A moment later they could be evicted again.
-            recompute.done.set_result(Recomputed(self._pin(request), recompute.computed_tokens))
+            recompute.done.set_result(Recomputed(*self._pin(request), recompute.computed_tokens))
         except Exception as problem:
             recompute.done.set_exception(problem)
 
-    def _pin(self, request: "Request") -> PinnedSave:
+    def _pin(self, request: "Request") -> tuple[PinnedSave, tuple[int, ...]]:
+        """Pin the blocks of a request. Return them, and how many each group has."""
         if self._geometry.groups:
             return self._planner().pin_prompt(self._pinned, request)
         pool = self._require_pool()
         found = [[block] for block in compat.cached_blocks(pool, request.block_hashes) if block is not None]
-        return self._pinned.pin(pool, found)
+        return self._pinned.pin(pool, found), (len(found),)
 
     def _cached_tokens(self, hashes: Sequence[bytes]) -> int:
         """Return how many of the tokens with these hashes vLLM need not compute again."""

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from cwm_connector.settings import Settings
 from cwm_connector.store.pairing import open_home
 from cwm_connector.tiers.base import DurableTier
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.open import open_tiers
 from cwm_connector.tiers.policies import new_policy
+from cwm_connector.worker.canary import PageNumbers
 from cwm_connector.worker.paged_copy import PagedCopier
 from cwm_connector.worker.worker import WorkerSide
 
@@ -32,7 +31,7 @@ def build_worker(
     rank: int,
     world_size: int,
     block_tokens: int,
-    sampled_dtype: torch.dtype | None = None,
+    numbers: Sequence[PageNumbers] = (),
 ) -> WorkerParts:
     """Open the home for one rank and return its worker side. The CPU memory is shared out among all ranks.
 
@@ -48,6 +47,6 @@ def build_worker(
         block_tokens=block_tokens,
         cpu=cpu,
         durable_tiers=durable_tiers,
-        sampled_dtype=sampled_dtype,
+        numbers=numbers,
     )
     return WorkerParts(side, cpu, durable_tiers)

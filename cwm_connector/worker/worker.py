@@ -38,7 +38,7 @@ from cwm_connector.step.jobs import (
 from cwm_connector.tiers.base import DurableTier
 from cwm_connector.tiers.cpu import CpuTier
 from cwm_connector.tiers.stack import TierStack
-from cwm_connector.worker.canary import canary_of
+from cwm_connector.worker.canary import PageNumbers, canary_of
 from cwm_connector.worker.checksums import Checksums
 from cwm_connector.worker.chunk_reader import ChunkReader, ChunkShape, Purpose, VerifiedChunk
 from cwm_connector.worker.fence import PASSED, Fence
@@ -67,13 +67,13 @@ class WorkerSide:
         block_tokens: int,
         cpu: CpuTier,
         durable_tiers: Sequence[DurableTier],
-        sampled_dtype: torch.dtype | None = None,
+        numbers: Sequence[PageNumbers] = (),
     ) -> None:
         """Start no thread yet. `durable_tiers` are fastest first. They and `cpu` are closed with the worker side.
 
-        `sampled_dtype`: the type of the cache's elements, if they are numbers. See `canary_of`.
+        `numbers`: those in the pages of each KV cache group, for the canary. See `canary_of`.
         """
-        self._sampled_dtype = sampled_dtype
+        self._numbers = numbers
         self._rank = rank
         self._copier = copier
         self._cpu = cpu
@@ -259,7 +259,7 @@ class WorkerSide:
         return failed(chunk, (Code.CHUNK_MISSING, "no tier has it whole; freeze its session again to replace it"))
 
     def _take_canary(self, job: CanaryJob, fence: Fence) -> None:
-        canary = canary_of(self._copier, job.block_ids, fence, self._sampled_dtype)
+        canary = canary_of(self._copier, job.groups, fence, self._numbers)
         self._outbox.report(Report(job.id, self._rank, Phase.FINISHED, canary=canary))
 
     def _drop(self, job: DropJob) -> None:

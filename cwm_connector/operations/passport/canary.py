@@ -1,4 +1,4 @@
-"""The canary: two fixed blocks that the engine computes for us, and a print of the KV that it leaves.
+"""The canary: two fixed blocks that the engine computes for us, and a print of what each KV cache group has of them.
 
 Equal prints mean equal weights, rotary choice, quantisation, kernels and layout, whether or not a field names them. It
 is taken after the start and whenever the weights may have been replaced. The request has a salt that is used once, so
@@ -34,12 +34,14 @@ RETRY_S: Final = 1.0
 TRIES: Final = 4
 """Other requests in the batch can change the rounding. Another print than before counts once it comes twice running."""
 BLOCKS: Final = 2
+LONGEST: Final = 1024
+"""Tokens. A model whose blocks are longer, as those with states are, computes one block."""
 _NOTHING: Final = BoundWindow(name="", token_ids=array("i"), chunks=(), usable_blocks=0)
 
 
 def canary_tokens(vocabulary: int, block_tokens: int, longest: int) -> "array[int]":
     """Return the tokens: at most two blocks and one more, as `longest` allows. Special tokens are left out."""
-    blocks = min(BLOCKS, (longest - 2) // block_tokens)
+    blocks = min(BLOCKS, max(1, LONGEST // block_tokens), (longest - 2) // block_tokens)
     first, span = vocabulary // 4, max(1, vocabulary // 2)
     return array("i", [first + at * 7919 % span for at in range(blocks * block_tokens + 1)] if blocks > 0 else [])
 
@@ -119,7 +121,7 @@ class Canary:
         logger.warning("the weights were replaced in place; windows of the old ones are refused from now on")
 
     async def _print(self) -> str:
-        """Return the print of the two blocks."""
+        """Return the print of the blocks."""
         engine = self._engine
         request_id = f"cwm-canary-{secrets.token_hex(8)}"
         done = await engine.on_engine_thread(lambda side: side.expect_recompute(request_id, _NOTHING))
@@ -138,11 +140,11 @@ class Canary:
             elif done.exception() is None:
                 engine.step_queue.call(done.result().blocks.release_all)
             raise
-        blocks = done.result().blocks
+        blocks, groups = done.result().blocks, done.result().ids_by_group()
         try:
-            if not blocks.block_ids:
+            if not any(groups):
                 raise CWMError(Code.CHUNK_MISSING, "vLLM did not keep its blocks")
-            job = CanaryJob(engine.board.next_id(), blocks.block_ids)
+            job = CanaryJob(engine.board.next_id(), groups)
             return (await engine.wait_for_workers(engine.board.post(job).finished, PERSIST_STEP_S)).canary
         finally:
             engine.step_queue.call(blocks.release_all)

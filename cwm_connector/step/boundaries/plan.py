@@ -69,12 +69,15 @@ class BoundaryPlanner:
             raise
         yield [SavePlan(post_save(board, save, order, parts))]
 
-    def pin_prompt(self, pinned: PinnedBlocks, request: "Request") -> PinnedSave:
-        """Pin all that a resume at the end of a prompt needs, while the request still holds it."""
+    def pin_prompt(self, pinned: PinnedBlocks, request: "Request") -> tuple[PinnedSave, tuple[int, ...]]:
+        """Pin all that a resume at the end of a prompt needs, while the request still holds it.
+
+        Return the blocks, and how many each group has.
+        """
         limit = (request.num_prompt_tokens - 1) // self._geometry.block_tokens
         found = self.boundary(request.block_hashes, limit)
-        blocks = [block for of_group in found.blocks for block in of_group if not block.is_null]
-        return pinned.pin(self._pool, [[block] for block in blocks])
+        groups = [[[block] for block in of_group if not block.is_null] for of_group in found.blocks]
+        return pinned.pin(self._pool, [block for blocks in groups for block in blocks]), tuple(map(len, groups))
 
     def last_blocks(self, hashes: Sequence[bytes]) -> "Sequence[KVCacheBlock]":
         """Return the blocks of the last boundary, of the groups with full attention only the last ones."""

@@ -146,3 +146,13 @@ def test_the_heads_of_standard_attention_are_described(layout: str, tokens_first
 def test_other_kv_says_why_it_can_not_be_divided_over_other_ranks(parts: Any, engine: Any, why: str) -> None:
     found = compat.head_shape(engine, parts)
     assert isinstance(found, str) and why in found
+
+
+def test_the_numbers_in_the_pages_of_each_group_are_known_where_a_tolerance_makes_sense() -> None:
+    pages, states = torch.zeros((8, BLOCK, 2, 16), dtype=torch.bfloat16), torch.zeros((8, 64), dtype=torch.int8)
+    attention = ((torch.bfloat16, pages[0].nbytes),)
+    told = config(full(), state())
+    assert compat.page_numbers(told, [[pages, pages], [states]]) == (attention, ((torch.float32, 64),))
+    assert compat.page_numbers(config(full()), [[pages.to(torch.uint8)]]) == (), "quantised"
+    assert compat.page_numbers(told, [[pages], [states[:, :32]]]) == (), "no such states"
+    assert compat.page_numbers(config(full()), [[pages, pages[:, :4]]]) == (), "layers of several sizes"

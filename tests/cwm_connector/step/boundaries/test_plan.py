@@ -12,7 +12,7 @@ from cwm_connector.step.boundaries.plan import BoundaryPlanner
 from cwm_connector.step.job_board import JobBoard
 from cwm_connector.step.jobs import SaveJob
 from cwm_connector.step.pinned_blocks import PinnedBlocks
-from cwm_connector.step.save_plan import SaveOrder, SavePlan
+from cwm_connector.step.save_plan import Recomputed, SaveOrder, SavePlan
 from tests.support.hybrid_parts import config, full, local, manager, prefill, sliding, state
 from tests.support.vllm_parts import BLOCK_TOKENS as BLOCK
 
@@ -87,11 +87,15 @@ def test_a_block_that_vllm_reuses_while_a_save_is_planned_is_lost() -> None:
 
 def test_what_a_prompt_of_ours_has_computed_is_pinned_before_its_request_lets_go() -> None:
     model = Planned(MODELS["states"], tokens=4 * BLOCK + 1)
-    save = model.planner.pin_prompt(model.pinned, model.request)
+    save, sizes = model.planner.pin_prompt(model.pinned, model.request)
     model.manager.free(model.request)
     pool = model.manager.block_pool
     pool.free_blocks(pool.get_new_blocks(pool.get_num_free_blocks()))
     assert model.planner.boundary(model.request.block_hashes).tokens == 4 * BLOCK
+    found = model.planner.boundary(model.request.block_hashes)
+    of_groups = Recomputed(save, sizes, 0).ids_by_group()
+    assert of_groups == tuple(tuple(block.block_id for block in of if not block.is_null) for of in found.blocks)
+    assert sizes == (1, 4, 1), "a state, full attention and another state"
     save.release_all()
     pool.free_blocks(pool.get_new_blocks(pool.get_num_free_blocks()))
     assert model.planner.boundary(model.request.block_hashes).tokens == 0
