@@ -208,11 +208,14 @@ class EngineSide:
     def _passport(self, facts: Sequence[WorkerFacts]) -> Passport:
         files, source = compat.weight_files(self._vllm_config)
         digest = files_digest(files, self._settings.home / "weights.json") if files else source
+        drafts, source = compat.drafter_weight_files(self._vllm_config)
+        drafter = files_digest(drafts, self._settings.home / "drafter.json") if drafts else source
         layout = hashlib.sha256(b"".join(fact.layout for fact in sorted(facts, key=lambda fact: fact.rank)))
         fields = compat.passport_fields(
             self._vllm_config,
             self._kv_cache_config,
             weights=digest,
+            drafter_weights=drafter,
             layout=layout.hexdigest(),
             backend="+".join(sorted({fact.attention_backend for fact in facts})),
             isa="+".join(sorted({fact.instruction_set for fact in facts})),

@@ -74,6 +74,12 @@ def _groups(kv_cache_config: "KVCacheConfig") -> str:
     return " + ".join(f"{layers} x {kind} of {spec.block_size}" for kind, layers, spec in parts)
 
 
+def drafter_model(speculative: Any) -> Any:
+    """Return the configuration of the model that a speculative configuration drafts with. None if it is not a model."""
+    draft = getattr(speculative, "draft_model_config", None)
+    return None if draft is getattr(speculative, "target_model_config", None) else draft
+
+
 def _drafter(vllm_config: "VllmConfig") -> str:
     """Return the method of speculation and the drafter's shape. A draft model's layers lie among the model's own."""
     import hashlib
@@ -81,8 +87,8 @@ def _drafter(vllm_config: "VllmConfig") -> str:
     speculative = getattr(vllm_config, "speculative_config", None)
     if speculative is None:
         return "none"
-    draft = getattr(speculative, "draft_model_config", None)
-    if draft is None or draft is getattr(speculative, "target_model_config", None):
+    draft = drafter_model(speculative)
+    if draft is None:
         return str(speculative.method)
     shape = {name: value for name, value in draft.hf_config.to_dict().items() if not name.endswith("name_or_path")}
     digest = hashlib.sha256(repr(sorted(shape.items(), key=lambda item: item[0])).encode()).hexdigest()

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from cwm_connector.compat import groups
-from cwm_connector.compat.kv_options import kv_options
+from cwm_connector.compat.kv_options import drafter_model, kv_options
 from cwm_connector.core.errors import Code, CWMError
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import LoadConfig, ModelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 
@@ -99,13 +99,20 @@ _CONFIG_PROVENANCE: Final = ("_name_or_path", "_model_name_or_path", "transforme
 
 
 def passport_fields(
-    vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", weights: str, layout: str, backend: str, isa: str
+    vllm_config: "VllmConfig",
+    kv_cache_config: "KVCacheConfig",
+    *,
+    weights: str,
+    drafter_weights: str,
+    layout: str,
+    backend: str,
+    isa: str,
 ) -> dict[str, str]:
     """Return the fields of the passport, except the version of the chunk format.
 
-    `weights` is the digest of the weights and `layout` a fingerprint of all ranks' pages. The workers report `backend`
-    and `isa`. vLLM's minor version is one of the fields, because another version may pack the same shape differently
-    and no other field would show it.
+    `weights` and `drafter_weights` are digests and `layout` is a fingerprint of all ranks' pages. The workers report
+    `backend` and `isa`. vLLM's minor version is one of the fields, because another version may pack the same shape
+    differently and no other field would show it.
     """
     import hashlib
     import json
@@ -128,6 +135,7 @@ def passport_fields(
         "tensor_parallel": str(parallel.tensor_parallel_size),
         "pipeline_parallel": str(parallel.pipeline_parallel_size),
         **kv_options(vllm_config, kv_cache_config),
+        "drafter_weights": drafter_weights,
         "vllm": ".".join(vllm.__version__.split("+")[0].split(".")[:2]),
     }
 
@@ -155,8 +163,24 @@ def weight_files(vllm_config: "VllmConfig") -> tuple[list[Path], str]:
 
     Raises `Code.STATE` if no weight file can be found.
     """
-    model = vllm_config.model_config
-    load_format = str(vllm_config.load_config.load_format)
+    return _files_of(vllm_config.model_config, vllm_config.load_config)
+
+
+def drafter_weight_files(vllm_config: "VllmConfig") -> tuple[list[Path], str]:
+    """Return the same of a draft model. Its layers' KV lies among the model's own.
+
+    Without one, or if the model's own files hold its weights as MTP layers do, there are no files, and the format is
+    "none".
+    """
+    speculative = getattr(vllm_config, "speculative_config", None)
+    drafter, model = drafter_model(speculative), vllm_config.model_config
+    if drafter is None or (drafter.model, drafter.revision) == (model.model, model.revision):
+        return [], "none"
+    return _files_of(drafter, getattr(speculative, "draft_load_config", None) or vllm_config.load_config)
+
+
+def _files_of(model: "ModelConfig", load_config: "LoadConfig") -> tuple[list[Path], str]:
+    load_format = str(load_config.load_format)
     if load_format == "dummy":
         return [], f"dummy:{model.seed}"
     folder = Path(model.model)
@@ -167,7 +191,7 @@ def weight_files(vllm_config: "VllmConfig") -> tuple[list[Path], str]:
             snapshot_download(
                 model.model,
                 revision=model.revision,
-                cache_dir=vllm_config.load_config.download_dir,
+                cache_dir=load_config.download_dir,
                 local_files_only=True,
             )
         )

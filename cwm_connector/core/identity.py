@@ -50,6 +50,7 @@ ADDED_LATER: Final[Mapping[str, str | None]] = {
     "mamba_cache": "none",
     "groups": None,
     "drafter": None,
+    "drafter_weights": None,
     "attention_options": "default",
     "moe_backend": "auto",
     "linear_backend": "auto",

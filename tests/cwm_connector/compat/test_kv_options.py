@@ -19,6 +19,7 @@ from cwm_connector import compat
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ADDED_LATER, Passport
 from cwm_connector.protocol.calls import Op
+from cwm_connector.weights_digest import files_digest
 from tests.cwm_connector.test_compat import config, full
 from tests.support.miniature import Miniature
 
@@ -58,7 +59,7 @@ class Engine:
         self.speculative: Any = None
         self.layout = "LBHNC"
         self.groups: list[Any] = [full()]
-        self.workers = {"weights": "w", "layout": "l", "backend": "CPU_ATTN", "isa": "AVX2"}
+        self.workers = {"weights": "w", "drafter_weights": "none", "layout": "l", "backend": "CPU_ATTN", "isa": "AVX2"}
 
     def passport(self) -> Passport:
         kv = config(*self.groups)
@@ -109,6 +110,7 @@ MUTATIONS: dict[str, Callable[[Engine], None]] = {
     "mamba_cache": lambda engine: setattr(engine, "groups", [full(), STATE]),
     "groups": lambda engine: setattr(engine, "groups", [full(), full()]),
     "drafter": lambda engine: setattr(engine, "speculative", EAGLE),
+    "drafter_weights": worker("drafter_weights"),
     "attention_options": put("attention", "flash_attn_version", 3),
     "moe_backend": put("kernels", "moe_backend", "triton"),
     "linear_backend": put("kernels", "linear_backend", "cutlass"),
@@ -220,3 +222,33 @@ async def test_an_older_window_is_refused_only_where_an_added_field_matters(tmp_
             with pytest.raises(CWMError, match=r"CWM-5003.*rotary 'absent'.*'longrope, short factors'"):
                 await later.call(Op.THAW, window_name="w")
         later.close()
+
+
+def drafting(model: Path, drafter: Path | None, method: str = "eagle") -> Any:
+    """An engine with a model and a drafter in these folders. Without a drafter, vLLM names the model itself."""
+    target, load = SimpleNamespace(model=str(model), revision=None), SimpleNamespace(load_format="auto")
+    draft = target if drafter is None else SimpleNamespace(model=str(drafter), revision=None)
+    speculative = SimpleNamespace(method=method, draft_model_config=draft, target_model_config=target)
+    return SimpleNamespace(model_config=target, load_config=load, speculative_config=speculative)
+
+
+def test_a_drafter_is_known_by_its_files_and_one_inside_the_model_by_the_model_s(tmp_path: Path) -> None:
+    model, digests = tmp_path / "model", []
+    for name in ("model", "one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(name.encode())
+    for name in ("one", "other"):
+        files, source = compat.drafter_weight_files(drafting(model, tmp_path / name))
+        assert (files, source) == ([tmp_path / name / "model.safetensors"], "auto")
+        digests.append(files_digest(files, tmp_path / "drafter.json"))
+    assert len(set(digests)) == 2
+    assert compat.drafter_weight_files(drafting(model, tmp_path / "model", "mtp")) == ([], "none")
+    assert compat.drafter_weight_files(drafting(model, None, "ngram")) == ([], "none")
+    without = drafting(model, None)
+    without.speculative_config = None
+    assert compat.drafter_weight_files(without) == ([], "none")
+
+
+def test_a_drafter_without_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CWMError, match=r"CWM-3001.*no weight files"):
+        compat.drafter_weight_files(drafting(tmp_path / "model", tmp_path))
