@@ -212,6 +212,7 @@ class Status(Answer, frozen=True):
     timestamps: Timestamps
     lineage: Lineage
     blocks: list[Block] | None = None
+    has_more: Annotated[bool | None, Meta(description="There are blocks after these.")] = None
     next: str | None = None
     proof: TakenProof | None = None
     progress: FreezeProgress | None = None

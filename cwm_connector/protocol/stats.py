@@ -92,8 +92,10 @@ class Metric(msgspec.Struct, frozen=True):
 
 
 class Metrics(Answer, frozen=True):
-    """Samples: `metrics` in the json format, `text` in Prometheus's. The engine always gives `metrics`."""
+    """One page of samples: `metrics` in the json format, `text` in Prometheus's. The engine gives all as `metrics`."""
 
     metrics: list[Metric] | None = None
     text: str | None = None
+    total: Annotated[int | None, Meta(description="Samples that match.")] = None
+    has_more: bool | None = None
     next: str | None = None

@@ -37,6 +37,13 @@ class ThawArguments(calls.ThawArgs, frozen=True):
             raise CWMError(Code.ARGUMENT, "max_tokens is the length of a reply; give a continuation_prompt with it")
 
 
+class StatusArguments(calls.StatusArgs, frozen=True):
+    """A window or a session, and the page of its blocks. Without a limit as many as a client shows."""
+
+    limit: calls.Limit | None = None
+    offset: calls.Offset = 0
+
+
 class DeleteArguments(calls.DeleteArgs, frozen=True):
     """A deletion, and whether the person is asked first."""
 
@@ -44,10 +51,12 @@ class DeleteArguments(calls.DeleteArgs, frozen=True):
 
 
 class MetricsArguments(calls.Args, frozen=True):
-    """The metrics to return, and their form."""
+    """The metrics to return, their form, and the page of them. Without a limit all."""
 
     format: Literal["json", "prometheus"] = "json"
     prefix: str | None = None
+    limit: calls.Limit | None = None
+    offset: calls.Offset = 0
 
 
 A = TypeVar("A", bound=calls.Args)

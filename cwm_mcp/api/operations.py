@@ -26,7 +26,7 @@ from cwm_mcp.api.direct.reads import READ_TIMEOUT_S, checked, wire_arguments
 from cwm_mcp.api.health import overall, redis_health, without_engine
 from cwm_mcp.api.metrics import catalog_samples, engine_up, exposition, with_prefix
 from cwm_mcp.api.offline import OfflineCatalog
-from cwm_mcp.api.results import WindowMetadata
+from cwm_mcp.api.results import WindowMetadata, page_of
 from cwm_mcp.api.uris import tokens_uri, transcript_uri
 from cwm_mcp.api.vllm_http import vllm_cache, vllm_health
 
@@ -216,7 +216,10 @@ class Operations:
                 raise
             samples = [engine_up(False), *catalog_samples(await asyncio.to_thread(self._offline.totals))]
         chosen = with_prefix(samples, args.prefix)
-        return Metrics(text=exposition(chosen)) if args.format == "prometheus" else Metrics(metrics=chosen)
+        page, more = page_of(chosen, args.offset, args.limit)
+        if args.format == "prometheus":
+            return Metrics(text=exposition(page), total=len(chosen), has_more=more)
+        return Metrics(metrics=page, total=len(chosen), has_more=more)
 
     async def health(self, args: calls.HealthArgs) -> Health:
         """Return the health of all components or of one. Without an engine `uptime_seconds` is that of this process."""

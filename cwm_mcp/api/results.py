@@ -1,6 +1,7 @@
 """The results that only a front end has. Those of the operations are in cwm_connector/protocol/results.py."""
 
-from typing import Annotated, Any, Final
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, TypeVar
 
 from msgspec import Meta
 
@@ -9,6 +10,13 @@ from cwm_connector.protocol.results import Answer
 
 META_KEY: Final = "cwm/error"
 """The key of an error's fields, in MCP results and on the command line."""
+E = TypeVar("E")
+
+
+def page_of(entries: Sequence[E], offset: int, limit: int | None) -> tuple[list[E], bool]:
+    """Return the entries from `offset` on, at most `limit` of them, and whether there are more."""
+    end = len(entries) if limit is None else offset + limit
+    return list(entries[offset:end]), end < len(entries)
 
 
 def error_fields(error: CWMError) -> dict[str, Any]:

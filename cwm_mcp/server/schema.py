@@ -14,7 +14,7 @@ _IMPLIED: Final[tuple[tuple[str, object], ...]] = (
     ("default", None),
     ("default", ""),
     ("default", []),
-    ("additionalProperties", False),
+    ("default", 0),
     ("required", []),
 )
 _NULL: Final = {"type": "null"}
@@ -46,7 +46,7 @@ class _Compactor:
             return self._compact(self._definitions[node["$ref"]])
         if "anyOf" in node:
             return self._optional(node)
-        short = {key: value for key, value in node.items() if key not in _SILENT and (key, value) not in _IMPLIED}
+        short = {key: value for key, value in node.items() if key not in _SILENT and not _is_implied(key, value)}
         if "enum" in short:
             short |= {"enum": short.pop(ORDER, short["enum"]), "type": "string"}
         if "properties" in short:
@@ -64,3 +64,8 @@ class _Compactor:
         if isinstance(inner.get("type"), str) and "enum" not in inner:
             return {**inner, "type": [inner["type"], "null"]}
         return {"anyOf": [inner, _NULL]}
+
+
+def _is_implied(key: str, value: object) -> bool:
+    """Return whether a model takes this for granted. A default of `False` is not, although it equals 0."""
+    return key == "additionalProperties" if value is False else (key, value) in _IMPLIED

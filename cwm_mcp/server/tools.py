@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final, TypeVar
 
+import msgspec
 from mcp.server.elicitation import AcceptedElicitation, ElicitationResult
 from mcp.server.mcpserver import Elicit, Resolve
 from mcp.types import ToolAnnotations
@@ -16,6 +17,7 @@ from cwm_connector.protocol.wire import Progress
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api.client import OnProgress
 from cwm_mcp.api.operations import Operations
+from cwm_mcp.api.results import page_of
 from cwm_mcp.server.contract_tool import ContractTool, ToolContext, contract_tool
 
 _READS: Final = ToolAnnotations(read_only_hint=True, open_world_hint=False)
@@ -91,10 +93,14 @@ async def window_list(args: calls.ListArgs, ctx: ToolContext) -> m.WindowList:
     return await _operations(ctx).list_windows(args)
 
 
-@contract_tool(calls.StatusArgs, m.Status, _READS)
-async def window_status(args: calls.StatusArgs, ctx: ToolContext) -> m.Status:
-    """Show details of one window or one session; give exactly one of the two."""
-    return await _operations(ctx).status(args)
+@contract_tool(a.StatusArguments, m.Status, _READS)
+async def window_status(args: a.StatusArguments, ctx: ToolContext) -> m.Status:
+    """Show details of one window or one session; give exactly one of the two. limit and offset page its blocks."""
+    status = await _operations(ctx).status(args)
+    if status.blocks is None:
+        return status
+    page, more = page_of(status.blocks, args.offset, args.limit)
+    return msgspec.structs.replace(status, blocks=page, has_more=more)
 
 
 class Confirm(BaseModel):

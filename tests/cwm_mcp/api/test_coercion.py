@@ -95,7 +95,7 @@ def test_every_typed_argument_is_taken_as_text() -> None:
     """A new argument of any tool is covered without a row here."""
     samples = {"boolean": ("true", True), "integer": ("7", 7), "number": ("7.5", 7.5), "array": ('["x"]', ["x"])}
     tried = 0
-    own: list[type[calls.Args]] = [a.ThawArguments, a.DeleteArguments, a.MetricsArguments]
+    own: list[type[calls.Args]] = [a.ThawArguments, a.StatusArguments, a.DeleteArguments, a.MetricsArguments]
     for kind in [*own, *calls.ARGUMENTS.values()]:
         schema = input_schema(kind)
         needed = dict.fromkeys(schema.get("required", []), "x")
@@ -104,7 +104,7 @@ def test_every_typed_argument_is_taken_as_text() -> None:
                 continue
             text, meant = samples[shape["type"]]
             others = {"continuation_prompt": "Go on"} if name == "max_tokens" else needed
-            others = {"window_name": "w"} | others if kind in (a.ThawArguments, calls.StatusArgs) else others
+            others = {"window_name": "w"} | others if issubclass(kind, (a.ThawArguments, calls.StatusArgs)) else others
             assert getattr(a.parse(kind, {**others, name: text}), name) == meant
             tried += 1
     assert tried > 20

@@ -7,8 +7,8 @@ import pytest
 
 from cwm_connector.protocol import results, stats
 from cwm_connector.protocol.results import Answer
-from cwm_mcp.server.fitting import fitted
-from tests.cwm_mcp.canned import SAMPLE, STATUS
+from cwm_mcp.server.fitting import SHORTENED, fitted
+from tests.cwm_mcp.canned import STATUS
 
 LONG = "长" * 2000
 WINDOW = {"name": "w" * 128, "description": LONG, "tags": ["标" * 64] * 32, "created_at": "2026"}
@@ -18,7 +18,7 @@ def size(content: dict[str, Any]) -> int:
     return len(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode())
 
 
-@pytest.mark.parametrize("name", ["windows", "sessions"])
+@pytest.mark.parametrize("name", ["windows", "sessions", "blocks", "metrics"])
 def test_a_long_page_is_cut_and_names_the_next_offset(name: str) -> None:
     entries = [{"name": f"w{n}", "description": "d" * 500} for n in range(100)]
     content = fitted({name: entries, "total": 100, "has_more": False}, offset=40)
@@ -48,13 +48,22 @@ def test_a_single_entry_that_is_too_large_is_shortened() -> None:
     assert content["windows"][0]["name"] == WINDOW["name"]
 
 
-def test_blocks_metrics_and_their_text_are_cut() -> None:
-    blocks = fitted({**STATUS, "blocks": [{"key": "a" * 64, "tokens": 256, "tiers": ["disk"]}] * 400})
-    metrics = fitted({"metrics": [SAMPLE] * 400})
-    text = fitted({"text": "cwm_metric 1\n" * 4000})
-    for content in (blocks, metrics, text):
-        assert size(content) < 10_000 and content["next"]
-    assert text["text"].endswith("cwm_metric 1\n")
+def test_a_text_ends_with_a_sample_and_counts_samples_only() -> None:
+    samples = [f'# HELP m_{n} "{LONG[:9]}"\nm_{n}{{name="{"q" * n}"}} 1\n' for n in range(400)]
+    page = fitted({"text": "".join(samples), "has_more": False}, offset=30)
+    shown = page["text"].count(" 1\n")
+    assert size(page) < 10_000 and page["text"] == "".join(samples[:shown])
+    assert (page["has_more"], page["next"]) == (True, f"call again with offset={30 + shown}")
+
+
+def test_a_status_too_large_without_its_blocks_says_where_it_is_whole() -> None:
+    children = ["窗" * 80 + str(n) for n in range(900)]
+    content = fitted({**STATUS, "lineage": {"parent": None, "children": children}, "blocks": ["b"] * 3})
+    assert size(content) < 10_000 and content["lineage"]["children"] == children[:20]
+    assert content["next"] == f"call again with offset=1; {SHORTENED}"
+    longer = ["窗" * 199 + str(n) for n in range(900)]
+    content = fitted({**STATUS, "lineage": {"parent": None, "children": longer}})
+    assert (content["lineage"]["children"], content["next"]) == (longer[:5], SHORTENED)
 
 
 def test_the_results_with_lists_have_a_place_for_it() -> None:

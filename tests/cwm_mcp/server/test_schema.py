@@ -17,7 +17,7 @@ STRUCTS: dict[str, tuple[type[calls.Args], type[results.Answer]]] = {
     "window_thaw": (arguments.ThawArguments, results.Thawed),
     "window_clone": (calls.CloneArgs, results.Cloned),
     "window_list": (calls.ListArgs, results.WindowList),
-    "window_status": (calls.StatusArgs, results.Status),
+    "window_status": (arguments.StatusArguments, results.Status),
     "window_delete": (arguments.DeleteArguments, results.Deleted),
     "window_tag": (calls.TagArgs, results.Tagged),
     "session_list": (calls.SessionsArgs, results.SessionList),

@@ -24,13 +24,13 @@ TABLE = {
         *("tags", "model", "search", "session_id", "created_after", "created_before", "sort_by", "sort_order"),
         *("limit", "offset"),
     },
-    "window_status": {"window_name", "session_id", "include_blocks"},
+    "window_status": {"window_name", "session_id", "include_blocks", "limit", "offset"},
     "window_delete": {"window_name", "force"},
     "window_tag": {"window_name", "add", "remove", "description", "new_name"},
     "session_list": {"state_filter", "model", "limit", "offset"},
     "cache_stats": set(),
     "health_check": {"component"},
-    "get_metrics_data": {"format", "prefix"},
+    "get_metrics_data": {"format", "prefix", "limit", "offset"},
     "auto_freeze_policy": {
         *("enabled", "idle_timeout_minutes", "token_threshold", "naming_pattern", "keep_last", "tags"),
     },
@@ -236,7 +236,7 @@ async def test_metrics_are_the_catalogs_gauges_in_both_formats(filled: Path, set
         "cwm_chunks": 5,
         "cwm_chunk_bytes": 5 * 4096,
     }
-    assert text == {"text": "# HELP cwm_windows Windows in the catalog.\n# TYPE cwm_windows gauge\ncwm_windows 3.0\n"}
+    assert text["text"] == "# HELP cwm_windows Windows in the catalog.\n# TYPE cwm_windows gauge\ncwm_windows 3.0\n"
 
 
 async def test_a_home_that_no_engine_has_used_yet_is_empty(settings: Settings) -> None:
