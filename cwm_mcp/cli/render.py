@@ -1,6 +1,6 @@
 """Render results as tables for a terminal. An unknown value is a dash."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any, Final
 
@@ -12,12 +12,11 @@ from rich.text import Text
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol import stats
 from cwm_mcp.api.offline import WindowPassport
+from cwm_mcp.cli.fast.parts import Fields, Line, Part, fields_of, parts
 from cwm_mcp.cli.sentences import Removed, said
 from cwm_mcp.cli.table import Column, FittingTable
-from cwm_mcp.cli.units import minute, size
+from cwm_mcp.cli.units import in_words, size
 
-_MODEL: Final = {False: (), True: (Column("model", shrinks=True, rank=4),)}
-"""The model column, shown only if the rows have more than one model."""
 _HASH_SHOWN: Final = 16
 """Characters of a block's hash."""
 _COLOURS: Final = {"healthy": "green", "degraded": "yellow", "unhealthy": "red"}
@@ -26,7 +25,8 @@ _COLOURS: Final = {"healthy": "green", "degraded": "yellow", "unhealthy": "red"}
 @singledispatch
 def renderable(result: msgspec.Struct) -> RenderableType:
     """Return what Rich prints for a result: by default a table with one row per field."""
-    return _fields(msgspec.to_builtins(result))
+    laid_out = parts(result)
+    return _fields(msgspec.to_builtins(result)) if laid_out is None else Group(*map(_drawn, laid_out))
 
 
 def answer(result: msgspec.Struct) -> RenderableType:
@@ -38,56 +38,6 @@ def answer(result: msgspec.Struct) -> RenderableType:
     if spoken.next is not None:
         head.append(Text.assemble(("Next: ", "bold"), _cell(spoken.next)))
     return Group(*head, Text(), renderable(result))
-
-
-@renderable.register
-def _(result: m.WindowList) -> RenderableType:
-    models = len({each.model for each in result.windows}) > 1
-    table = FittingTable(
-        (
-            *(Column("window"), Column("tokens", numeric=True, rank=1), Column("size", numeric=True, rank=2)),
-            *(Column("own", numeric=True, rank=6), Column("created", numeric=True, rank=3)),
-            *(Column("parent", shrinks=True, rank=5), *_MODEL[models], Column("tags", shrinks=True, rank=4)),
-        ),
-    )
-    for each in result.windows:
-        fit(
-            table,
-            *(each.name, each.token_count, size(each.size_bytes), size(each.unique_bytes), minute(each.created_at)),
-            *(each.parent_window, *([each.model] if models else ()), each.tags),
-        )
-    return _page(table, len(result.windows), result.total)
-
-
-@renderable.register
-def _(result: m.SessionList) -> RenderableType:
-    models = len({each.model for each in result.sessions}) > 1
-    table = FittingTable(
-        (
-            *(Column("session"), Column("state", rank=3), Column("tokens", numeric=True, rank=1)),
-            *(Column("cached", numeric=True, rank=5), Column("active", numeric=True, rank=2), *_MODEL[models]),
-            *(Column("title", shrinks=True, rank=4), Column("windows", shrinks=True, rank=6)),
-        )
-    )
-    for each in result.sessions:
-        fit(
-            table,
-            *(each.session_id, each.state, each.token_count, each.cached_tokens, minute(each.last_active_at)),
-            *(*([each.model] if models else ()), each.title, each.windows),
-        )
-    page = _page(table, len(result.sessions), result.total)
-    several = [each for each in result.sessions if each.head is not None and (each.heads or 0) > 1]
-    choices = [
-        _cell(f"{each.session_id}: a freeze takes head {each.head}; {each.head_reason}{_heads(each)}")
-        for each in several
-    ]
-    return Group(page, Text(), *choices) if choices else page
-
-
-def _heads(session: m.SessionItem) -> str:
-    """Return how to name the heads of a session to a command."""
-    names = [f"{session.session_id}/{head}" for head in session.head_names or ()]
-    return f". Its heads: {', '.join(names)}" if names else ""
 
 
 @renderable.register
@@ -132,7 +82,7 @@ def _(result: m.Verified) -> RenderableType:
 def _(result: Removed) -> RenderableType:
     table = FittingTable((Column("window"), Column("freed", numeric=True)))
     for each in result.windows:
-        fit(table, each.window_name, size(each.space_freed_bytes))
+        table.add(each.window_name, size(each.space_freed_bytes))
     return table if result.windows else Text()
 
 
@@ -185,34 +135,25 @@ def _without(result: msgspec.Struct, left_out: str) -> dict[str, Any]:
 
 
 def _fields(values: Mapping[str, Any]) -> Table:
+    return _drawn_fields(fields_of(values))
+
+
+def _drawn(part: Part) -> RenderableType:
+    match part:
+        case Line():
+            return Text(part.text, "dim" if part.faint else "")
+        case Fields():
+            return _drawn_fields(part)
+    return part
+
+
+def _drawn_fields(fields: Fields) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in _flat(values):
-        table.add_row(name, _cell(_in_units(name, value)))
+    for name, value in fields.rows:
+        table.add_row(name, Text(value))
     return table
-
-
-def _in_units(name: str, value: object) -> object:
-    """Return a field's value as a person reads it: sizes, shares and factors with their units."""
-    match value:
-        case bool():
-            return "yes" if value else "no"
-        case int() if name.endswith("bytes"):
-            return size(value)
-        case float() if name.endswith("rate"):
-            return f"{value:.1%}"
-        case float() if name.endswith("ratio"):
-            return f"{value:.1f} ×"
-    return value
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _table(*columns: str) -> Table:
@@ -232,27 +173,10 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def fit(table: FittingTable, *values: object) -> None:
-    """Add a row."""
-    table.rows.append([_cell(value) for value in values])
-
-
 def _row(table: Table, *values: object) -> None:
     table.add_row(*(_cell(value) for value in values))
 
 
-def _page(table: RenderableType, shown: int, total: int) -> RenderableType:
-    return Group(table, Text(f"{shown} of {total}", "dim")) if shown < total or not total else table
-
-
 def _cell(value: object) -> Text:
     """Return a value as plain text, never as markup or as control sequences for the terminal."""
-    if value is None or value in ("", [], {}):
-        return Text("-")
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return Text(printable(text))
-
-
-def printable(text: str) -> str:
-    """Return the text with a space in place of every character that could control a terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    return Text(in_words(value))

@@ -11,7 +11,7 @@ from rich.tree import Tree
 from cwm_mcp.api.diff import Passage, WindowDiff
 from cwm_mcp.api.tree import TreeNode, WindowTree
 from cwm_mcp.cli import render
-from cwm_mcp.cli.units import size
+from cwm_mcp.cli.units import printable, size
 from cwm_mcp.doctor.report import Diagnosis
 
 _AGES: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))
@@ -77,7 +77,7 @@ def _(result: WindowDiff) -> RenderableType:
     ):
         parts += [Text(), Text(f"{title}:", "bold"), _passage(passage, style)]
     if result.text_missing is not None:
-        parts += [Text(), Text(f"Token ids are shown instead of text: {render.printable(result.text_missing)}", "dim")]
+        parts += [Text(), Text(f"Token ids are shown instead of text: {printable(result.text_missing)}", "dim")]
     return Group(*parts)
 
 
@@ -86,7 +86,7 @@ def _passage(passage: Passage, style: str) -> Text:
         return Text("(nothing)", "dim")
     if passage.text is None:
         return Text(" ".join(map(str, passage.token_ids)), style)
-    return Text("\n".join(render.printable(line) for line in passage.text.splitlines()), style)
+    return Text("\n".join(printable(line) for line in passage.text.splitlines()), style)
 
 
 @render.renderable.register
@@ -96,8 +96,8 @@ def _(result: Diagnosis) -> RenderableType:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for check in result.checks:
-        message = Text(render.printable(check.message))
+        message = Text(printable(check.message))
         if check.next is not None:
-            message.append(f"\n→ {render.printable(check.next)}", "bold")
+            message.append(f"\n→ {printable(check.next)}", "bold")
         table.add_row(Text(check.status, _COLOURS[check.status]), check.name, message)
     return table

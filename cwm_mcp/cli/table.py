@@ -1,13 +1,13 @@
 """A table that fits the terminal with one line per row. Where it is too wide, it leaves out columns."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
-from rich.text import Text
+from cwm_mcp.cli.units import in_words
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 _GAP: Final = 2
 """Spaces between two columns."""
@@ -33,14 +33,27 @@ class FittingTable:
     """Rows that never take more than a line. The first column is cut last, because it holds the name."""
 
     columns: Sequence[Column]
-    rows: list[Sequence[Text]] = field(default_factory=list)
+    rows: list[Sequence[str]] = field(default_factory=list)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def add(self, *values: object) -> None:
+        """Add a row."""
+        self.rows.append([in_words(value) for value in values])
+
+    def layout(self, most: int, measure: Callable[[str], int]) -> list[tuple[int, int]]:
+        """Return the numbers of the columns to show in `most` cells, and their widths."""
+        widths = [self._natural(number, measure) for number in range(len(self.columns))]
+        shown = self._fitting(widths, most)
+        return list(zip(shown, self._shrunk(shown, widths, most), strict=True))
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
         """Yield Rich's own table with the columns that fit."""
-        widths = [self._natural(number) for number in range(len(self.columns))]
-        shown = self._fitting(widths, options.max_width)
+        from rich.cells import cell_len
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for number, width in zip(shown, self._shrunk(shown, widths, options.max_width), strict=True):
+        layout = self.layout(options.max_width, cell_len)
+        for number, width in layout:
             column = self.columns[number]
             table.add_column(
                 column.name,
@@ -50,11 +63,11 @@ class FittingTable:
                 max_width=width,
             )
         for row in self.rows:
-            table.add_row(*(row[number] for number in shown))
+            table.add_row(*(Text(row[number]) for number, _ in layout))
         yield table
 
-    def _natural(self, number: int) -> int:
-        return max(cell_len(self.columns[number].name), *(cell_len(row[number].plain) for row in self.rows), 0)
+    def _natural(self, number: int, measure: Callable[[str], int]) -> int:
+        return max(measure(self.columns[number].name), *(measure(row[number]) for row in self.rows), 0)
 
     def _fitting(self, widths: Sequence[int], most: int) -> list[int]:
         """Return the numbers of the columns to show."""

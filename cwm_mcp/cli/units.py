@@ -1,4 +1,4 @@
-"""Write sizes and times as a person reads them."""
+"""Write values as a person reads them, and safely for a terminal."""
 
 from datetime import datetime
 from typing import Final
@@ -19,3 +19,15 @@ def size(count: int | None) -> str | None:
 def minute(time: str | None) -> str | None:
     """Return an ISO 8601 time in the reader's own time zone without seconds, for instance 2026-01-23 09:30."""
     return None if time is None else f"{datetime.fromisoformat(time).astimezone():%Y-%m-%d %H:%M}"
+
+
+def in_words(value: object) -> str:
+    """Return a value as one line of plain text. An unknown or empty one is a dash."""
+    if value is None or value in ("", [], {}):
+        return "-"
+    return printable(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def printable(text: str) -> str:
+    """Return the text with a space in place of every character that could control a terminal."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else " " for each in text)

@@ -12,8 +12,8 @@ from cwm_mcp.api.tree import WindowTree, all_windows, tree_of
 from cwm_mcp.cli import render_reports, shell_completion  # noqa: F401 - render_reports registers its renderers
 from cwm_mcp.cli.commands.passages import read_text
 from cwm_mcp.cli.commands.registration import INSPECT, command
-from cwm_mcp.cli.render import printable
 from cwm_mcp.cli.runner import Json, Window, parsed, print_result, run
+from cwm_mcp.cli.units import printable
 
 app = typer.Typer()
 

@@ -3,7 +3,6 @@
 import json
 import sys
 from contextvars import ContextVar
-from typing import Final
 
 import msgspec
 
@@ -12,8 +11,6 @@ from cwm_connector.settings import Settings
 from cwm_mcp.api.results import META_KEY, error_fields
 from cwm_mcp.cli.wording import in_shell_words
 
-_PIPE_WIDTH: Final = 240
-"""Columns of a table that is not printed to a terminal."""
 errors_as_json: ContextVar[bool] = ContextVar("errors_as_json", default=False)
 """True once --json was read."""
 
@@ -36,12 +33,21 @@ def print_result(result: msgspec.Struct, as_json: bool, quiet: bool = False) -> 
 
         print(*essence(result), sep="\n", end="\n" if essence(result) else "")
     else:
-        from rich.console import Console
+        _print_for_a_person(result)
 
-        from cwm_mcp.cli import render
 
-        # A pipe has no width, and wrapped lines are hard to search.
-        Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(render.answer(result))
+def _print_for_a_person(result: msgspec.Struct) -> None:
+    from cwm_mcp.cli.fast.drawing import PIPE_WIDTH, drawn
+
+    text = drawn(result)
+    if text is not None:
+        print(text, end="")
+        return
+    from rich.console import Console
+
+    from cwm_mcp.cli import render
+
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(render.answer(result))
 
 
 def mention_empty_home(settings: Settings) -> None:

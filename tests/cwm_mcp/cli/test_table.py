@@ -4,7 +4,6 @@ import io
 
 import pytest
 from rich.console import Console
-from rich.text import Text
 
 from cwm_mcp.cli.table import Column, FittingTable
 
@@ -19,7 +18,7 @@ COLUMNS = (
 def drawn(width: int, *rows: tuple[str, ...]) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
     with console.capture() as capture:
-        console.print(FittingTable(COLUMNS, [[Text(cell) for cell in row] for row in rows]))
+        console.print(FittingTable(COLUMNS, list(rows)))
     return [line.rstrip() for line in capture.get().splitlines()]
 
 

@@ -14,8 +14,8 @@ from cwm_mcp.api.chat.talk import Talk, Turn
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.registration import WINDOWS, command
-from cwm_mcp.cli.render import printable
 from cwm_mcp.cli.runner import Window, failed, parsed, run, settings
+from cwm_mcp.cli.units import printable
 
 app = typer.Typer()
 _SESSION_SHOWN: Final = 120

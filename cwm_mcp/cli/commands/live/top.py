@@ -124,7 +124,7 @@ def picture(now: Top, before: Top | None) -> RenderableType:
     )
     for name, tier in now.kv_store.tiers.items():
         values = (None, None, None) if tier is None else (size(tier.bytes), size(tier.limit_bytes), tier.blocks)
-        render.fit(tiers, name, *values)
+        tiers.add(name, *values)
     lines = [Text.assemble((f"{label:11}", "bold"), _text(total, rate)) for label, total, rate in _moved(now, before)]
     return Group(tiers, Text(), *lines, Text(), render.renderable(now.sessions))
 

@@ -60,5 +60,5 @@ def _(result: AllWarmed) -> RenderableType:
         )
     )
     for each in result.windows:
-        render.fit(table, each.window_name, each.token_count, each.ready_tokens, each.duration_ms, each.warning)
+        table.add(each.window_name, each.token_count, each.ready_tokens, each.duration_ms, each.warning)
     return table
