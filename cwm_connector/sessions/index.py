@@ -147,7 +147,9 @@ class SessionIndex:
         self._touch(session)
         turn.activity = self._next_activity()
         turn.resumes = turn.resumes or self._resumes_thaw(session, request, turn.prompt_tokens)
-        head = session.heads.finish(progress_of(turn, self._block_tokens), session.last_active_at)
+        progress = progress_of(turn, self._block_tokens)
+        head = session.heads.finish(progress, session.last_active_at)
+        session.blockless_tokens = 0 if progress.chain.blocks else progress.chain.token_count
         if head is not None and head.title is None and self._request_title is not None:
             session.heads.ask_for_title(self._request_title, head)
         self._bring_within_bounds(session)

@@ -39,6 +39,8 @@ class Session:
     expired: SessionView | None = None
     """The session as it was listed when its tokens were dropped. None if it has not expired."""
     counted_bytes: int = 0
+    blockless_tokens: int = 0
+    """Computed tokens of the last request that ended without a full block. They can't be frozen yet."""
 
     @property
     def size_bytes(self) -> int:
@@ -87,8 +89,8 @@ class Session:
         if default is None:
             raise CWMError(
                 Code.STATE,
-                f"session {self.session_id!r} has fewer tokens than a block of vLLM, which has {self.block_tokens}; "
-                "freeze it after more turns",
+                f"session {self.session_id!r} has {self._tokens_without_a_block()} tokens; a window needs "
+                f"{self.block_tokens}, which is a block of vLLM; freeze it after more turns",
                 session_id=self.session_id,
             )
         chosen, reason = default if head is None else (table.by_name.get(head), HeadReason.ASKED)
@@ -136,7 +138,7 @@ class Session:
             session_id=self.session_id,
             created_at=self.created_at,
             last_active_at=self.last_active_at,
-            token_count=0 if stored is None else stored.token_count,
+            token_count=self._tokens_without_a_block() if stored is None else stored.token_count,
             heads=tuple(table.by_name),
             running=bool(self.running),
             head="" if head is None else head.name,
@@ -149,6 +151,11 @@ class Session:
         if stored is None:
             return view, ()
         return view, self.heads.block_hashes(stored) if stored.running else self.heads.live_hashes(stored)
+
+    def _tokens_without_a_block(self) -> int:
+        """Return the computed tokens of a session without a head."""
+        running = (progress_of(turn, self.block_tokens).chain.token_count for turn in self.running.values())
+        return max(self.blockless_tokens, *running, 0)
 
     def last_blocks(self) -> Iterator[bytes]:
         """Yield the hash of the last full block of each stored head."""

@@ -125,8 +125,21 @@ def test_heads_are_bounded() -> None:
 def test_a_session_without_a_full_block_can_t_be_frozen_yet() -> None:
     sessions = index()
     finish(sessions, Request("r", [1, 2, 3]))
-    with pytest.raises(CWMError, match="CWM-3001"):
+    with pytest.raises(CWMError, match=r"CWM-3001.* has 2 tokens; a window needs 4"):
         sessions.snapshot("alice", None)
+
+
+def test_a_session_without_a_full_block_is_listed_with_its_tokens() -> None:
+    sessions = index()
+    running = Request("r", [1, 2, 3])
+    sessions.request_added(running)
+    running.num_computed_tokens = 1
+    assert [view.token_count for view in sessions.views()] == [1]
+    running.num_computed_tokens = 3
+    sessions.request_finished(running)
+    assert [(view.token_count, view.heads) for view in sessions.views()] == [(3, ())]
+    finish(sessions, Request("next", [1, 2, 3, 4, 5, 6, 7]))
+    assert [view.token_count for view in sessions.views()] == [6]
 
 
 def test_an_unknown_session_is_said_to_be_unknown() -> None:
