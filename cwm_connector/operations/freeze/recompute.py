@@ -7,21 +7,21 @@ which is what was generated since.
 Control thread. Nothing here blocks its event loop.
 """
 
-import asyncio
 import itertools
 import time
 from array import array
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
-from cwm_connector.control.async_helpers import finish_even_if_cancelled, until_done
+from cwm_connector.control.async_helpers import until_done
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec
 from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.freeze.under_way import FreezeUnderWay, Stage
+from cwm_connector.operations.own_requests.prefill import Prefill, prefilled
 from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.sessions.views import HeadSnapshot
 from cwm_connector.step.save_plan import Recomputed, SaveOrder
@@ -51,42 +51,23 @@ class Recomputer:
     async def recomputing(
         self, snapshot: HeadSnapshot, lost: Lost, freeze: FreezeUnderWay
     ) -> AsyncIterator[Recomputed]:
-        """Have evicted blocks computed again, and pin them until their save is planned. `chunk_lock` is free then."""
-        recomputed = await self._recompute(snapshot, lost, freeze)
-        release = recomputed.blocks.release_all
-        freeze.let_go = partial(self._engine.step_queue.call, release)
-        try:
-            yield recomputed
-        finally:
-            freeze.let_go()
-
-    async def _recompute(self, snapshot: HeadSnapshot, lost: Lost, freeze: FreezeUnderWay) -> Recomputed:
-        """Bring evicted blocks back with a request of our own, which loads stored chunks and computes the rest.
+        """Have evicted blocks computed again, and pin them until their save is planned. `chunk_lock` is free then.
 
         The request is aborted if the freeze is cancelled or the time is over.
         """
-        engine = self._engine
         tokens = self._tokens(snapshot, lost)
         freeze.report(Stage.COMPUTING, 0, len(tokens), f"computing {lost.blocks} evicted blocks again")
-        request_id = f"cwm-recompute-{next(self._numbers)}"
-        stored = self._stored(snapshot, lost)
-        done = await engine.on_engine_thread(lambda side: side.expect_recompute(request_id, stored))
-        adapter = None if snapshot.carried.adapter is None else snapshot.carried.adapter.lora_request
-        submit = partial(engine.submit_prefill, request_id, memoryview(tokens), snapshot.cache_salt, adapter)
-        submitting = asyncio.ensure_future(asyncio.to_thread(submit))
-        try:
-            await asyncio.shield(submitting)
-            return await self._follow(request_id, done, len(tokens), freeze)
-        except BaseException:
-            with suppress(Exception):
-                await finish_even_if_cancelled(submitting)  # so that the abort comes after it
-            if submitting.cancelled() or submitting.exception() is not None:
-                engine.step_queue.call(lambda: engine.scheduler.forget_own(request_id))
-            elif done.cancel():
-                engine.abort_request(request_id)
-            elif done.exception() is None:
-                engine.step_queue.call(done.result().blocks.release_all)
-            raise
+        prefill = Prefill(
+            request_id=f"cwm-recompute-{next(self._numbers)}",
+            token_ids=tokens,
+            loadable=self._stored(snapshot, lost),
+            cache_salt=snapshot.cache_salt,
+            adapter=None if snapshot.carried.adapter is None else snapshot.carried.adapter.lora_request,
+        )
+        follow = partial(self._follow, prefill, freeze)
+        async with prefilled(self._engine, prefill, follow) as recomputed:
+            freeze.let_go = partial(self._engine.step_queue.call, recomputed.blocks.release_all)
+            yield recomputed
 
     def _tokens(self, snapshot: HeadSnapshot, lost: Lost) -> "array[int]":
         """Return the prompt that brings the chunks back."""
@@ -107,9 +88,7 @@ class Recomputer:
             usable_blocks=lost.order.chunks[0].first_block if is_loaded else 0,
         )
 
-    async def _follow(
-        self, request_id: str, done: "Future[Recomputed]", tokens: int, freeze: FreezeUnderWay
-    ) -> Recomputed:
+    async def _follow(self, prefill: Prefill, freeze: FreezeUnderWay, done: "Future[Recomputed]") -> None:
         """Report the progress of a recompute until it is done."""
         give_up_at = time.monotonic() + RECOMPUTE_LIMIT_S
         async for _ in until_done(done, itertools.repeat(RECOMPUTE_STEP_S)):
@@ -117,6 +96,5 @@ class Recomputer:
                 raise CWMError(
                     Code.OPERATION_TIMEOUT, "evicted blocks could not be computed again in time; try again later"
                 )
-            there = await self._engine.on_engine_thread(lambda side: side.recomputed_tokens(request_id))
-            freeze.report(Stage.COMPUTING, there, tokens, "tokens computed again")
-        return done.result()
+            there = await self._engine.on_engine_thread(lambda side: side.recomputed_tokens(prefill.request_id))
+            freeze.report(Stage.COMPUTING, there, len(prefill.token_ids), "tokens computed again")

@@ -16,19 +16,22 @@ import secrets
 import time
 from array import array
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
 
 from cwm_connector.control.async_helpers import wait_done
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.operations.context import PERSIST_STEP_S, EngineContext
+from cwm_connector.operations.own_requests.prefill import Prefill, prefilled
 from cwm_connector.sessions.thaw_bindings import BoundWindow
 from cwm_connector.step.jobs import CanaryJob
+from cwm_connector.step.save_plan import Recomputed
 
 logger = logging.getLogger(__name__)
 
 LIMIT_S: Final = 120.0
-"""For one print. The engine may have a long queue."""
+"""For one print."""
 POLL_S: Final = 0.25
 RETRY_S: Final = 1.0
 TRIES: Final = 4
@@ -123,28 +126,21 @@ class Canary:
     async def _print(self) -> str:
         """Return the print of the blocks."""
         engine = self._engine
-        request_id = f"cwm-canary-{secrets.token_hex(8)}"
-        done = await engine.on_engine_thread(lambda side: side.expect_recompute(request_id, _NOTHING))
-        salt = f"cwm-{secrets.token_urlsafe(24)}"
-        try:
-            await asyncio.to_thread(engine.submit_prefill, request_id, memoryview(engine.canary_tokens), salt, None)
-        except BaseException:
-            engine.step_queue.call(lambda: engine.scheduler.forget_own(request_id))
-            raise
-        try:
-            if not await wait_done(done, LIMIT_S):
-                raise CWMError(Code.OPERATION_TIMEOUT, "the engine is busy")
-        except BaseException:
-            if done.cancel():
-                engine.abort_request(request_id)
-            elif done.exception() is None:
-                engine.step_queue.call(done.result().blocks.release_all)
-            raise
-        blocks, groups = done.result().blocks, done.result().ids_by_group()
-        try:
+        prefill = Prefill(
+            request_id=f"cwm-canary-{secrets.token_hex(8)}",
+            token_ids=engine.canary_tokens,
+            loadable=_NOTHING,
+            cache_salt=f"cwm-{secrets.token_urlsafe(24)}",
+        )
+        async with prefilled(engine, prefill, _wait) as computed:
+            groups = computed.ids_by_group()
             if not any(groups):
                 raise CWMError(Code.CHUNK_MISSING, "vLLM did not keep its blocks")
             job = CanaryJob(engine.board.next_id(), groups)
             return (await engine.wait_for_workers(engine.board.post(job).finished, PERSIST_STEP_S)).canary
-        finally:
-            engine.step_queue.call(blocks.release_all)
+
+
+async def _wait(done: "Future[Recomputed]") -> None:
+    """Wait for the engine, which may have a long queue."""
+    if not await wait_done(done, LIMIT_S):
+        raise CWMError(Code.OPERATION_TIMEOUT, "the engine is busy")
