@@ -167,6 +167,7 @@ class EngineSide:
             operations.tiering.run(),
             operations.auto.run(),
             operations.expire_sessions(),
+            operations.trash.run(),
             operations.tier_probe.run(),
             operations.canary.run(),
         )

@@ -28,6 +28,7 @@ _PREFIX: Final = "CWM_"
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_SOCKET_PATH = 107
 """Bytes that Linux allows for the path of a unix socket."""
+_MOST_TRASH_HOURS = 876_000
 _CPU_CACHE_SHARE = 8
 """The CPU tier takes this fraction of the memory by default."""
 _MAX_DEFAULT_CPU_CACHE = 32 * GIB
@@ -105,6 +106,9 @@ class Settings:
     cold_after_hours: Annotated[float, Meta(gt=0)] = 168
     """Hours without a freeze or thaw after which a chunk moves from the disk to Redis, if there is a Redis tier.
     Above 0. Default: 168, a week."""
+    trash_hours: Annotated[float, Meta(ge=0, le=_MOST_TRASH_HOURS)] = 24
+    """Hours for which `cwm undo` can bring back what `cwm rm` has deleted. It goes earlier if the disk tier needs its
+    room. 0 deletes at once. Up to 876,000, a century. Default: 24."""
     chunk_tokens: Annotated[int, Meta(gt=0)] = 256
     """Tokens in a chunk, rounded up to whole blocks of vLLM. Above 0. Default: 256."""
     auto_freeze_enabled: bool = False
@@ -216,6 +220,8 @@ def _expected(kind: Any, fault: str) -> str:
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return f"it must be one of {', '.join(str(each.value) for each in kind)}"
     number = "a whole number" if "`int" in fault else "a number" if "`float" in fault else "text"
+    if ">= 0.0" in fault or "<= " in fault:
+        return f"it must be {number} from 0 to {_MOST_TRASH_HOURS:,}"
     return f"it must be {number}{' above 0' if '> ' in fault or '>= ' in fault else ''}"
 
 

@@ -33,27 +33,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from cwm_connector.catalog.chunk_rows import DISK_ALONE as DISK_ALONE
+from cwm_connector.catalog.chunk_rows import ChunkRow as ChunkRow
+from cwm_connector.catalog.chunk_rows import DeletedWindow as DeletedWindow
 from cwm_connector.catalog.session_pages import SessionPage, SessionQuery, SessionRow
+from cwm_connector.catalog.trash.base import Trash
 from cwm_connector.core.errors import Code, CWMError
-from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, Micros, TierName
+from cwm_connector.core.types import ChunkKey, Micros, TierName
 
-DISK_ALONE: Final = frozenset({TierName.DISK})
 BEFORE_ALL: Final = Micros(-1)
 """Earlier than every window."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkRow:
-    """A stored chunk."""
-
-    key: ChunkKey
-    tokens: int
-    size_bytes: int
-    """Bytes that the files of all ranks take on disk, with headers and padding."""
-    tiers: frozenset[TierName] = DISK_ALONE
-    """The durable tiers that hold all ranks' parts. If empty, no good copy is known and a freeze stores it again."""
-    claim: Claim = NO_CLAIM
-    """The claim with which the bytes were written. See core/types.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,16 +149,6 @@ class WindowPage:
 
 
 @dataclass(frozen=True, slots=True)
-class DeletedWindow:
-    """The result of a deletion."""
-
-    orphans: tuple[ChunkRow, ...]
-    """Chunks whose last reference and row are gone. Their bytes may now be removed."""
-    shared: int
-    """Chunks of the window that other windows still refer to."""
-
-
-@dataclass(frozen=True, slots=True)
 class OpenWindows:
     """Windows that are not private, as far as they meet all conditions."""
 
@@ -209,8 +188,8 @@ class CatalogTotals:
     stored_bytes: int
     """Bytes of all chunks, each counted once."""
     referenced_bytes: int
-    """Bytes of all chunks, each counted once for every window that refers to it. Divided by `stored_bytes` it is the
-    deduplication ratio."""
+    """Bytes of all chunks, each counted once for every window that refers to it, also one in the trash. Divided by
+    `stored_bytes` it is the deduplication ratio."""
     tiers: Mapping[TierName, TierTotals]
     """The durable tiers. A chunk counts in each tier that holds it."""
 
@@ -275,6 +254,10 @@ class Catalog(Protocol):
         Chunks in `keep`, to which a freeze in flight refers, stay as rows without references until
         `sweep_unreferenced`. Windows whose parent it was stay whole and keep its name as their parent.
         """
+
+    @property
+    def trash(self) -> Trash:
+        """Return the trash, where windows can be brought back from."""
 
     def sweep_unreferenced(self, keep: Iterable[ChunkKey] = ()) -> tuple[ChunkRow, ...]:
         """Remove and return the chunk rows without references, except those in `keep`."""

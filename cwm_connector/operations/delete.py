@@ -5,14 +5,14 @@ never less. Leftovers of a kill are swept by the next start, or by a collection 
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_window_name
-from cwm_connector.core.types import ChunkKey, TierName
-from cwm_connector.operations.context import EngineContext, claimed
+from cwm_connector.core.types import ChunkKey
+from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.start.recovery import Swept, sweep
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.protocol.calls import DeleteArgs
@@ -48,7 +48,7 @@ class Deleter:
             window_name=name,
             blocks_deleted=len(deleted.orphans),
             blocks_shared=deleted.shared,
-            space_freed_bytes=await self._remove(deleted.orphans),
+            space_freed_bytes=await self._tiering.remove(deleted.orphans),
         )
 
     async def _collect(self) -> Collected:
@@ -56,7 +56,7 @@ class Deleter:
         if not await engine.catalog.run(lambda catalog: catalog.is_durable()):
             raise CWMError(Code.BACKEND, "the outcome of a freeze is not known yet; run it again once Redis is back")
         unreferenced = await engine.catalog.run(lambda catalog: catalog.sweep_unreferenced())
-        freed = await self._remove(unreferenced)
+        freed = await self._tiering.remove(unreferenced)
         rows = {row.key: row for row in await engine.catalog.run(lambda catalog: catalog.all_chunks())}
         orphans, away = 0, []
         for tier in engine.durable_tiers.values():
@@ -77,14 +77,3 @@ class Deleter:
 
     def _sweep(self, tier: DurableTier, rows: Mapping[ChunkKey, ChunkRow]) -> Swept:
         return sweep(tier, tier.inventory(), rows, self._engine.claims)
-
-    async def _remove(self, orphans: Sequence[ChunkRow]) -> int:
-        """Remove chunks from every tier and return the bytes that became free."""
-        if not orphans:
-            return 0
-        keys = [row.key for row in orphans]
-        self._tiering.forget(keys)
-        for tier in self._engine.durable_tiers:
-            self._engine.locations.record(tier, (), keys)
-        dropped = await self._engine.drop(claimed(orphans), (TierName.CPU, *self._engine.durable_tiers))
-        return sum(outcome.size_bytes for outcome in dropped.outcomes.values())

@@ -27,6 +27,7 @@ from cwm_connector.operations.tier_probe import TierProbe
 from cwm_connector.operations.tiering import Tiering
 from cwm_connector.operations.transfer.exporter import Exporter
 from cwm_connector.operations.transfer.importer import Importer
+from cwm_connector.operations.trash.can import TrashCan
 from cwm_connector.operations.verify import Verifier
 from cwm_connector.protocol.calls import (
     Args,
@@ -40,12 +41,14 @@ from cwm_connector.protocol.calls import (
     Op,
     PolicyArgs,
     ProveArgs,
+    RestoreArgs,
     ResumableArgs,
     SessionsArgs,
     StatusArgs,
     TagArgs,
     ThawArgs,
     TokensArgs,
+    TrashArgs,
     VerifyArgs,
     WarmArgs,
 )
@@ -67,6 +70,7 @@ class Dispatcher:
         self._thawer = Thawer(engine, self.tiering)
         self._finder = CatalogFinder(engine, self.tiering)
         self._deleter = Deleter(engine, self.tiering)
+        self.trash = TrashCan(engine, self.tiering, self._deleter)
         self._verifier = Verifier(engine, self.tiering)
         self._exporter = Exporter(engine, self.tiering)
         self._importer = Importer(engine, self.tiering)
@@ -131,6 +135,10 @@ class Dispatcher:
                 return self._thawer.clone(args)
             case DeleteArgs():
                 return self._deleter.delete(args)
+            case TrashArgs():
+                return self.trash.put(args)
+            case RestoreArgs():
+                return self.trash.restore(args)
             case TagArgs():
                 return self._tag(args)
             case ListArgs():
@@ -157,6 +165,7 @@ class Dispatcher:
             Op.STATS: self._queries.stats,
             Op.METRICS: self._metrics.read,
             Op.COLLECT: self._deleter.collect,
+            Op.TRASH_LIST: self.trash.listed,
             Op.PING: self._ping,
         }
         return without_arguments[op]()

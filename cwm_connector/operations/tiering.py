@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from cwm_connector.catalog.base import ChunkRow
+from cwm_connector.catalog.trash.base import TrashedWindow
 from cwm_connector.control.async_helpers import run_periodically
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, TierName, now_micros
@@ -92,6 +93,32 @@ class Tiering:
                 used_bytes=used,
                 limit_bytes=limit,
             )
+
+    async def purge(self, window: TrashedWindow, protected: Collection[ChunkKey] = ()) -> int:
+        """Delete a window in the trash for good and return the bytes that became free. The caller holds `chunk_lock`.
+
+        The rows of `protected` stay. Nothing happens if the window is no longer in the trash.
+        """
+        try:
+            deleted = await self._engine.catalog.run(
+                lambda catalog: catalog.trash.purge(window.name, window.trashed_at, protected)
+            )
+        except CWMError as problem:
+            if problem.code is Code.WINDOW_NOT_FOUND:
+                return 0
+            raise
+        return await self.remove(deleted.orphans)
+
+    async def remove(self, orphans: Sequence[ChunkRow]) -> int:
+        """Remove chunks that have no row any more from every tier and return the bytes that became free."""
+        if not orphans:
+            return 0
+        keys = [row.key for row in orphans]
+        self.forget(keys)
+        for tier in self._engine.durable_tiers:
+            self._engine.locations.record(tier, (), keys)
+        dropped = await self._engine.drop(claimed(orphans), (TierName.CPU, *self._engine.durable_tiers))
+        return sum(outcome.size_bytes for outcome in dropped.outcomes.values())
 
     async def demote(self, keys: Sequence[ChunkKey]) -> int:
         """Move chunks from disk to a slower tier and return the bytes that became free on the disk."""

@@ -112,6 +112,20 @@ class DeleteArgs(Args, frozen=True):
     window_name: WindowName
 
 
+class TrashArgs(Args, frozen=True):
+    """Delete a window so that it can be brought back for a while."""
+
+    window_name: WindowName
+    command: Annotated[str, Meta(max_length=64, description="An id. Windows with the same come back together.")]
+
+
+class RestoreArgs(Args, frozen=True):
+    """Bring a window back, by default all that the last command deleted."""
+
+    window_name: WindowName | None = None
+    new_name: WindowName | None = None
+
+
 class TagArgs(Args, frozen=True):
     """Add and remove tags, and replace the description and the name unless they are None."""
 
@@ -232,6 +246,9 @@ class Op(enum.StrEnum):
     WARM = "window.warm"
     CLONE = "window.clone"
     DELETE = "window.delete"
+    TRASH = "window.trash"
+    RESTORE = "window.restore"
+    TRASH_LIST = "trash.list"
     TAG = "window.tag"
     LIST = "window.list"
     STATUS = "window.status"
@@ -260,6 +277,9 @@ ARGUMENTS: Final[Mapping[Op, type[Args]]] = {
     Op.WARM: WarmArgs,
     Op.CLONE: CloneArgs,
     Op.DELETE: DeleteArgs,
+    Op.TRASH: TrashArgs,
+    Op.RESTORE: RestoreArgs,
+    Op.TRASH_LIST: NoArgs,
     Op.TAG: TagArgs,
     Op.LIST: ListArgs,
     Op.STATUS: StatusArgs,

@@ -84,7 +84,7 @@ def bytes_before_the_transaction() -> None:
         rows = await self._engine.catalog.run(lambda catalog: catalog.chunks_of(name))
         unshared = await self._engine.catalog.run(lambda catalog: catalog.window(name).unique_bytes)
         if unshared == sum(row.size_bytes for row in rows):
-            await self._remove(rows)
+            await self._tiering.remove(rows)
         return await deleted(self, name)
 
     deleted = Deleter._delete

@@ -115,6 +115,15 @@ class Hand:
             name = self._dice.choice(own).name
             await self._change("delete", Op.DELETE, name, None, window_name=name)
 
+    async def trash(self) -> None:
+        """As the shell deletes, and every other time brought back."""
+        if own := self._own():
+            window = self._dice.choice(own)
+            args = {"window_name": window.name, "command": self._fresh("rm")}
+            await self._change("trash", Op.TRASH, window.name, None, **args)
+            if self._dice.random() < 0.5:
+                await self._change("undo", Op.RESTORE, window.name, window, window_name=window.name)
+
     async def collect(self) -> None:
         await self._ask("collect", Op.COLLECT, None, None)
 
@@ -222,7 +231,8 @@ MIX: Final[dict[str, Act]] = {
     "thaw and read": Act(6, Hand.thaw_and_read),
     "clone": Act(8, Hand.clone),
     "tag": Act(6, Hand.tag),
-    "delete": Act(18, Hand.delete),
+    "delete": Act(14, Hand.delete),
+    "trash": Act(8, Hand.trash),
     "evict": Act(4, Hand.evict),
     "collect": Act(4, Hand.collect),
     "verify": Act(2, Hand.verify),

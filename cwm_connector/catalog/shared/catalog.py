@@ -60,6 +60,7 @@ from cwm_connector.catalog.shared.checkpoint import publish, sweep_leftovers
 from cwm_connector.catalog.shared.follow import USUAL, Follower, FollowLimits, Sharing
 from cwm_connector.catalog.shared.log import RedisLog, Trimmed, View
 from cwm_connector.catalog.shared.replica import Gone, Replica
+from cwm_connector.catalog.trash.shared import RedisTrash
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Micros, TierName
 from cwm_connector.redis import RedisLink
@@ -82,6 +83,7 @@ class RedisCatalog:
         self._limits = limits
         self._log = self._open_log()
         self._follower = Follower(self._log, replica, on_gone, limits)
+        self.trash = RedisTrash(self._write, lambda: self._follower.fresh().trash)
         self._durable = False
         self._compaction: threading.Thread | None = None
 

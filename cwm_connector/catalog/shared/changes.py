@@ -112,11 +112,35 @@ class Prove(msgspec.Struct, frozen=True, array_like=True, tag="prove"):
     proof: Proof
 
 
+class Discard(msgspec.Struct, frozen=True, array_like=True, tag="discard"):
+    """See `Trash.put`."""
+
+    name: str
+    command: str
+    now: Micros
+
+
+class Restore(msgspec.Struct, frozen=True, array_like=True, tag="restore"):
+    """See `Trash.restore`."""
+
+    name: str | None
+    new_name: str | None
+    now: Micros
+
+
+class Purge(msgspec.Struct, frozen=True, array_like=True, tag="purge"):
+    """See `Trash.purge`."""
+
+    name: str
+    trashed_at: Micros
+    keep: tuple[ChunkKey, ...]
+
+
 class Barrier(msgspec.Struct, frozen=True, array_like=True, tag="barrier"):
     """Changes nothing. Once it is in the log, an append that was meant for its position can't succeed any more."""
 
 
-Change = Commit | Clone | Delete | Sweep | Tag | Rename | Bind | Prove | Barrier
+Change = Commit | Clone | Delete | Sweep | Tag | Rename | Bind | Prove | Discard | Restore | Purge | Barrier
 
 
 def perform(change: Change, catalog: Catalog) -> Any:
@@ -138,6 +162,12 @@ def perform(change: Change, catalog: Catalog) -> Any:
             return catalog.bind(binding)
         case Prove(name, proof):
             return catalog.add_proof(name, proof)
+        case Discard(name, command, now):
+            return catalog.trash.put(name, command, now)
+        case Restore(name, new_name, now):
+            return catalog.trash.restore(name, new_name, now)
+        case Purge(name, trashed_at, keep):
+            return catalog.trash.purge(name, trashed_at, keep)
         case Barrier():
             return None
 

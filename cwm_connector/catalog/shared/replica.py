@@ -19,7 +19,9 @@ from cwm_connector.catalog.shared.changes import (
     Change,
     Commit,
     Delete,
+    Discard,
     Position,
+    Purge,
     Record,
     Rename,
     Sweep,
@@ -107,8 +109,10 @@ class Replica:
             result = self._perform(change, record)
             if isinstance(change, Delete):
                 gone.append(Gone(change.name, result.orphans))
-            elif isinstance(change, Rename):
+            elif isinstance(change, Rename | Discard):
                 gone.append(Gone(change.name, ()))
+            elif isinstance(change, Purge):
+                gone.append(Gone(None, result.orphans))
             elif isinstance(change, Sweep):
                 gone.append(Gone(None, result))
             at = record.at

@@ -48,10 +48,10 @@ from cwm_connector.catalog.sqlite.query import count_of, page_of
 from cwm_connector.catalog.sqlite.snapshots import (
     add_snapshot,
     count_windows,
-    drop_snapshot,
     read_chunks,
     read_snapshot,
     read_token_ids,
+    release_snapshot,
 )
 from cwm_connector.catalog.sqlite.thaws import (
     add_binding,
@@ -84,6 +84,7 @@ from cwm_connector.catalog.sqlite.windows import (
     rename_window,
     snapshot_of,
 )
+from cwm_connector.catalog.trash.sqlite import SqliteTrash, rename_parent
 from cwm_connector.catalog.words import typed_words
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Micros, TierName
@@ -98,6 +99,9 @@ class SqliteCatalog:
         self._compared: set[str] = set()
         """The tables that a reader has compared with their indexes and found undamaged."""
         self._follow_beginning: Callable[[ChunkKey, int], None] = lambda key, tokens: None
+        self.trash = SqliteTrash(
+            self._writing, self._reading, self._found, lambda *first: self._follow_beginning(*first)
+        )
 
     @classmethod
     def open(cls, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S, home_id: str = "") -> "SqliteCatalog":
@@ -170,11 +174,7 @@ class SqliteCatalog:
             sessions = sessions_bound_to(db, window)
             delete_window(db, window)
             forget_unused_sessions(db, sessions)
-            if db.execute("SELECT 1 FROM windows WHERE snapshot_id = ?", (snapshot_id,)).fetchone():
-                count_windows(db, snapshot_id, -1)
-                count = db.execute("SELECT count(*) FROM snapshot_chunks WHERE snapshot_id = ?", (snapshot_id,))
-                return DeletedWindow(orphans=(), shared=count.fetchone()[0])
-            return drop_snapshot(db, read_snapshot(db, snapshot_id, name), name, keep)
+            return release_snapshot(db, snapshot_id, name, keep)
 
     def tag_window(
         self, name: str, add: Sequence[str], remove: Sequence[str], description: str | None, now: Micros
@@ -190,7 +190,9 @@ class SqliteCatalog:
 
     def rename_window(self, name: str, new_name: str, now: Micros) -> WindowRow:
         with self._writing() as db:
-            return contract_row(db, rename_window(db, self._found(db, name), new_name, now))
+            renamed = rename_window(db, self._found(db, name), new_name, now)
+            rename_parent(db, name, new_name)
+            return contract_row(db, renamed)
 
     def window(self, name: str) -> WindowRow:
         with self._reading() as db:

@@ -19,6 +19,7 @@ from cwm_connector.catalog.sqlite.snapshots import read_chunks, read_snapshot, r
 from cwm_connector.catalog.sqlite.thaws import all_bindings, read_proof, session_page
 from cwm_connector.catalog.sqlite.totals import read_totals
 from cwm_connector.catalog.sqlite.windows import read_window
+from cwm_connector.catalog.trash.sqlite import check_trash
 from cwm_connector.core.errors import CWMError
 
 LIMIT_S: Final = 0.25
@@ -46,19 +47,23 @@ _COUNTED: dict[str, str] = {
     "a snapshot's windows are miscounted, or it has none": """
         SELECT count(*) FROM snapshots s
         WHERE s.windows = 0 OR s.windows != (SELECT count(*) FROM windows w WHERE w.snapshot_id = s.id)
+            + (SELECT count(*) FROM trash t WHERE t.snapshot_id = s.id)
     """,
     "a snapshot's chunks or sizes are miscounted": """
         SELECT count(*) FROM snapshots s LEFT JOIN (
             SELECT h.snapshot_id AS id, count(*) AS blocks, max(h.position) + 1 AS positions, sum(c.size_bytes) AS size,
                 sum(iif(c.refs = 1, c.size_bytes, 0)) AS own
             FROM snapshot_chunks h JOIN chunks c ON c.id = h.chunk_id GROUP BY h.snapshot_id
-        ) found ON found.id = s.id JOIN windows w ON w.snapshot_id = s.id
+        ) found ON found.id = s.id JOIN (
+            SELECT snapshot_id, size_bytes FROM windows UNION ALL SELECT snapshot_id, size_bytes FROM trash
+        ) w ON w.snapshot_id = s.id
         WHERE s.block_count != ifnull(found.blocks, 0) OR s.block_count != ifnull(found.positions, 0)
             OR w.size_bytes != ifnull(found.size, 0) OR s.own_bytes != ifnull(found.own, 0)
     """,
     "the windows' totals are miscounted": """
         SELECT count(*) FROM totals WHERE windows != (SELECT count(*) FROM windows)
             OR referenced_bytes != (SELECT ifnull(sum(size_bytes), 0) FROM windows)
+                + (SELECT ifnull(sum(size_bytes), 0) FROM trash)
     """,
     "a window's token ids are missing or cut short": """
         SELECT count(*) FROM windows w LEFT JOIN snapshot_tokens t ON t.snapshot_id = w.snapshot_id LEFT JOIN (
@@ -161,6 +166,7 @@ def _read_everything(db: sqlite3.Connection) -> None:
     all_bindings(db)
     session_page(db, SessionQuery(limit=-1))
     chunks_where(db)
+    check_trash(db)
     for (name,) in db.execute("SELECT name FROM notes").fetchall():
         read_note(db, name)
     for (number,) in db.execute("SELECT id FROM windows").fetchall():

@@ -4,7 +4,8 @@ The `user_version` of a file is the number of steps that were applied to it. A r
 
 The tables have these invariants beyond their foreign keys. `check.py` verifies all of them.
 
-- `snapshots.windows` counts the windows over the snapshot. A clone therefore costs one row, however long the context.
+- `snapshots.windows` counts the windows over the snapshot, also those in the trash. A clone therefore costs one row,
+  however long the context.
 - `chunks.refs` counts the snapshots that hold the chunk, and `chunks.owners` is the sum of their ids. If one reference
   is left, the sum *is* the id of the owner, which is then found without an index over millions of rows.
 - `snapshots.own_bytes` is the size of the chunks that no other snapshot holds. Every commit and deletion updates it, so
@@ -295,6 +296,47 @@ def _sixth(db: sqlite3.Connection) -> None:
         )
 
 
-MIGRATIONS: Final = (_run(*_FIRST), _second, _third, _fourth, _run(*_PROOFS), _sixth)
+_TRASH: Final = (
+    # The columns of `windows`, the tags as JSON, and when and by which command the window was deleted.
+    """
+    CREATE TABLE trash (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL,
+        snapshot_id INTEGER NOT NULL REFERENCES snapshots,
+        description TEXT NOT NULL,
+        session_id TEXT NOT NULL,
+        head TEXT NOT NULL,
+        parent TEXT,
+        cloned INTEGER NOT NULL,
+        model TEXT NOT NULL,
+        token_count INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        created_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL,
+        thawed_at INTEGER,
+        private INTEGER NOT NULL,
+        tags TEXT NOT NULL,
+        trashed_at INTEGER NOT NULL,
+        command TEXT NOT NULL,
+        digest INTEGER NOT NULL
+    )
+    """,
+    "CREATE INDEX trash_by_snapshot ON trash (snapshot_id)",
+    "CREATE INDEX trash_by_name ON trash (name, trashed_at)",
+    "CREATE INDEX trash_by_parent ON trash (parent)",
+    """
+    CREATE TRIGGER trash_added AFTER INSERT ON trash BEGIN
+        UPDATE totals SET referenced_bytes = referenced_bytes + new.size_bytes;
+    END
+    """,
+    """
+    CREATE TRIGGER trash_gone AFTER DELETE ON trash BEGIN
+        UPDATE totals SET referenced_bytes = referenced_bytes - old.size_bytes;
+    END
+    """,
+)
+
+
+MIGRATIONS: Final = (_run(*_FIRST), _second, _third, _fourth, _run(*_PROOFS), _sixth, _run(*_TRASH))
 """The steps, each a function that runs inside the caller's transaction."""
 SCHEMA_VERSION: Final = len(MIGRATIONS)

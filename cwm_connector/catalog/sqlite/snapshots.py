@@ -127,7 +127,17 @@ def count_windows(db: sqlite3.Connection, snapshot: int, difference: int) -> Non
     _change_counters(db, snapshot, windows=difference)
 
 
-def drop_snapshot(db: sqlite3.Connection, snapshot: Snapshot, name: str, keep: Iterable[ChunkKey]) -> DeletedWindow:
+def release_snapshot(db: sqlite3.Connection, snapshot: int, name: str, keep: Iterable[ChunkKey]) -> DeletedWindow:
+    """Count one window less over the snapshot, whose row is gone. Drop the snapshot with its last window."""
+    left = "SELECT 1 FROM windows WHERE snapshot_id = ?1 UNION ALL SELECT 1 FROM trash WHERE snapshot_id = ?1"
+    if db.execute(left, (snapshot,)).fetchone():
+        count_windows(db, snapshot, -1)
+        count = db.execute("SELECT count(*) FROM snapshot_chunks WHERE snapshot_id = ?", (snapshot,))
+        return DeletedWindow(orphans=(), shared=count.fetchone()[0])
+    return _drop_snapshot(db, read_snapshot(db, snapshot, name), name, keep)
+
+
+def _drop_snapshot(db: sqlite3.Connection, snapshot: Snapshot, name: str, keep: Iterable[ChunkKey]) -> DeletedWindow:
     """Remove a snapshot that has no window left, and the chunks that only it held, except those in `keep`.
 
     Raises `Code.CORRUPT` if its list of chunks is damaged, because bytes that others need could be removed.

@@ -53,6 +53,12 @@ def test_every_kind_of_change_arrives(shared: Engines) -> None:
     b.commit_window(new_window("last", stored_in(BOTH, "y", 2)))
     b.delete_window("last", keep=[row.key for row in chain("y", 2)])
     a.sweep_unreferenced()
+    for number, name in enumerate(("thrown", "kept")):
+        a.commit_window(new_window(name, stored_in(BOTH, "z", 1 + number)))
+        b.trash.put(name, f"rm-{number}", at(5))
+    a.trash.restore("kept", "back", at(6))
+    b.trash.purge("thrown", at(5))
+    a.delete_window("back")
     b.catch_up()
     assert shared_content(shared.path("a")) == shared_content(shared.path("b"))
     assert names(a) == {"branch"}

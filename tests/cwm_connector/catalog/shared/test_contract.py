@@ -18,6 +18,7 @@ from tests.cwm_connector.catalog.sqlite import (
     test_thaws,
     test_windows,
 )
+from tests.cwm_connector.catalog.trash import test_sqlite
 from tests.support.redis_server import RedisServer, redis_server
 
 _URL: list[str] = []
@@ -43,7 +44,7 @@ def test_it_is_a_catalog(catalog: RedisCatalog) -> None:
     assert promised.state() is None
 
 
-for _module in (test_catalog, test_chunks, test_open_windows, test_thaws, test_windows):
+for _module in (test_catalog, test_chunks, test_open_windows, test_thaws, test_sqlite, test_windows):
     globals().update(
         {name: test for name, test in vars(_module).items() if name.startswith("test_") and name not in globals()}
     )

@@ -86,6 +86,7 @@ def test_windows_of_the_second_schema_are_not_private_and_a_damaged_one_stays_da
         raw.execute("DROP TABLE chunk_tokens")
         raw.execute("UPDATE snapshot_tokens SET token_ids = ?", (token_ids("old", chain("a", 2)),))
         raw.execute("DROP TABLE proofs")
+        raw.execute("DROP TABLE trash")
         raw.execute("ALTER TABLE windows DROP COLUMN private")
         (fields,) = raw.execute("SELECT * FROM windows").fetchall()
         raw.execute("UPDATE windows SET digest = ?", (seal("window", *fields[:-1], "t", "u"),))

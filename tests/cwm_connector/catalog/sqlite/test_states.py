@@ -29,6 +29,7 @@ def total(keys: Iterable[ChunkKey]) -> int:
 
 class Changes(RuleBasedStateMachine):
     windows = Bundle("windows")
+    trashed = Bundle("trashed")
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,6 +40,8 @@ class Changes(RuleBasedStateMachine):
         self.tags: dict[str, list[str]] = {}
         self.stored: dict[ChunkKey, frozenset[TierName]] = {}
         self.used: dict[str, Micros] = {}
+        self.trash: dict[str, list[ChunkKey]] = {}
+        self.trashed_at: dict[str, Micros] = {}
         self.made = 0
 
     def name(self) -> str:
@@ -52,7 +55,8 @@ class Changes(RuleBasedStateMachine):
         return {key for key in keys if not self.stored.get(key)}
 
     def held(self, *, without: str | None = None) -> set[ChunkKey]:
-        return {key for name, keys in self.chunks.items() if name != without for key in keys}
+        everywhere = [*self.chunks.items(), *self.trash.items()]
+        return {key for name, keys in everywhere if name != without for key in keys}
 
     @rule(target=windows, keys=CHAINS, again=KEPT, tags=TAGS, tier=DURABLE)
     def commit(self, keys: list[ChunkKey], again: frozenset[ChunkKey], tags: list[str], tier: TierName) -> str:
@@ -98,6 +102,28 @@ class Changes(RuleBasedStateMachine):
         for key in set(gone) - keep:
             del self.stored[key]
         del self.chunks[name], self.snapshots[name], self.tags[name], self.used[name]
+
+    @rule(target=trashed, name=consumes(windows))
+    def put_into_the_trash(self, name: str) -> str:
+        self.made += 1
+        self.trashed_at[name] = self.catalog.trash.put(name, f"rm-{self.made}", at(self.made)).trashed_at
+        self.trash[name] = self.chunks.pop(name)
+        return name
+
+    @rule(target=windows, name=consumes(trashed))
+    def bring_back(self, name: str) -> str:
+        assert self.catalog.trash.restore(name, None, at(self.made)) == (name,)
+        self.chunks[name] = self.trash.pop(name)
+        return name
+
+    @rule(name=consumes(trashed), keep=KEPT)
+    def purge(self, name: str, keep: frozenset[ChunkKey]) -> None:
+        left = self.held(without=name)
+        gone = [key for key in self.trash.pop(name) if key not in left]
+        purged = self.catalog.trash.purge(name, self.trashed_at[name], keep)
+        assert list(purged.orphans) == self.rows(key for key in gone if key not in keep)
+        for key in set(gone) - keep:
+            del self.stored[key]
 
     @rule(tier=DURABLE, came=KEPT, went=KEPT)
     def place(self, tier: TierName, came: frozenset[ChunkKey], went: frozenset[ChunkKey]) -> None:
@@ -154,7 +180,7 @@ class Changes(RuleBasedStateMachine):
             windows=len(self.chunks),
             chunks=len(self.stored),
             stored_bytes=total(self.stored),
-            referenced_bytes=sum(total(keys) for keys in self.chunks.values()),
+            referenced_bytes=sum(total(keys) for keys in (*self.chunks.values(), *self.trash.values())),
             tiers={tier: TierTotals(len(on[tier]), total(on[tier])) for tier in (TierName.DISK, TierName.REDIS)},
         )
 

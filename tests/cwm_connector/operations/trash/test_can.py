@@ -1,0 +1,112 @@
+"""can.py: what `cwm rm` deletes stays whole for a while, out of everybody's sight, and comes back whole."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.types import Micros, now_micros
+from cwm_connector.protocol.calls import Op
+from tests.support.miniature import Miniature
+from tests.support.stores import CHUNK_BYTES, frozen, on_disk, text
+
+RESTORES: Final[list[dict[str, Any]]] = [{}, {"window_name": "w"}]
+
+
+async def trash(engine: Miniature, *names: str, command: str = "rm-1") -> None:
+    for name in names:
+        await engine.call(Op.TRASH, window_name=name, command=command)
+
+
+async def trashed(engine: Miniature) -> list[str]:
+    return [each["window_name"] for each in (await engine.call(Op.TRASH_LIST))["windows"]]
+
+
+async def test_nothing_loads_from_the_trash_and_all_of_a_window_that_came_back(engine: Miniature) -> None:
+    await frozen(engine, "w", text(1))
+    before = on_disk(engine)
+    await engine.call(Op.THAW, window_name="w", new_session_id="bob")
+    answer = await engine.call(Op.TRASH, window_name="w", command="rm-1")
+    assert (answer["window_name"], answer["space_freed_bytes"]) == ("w", 0)
+    assert await engine.resume(text(1), session_id="bob") == 0
+    assert (await engine.call(Op.LIST))["total"] == 0
+    assert (await engine.call(Op.COLLECT))["chunks_deleted"] == 0 and on_disk(engine) == before
+    verified = await engine.call(Op.VERIFY, restart=True)
+    assert (verified["bad_copies"], verified["chunks"]) == (0, 3)
+    listed = (await engine.call(Op.TRASH_LIST))["windows"][0]
+    assert listed["kept_until"] == answer["kept_until"] > listed["deleted_at"]
+    assert (await engine.call(Op.RESTORE))["window_names"] == ["w"]
+    await engine.call(Op.THAW, window_name="w", new_session_id="eve")
+    assert await engine.resume(text(1), session_id="eve") == 96
+
+
+async def test_the_windows_of_one_command_come_back_together(engine: Miniature) -> None:
+    for number, name in enumerate(("a", "b", "c")):
+        await frozen(engine, name, text(number))
+    await trash(engine, "a", command="rm-1")
+    await trash(engine, "b", "c", command="rm-2")
+    assert await trashed(engine) == ["c", "b", "a"]
+    assert (await engine.call(Op.RESTORE))["window_names"] == ["b", "c"]
+    assert (await engine.call(Op.RESTORE, window_name="a", new_name="d"))["window_names"] == ["d"]
+    with pytest.raises(CWMError, match="the trash is empty"):
+        await engine.call(Op.RESTORE)
+
+
+async def test_the_name_of_a_window_in_the_trash_can_be_frozen_again(engine: Miniature) -> None:
+    await frozen(engine, "w", text(1))
+    await trash(engine, "w")
+    await frozen(engine, "w", text(2))
+    with pytest.raises(CWMError, match="cwm undo w --as OTHER") as problem:
+        await engine.call(Op.RESTORE)
+    assert problem.value.code is Code.WINDOW_EXISTS
+    with pytest.raises(CWMError, match="CWM-1"):
+        await engine.call(Op.RESTORE, new_name="other")
+    assert await trashed(engine) == ["w"]
+
+
+async def test_a_freeze_under_way_keeps_its_name(engine: Miniature) -> None:
+    await frozen(engine, "w", text(1))
+    await trash(engine, "w")
+    with engine.engine.freezes.begin("w", lambda done, total, text: None):
+        for args in RESTORES:
+            with pytest.raises(CWMError, match="window_status") as problem:
+                await engine.call(Op.RESTORE, **args)
+            assert problem.value.code is Code.WINDOW_EXISTS
+
+
+async def test_what_was_in_the_trash_long_enough_is_gone_for_good(
+    engine: Miniature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await frozen(engine, "old", text(1))
+    await frozen(engine, "new", text(2))
+    await trash(engine, "old")
+    await engine.operations.trash.expire()
+    assert await trashed(engine) == ["old"]
+    kept = 24 * 3600 * 1_000_000
+    monkeypatch.setattr("cwm_connector.operations.trash.can.now_micros", lambda: Micros(now_micros() + kept))
+    await trash(engine, "new")
+    await engine.operations.trash.expire()
+    assert await trashed(engine) == ["new"]
+    assert on_disk(engine) == 3 * CHUNK_BYTES
+
+
+async def test_without_a_time_to_keep_it_a_window_is_deleted_at_once(tmp_path: Path) -> None:
+    engine = await Miniature.started(tmp_path, trash_hours=0)
+    await frozen(engine, "w", text(1))
+    answer = await engine.call(Op.TRASH, window_name="w", command="rm-1")
+    assert (answer["kept_until"], answer["space_freed_bytes"]) == (None, 3 * CHUNK_BYTES)
+    assert on_disk(engine) == 0
+    engine.close()
+
+
+async def test_the_trash_outlives_a_restart(tmp_path: Path) -> None:
+    first = await Miniature.started(tmp_path)
+    await frozen(first, "w", text(1))
+    await trash(first, "w")
+    first.close()
+    second = await Miniature.started(tmp_path)
+    assert on_disk(second) == 3 * CHUNK_BYTES
+    assert (await second.call(Op.RESTORE))["window_names"] == ["w"]
+    assert (await second.call(Op.THAW, window_name="w"))["restorable_tokens"] == 96
+    second.close()
