@@ -18,8 +18,7 @@ _ORDER: dict[SortBy, str] = {
 
 
 _MATCHING: Final = "id IN (SELECT rowid FROM window_words WHERE window_words MATCH ?)"
-_EACH_MATCHES: Final = "EXISTS (SELECT 1 FROM window_words WHERE rowid = windows.id AND window_words MATCH ?)"
-"""The same, for one window after the other. It is faster where many match and a page needs few."""
+"""The index of words is asked once. To ask it about one window after the other takes a millisecond for each."""
 _MANY: Final = 1000
 
 
@@ -63,7 +62,7 @@ def _conditions(query: WindowQuery, *, walk: bool, in_order: bool = False) -> St
         ("session_id = ?", query.session_id),
         ("created_at > ?", query.created_after),
         ("created_at < ?", query.created_before),
-        (_EACH_MATCHES if in_order else f"{hint}{_MATCHING}", match),
+        (f"{hint}{_MATCHING}", match),
         *((f"{hint}id IN (SELECT window_id FROM window_tags WHERE tag = ?)", tag) for tag in query.tags),
     ]
     used = [(condition, value) for condition, value in given if value is not None]

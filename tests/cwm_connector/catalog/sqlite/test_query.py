@@ -94,6 +94,15 @@ def test_no_listing_sorts_the_whole_table(catalog: SqliteCatalog, path: Path, so
     assert "TEMP B-TREE" not in plan
 
 
+@pytest.mark.parametrize("total", [9, 9000])
+def test_a_search_asks_the_index_of_words_once(catalog: SqliteCatalog, path: Path, total: int) -> None:
+    query = WindowQuery(search="token cache login", tags=["debug"])
+    with closing(sqlite3.connect(path)) as raw:
+        for asked in (count_of(query), page_of(query, total)):
+            plan = " ".join(row[3] for row in raw.execute(f"EXPLAIN QUERY PLAN {asked.sql}", asked.values))
+            assert plan.count("window_words") == 1 and "CORRELATED" not in plan
+
+
 def test_what_a_user_types_is_never_part_of_the_sql() -> None:
     evil = "'; DROP TABLE windows; --"
     query = WindowQuery(tags=[evil], model=evil, search=evil, session_id=evil)
