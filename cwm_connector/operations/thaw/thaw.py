@@ -104,7 +104,6 @@ class Thawer:
         if fault is None and restorable < full:
             fault = "an auto-freeze found the rest of the session evicted"
         outcome, check = await self._repeat(stored, specs, await self._proof_of(name)) if args.prove else (None, None)
-        warning = f"the window will be computed again from token {restorable} on: {fault}" if fault else None
         return Thawed(
             session_id=session_id,
             cache_salt=salt,
@@ -114,7 +113,7 @@ class Thawer:
             restored_by_tier={tier.value: tokens for tier, tokens in checked.tokens_by_tier.items()},
             restoration_time_ms=round((time.perf_counter() - started) * 1000, 3),
             partial=restorable < full,
-            warning=warning,
+            warning=_warning(stored.row, restorable, fault, new_session_id),
             recompute_is_faster=self._is_slower(read_s, restorable) if prewarm else slower,
             load=self._load_plan(specs, checked, stored.row.token_count),
             proof=outcome,
@@ -349,3 +348,14 @@ def _readable(catalog: Catalog, names: Sequence[str]) -> list[WindowRow]:
                 raise
             logger.warning("the thaws of window %s can't be restored: %s", name, problem)
     return rows
+
+
+def _warning(row: WindowRow, restorable: int, fault: str | None, new_session_id: str | None) -> str | None:
+    """Return what a client should know of a thaw: what can't be restored, and whose session a clone was thawed into."""
+    found = [f"the window will be computed again from token {restorable} on: {fault}"] if fault else []
+    if row.cloned and new_session_id is None:
+        found.append(
+            f"session {row.session_id!r} is also that of the window that this one was cloned from; to keep the two "
+            "conversations apart, thaw it into a session of its own (new_session_id, or cwm thaw --session)"
+        )
+    return "; ".join(found) or None

@@ -90,6 +90,17 @@ async def test_every_thaw_gets_its_own_salt(engine: Miniature) -> None:
     assert len(salts) == 5 and all(len(salt) >= 32 and not set(salt) & set("@/\\") for salt in salts)
 
 
+async def test_a_clone_in_the_session_of_its_source_is_warned_of(engine: Miniature) -> None:
+    await engine.serve(TEXT, "alice")
+    await engine.call(Op.FREEZE, session_id="alice", window_name="w")
+    await engine.call(Op.CLONE, source_window="w", target_window="for-bob")
+    into_alice = await engine.call(Op.THAW, window_name="for-bob")
+    assert into_alice["session_id"] == "alice" and "session 'alice' is also that" in into_alice["warning"]
+    into_bob = await engine.call(Op.THAW, window_name="for-bob", new_session_id="bob")
+    assert into_bob["warning"] is None
+    assert (await engine.call(Op.THAW, window_name="w"))["warning"] is None
+
+
 async def test_after_a_restart_an_anonymous_client_continues_its_thawed_session(tmp_path: Path) -> None:
     first = await Miniature.started(tmp_path)
     await first.serve(TEXT)
