@@ -60,7 +60,7 @@ class HealthReader:
             totals, state = await self._engine.catalog.run(lambda catalog: (catalog.totals(), catalog.state()))
         except CWMError as problem:
             return _component("catalog", "unhealthy", problem.message, None)
-        known = f"{totals.windows} windows, {totals.chunks} blocks"
+        known = f"{totals.windows} windows, {totals.chunks} chunks"
         if state is not None:
             return _component("catalog", "degraded", f"{known} as last known; {state}", begun)
         if self._home_check.fault is not None:
@@ -70,7 +70,7 @@ class HealthReader:
         return _component("catalog", "healthy", known, begun)
 
     async def _cpu_health(self) -> Component:
-        return _component("cpu", "healthy", f"{len(self._engine.locations.in_memory())} blocks in memory", None)
+        return _component("cpu", "healthy", f"{len(self._engine.locations.in_memory())} chunks in memory", None)
 
     async def _disk_health(self) -> Component:
         return await asyncio.to_thread(_folder_health, self._engine.settings.chunks_path)

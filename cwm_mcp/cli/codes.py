@@ -30,7 +30,7 @@ CODES: Final[Mapping[Code, Explained]] = {
     ),
     Code.WINDOW_NOT_FOUND: Explained("No window has this name.", "Look at `cwm ls`."),
     Code.CHUNK_MISSING: Explained(
-        "A stored block of the window is in no tier.",
+        "A chunk of the window is in no tier.",
         "Run `cwm verify --repair`. Tokens without it are computed again.",
     ),
     Code.STATE: Explained(

@@ -18,7 +18,7 @@ from cwm_mcp.cli.table import Column, FittingTable
 from cwm_mcp.cli.units import in_words, size
 
 _HASH_SHOWN: Final = 16
-"""Characters of a block's hash."""
+"""Characters of a chunk's hash."""
 _COLOURS: Final = {"healthy": "green", "degraded": "yellow", "unhealthy": "red"}
 
 
@@ -55,7 +55,7 @@ def _(result: m.Status) -> RenderableType:
     fields = _fields(_without(result, "blocks"))
     if result.blocks is None:
         return fields
-    table = _table("block", "#tokens", "#size", "tier")
+    table = _table("chunk", "#tokens", "#size", "tier")
     for each in result.blocks:
         _row(table, each.hash[:_HASH_SHOWN], each.tokens, size(each.size_bytes), each.storage_tier)
     return Group(fields, table)
@@ -71,7 +71,7 @@ def _(result: m.Verified) -> RenderableType:
     fields = _fields(_without(result, "bad"))
     if not result.bad:
         return fields
-    table = _table("block", "tier", "fault", "repaired", "windows")
+    table = _table("chunk", "tier", "fault", "repaired", "windows")
     for each in result.bad:
         repaired = "yes" if each.repaired else "no"
         _row(table, each.hash[:_HASH_SHOWN], each.storage_tier, each.fault, repaired, each.windows)

@@ -68,7 +68,7 @@ def _(result: WindowDiff) -> RenderableType:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row(f"only in {result.window_a}", f"{result.only_a_tokens} tokens")
     table.add_row(f"only in {result.window_b}", f"{result.only_b_tokens} tokens")
-    table.add_row("stored once for both", f"{result.shared_blocks} blocks, {size(result.shared_bytes)}")
+    table.add_row("stored once for both", f"{result.shared_blocks} chunks, {size(result.shared_bytes)}")
     parts: list[RenderableType] = [Text(head), table]
     for title, passage, style in (
         ("last tokens in common", result.common_end, ""),

@@ -77,9 +77,9 @@ def _(result: m.Thawed) -> Said:
 
 @said.register
 def _(result: m.Cloned) -> Said:
-    blocks = "their one block" if result.shared_blocks == 1 else f"all {result.shared_blocks} blocks"
+    chunks = "their one chunk" if result.shared_blocks == 1 else f"all {result.shared_blocks} chunks"
     return Said(
-        f"Cloned {result.source_window} as {result.target_window}. They share {blocks}.",
+        f"Cloned {result.source_window} as {result.target_window}. They share {chunks}.",
         f"cwm thaw {result.target_window} --session NEW-SESSION",
     )
 
@@ -125,7 +125,7 @@ def _(result: m.Imported) -> Said:
 @said.register
 def _(result: m.Collected) -> Said:
     freed = size(result.space_freed_bytes + result.catalog_bytes_freed)
-    return Said(f"Removed {result.chunks_deleted} blocks that no window used and freed {freed}.")
+    return Said(f"Removed {result.chunks_deleted} chunks that no window used and freed {freed}.")
 
 
 @said.register

@@ -87,4 +87,4 @@ def check_catalog(settings: Settings, read_totals: Callable[[], CatalogTotals]) 
         # Never suggest to delete the catalog. The message says what to do after looking at it.
         look = f"ls -l {shlex.quote(str(path.parent))}"
         return Check(name="catalog", status="error", message=str(problem), next=look), None
-    return Check(name="catalog", status="ok", message=f"{totals.windows} windows, {totals.chunks} blocks"), totals
+    return Check(name="catalog", status="ok", message=f"{totals.windows} windows, {totals.chunks} chunks"), totals

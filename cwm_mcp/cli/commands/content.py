@@ -89,7 +89,7 @@ def diff(
 ) -> None:
     """Show where two windows begin to differ, in tokens and in text.
 
-    Counts the leading tokens that are exactly the same, the tokens that only one window has, and the blocks that are
+    Counts the leading tokens that are exactly the same, the tokens that only one window has, and the chunks that are
     stored once for both. Then shows the last common words and how each window continues. The text comes from vLLM;
     without vLLM, token ids are shown instead. The counts need neither vLLM nor the engine.
     """

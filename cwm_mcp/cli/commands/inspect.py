@@ -79,7 +79,7 @@ def list_windows(
     app,
     INSPECT,
     examples=[
-        "cwm show project-kickoff --blocks",
+        "cwm show project-kickoff --chunks",
         "cwm show project-kickoff --passport",
         "cwm show --session my-session --json",
     ],
@@ -93,7 +93,9 @@ def show(
         str | None,
         typer.Option(help="Show this session instead of a window.", autocompletion=shell_completion.sessions),
     ] = None,
-    blocks: Annotated[bool, typer.Option("--blocks", help="List the stored blocks and the tier of each.")] = False,
+    blocks: Annotated[
+        bool, typer.Option("--chunks", "--blocks", help="List the stored chunks and the tier of each.")
+    ] = False,
     passport: Annotated[
         bool, typer.Option("--passport", help="Show what an engine must have in common with the window to load it.")
     ] = False,
@@ -101,7 +103,7 @@ def show(
 ) -> None:
     """Show details of one window or session.
 
-    Shows tokens, blocks, the tiers that hold them, times, and the window's parent and children. Works without the
+    Shows tokens, chunks, the tiers that hold them, times, and the window's parent and children. Works without the
     engine for every window, and for a session that was frozen or thawed before.
     """
     args = parsed(calls.StatusArgs, window_name=window_name, session_id=session, include_blocks=blocks)

@@ -1,4 +1,4 @@
-"""Commands about stored blocks: statistics, verification and garbage collection."""
+"""Commands about stored chunks: statistics, verification and garbage collection."""
 
 from typing import Annotated, Final
 
@@ -29,7 +29,7 @@ def stats(
 ) -> None:
     """Show what each tier stores, and the cache hit rates.
 
-    Shows blocks and bytes in each tier, how much space sharing between windows saves, and how often vLLM found tokens
+    Shows chunks and bytes in each tier, how much space sharing between windows saves, and how often vLLM found tokens
     in its own prefix cache and in stored windows. Without the engine, values that only the engine knows are a dash.
     With --watch, the command keeps running when the engine stops and starts again. With --watch --json, it prints one
     line of JSON per update.
@@ -72,7 +72,7 @@ def verify(
 def collect(as_json: Json = False) -> None:
     """Remove data that no window uses.
 
-    Deletes blocks left behind by an interrupted freeze or delete and reclaims unused space in the catalog. Windows are
+    Deletes chunks left behind by an interrupted freeze or delete and reclaims unused space in the catalog. Windows are
     never touched. Needs the engine.
     """
     print_result(run(lambda cwm: cwm.collect(calls.NoArgs())), as_json)

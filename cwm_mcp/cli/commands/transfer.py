@@ -35,7 +35,7 @@ def export_window(
 ) -> None:
     """Write a window to one file, to share or to archive.
 
-    Reads and checks every block before writing it. A window with a block that cannot be verified is not exported. The
+    Reads and checks every chunk before writing it. A window with a chunk that cannot be verified is not exported. The
     file appears under its name only when it is complete and on the disk, and only you can read it. It contains the
     conversation: its tokens and the KV cache computed from them.
     """
@@ -59,9 +59,10 @@ def import_window(
     """Create a window from an exported file.
 
     The engine must serve the same weights in the same way. Otherwise the import fails with CWM-5003, which names the
-    difference. Checks the whole file before anything becomes visible, and stores only blocks that are not stored yet.
+    difference. Checks the whole file before anything becomes visible, and stores only chunks that are not stored yet.
     With --reshard the tensor parallel size may differ, for a model with standard attention in all layers.
-    Checksums detect damage, not tampering. Import only files from people you trust.
+    The tags of --tag are added to those in the file. Checksums detect damage, not tampering. Import only files from
+    people you trust.
     """
     with contextlib.ExitStack() as files:
         path = files.enter_context(_file_from_pipe()) if file == "-" else _absolute(file)
@@ -73,7 +74,7 @@ def import_window(
 
 
 def _export_to_pipe(window_name: str) -> None:
-    """Write the exported window to stdout and nothing else. The engine writes a file first, as it checks the blocks."""
+    """Write the exported window to stdout and nothing else. The engine writes a file first, as it checks the chunks."""
     if sys.stdout.isatty():
         raise typer.BadParameter("a window is not for the terminal; redirect the output, or give a file")
     with _private_folder() as folder:

@@ -100,7 +100,7 @@ def thaw(
             autocompletion=shell_completion.sessions,
         ),
     ] = None,
-    prewarm: Annotated[bool, typer.Option(help="Read and verify the blocks now, not at the first request.")] = True,
+    prewarm: Annotated[bool, typer.Option(help="Read and verify the chunks now, not at the first request.")] = True,
     prompt: Annotated[
         str | None, typer.Option(help="The user's next message. Sends it to vLLM and prints the model's reply.")
     ] = None,
@@ -111,9 +111,9 @@ def thaw(
 ) -> None:
     """Restore a window into a session and print its session id and cache salt.
 
-    Reads the window's blocks into memory, verifies their checksums, and binds the window to a session id and a fresh
-    cache salt. A request with either of them that begins with the window's tokens loads the stored blocks and computes
-    only the rest. A damaged block never reaches the model. It is computed again.
+    Reads the window's chunks into memory, verifies their checksums, and binds the window to a session id and a fresh
+    cache salt. A request with either of them that begins with the window's tokens loads the stored chunks and computes
+    only the rest. A damaged chunk never reaches the model. It is computed again.
     """
     args = parsed(
         a.ThawArguments,
@@ -177,10 +177,11 @@ def clone(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Branch a window into a second, independent one that shares its blocks.
+    """Branch a window into a second, independent one that shares its chunks.
 
     Copies nothing, so it takes about a millisecond and no extra space. Each window stays complete when the other one is
-    deleted. Without --tag and --description, the clone inherits those of its source.
+    deleted. Without --tag and --description, the clone inherits those of its source. With --tag it has only the tags
+    given.
     """
     args = parsed(
         calls.CloneArgs, source_window=source_window, target_window=target_window, description=description, tags=tag

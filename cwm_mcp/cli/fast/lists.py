@@ -52,7 +52,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         texts={"--session": "session_id"},
         numbers={},
         lists={},
-        flags={"--json": "json", "--blocks": "include_blocks"},
+        flags={"--json": "json", "--chunks": "include_blocks", "--blocks": "include_blocks"},
         position="window_name",
     ),
     "sessions": Command(

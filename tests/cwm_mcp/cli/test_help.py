@@ -81,3 +81,18 @@ def test_text_in_brackets_is_shown_and_not_taken_for_markup() -> None:
 
 def test_the_version_is_told() -> None:
     assert CliRunner().invoke(app, ["--version"]).stdout == f"cwm {__version__}\n"
+
+
+def test_what_is_stored_is_called_a_chunk_and_only_vllms_own_are_blocks() -> None:
+    group: Any = typer.main.get_command(app)
+    texts = {
+        name: f"{command.help} {' '.join(str(each.help) for each in command.params if hasattr(each, 'help'))}"
+        for name, command in group.commands.items()
+    }
+    assert {name for name, text in texts.items() if "block" in text} <= {"freeze", "rm"}
+
+
+def test_the_help_says_what_becomes_of_the_tags_that_were_there() -> None:
+    group: Any = typer.main.get_command(app)
+    assert "With --tag it has only the tags given" in " ".join(group.commands["clone"].help.split())
+    assert "The tags of --tag are added to those in the file" in " ".join(group.commands["import"].help.split())

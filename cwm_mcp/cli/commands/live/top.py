@@ -120,7 +120,7 @@ def _(result: Top) -> RenderableType:
 def picture(now: Top, before: Top | None) -> RenderableType:
     """Return the tiers, the transfers and the sessions. `before` is an earlier moment for the rates."""
     tiers = FittingTable(
-        (Column("tier"), Column("size", numeric=True), Column("limit", numeric=True), Column("blocks", numeric=True))
+        (Column("tier"), Column("size", numeric=True), Column("limit", numeric=True), Column("chunks", numeric=True))
     )
     for name, tier in now.kv_store.tiers.items():
         values = (None, None, None) if tier is None else (size(tier.bytes), size(tier.limit_bytes), tier.blocks)

@@ -33,8 +33,8 @@ def warm(
 ) -> None:
     """Load windows into the memory tier, so that the next thaw is fast.
 
-    Reads each window's blocks from disk or Redis and verifies them. Binds no session and makes no salt. What does not
-    fit into memory is named. Later reads and freezes can push the blocks out again.
+    Reads each window's chunks from disk or Redis and verifies them. Binds no session and makes no salt. What does not
+    fit into memory is named. Later reads and freezes can push the chunks out again.
     """
     asked = [parsed(calls.WarmArgs, window_name=name) for name in names]
 
