@@ -28,7 +28,9 @@ CODES: Final[Mapping[Code, Explained]] = {
         "The engine has no session of this id, or no such head.",
         "Look at `cwm sessions`. A client names its session in the header `X-Session-ID`.",
     ),
-    Code.WINDOW_NOT_FOUND: Explained("No window has this name.", "Look at `cwm ls`."),
+    Code.WINDOW_NOT_FOUND: Explained(
+        "No window has this name.", "Look at `cwm ls`. `cwm undo --list` shows the deleted ones."
+    ),
     Code.CHUNK_MISSING: Explained(
         "A chunk of the window is in no tier.",
         "Run `cwm verify --repair`. Tokens without it are computed again.",

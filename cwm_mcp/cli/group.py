@@ -13,7 +13,7 @@ MODULES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("freeze", "thaw", "prove", "mv", "clone", "tag"), "windows"),
     "chat": "live.chat",
     "warm": "live.warm",
-    "rm": "delete",
+    **dict.fromkeys(("rm", "undo"), "delete"),
     **dict.fromkeys(("ls", "show", "sessions"), "inspect"),
     **dict.fromkeys(("tree", "cat", "diff"), "content"),
     **dict.fromkeys(("stats", "verify", "gc"), "storage"),
@@ -44,6 +44,7 @@ ALIASES: Final[Mapping[str, str]] = {
     "save": "freeze",
     "start": "serve",
     "status": "show",
+    "undelete": "undo",
 }
 """The other names that people type for commands."""
 

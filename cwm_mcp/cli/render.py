@@ -11,6 +11,7 @@ from rich.text import Text
 
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol import stats
+from cwm_connector.protocol.trash import Restored, TrashList
 from cwm_mcp.api.offline import WindowPassport
 from cwm_mcp.cli.fast.parts import Fields, Line, Part, fields_of, parts
 from cwm_mcp.cli.sentences import Removed, said
@@ -83,6 +84,25 @@ def _(result: Removed) -> RenderableType:
     table = FittingTable((Column("window"), Column("freed", numeric=True)))
     for each in result.windows:
         table.add(each.window_name, size(each.space_freed_bytes))
+    return table if result.windows else Text()
+
+
+@renderable.register
+def _(result: Restored) -> RenderableType:
+    return Text()
+
+
+@renderable.register
+def _(result: TrashList) -> RenderableType:
+    table = FittingTable(
+        (
+            *(Column("window"), Column("tokens", numeric=True, rank=1), Column("size", numeric=True, rank=2)),
+            *(Column("deleted", numeric=True, rank=4), Column("kept until", numeric=True, rank=3)),
+        ),
+    )
+    for each in result.windows:
+        times = (minute(each.deleted_at), minute(each.kept_until))
+        fit(table, each.window_name, each.token_count, size(each.size_bytes), *times)
     return table if result.windows else Text()
 
 

@@ -6,7 +6,8 @@ from functools import singledispatch
 import msgspec
 
 from cwm_connector.protocol import results as m
-from cwm_mcp.cli.units import size
+from cwm_connector.protocol.trash import Restored, Trashed, TrashList
+from cwm_mcp.cli.units import minute, size
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Renamed(msgspec.Struct, frozen=True):
 class Removed(msgspec.Struct, frozen=True):
     """Windows that one `cwm rm` has deleted."""
 
-    windows: list[m.Deleted]
+    windows: list[m.Deleted | Trashed]
     space_freed_bytes: int
 
 
@@ -86,14 +87,49 @@ def _(result: m.Cloned) -> Said:
 
 @said.register
 def _(result: m.Deleted) -> Said:
-    return Said(f"Deleted {result.window_name} and freed {size(result.space_freed_bytes)}.")
+    return Said(f"Deleted {result.window_name} for good and freed {size(result.space_freed_bytes)}.")
 
 
 @said.register
 def _(result: Removed) -> Said:
     if not result.windows:
         return Said("No window matches, so nothing was deleted.")
-    return Said(f"Deleted {len(result.windows)} windows and freed {size(result.space_freed_bytes)}.")
+    until = [each.kept_until for each in result.windows if isinstance(each, Trashed) and each.kept_until]
+    gone, count = len(result.windows) - len(until), len(result.windows)
+    freed = f" and freed {size(result.space_freed_bytes)}"
+    if not until:
+        return Said(f"Deleted {_windows(count)} for good{freed}.")
+    part = f", {gone} of them for good{freed}" if gone else ""
+    others = "The others" if gone else "It" if count == 1 else "They"
+    return Said(
+        f"Deleted {_windows(count)}{part}. {others} can be brought back until {minute(min(until))}.", "cwm undo"
+    )
+
+
+@said.register
+def _(result: Trashed) -> Said:
+    if result.kept_until is None:
+        return Said(f"Deleted {result.window_name} for good and freed {size(result.space_freed_bytes)}.")
+    sentence = f"Deleted {result.window_name}. It can be brought back until {minute(result.kept_until)}."
+    return Said(sentence, "cwm undo")
+
+
+@said.register
+def _(result: Restored) -> Said:
+    names = result.window_names
+    some = names[0] if len(names) == 1 else f"{_windows(len(names))}: {', '.join(names)}"
+    return Said(f"Brought back {some}.", f"cwm thaw {names[0]}")
+
+
+@said.register
+def _(result: TrashList) -> Said:
+    if not result.windows:
+        return Said("The trash is empty.")
+    return Said(f"{_windows(len(result.windows))} in the trash.", "cwm undo, or cwm undo WINDOW")
+
+
+def _windows(count: int) -> str:
+    return "1 window" if count == 1 else f"{count} windows"
 
 
 @said.register
@@ -131,8 +167,9 @@ def _(result: m.Collected) -> Said:
 @said.register
 def _(result: AllWarmed) -> Said:
     ready = sum(each.ready_tokens for each in result.windows)
-    count = "1 window" if len(result.windows) == 1 else f"{len(result.windows)} windows"
-    return Said(f"{ready} tokens of {count} are in memory.", f"cwm thaw {result.windows[0].window_name}")
+    return Said(
+        f"{ready} tokens of {_windows(len(result.windows))} are in memory.", f"cwm thaw {result.windows[0].window_name}"
+    )
 
 
 @said.register
@@ -169,6 +206,21 @@ def _(result: Renamed) -> list[str]:
 @essence.register
 def _(result: m.Deleted) -> list[str]:
     return [result.window_name]
+
+
+@essence.register
+def _(result: Trashed) -> list[str]:
+    return [result.window_name]
+
+
+@essence.register
+def _(result: Restored) -> list[str]:
+    return result.window_names
+
+
+@essence.register
+def _(result: TrashList) -> list[str]:
+    return [each.window_name for each in result.windows]
 
 
 @essence.register

@@ -1,12 +1,15 @@
-"""`cwm rm`: delete windows by name, by pattern, by tag or by age."""
+"""`cwm rm`: delete windows by name, by pattern, by tag or by age. `cwm undo`: bring them back."""
 
+import secrets
 import sys
 from typing import Annotated
 
 import typer
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.protocol import calls
 from cwm_connector.protocol import results as m
+from cwm_connector.protocol.trash import Trashed
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api.operations import Operations
 from cwm_mcp.cli import shell_completion
@@ -39,34 +42,66 @@ def rm(
     before: Annotated[str | None, typer.Option(help="Only windows created before this ISO 8601 time.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="List the windows and delete nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Delete without asking.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Delete for good, so that cwm undo can't bring it back.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Delete windows permanently, after asking.
+    """Delete windows, after asking, so that cwm undo can bring them back.
 
-    Removes the blocks that no other window uses from every tier and prints how much space that freed. Clones and later
-    freezes of the same conversation stay complete. A deleted window cannot be restored. A window must have one of the
-    names and match all filters. Where nobody can be asked, as in a pipe, --force is needed.
+    Nothing lists or loads a deleted window, and its name is free at once. Its blocks stay for CWM_TRASH_HOURS, 24 by
+    default, and go earlier if the disk tier needs their room. With --now, the blocks that no other window uses are
+    removed from every tier at once. Clones and later freezes of the same conversation stay complete. A window must have
+    one of the names and match all filters. Where nobody can be asked, as in a pipe, --force is needed.
     """
     try:
         selection = Selection(names=names or (), tags=tag or (), before=before)
     except CWMError as problem:
         raise failed(problem) from None
+    command = None if now else secrets.token_hex(8)
     if dry_run:
         windows = run(lambda cwm: _listed(cwm, selection))
         print_result(windows, as_json, quiet)
         return
     if selection.only_name is not None:
         _confirm(f"Delete window '{selection.only_name}'?", force)
-        args = parsed(a.DeleteArguments, window_name=selection.only_name, force=force)
-        print_result(run(lambda cwm: cwm.delete(args)), as_json, quiet)
+        name = selection.only_name
+        print_result(run(lambda cwm: _delete(cwm, name, command)), as_json, quiet)
         return
     windows = run(lambda cwm: _listed(cwm, selection))
     if windows.windows:
         own = size(sum(window.unique_bytes or 0 for window in windows.windows))
         listed = ", ".join(window.name for window in windows.windows)
         _confirm(f"Delete {windows.total} windows with {own} of their own ({listed})?", force)
-    print_result(run(lambda cwm: _delete_all(cwm, windows)), as_json, quiet)
+    print_result(run(lambda cwm: _delete_all(cwm, windows, command)), as_json, quiet)
+
+
+@command(
+    app,
+    WINDOWS,
+    examples=["cwm undo", "cwm undo idea-b --as idea-b-again", "cwm undo --list"],
+)
+def undo(
+    window_name: Annotated[
+        str | None,
+        typer.Argument(help="A deleted window. By default all that the last cwm rm deleted.", show_default=False),
+    ] = None,
+    new_name: Annotated[
+        str | None, typer.Option("--as", help="Another name for it, if its own is taken again.")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", "-l", help="List the deleted windows and bring none back.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Bring back what cwm rm has deleted.
+
+    A window comes back with its name, tags, description and content. Of several deleted windows of one name, the last
+    one does. Sessions into which it was thawed need a new thaw.
+    """
+    if listed:
+        print_result(run(lambda cwm: cwm.trash_list(calls.NoArgs())), as_json, quiet)
+        return
+    args = parsed(calls.RestoreArgs, window_name=window_name, new_name=new_name)
+    print_result(run(lambda cwm: cwm.restore(args)), as_json, quiet)
 
 
 async def _listed(cwm: Operations, selection: Selection) -> m.WindowList:
@@ -74,12 +109,19 @@ async def _listed(cwm: Operations, selection: Selection) -> m.WindowList:
     return m.WindowList(windows=windows, total=len(windows), has_more=False)
 
 
-async def _delete_all(cwm: Operations, windows: m.WindowList) -> Removed:
+async def _delete(cwm: Operations, name: str, command: str | None) -> m.Deleted | Trashed:
+    """Put a window into the trash as part of a command. Without a command, delete it for good."""
+    if command is None:
+        return await cwm.delete(a.DeleteArguments(window_name=name, force=True))
+    return await cwm.trash(calls.TrashArgs(window_name=name, command=command))
+
+
+async def _delete_all(cwm: Operations, windows: m.WindowList, command: str | None) -> Removed:
     """Delete the windows one by one. An error says how many are gone already."""
-    deleted: list[m.Deleted] = []
+    deleted: list[m.Deleted | Trashed] = []
     for window in windows.windows:
         try:
-            deleted.append(await cwm.delete(a.DeleteArguments(window_name=window.name, force=True)))
+            deleted.append(await _delete(cwm, window.name, command))
         except CWMError as problem:
             gone = f"{len(deleted)} of {windows.total} windows are deleted, but not '{window.name}'"
             raise CWMError(problem.code, f"{gone}: {problem.message}", **problem.context) from None
