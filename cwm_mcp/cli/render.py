@@ -11,12 +11,12 @@ from rich.text import Text
 
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol import stats
-from cwm_connector.protocol.trash import Restored, TrashList
+from cwm_connector.protocol.trash import Restored, Trashed, TrashList
 from cwm_mcp.api.offline import WindowPassport
 from cwm_mcp.cli.fast.parts import Fields, Line, Part, fields_of, parts
 from cwm_mcp.cli.sentences import Removed, said
 from cwm_mcp.cli.table import Column, FittingTable
-from cwm_mcp.cli.units import in_words, size
+from cwm_mcp.cli.units import in_words, minute, size
 
 _HASH_SHOWN: Final = 16
 """Characters of a chunk's hash."""
@@ -38,7 +38,8 @@ def answer(result: msgspec.Struct) -> RenderableType:
     head: list[RenderableType] = [_cell(spoken.sentence)]
     if spoken.next is not None:
         head.append(Text.assemble(("Next: ", "bold"), _cell(spoken.next)))
-    return Group(*head, Text(), renderable(result))
+    details = renderable(result)
+    return Group(*head) if details == Text() else Group(*head, Text(), details)
 
 
 @renderable.register
@@ -81,15 +82,19 @@ def _(result: m.Verified) -> RenderableType:
 
 @renderable.register
 def _(result: Removed) -> RenderableType:
-    table = FittingTable((Column("window"), Column("freed", numeric=True)))
+    kept = [each for each in result.windows if isinstance(each, Trashed)]
+    until = (Column("kept until", numeric=True),) if any(each.kept_until for each in kept) else ()
+    table = FittingTable((Column("window"), Column("freed", numeric=True), *until))
     for each in result.windows:
-        table.add(each.window_name, size(each.space_freed_bytes))
+        time = minute(each.kept_until) if isinstance(each, Trashed) else None
+        table.add(each.window_name, size(each.space_freed_bytes), *([time] if until else ()))
     return table if result.windows else Text()
 
 
-@renderable.register
-def _(result: Restored) -> RenderableType:
-    return Text()
+@renderable.register(Trashed)
+@renderable.register(Restored)
+def _(result: msgspec.Struct) -> RenderableType:
+    return Text()  # the sentence says all of it
 
 
 @renderable.register
@@ -102,7 +107,7 @@ def _(result: TrashList) -> RenderableType:
     )
     for each in result.windows:
         times = (minute(each.deleted_at), minute(each.kept_until))
-        fit(table, each.window_name, each.token_count, size(each.size_bytes), *times)
+        table.add(each.window_name, each.token_count, size(each.size_bytes), *times)
     return table if result.windows else Text()
 
 
