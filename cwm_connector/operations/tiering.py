@@ -1,7 +1,7 @@
 """Moves chunks between the durable tiers: cold ones leave the disk, used ones come back, bad ones are replaced.
 
     demote   write to the first slower tier that takes it, read back and check, record, drop from disk
-    when     a freeze needs room (CWM_DISK_CACHE_GB), the disk tier is nearly full,
+    when     a freeze needs room (CWM_DISK_CACHE_GB) and the trash is empty, the disk tier is nearly full,
              or no freeze or thaw has used the chunk for CWM_COLD_AFTER_HOURS
     which    the coldest first, in the order of the policy (CWM_TIER_POLICY)
 
@@ -71,10 +71,13 @@ class Tiering:
     async def make_room(self, needed: int, protected: Collection[ChunkKey]) -> None:
         """Make room for `needed` more bytes on the disk and move none of `protected`. The caller holds `chunk_lock`.
 
-        Raises: `Code.QUOTA` if there can be no room. Nothing is moved if the sizes alone show that.
+        What is in the trash goes first, the oldest first. Raises: `Code.QUOTA` if there can be no room. Nothing goes if
+        the sizes alone show that.
         """
         limit = self._engine.settings.disk_cache_bytes
         over = await self._disk_bytes() + needed - limit
+        if over > 0 and needed <= limit:
+            over -= await self._empty_trash(over, protected)
         if over <= 0:
             return
         victims = await self._coldest(over, protected) if needed <= limit and self._below_disk else []
@@ -93,6 +96,23 @@ class Tiering:
                 used_bytes=used,
                 limit_bytes=limit,
             )
+
+    async def _empty_trash(self, n_bytes: int, protected: Collection[ChunkKey]) -> int:
+        """Purge the oldest windows in the trash until the disk has `n_bytes` less, and return what it has less.
+
+        Purge none if all of them together are too small and no chunk can move to another tier.
+        """
+        windows = await self._engine.catalog.run(lambda catalog: catalog.trash.listed())
+        if not self._below_disk and sum(window.size_bytes for window in windows) < n_bytes:
+            return 0
+        before = now = await self._disk_bytes()
+        for window in windows:
+            if before - now >= n_bytes:
+                break
+            await self.purge(window, protected)
+            logger.info("window %s has left the trash for good, because a freeze needs its room", window.name)
+            now = await self._disk_bytes()
+        return before - now
 
     async def purge(self, window: TrashedWindow, protected: Collection[ChunkKey] = ()) -> int:
         """Delete a window in the trash for good and return the bytes that became free. The caller holds `chunk_lock`.

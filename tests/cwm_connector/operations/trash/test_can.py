@@ -1,5 +1,6 @@
 """can.py: what `cwm rm` deletes stays whole for a while, out of everybody's sight, and comes back whole."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -7,9 +8,11 @@ import pytest
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import Micros, now_micros
+from cwm_connector.core.units import GIB
 from cwm_connector.protocol.calls import Op
 from tests.support.miniature import Miniature
-from tests.support.stores import CHUNK_BYTES, frozen, on_disk, text
+from tests.support.redis_server import RedisServer
+from tests.support.stores import CHUNK_BYTES, frozen, on_disk, text, tiers_of
 
 RESTORES: Final[list[dict[str, Any]]] = [{}, {"window_name": "w"}]
 
@@ -97,6 +100,60 @@ async def test_without_a_time_to_keep_it_a_window_is_deleted_at_once(tmp_path: P
     answer = await engine.call(Op.TRASH, window_name="w", command="rm-1")
     assert (answer["kept_until"], answer["space_freed_bytes"]) == (None, 3 * CHUNK_BYTES)
     assert on_disk(engine) == 0
+    engine.close()
+
+
+@pytest.fixture
+async def small(tmp_path: Path) -> AsyncIterator[Miniature]:
+    """An engine whose disk tier has room for ten chunks and whose windows have nowhere else to go."""
+    one = await Miniature.started(tmp_path, disk_cache_gb=10 * CHUNK_BYTES / GIB)
+    yield one
+    one.close()
+
+
+async def test_a_freeze_that_needs_room_takes_the_oldest_of_the_trash_and_no_more(small: Miniature) -> None:
+    for number in range(3):
+        await frozen(small, f"w{number}", text(number))
+    await trash(small, "w1", command="rm-1")
+    await trash(small, "w0", command="rm-2")
+    await frozen(small, "new", text(9))
+    assert await trashed(small) == ["w0"]
+    assert on_disk(small) == 9 * CHUNK_BYTES
+    for name in ("w2", "new"):
+        assert (await small.call(Op.THAW, window_name=name))["restorable_tokens"] == 96
+
+
+async def test_the_trash_stays_if_it_makes_no_room_for_a_freeze(small: Miniature) -> None:
+    for number in range(2):
+        await frozen(small, f"w{number}", text(number, chunks=4))
+    await frozen(small, "short", text(5, chunks=1))
+    await trash(small, "short")
+    for chunks in (4, 11):
+        with pytest.raises(CWMError, match="CWM-4003"):
+            await frozen(small, "huge", text(9, chunks=chunks))
+    assert await trashed(small) == ["short"]
+
+
+async def test_a_freeze_keeps_the_chunks_of_the_trash_that_it_needs_itself(small: Miniature) -> None:
+    await frozen(small, "w", text(1, chunks=6))
+    rows = await small.catalog.run(lambda catalog: catalog.chunks_of("w"))
+    needed = frozenset(row.key for row in rows[:4])
+    await trash(small, "w")
+    async with small.engine.chunk_lock:
+        await small.operations.tiering.make_room(6 * CHUNK_BYTES, needed)
+        stored = await small.catalog.run(lambda catalog: catalog.stored([row.key for row in rows]))
+    assert await trashed(small) == []
+    assert stored.keys() == needed and on_disk(small) == 4 * CHUNK_BYTES
+
+
+async def test_what_is_in_the_trash_goes_before_a_window_leaves_the_disk(tmp_path: Path, server: RedisServer) -> None:
+    engine = await Miniature.started(tmp_path, redis_url=server.url, disk_cache_gb=7 * CHUNK_BYTES / GIB)
+    await frozen(engine, "cold", text(1))
+    await frozen(engine, "thrown", text(2))
+    await trash(engine, "thrown")
+    await frozen(engine, "new", text(3))
+    assert await trashed(engine) == []
+    assert "redis" not in await tiers_of(engine, "cold")
     engine.close()
 
 
