@@ -7,7 +7,7 @@ from cwm_connector.core.errors import CWMError
 from cwm_connector.protocol.wire import Welcome
 from cwm_connector.settings import Settings
 from cwm_mcp.doctor.report import Check
-from cwm_mcp.network import base_url, open_client
+from cwm_mcp.network import base_url, open_client, through
 from cwm_mcp.settings import without_secrets
 
 _TIMEOUT_S: Final = 3.0
@@ -27,8 +27,10 @@ async def check_vllm(settings: Settings, welcome: Welcome | None) -> list[Check]
         return [Check(name="vllm", status="error", message=problem.message, next=step)]
     except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as problem:
         # Only the type of the error, because its text may repeat a secret.
+        proxied = through(settings)
         step = _START if welcome is None else "export CWM_VLLM_URL=http://localhost:PORT"
-        message = f"no answer from {url} ({type(problem).__name__})"
+        step = f"export NO_PROXY={urlsplit(url).hostname}" if proxied else step
+        message = f"no answer from {url} ({type(problem).__name__}{proxied})"
         return [Check(name="vllm", status="error", message=message, next=step)]
     if response.status_code in (401, 403):
         message = f"{url} rejects CWM_VLLM_API_KEY" if settings.vllm_api_key else f"{url} requires a key"
@@ -36,7 +38,7 @@ async def check_vllm(settings: Settings, welcome: Welcome | None) -> list[Check]
         return [Check(name="vllm", status="error", message=message, next=step)]
     served = _served(response)
     if served is None:
-        message = f"the server at {url} is not vLLM (HTTP {response.status_code})"
+        message = f"the server at {url} is not vLLM (HTTP {response.status_code}{through(settings)})"
         return [Check(name="vllm", status="error", message=message, next="export CWM_VLLM_URL=http://localhost:PORT")]
     return [Check(name="vllm", status="ok", message=f"answers at {url}"), _model(served, welcome)]
 
