@@ -4,6 +4,7 @@ Each section says on which threads its functions may run. Nothing here blocks, e
 disk.
 """
 
+import functools
 import logging
 import sys
 import time
@@ -123,6 +124,7 @@ def watch_worker_calls(engine: "EngineCoreProc", called: Callable[[], None]) -> 
     """
     call_workers = engine.collective_rpc
 
+    @functools.wraps(call_workers)  # vLLM counts a client's arguments by the method's signature
     def call_and_tell(*args: Any, **kwargs: Any) -> Any:
         try:
             return call_workers(*args, **kwargs)

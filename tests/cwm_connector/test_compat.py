@@ -230,6 +230,20 @@ def test_vllm_ignores_the_output_of_a_request_that_no_client_sent() -> None:
     )
 
 
+def test_a_client_s_call_to_the_workers_still_reaches_them_and_is_noticed() -> None:
+    class Core(EngineCore):
+        model_executor: Any = SimpleNamespace(collective_rpc=lambda *given: [given])
+
+        def __init__(self) -> None: ...
+
+    engine, noticed = Core(), list[bool]()
+    compat.watch_worker_calls(engine, lambda: noticed.append(True))
+    given: tuple[Any, ...] = ("replace_weights", None, (), {})  # as vLLM's client sends it
+    method = engine.collective_rpc
+    assert method(*EngineCoreProc._convert_msgspec_args(method, given)) == [given]
+    assert noticed == [True]
+
+
 def test_an_engine_without_a_queue_is_refused_for_recomputing() -> None:
     with pytest.raises(CWMError, match="CWM-3001"):
         compat.submit_prefill(SimpleNamespace(), "r", [1], None)
