@@ -42,6 +42,16 @@ def test_a_command_without_http_loads_no_http_library(words: list[str]) -> None:
     assert not loaded_by(*words) & {"mcp", "httpx", "uvicorn", "starlette", "torch", "vllm", "redis"}
 
 
+@pytest.mark.parametrize(("words", "collects"), [(["ls"], False), (["help"], True)])
+def test_only_a_command_that_may_stay_collects_garbage(filled: Path, words: list[str], collects: bool) -> None:
+    code = (
+        f"import gc, sys\nsys.argv = ['cwm', *{words!r}]\nfrom cwm_mcp.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    print(gc.isenabled(), gc.get_freeze_count() > 0)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout.splitlines()[-1] == f"{collects} True"
+
+
 def test_ctrl_c_while_a_command_starts_is_one_line() -> None:
     code = (
         "import sys\nfrom cwm_mcp.cli import main\n"
