@@ -1,8 +1,9 @@
 """A table that fits the terminal with one line per row. Where it is too wide, it leaves out columns."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from cwm_mcp.cli.units import in_words
 
@@ -15,8 +16,7 @@ _LEAST: Final = 12
 """Cells that a column which may shrink keeps."""
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(msgspec.Struct, frozen=True):
     """A column of a table."""
 
     name: str
@@ -28,12 +28,11 @@ class Column:
     """Columns are left out from the highest rank down. One of rank 0 stays."""
 
 
-@dataclass(frozen=True, slots=True)
-class FittingTable:
+class FittingTable(msgspec.Struct, frozen=True):
     """Rows that never take more than a line. The first column is cut last, because it holds the name."""
 
     columns: Sequence[Column]
-    rows: list[Sequence[str]] = field(default_factory=list)
+    rows: list[Sequence[str]] = msgspec.field(default_factory=list)
 
     def add(self, *values: object) -> None:
         """Add a row."""

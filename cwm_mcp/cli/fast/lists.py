@@ -1,20 +1,19 @@
 """`cwm ls`, `cwm show` and `cwm sessions`, as far as their options are simple."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from cwm_connector.core.errors import CWMError
 from cwm_connector.protocol import calls
 from cwm_mcp.api.arguments import parse
 from cwm_mcp.api.direct.reads import Reads
 from cwm_mcp.cli.fast.printing import errors_as_json, mention_empty_home, print_error, print_result
-from cwm_mcp.cli.wording import exit_code
 from cwm_mcp.settings import client_settings
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(msgspec.Struct, frozen=True):
     """A command that is answered here: its question, and the arguments behind its options."""
 
     method: str
@@ -82,6 +81,8 @@ def answered(words: Sequence[str]) -> int | None:
     try:
         answer = getattr(Reads(settings, "cwm"), command.method)(parse(command.arguments, values))
     except CWMError as problem:
+        from cwm_mcp.cli.wording import exit_code
+
         print_error(problem)
         return exit_code(problem)
     mention_empty_home(settings)

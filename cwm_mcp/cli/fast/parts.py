@@ -1,10 +1,10 @@
 """Lay out what the commonest commands print as tables, fields and lines, before anything draws them.
 
-Rich takes longer to import than a list takes to read, so this module has no part of it.
+Rich takes longer to import than a list takes to read, so this module has no part of it. The values are structs of
+msgspec, because Python takes two milliseconds to make a dataclass.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any, Final
 
@@ -18,16 +18,14 @@ _MODEL: Final = {False: (), True: (Column("model", shrinks=True, rank=4),)}
 """The model column, shown only if the rows have more than one model."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(msgspec.Struct, frozen=True):
     """One paragraph of text."""
 
     text: str = ""
     faint: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Fields:
+class Fields(msgspec.Struct, frozen=True):
     """The names and the values of fields, one row each."""
 
     rows: Sequence[tuple[str, str]]

@@ -9,7 +9,6 @@ import msgspec
 from cwm_connector.core.errors import CWMError
 from cwm_connector.settings import Settings
 from cwm_mcp.api.results import META_KEY, error_fields
-from cwm_mcp.cli.wording import in_shell_words
 
 errors_as_json: ContextVar[bool] = ContextVar("errors_as_json", default=False)
 """True once --json was read."""
@@ -17,6 +16,8 @@ errors_as_json: ContextVar[bool] = ContextVar("errors_as_json", default=False)
 
 def print_error(problem: CWMError) -> None:
     """Print an error in the shell's words, or as JSON after --json."""
+    from cwm_mcp.cli.wording import in_shell_words
+
     shown = in_shell_words(problem)
     if errors_as_json.get():
         print(json.dumps({META_KEY: error_fields(shown)}, ensure_ascii=False), file=sys.stderr)
