@@ -100,7 +100,7 @@ async def window_status(args: a.StatusArguments, ctx: ToolContext) -> m.Status:
     if status.blocks is None:
         return status
     page, more = page_of(status.blocks, args.offset, args.limit)
-    return msgspec.structs.replace(status, blocks=page, has_more=more)
+    return msgspec.structs.replace(status, blocks=page, has_more=more or None)
 
 
 class Confirm(BaseModel):
