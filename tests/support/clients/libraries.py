@@ -1,4 +1,4 @@
-"""Client libraries for Python: the OpenAI SDK, also behind a LiteLLM proxy, and LangChain."""
+"""Clients in Python: the OpenAI SDK, also behind a LiteLLM proxy, LangChain and aider."""
 
 import json
 import os
@@ -16,7 +16,8 @@ _TURNS = ROOT / "tests" / "support" / "clients" / "turns"
 async def _turn(python: Path, script: str, home: Path, words: str, *arguments: str) -> Said:
     """Run one turn of a script. The last argument is the session's id."""
     command = (str(python), str(_TURNS / script), *arguments)
-    said = json.loads(await run_client(command, home, {"PATH": os.environ["PATH"]}, words))
+    variables = {"PATH": os.environ["PATH"], "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    said = json.loads(await run_client(command, home, variables, words))
     return Said(arguments[-1], said["text"], said["cached"], said["prompt"])
 
 
@@ -72,3 +73,21 @@ class LangChain:
         return await _turn(
             self._python, "langchain_turn.py", self._home, words, self._url, "dummy", self._model, history
         )
+
+
+class Aider:
+    """aider in a folder without files, which it asks about code. Its history is a file that it restores.
+
+    It puts the history before two messages that were there in the last turn too, and so rewrites that turn's end.
+    """
+
+    name: ClassVar[str] = "aider"
+    identified: ClassVar[bool] = False
+    rewritten_tokens: ClassVar[int] = 96
+
+    def __init__(self, home: Path, url: str, model: str) -> None:
+        self._python = program("aider", "python", "aider_chat")
+        self._home, self._url, self._model = home, url, model
+
+    async def say(self, words: str, resumed: str | None = None) -> Said:
+        return await _turn(self._python, "aider_turn.py", self._home, words, self._url, "dummy", self._model)
