@@ -162,7 +162,7 @@ async def test_a_thaw_after_kill_9_gives_what_vllm_s_own_cache_gave_bit_for_bit(
     async with mcp_client(engine) as cwm:
         told = await _tell(engine, cwm, case)
         assert told.frozen["resumable_tokens"] == case.boundaries[-1]
-        assert told.frozen.get("boundaries") == (None if case.everywhere else list(case.boundaries))
+        assert told.frozen.get("boundaries") == (None if case.everywhere else list(case.boundaries)), told.frozen
         assert bool(told.frozen.get("not_resumable")) is not case.everywhere
         assert told.next_answer.local_hits == case.boundaries[-1]
         assert told.branch_answer.local_hits == case.boundaries[0]
@@ -223,13 +223,16 @@ async def _lose_a_rank(engine: Engine, cwm: Tools) -> None:
 async def _load_damaged(engine: Engine, cwm: Tools, case: Case, prompt: list[int]) -> None:
     """A load that finds a flipped byte is given up, and the engine computes the prompt.
 
-    Without boundaries it keeps what comes before the damaged chunk. vLLM's own cache gets as much of the other prompt.
+    Without boundaries it keeps what comes before the damaged chunk. vLLM's own cache gets as much of the other prompt,
+    from a prompt as long as the one that was frozen. Kernels round by where a computation begins and how long it is.
     """
     if case.everywhere:
-        await _say(engine, case, prompt[: case.boundaries[0] + 1], "cold")
+        kept = prompt[: case.boundaries[0] + 2]
+        await _say(engine, case, [*kept, *_noise(7, case.prompt + _ANSWER - 1 - len(kept))], "cold")
     cold = await _say(engine, case, prompt, "cold")
     blind = await cwm.call("window_thaw", window_name="damaged", prewarm=False)
     loaded = await _say(engine, case, prompt, blind["cache_salt"])
+    assert cold.local_hits == (case.boundaries[0] if case.everywhere else 0)
     assert _same(loaded.completion, cold.completion)
     honest = await cwm.call("window_thaw", window_name="damaged")
     assert honest["partial"] and honest["restorable_tokens"] < case.boundaries[-1]
