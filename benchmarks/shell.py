@@ -32,28 +32,29 @@ COMMANDS = {
 }
 COMPLETION = {"_CWM_COMPLETE": "complete_bash", "COMP_WORDS": "cwm thaw ", "COMP_CWORD": "2"}
 _PROGRAM = [sys.executable, "-c", "from cwm_mcp.cli import main; main()"]
+_NOTHING = [sys.executable, "-c", "pass"]
 
 
-def measured(words: list[str], environment: dict[str, str]) -> tuple[float, float]:
+def measured(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
     """Return the median of the elapsed seconds of one command, and its processor seconds."""
     if shutil.which("hyperfine"):
-        return _by_hyperfine(words, environment)
+        return _by_hyperfine(command, environment)
     elapsed = []
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     for _ in range(RUNS):
         begun = time.perf_counter()
-        subprocess.run([*_PROGRAM, *words], env=environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
         elapsed.append(time.perf_counter() - begun)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return statistics.median(elapsed), used / RUNS
 
 
-def _by_hyperfine(words: list[str], environment: dict[str, str]) -> tuple[float, float]:
+def _by_hyperfine(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
     with tempfile.NamedTemporaryFile(suffix=".json") as report:
-        line = subprocess.list2cmdline([*_PROGRAM, *words])
-        command = ["hyperfine", "-N", "--warmup", "3", "--runs", str(RUNS), "--export-json", report.name, line]
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        line = subprocess.list2cmdline(command)
+        words = ["hyperfine", "-N", "--warmup", "3", "--runs", str(RUNS), "--export-json", report.name, line]
+        subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL)
         (result,) = json.loads(Path(report.name).read_text())["results"]
     return result["median"], result["user"] + result["system"]
 
@@ -65,8 +66,9 @@ def main() -> None:
         homes.clones(Path(home), "stem", WINDOWS - 3)
         environment = {**os.environ, "CWM_HOME": home, "PYTHONDONTWRITEBYTECODE": ""}
         print(f"{WINDOWS} windows, {RUNS} runs each, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-        for name, words in COMMANDS.items():
-            elapsed, used = measured(words, environment if words else environment | COMPLETION)
+        commands = {"python": _NOTHING, **{name: [*_PROGRAM, *words] for name, words in COMMANDS.items()}}
+        for name, command in commands.items():
+            elapsed, used = measured(command, environment if command != _PROGRAM else environment | COMPLETION)
             print(f"{name:16} {elapsed * 1000:6.0f} ms elapsed, {used * 1000:6.0f} ms of processor time")
 
 
