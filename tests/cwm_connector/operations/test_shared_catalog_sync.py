@@ -81,6 +81,23 @@ async def test_a_thawed_window_that_another_engine_deletes_is_no_longer_loaded(p
     assert await one.resume(text(1), session_id="bob") == 0
 
 
+async def test_what_one_engine_throws_away_the_other_neither_loads_nor_keeps_after_its_time(pair: Pair) -> None:
+    one, other = pair
+    await frozen(one, "w", text(1))
+    await one.call(Op.THAW, window_name="w", new_session_id="bob")
+    await other.call(Op.TRASH, window_name="w", command="rm-1")
+    await follow(one)
+    assert await one.resume(text(1), session_id="bob") == 0
+    assert len(chunk_files(one.settings.home)) == 3
+    assert (await one.call(Op.RESTORE))["window_names"] == await listed(other) == ["w"]
+    await one.call(Op.TRASH, window_name="w", command="rm-2")
+    (window,) = await other.catalog.run(lambda catalog: catalog.trash.listed())
+    await other.operations.tiering.purge(window)
+    await one.operations.tiering.purge(window)  # it is too late, and that is all right
+    await follow(one)
+    assert redis_bytes(one) == 0 and not chunk_files(one.settings.home)
+
+
 async def test_a_chunk_deleted_by_another_engine_during_a_freeze_is_stored_again(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
