@@ -14,9 +14,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import pytest
 
 from cwm_mcp.serve import Build, installed_build
+from tests.support import other_weights
 from tests.support.api import Completion, Measured
 from tests.support.checkpoints import checkpoint
 from tests.support.chunks import chunk_files, flip_a_byte
@@ -121,8 +123,8 @@ def engine(case: Case, launch: Launch) -> Iterator[Engine]:
         dtype="bfloat16",
         max_model_len=4096,
         kv_tokens=100_000,
-        arguments=(*case.arguments, *ranks),
-        settings={"CWM_AUTO_THAW": "off", **of_ranks, **case.settings},
+        arguments=(*case.arguments, *ranks, "--worker-extension-cls", other_weights.CLASS),
+        settings={"CWM_AUTO_THAW": "off", "VLLM_SERVER_DEV_MODE": "1", **of_ranks, **case.settings},
     )
     with Engine(options, launch) as running:
         yield running
@@ -236,3 +238,18 @@ async def _load_damaged(engine: Engine, cwm: Tools, case: Case, prompt: list[int
     assert _same(loaded.completion, cold.completion)
     honest = await cwm.call("window_thaw", window_name="damaged")
     assert honest["partial"] and honest["restorable_tokens"] < case.boundaries[-1]
+
+
+async def test_no_window_is_thawed_once_other_weights_have_taken_the_place_of_its_own(
+    engine: Engine, case: Case
+) -> None:
+    """Only the last layer's KV changes, and no option."""
+    async with mcp_client(engine) as cwm:
+        await engine.api.complete(_noise(6, case.prompt + _ANSWER), 1, session_id="weights", fields=case.fields)
+        await cwm.call("window_freeze", session_id="weights", window_name="weights")
+        assert not (await cwm.call("window_thaw", window_name="weights"))["partial"]
+        async with httpx.AsyncClient(base_url=engine.url, timeout=60, trust_env=False) as client:
+            (await client.post("/collective_rpc", json={"method": "change_last_layer"})).raise_for_status()
+        with pytest.raises(ToolError, match="weights were replaced while vLLM kept the KV") as refused:
+            await cwm.call("window_thaw", window_name="weights")
+        assert refused.value.code == 3001
