@@ -97,7 +97,11 @@ class Dispatcher:
         await run_periodically(self._expire_some, EXPIRE_EVERY_S, "expiry of sessions")
 
     async def finish_before_shutdown(self) -> None:
-        """Wait for the freezes that are under way, then freeze what the auto-freeze policy saves at the end."""
+        """Wait for the freezes that are under way, then freeze what the auto-freeze policy saves at the end.
+
+        The last line that is logged is for people who read vLLM's own end. vLLM cancels the task that reads the
+        engine's outputs, and often logs that as an error before it also cancels the task that waits for them.
+        """
         began = time.monotonic()
         try:
             async with asyncio.timeout(SHUTDOWN_LIMIT_S):
@@ -105,6 +109,7 @@ class Dispatcher:
         except TimeoutError:
             logger.warning("not every freeze could be completed before the shutdown")
         await self.auto.freeze_before_shutdown(max(0.0, SHUTDOWN_LIMIT_S - (time.monotonic() - began)))
+        logger.info("every window is stored; an EngineDeadError after this is vLLM's own clean-up and loses nothing")
 
     async def call(self, op: Op, args: Args, progress: ProgressSink) -> Answer:
         """Carry out one call and return the contract's fields. Raises: what the operation raises."""

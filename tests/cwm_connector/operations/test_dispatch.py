@@ -138,3 +138,12 @@ async def test_tags_and_description_change_and_nothing_else_does(engine: Miniatu
     assert (sorted(changed["tags"]), changed["description"]) == (["b", "c"], "new")
     with pytest.raises(CWMError, match="CWM-1003"):
         await engine.call(Op.TAG, window_name="w", add=["no tag"])
+
+
+async def test_a_shutdown_ends_with_a_line_about_the_error_that_vllm_may_log(
+    engine: Miniature, caplog: pytest.LogCaptureFixture
+) -> None:
+    await engine.serve(TEXT, "alice")
+    with caplog.at_level("INFO", "cwm_connector.operations.dispatch"):
+        await engine.operations.finish_before_shutdown()
+    assert caplog.messages[-1].startswith("every window is stored; an EngineDeadError after this")
