@@ -7,8 +7,9 @@ terminal inside Claude Code may run opencode.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from cwm_connector.core.errors import Code, CWMError
 
@@ -22,8 +23,7 @@ _WITHOUT: Final = ("codex", "opencode", "cline", "cursor", "gemini", "inspector"
 """Clients that set no variable. One that is set belongs to the program that they were started in."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """The client of a call, as the call describes it."""
 
     client: str = ""

@@ -5,10 +5,10 @@ Any process, any thread. May block on the disk.
 
 import errno
 import os
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.fsync import sync_way_to
@@ -20,8 +20,7 @@ _NEARLY_FULL: Final = 256 * MIB
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
-@dataclass(frozen=True, slots=True)
-class FolderState:
+class FolderState(msgspec.Struct, frozen=True):
     """A folder as it is now. `fault` says what is wrong and what to do about it; None if the folder can be used."""
 
     free_bytes: int
@@ -68,6 +67,8 @@ def is_writable(folder: Path) -> bool:
 
 def free_bytes(folder: Path) -> int:
     """Return the space that this user can fill on the folder's disk. Raises: OSError."""
+    import shutil  # It imports three libraries of compression, and a list of windows needs none of them.
+
     return shutil.disk_usage(folder).free
 
 

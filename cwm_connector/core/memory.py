@@ -4,9 +4,10 @@ Reads /proc and /sys. Any thread.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
+
+import msgspec
 
 _KIB: Final = 1024
 _UNIFIED: Final = ("memory.max", "memory.current", "inactive_file")
@@ -14,8 +15,7 @@ _LEGACY: Final = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inact
 """Names in version 2 and in version 1 of control groups: the limit, the use, and the part of it that can be dropped."""
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(msgspec.Struct, frozen=True):
     """Bytes of memory."""
 
     total: int

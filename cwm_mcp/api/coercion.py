@@ -10,9 +10,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 from msgspec import inspect
 
 from cwm_connector.protocol import calls
@@ -31,8 +31,7 @@ _MAX_DIGITS: Final = 40
 _WHOLE: Final = re.compile(r"[+-]?\d+")
 
 
-@dataclass(frozen=True, slots=True)
-class Argument:
+class Argument(msgspec.Struct, frozen=True):
     """One argument, as the check sees it."""
 
     kind: inspect.Type

@@ -8,7 +8,20 @@ import pytest
 
 from tests.support.paths import ROOT
 
-_SLOW = ("pydantic", "typer", "rich", "asyncio", "mcp", "httpx", "uvicorn", "starlette", "torch", "vllm", "redis")
+_SLOW = (
+    "pydantic",
+    "typer",
+    "rich",
+    "asyncio",
+    "shutil",
+    "mcp",
+    "httpx",
+    "uvicorn",
+    "starlette",
+    "torch",
+    "vllm",
+    "redis",
+)
 
 
 def loaded_by(*words: str) -> set[str]:
