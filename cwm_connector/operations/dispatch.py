@@ -109,7 +109,9 @@ class Dispatcher:
         except TimeoutError:
             logger.warning("not every freeze could be completed before the shutdown")
         await self.auto.freeze_before_shutdown(max(0.0, SHUTDOWN_LIMIT_S - (time.monotonic() - began)))
-        logger.info("every window is stored; an EngineDeadError after this is vLLM's own clean-up and loses nothing")
+        logger.info(
+            "every acknowledged window is stored; an EngineDeadError after this is vLLM's own clean-up and loses nothing"
+        )
 
     async def call(self, op: Op, args: Args, progress: ProgressSink) -> Answer:
         """Carry out one call and return the contract's fields. Raises: what the operation raises."""
