@@ -110,7 +110,7 @@ class Dispatcher:
             logger.warning("not every freeze could be completed before the shutdown")
         await self.auto.freeze_before_shutdown(max(0.0, SHUTDOWN_LIMIT_S - (time.monotonic() - began)))
         logger.info(
-            "every acknowledged window is stored; an EngineDeadError after this is vLLM's own clean-up and loses nothing"
+            "all acknowledged windows are stored; an EngineDeadError after this is vLLM's own and loses nothing"
         )
 
     async def call(self, op: Op, args: Args, progress: ProgressSink) -> Answer:

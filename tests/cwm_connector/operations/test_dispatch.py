@@ -146,4 +146,4 @@ async def test_a_shutdown_ends_with_a_line_about_the_error_that_vllm_may_log(
     await engine.serve(TEXT, "alice")
     with caplog.at_level("INFO", "cwm_connector.operations.dispatch"):
         await engine.operations.finish_before_shutdown()
-    assert caplog.messages[-1].startswith("every acknowledged window is stored; an EngineDeadError after this")
+    assert caplog.messages[-1].startswith("all acknowledged windows are stored; an EngineDeadError after this")
