@@ -48,7 +48,7 @@ def test_over_two_hundred_children_were_killed_and_what_they_left_was_looked_at(
 
 
 def test_every_act_was_acknowledged_many_times(report: dict[str, Any]) -> None:
-    acts = {"freeze", "delete", "clone", "tag", "thaw", "collect", "verify"}
+    acts = {"freeze", "delete", "trash", "undo", "clone", "tag", "thaw", "collect", "verify"}
     if report["redis"]:
         acts |= {"demote", "restore"}
     acknowledged = report["tally"]["acknowledged"]
