@@ -19,7 +19,7 @@ from tests.support.api import Counters
 from tests.support.clients.base import Client, Said
 from tests.support.clients.claude import Claude
 from tests.support.clients.codex import Codex
-from tests.support.clients.libraries import BehindLiteLlm, LangChain, OpenAiSdk
+from tests.support.clients.libraries import Aider, BehindLiteLlm, LangChain, OpenAiSdk
 from tests.support.clients.npm import INSTALL_S
 from tests.support.clients.opencode import OpenCode
 from tests.support.clients.pi import Pi
@@ -37,6 +37,7 @@ CLIENTS: Final[tuple[type[Client], ...]] = (
     OpenAiSdk,
     LangChain,
     BehindLiteLlm,
+    Aider,
 )
 DOORS: Final = " ".join(f"line {number}: the door is {'open' if number % 2 else 'shut'}." for number in range(40))
 FROZEN_WITHIN_S: Final = 60.0

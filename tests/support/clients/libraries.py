@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -90,4 +91,5 @@ class Aider:
         self._home, self._url, self._model = home, url, model
 
     async def say(self, words: str, resumed: str | None = None) -> Said:
-        return await _turn(self._python, "aider_turn.py", self._home, words, self._url, "dummy", self._model)
+        said = await _turn(self._python, "aider_turn.py", self._home, words, self._url, "dummy", self._model)
+        return replace(said, session_id=str(self._home))
