@@ -11,7 +11,7 @@ from rich.tree import Tree
 from cwm_mcp.api.diff import Passage, WindowDiff
 from cwm_mcp.api.tree import TreeNode, WindowTree
 from cwm_mcp.cli import render
-from cwm_mcp.cli.units import printable, size
+from cwm_mcp.cli.units import counted, printable, size
 from cwm_mcp.doctor.report import Diagnosis
 
 _AGES: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))
@@ -66,9 +66,9 @@ def _(result: WindowDiff) -> RenderableType:
     else:
         head = f"{result.window_a} and {result.window_b} share their first {result.common_tokens} tokens."
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row(f"only in {result.window_a}", f"{result.only_a_tokens} tokens")
-    table.add_row(f"only in {result.window_b}", f"{result.only_b_tokens} tokens")
-    table.add_row("stored once for both", f"{result.shared_blocks} chunks, {size(result.shared_bytes)}")
+    table.add_row(f"only in {result.window_a}", counted(result.only_a_tokens, "token"))
+    table.add_row(f"only in {result.window_b}", counted(result.only_b_tokens, "token"))
+    table.add_row("stored once for both", f"{counted(result.shared_blocks, 'chunk')}, {size(result.shared_bytes)}")
     parts: list[RenderableType] = [Text(head), table]
     for title, passage, style in (
         ("last tokens in common", result.common_end, ""),

@@ -7,7 +7,7 @@ import msgspec
 
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol.trash import Restored, Trashed, TrashList
-from cwm_mcp.cli.units import minute, size
+from cwm_mcp.cli.units import counted, minute, size
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +98,12 @@ def _(result: Removed) -> Said:
     gone, count = len(result.windows) - len(until), len(result.windows)
     freed = f" and freed {size(result.space_freed_bytes)}"
     if not until:
-        return Said(f"Deleted {_windows(count)} for good{freed}.")
+        return Said(f"Deleted {counted(count, 'window')} for good{freed}.")
     part = f", {gone} of them for good{freed}" if gone else ""
     others = "The others" if gone else "It" if count == 1 else "They"
     return Said(
-        f"Deleted {_windows(count)}{part}. {others} can be brought back until {minute(min(until))}.", "cwm undo"
+        f"Deleted {counted(count, 'window')}{part}. {others} can be brought back until {minute(min(until))}.",
+        "cwm undo",
     )
 
 
@@ -117,7 +118,7 @@ def _(result: Trashed) -> Said:
 @said.register
 def _(result: Restored) -> Said:
     names = result.window_names
-    some = names[0] if len(names) == 1 else f"{_windows(len(names))}: {', '.join(names)}"
+    some = names[0] if len(names) == 1 else f"{counted(len(names), 'window')}: {', '.join(names)}"
     return Said(f"Brought back {some}.", f"cwm thaw {names[0]}")
 
 
@@ -125,11 +126,7 @@ def _(result: Restored) -> Said:
 def _(result: TrashList) -> Said:
     if not result.windows:
         return Said("The trash is empty.")
-    return Said(f"{_windows(len(result.windows))} in the trash.", "cwm undo, or cwm undo WINDOW")
-
-
-def _windows(count: int) -> str:
-    return "1 window" if count == 1 else f"{count} windows"
+    return Said(f"{counted(len(result.windows), 'window')} in the trash.", "cwm undo, or cwm undo WINDOW")
 
 
 @said.register
@@ -161,14 +158,15 @@ def _(result: m.Imported) -> Said:
 @said.register
 def _(result: m.Collected) -> Said:
     freed = size(result.space_freed_bytes + result.catalog_bytes_freed)
-    return Said(f"Removed {result.chunks_deleted} chunks that no window used and freed {freed}.")
+    return Said(f"Removed {counted(result.chunks_deleted, 'chunk')} that no window used and freed {freed}.")
 
 
 @said.register
 def _(result: AllWarmed) -> Said:
     ready = sum(each.ready_tokens for each in result.windows)
     return Said(
-        f"{ready} tokens of {_windows(len(result.windows))} are in memory.", f"cwm thaw {result.windows[0].window_name}"
+        f"{ready} tokens of {counted(len(result.windows), 'window')} are in memory.",
+        f"cwm thaw {result.windows[0].window_name}",
     )
 
 

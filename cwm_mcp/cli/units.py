@@ -16,6 +16,11 @@ def size(count: int | None) -> str | None:
     return f"{count} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number with its noun, for instance 1 window or 2 windows."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def minute(time: str | None) -> str | None:
     """Return an ISO 8601 time in the reader's own time zone without seconds, for instance 2026-01-23 09:30."""
     return None if time is None else f"{datetime.fromisoformat(time).astimezone():%Y-%m-%d %H:%M}"
