@@ -39,10 +39,16 @@ ANSWER = {
 class _Recorder(BaseHTTPRequestHandler):
     last: tuple[Mapping[str, str], bytes] = ({}, b"")
 
+    def do_GET(self) -> None:
+        self._answer({"object": "list", "data": [{"id": "m", "object": "model"}]})
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         type(self).last = ({name.lower(): value for name, value in self.headers.items()}, body)
-        answer = json.dumps(ANSWER).encode()
+        self._answer(ANSWER)
+
+    def _answer(self, content: Mapping[str, Any]) -> None:
+        answer = json.dumps(content).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer)))

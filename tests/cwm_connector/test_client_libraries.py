@@ -7,12 +7,13 @@ import pytest
 from tests.cwm_connector.test_behind_litellm import arrived, recorder
 from tests.support.clients.base import Client
 from tests.support.clients.libraries import Aider, BehindLiteLlm, LangChain, OpenAiSdk
-from tests.support.clients.litellm_proxy import START_S
+from tests.support.clients.open_webui import START_S, OpenWebUi
 
 pytestmark = pytest.mark.timeout(2 * START_S + 120)
+"""Open WebUI takes longest to start."""
 
 
-@pytest.mark.parametrize("kind", [OpenAiSdk, LangChain, BehindLiteLlm], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [OpenAiSdk, LangChain, BehindLiteLlm, OpenWebUi], ids=lambda kind: kind.name)
 async def test_the_second_turn_holds_the_first_and_names_the_conversation_if_it_can(
     kind: type[Client], tmp_path: Path
 ) -> None:

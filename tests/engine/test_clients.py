@@ -21,6 +21,7 @@ from tests.support.clients.claude import Claude
 from tests.support.clients.codex import Codex
 from tests.support.clients.libraries import Aider, BehindLiteLlm, LangChain, OpenAiSdk
 from tests.support.clients.npm import INSTALL_S
+from tests.support.clients.open_webui import OpenWebUi
 from tests.support.clients.opencode import OpenCode
 from tests.support.clients.pi import Pi
 from tests.support.clients.qwen_code import QwenCode
@@ -38,6 +39,7 @@ CLIENTS: Final[tuple[type[Client], ...]] = (
     LangChain,
     BehindLiteLlm,
     Aider,
+    OpenWebUi,
 )
 DOORS: Final = " ".join(f"line {number}: the door is {'open' if number % 2 else 'shut'}." for number in range(40))
 FROZEN_WITHIN_S: Final = 60.0
@@ -102,7 +104,8 @@ class Conversation:
     async def _counted(self, prompt_tokens: int) -> Counters:
         deadline = time.monotonic() + COUNTED_WITHIN_S
         while (counters := await self._engine.api.counters()).prompt_tokens < prompt_tokens:
-            assert time.monotonic() < deadline, "vLLM's counters do not show the turn"
+            missing = prompt_tokens - counters.prompt_tokens
+            assert time.monotonic() < deadline, f"vLLM has not counted {missing} tokens that the client counts"
             await asyncio.sleep(0.02)
         assert counters.prompt_tokens == prompt_tokens, "the turn was not one request"
         return counters
