@@ -32,8 +32,6 @@ from tests.support.warm import WarmStarter
 _HERE = Path(__file__).parent
 _FOR_TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 """Claude Code's requests always carry a list of tools, be it empty, which vLLM refuses without these options."""
-_SHORT = ("--logits-processors", "tests.support.short_answers:ShortAnswers")
-"""Ends answers after 24 tokens. Codex does not say how long an answer may be, and the first layers never end."""
 _SECONDS = 900
 """For one test, the start of the shared server and of its successors included."""
 
@@ -137,11 +135,14 @@ def _listed(engine: Engine) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="session")
-def unasked_engine(shallow_model: Path, launch: Launch) -> Iterator[Engine]:
-    """An engine that freezes what is silent and thaws it without being asked. Its answers are short."""
-    arguments = (*_FOR_TOOLS, *_SHORT, "--override-generation-config", json.dumps({"temperature": 0}))
+def unasked_engine(model: Path, launch: Launch) -> Iterator[Engine]:
+    """An engine that freezes what is silent and thaws it without being asked.
+
+    Its answers are short, because Codex does not say how long an answer may be.
+    """
+    arguments = (*_FOR_TOOLS, "--override-generation-config", json.dumps({"max_new_tokens": 64, "temperature": 0}))
     settings = {"CWM_AUTO_FREEZE_ENABLED": "true", "CWM_AUTO_FREEZE_IDLE_TIMEOUT_MINUTES": "0.02"}
-    options = EngineOptions(model=shallow_model, kv_tokens=16_384, arguments=arguments, settings=settings)
+    options = EngineOptions(model=model, kv_tokens=16_384, arguments=arguments, settings=settings)
     with _listed(Engine(options, launch)) as engine:
         yield engine
 
