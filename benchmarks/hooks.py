@@ -190,14 +190,15 @@ def show(console: Console, times: Mapping[str, Times], best: float) -> None:
     """Print a row for each hook."""
     table = Table(title="Milliseconds of the engine thread", title_justify="left")
     table.add_column("hook")
-    for column in ("calls", "left out", "median", "p99", "max", "CPU p99", "wall p99", "limit"):
+    for column in ("calls", "left out", "median", "p99", "max", "CPU p99", "wall p99", "GC max", "limit"):
         table.add_column(column, justify="right")
     for what, each in times.items():
         own = each.undisturbed(best)
         p99 = percentile(own)
         left_out = len(each.samples) - len(own)
-        figures = (statistics.median(own), p99, max(own), percentile(each.cpu), percentile(each.wall))
-        median, shown, most, cpu, wall = (f"{value:.2f}" for value in figures)
+        whole = (percentile(each.cpu), percentile(each.wall), max(each.collecting))
+        median, shown, most = (f"{value:.2f}" for value in (statistics.median(own), p99, max(own)))
+        cpu, wall, collecting = (f"{value:.2f}" for value in whole)
         colour = "red" if p99 > LIMIT_MS else "green"
         table.add_row(
             what,
@@ -208,6 +209,7 @@ def show(console: Console, times: Mapping[str, Times], best: float) -> None:
             most,
             cpu,
             wall,
+            collecting,
             f"{LIMIT_MS:.0f}",
         )
     console.print(table)
