@@ -1,13 +1,7 @@
 """Open WebUI as its page uses it: the server keeps the chats, and forwards the id of the chat with each request."""
 
-import os
 import secrets
-import signal
-import socket
-import subprocess
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 from uuid import uuid4
@@ -16,6 +10,7 @@ import httpx
 
 from tests.support.clients.base import Said
 from tests.support.clients.pypi import program
+from tests.support.clients.serving import serving
 
 START_S: Final = 240
 """It imports torch, and makes its database at its first start."""
@@ -49,7 +44,8 @@ class OpenWebUi:
         self._home, self._url, self._model = home, url, model
 
     async def say(self, words: str, resumed: str | None = None) -> Said:
-        with self._server() as front:
+        command = (self._program, "serve")
+        with serving(command, self._home, {**_SETTINGS, **self._variables()}, "/health", START_S) as front:
             async with httpx.AsyncClient(base_url=front, timeout=180, trust_env=False) as page:
                 return await self._say(page, words, resumed)
 
@@ -78,51 +74,13 @@ class OpenWebUi:
         """Return the chat as the page gets it when it is opened."""
         return dict((await page.get(f"/api/v1/chats/{chat_id}")).raise_for_status().json()["chat"])
 
-    @contextmanager
-    def _server(self) -> Iterator[str]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        log = self._home / "open-webui.log"
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                [self._program, "serve", "--host", "127.0.0.1", "--port", str(port)],
-                cwd=self._home,
-                env={**_SETTINGS, **self._variables()},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        front = f"http://127.0.0.1:{port}"
-        try:
-            _wait(process, front, log)
-            yield front
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
     def _variables(self) -> dict[str, str]:
         secret = self._home / "secret"
         if not secret.exists():
             secret.write_text(secrets.token_hex(16))
         return {
-            "HOME": str(self._home),
-            "PATH": os.environ["PATH"],
             "DATA_DIR": str(self._home / "data"),
             "WEBUI_SECRET_KEY": secret.read_text(),
             "OPENAI_API_BASE_URL": f"{self._url}/v1",
             "OPENAI_API_KEY": "dummy",
         }
-
-
-def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
-    limit = time.monotonic() + START_S
-    while process.poll() is None and time.monotonic() < limit:
-        try:
-            if httpx.get(f"{url}/health", trust_env=False).is_success:
-                return
-        except httpx.TransportError:
-            time.sleep(0.5)
-    raise RuntimeError(f"Open WebUI does not answer: {log.read_text()[-2000:]}")
