@@ -34,7 +34,7 @@ class Served:
     unit: int
     """Tokens after which it can be resumed."""
     is_exact: bool
-    """Whether nothing pushes a session out of vLLM's own cache, which then says what is right."""
+    """True if nothing pushes a session out of vLLM's own cache, which then says what is right."""
 
     @property
     def api(self) -> Api:

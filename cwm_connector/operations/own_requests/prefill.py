@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """What the engine computes."""
+    """A request for the engine to compute a prompt."""
 
     request_id: str
     token_ids: "array[int]" = field(repr=False)
     """The prompt. vLLM keeps the full blocks of all but its last token."""
     loadable: BoundWindow
-    """What the request may load instead of computing it."""
+    """The window that the request may load instead of computing it."""
     cache_salt: str | None = field(repr=False)
     adapter: "LoRARequest | None" = None
 
