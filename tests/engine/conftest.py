@@ -1,9 +1,11 @@
 """The servers that the tests share, and one kill -9 of each for all tests of what a kill leaves.
 
+Two workers run these tests (tests/support/schedule.py). All tests of one server run in the same worker.
+
 If you write a test here: other tests' sessions may have pushed yours out of vLLM's small KV cache, so freeze soon
 after talking, and use names of your own for sessions and windows.
 
-A start in new processes takes a minute of computing. The shared engine's first one is such a start. All others are
+A start in new processes takes a minute of computing. The engine of test_auto_freeze.py has such a start. All others are
 forked from a process that has imported vLLM (tests/support/warm.py). That takes seconds.
 
 A test of what a kill leaves is marked with `survives(prepare=…)`, where
@@ -15,7 +17,7 @@ fixture of another engine.
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from cwm_mcp.serve import Build, installed_build
 from tests.support import recordings
 from tests.support.engine import Engine, EngineOptions, Launch, launch_new, model_folder, quiet_environment
 from tests.support.first_layers import first_layers
+from tests.support.schedule import SHARED, UNASKED, group_of
 from tests.support.warm import WarmStarter
 
 _HERE = Path(__file__).parent
@@ -58,6 +61,19 @@ def _survivals(items: Sequence[pytest.Item], engine: str) -> list[Survival]:
     return sorted(found, key=lambda each: each.kills)
 
 
+def _group_of_its_engine(item: pytest.Item) -> str | None:
+    """Return the group of the session's engine that a test uses. None: it starts one of its own."""
+    used = {name for name, found in _fixtures(item).items() if found[-1].func.__module__ == __name__}
+    if "unasked_engine" in used:
+        return UNASKED
+    return SHARED if "engine" in used else None
+
+
+def _fixtures(item: pytest.Item) -> Mapping[str, Sequence[pytest.FixtureDef[Any]]]:
+    """Return the definitions of a test's fixtures by name, of which the last one counts."""
+    return item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+
+
 def _limit_s(item: pytest.Item) -> float:
     mark = item.get_closest_marker("timeout")
     return _SECONDS if mark is None else float(mark.args[0])
@@ -67,6 +83,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     own = [item for item in items if _HERE in item.path.parents]
     preparing: dict[str, dict[Survival, float]] = {}
     for item in own:
+        group = _group_of_its_engine(item)
+        if group not in (None, group_of(item.nodeid)):
+            raise pytest.UsageError(f"{item.nodeid} would start its engine twice: see tests/support/schedule.py")
         item.add_marker(pytest.mark.engine)
         if (survival := _survival(item)) is not None:
             preparing.setdefault(survival.engine, {})[survival] = _limit_s(item)
@@ -119,9 +138,7 @@ def engine(model: Path, launch: Launch) -> Iterator[Engine]:
     # These tests say themselves what is thawed. test_back_without_asking.py has an engine with the default.
     settings = {"CWM_AUTO_THAW": "off"}
     options = EngineOptions(model=model, max_model_len=4096, kv_tokens=6144, arguments=_FOR_TOOLS, settings=settings)
-    # New processes, as a user's, while `launch` imports beside them.
-    with _listed(Engine(options)) as engine:
-        engine.launch = launch
+    with _listed(Engine(options, launch)) as engine:
         yield engine
 
 

@@ -18,10 +18,14 @@ _PATIENCE_S = 30.0
 
 @pytest.fixture
 def own_engine(shallow_model: Path, launch: Launch) -> Iterator[Engine]:
-    """A KV cache of 3,072 tokens, of which 768 count as near to eviction."""
+    """A KV cache of 3,072 tokens, of which 768 count as near to eviction.
+
+    Its first start is one in new processes, as a user's is.
+    """
     settings = {"CWM_AUTO_FREEZE_ENABLED": "true", "CWM_AUTO_FREEZE_NAMING_PATTERN": "{session_id}.g{generation}"}
     options = EngineOptions(model=shallow_model, max_model_len=2048, kv_tokens=3072, settings=settings)
-    with Engine(options, launch) as engine:
+    with Engine(options) as engine:
+        engine.launch = launch
         yield engine
 
 

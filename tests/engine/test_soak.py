@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.engine import Launch
 from tests.torture.soak.soak import Outcome, Soak, rig, run
 
 SECONDS = 40.0
@@ -18,10 +19,10 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def outcome(model: Path) -> Outcome:
+def outcome(model: Path, launch: Launch) -> Outcome:
     """What one run found. CWM_TEST_SOAK_SEED chooses another than the one of every day."""
     soak = Soak(os.environ.get("CWM_TEST_SOAK_SEED", "1"), SECONDS, thaws=5)
-    with rig(soak) as on:
+    with rig(soak, launch) as on:
         found = run(soak, on)
     print(found.summary())
     return found

@@ -112,8 +112,23 @@ def launch_new(command: Sequence[str], environment: Mapping[str, str], log: Path
 
 
 def quiet_environment() -> dict[str, str]:
-    """Return the caller's environment without its CWM_ settings, and with no look-ups of models or usage statistics."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("CWM_")} | _QUIET
+    """Return the caller's environment without its CWM_ settings, and with no look-ups of models or usage statistics.
+
+    A server of one of several test workers computes in a worker's share of the cores.
+    """
+    theirs = {name: value for name, value in os.environ.items() if not name.startswith("CWM_")}
+    return theirs | _QUIET | _share_of_cores(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def _share_of_cores(workers: int) -> dict[str, str]:
+    """Return the variables for vLLM's threads.
+
+    Threads that share a core with others of another server wait for each other at every layer, and burn time.
+    """
+    if workers == 1:
+        return {}
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
 
 
 def _free_port() -> int:

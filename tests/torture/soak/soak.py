@@ -22,7 +22,7 @@ import httpx
 from cwm_connector.protocol.calls import DeleteArgs, ListArgs, Op
 from cwm_mcp.api.client import ControlClient
 from cwm_mcp.serve import Build, compose, installed_build
-from tests.support.engine import Engine, EngineOptions, model_folder
+from tests.support.engine import Engine, EngineOptions, Launch, launch_new, model_folder
 from tests.support.first_layers import first_layers
 from tests.support.redis_server import redis_server
 from tests.torture.judge import Violation
@@ -144,12 +144,12 @@ class Rig:
 
 
 @contextmanager
-def rig(soak: Soak) -> Iterator[Rig]:
+def rig(soak: Soak, launch: Launch = launch_new) -> Iterator[Rig]:
     """Start an engine with all that a soak does to it."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="cwm-soak-")))
         places = _places(stack, folder)
-        yield Rig(stack.enter_context(Engine(_options(soak, places, folder))), places, folder)
+        yield Rig(stack.enter_context(Engine(_options(soak, places, folder), launch)), places, folder)
 
 
 def run(soak: Soak, on: Rig, said: tuple[Conversations, Oracle] | None = None, bug: str | None = None) -> Outcome:
