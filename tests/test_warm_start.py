@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engine import quiet_environment
+from tests.support.engine import ROOT, quiet_environment
 from tests.support.warm import Forked, WarmStarter
 
 PROGRAM = """
@@ -45,6 +46,28 @@ def starter(tmp_path: Path) -> Iterator[WarmStarter]:
     (tmp_path / "program.py").write_text(PROGRAM)
     with WarmStarter(quiet_environment() | {"PYTHONPATH": str(tmp_path)}, ["fractions"]) as starter:
         yield starter
+
+
+RESTING = """
+import tests.support.resting_queues, zmq
+from vllm.distributed.device_communicators import shm_broadcast
+
+def spins():
+    raise SystemExit("it spins")
+
+shm_broadcast.sched_yield = spins
+reader = shm_broadcast.SpinCondition(True, zmq.Context(), "inproc://notify")
+reader.record_read()
+reader.wait(timeout_ms=1)
+print("it sleeps")
+"""
+
+
+def test_a_process_that_waits_for_another_one_sleeps_at_once() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RESTING], cwd=ROOT, env=quiet_environment(), capture_output=True, text=True
+    )
+    assert done.stdout.endswith("it sleeps\n"), done.stderr
 
 
 def run(starter: WarmStarter, log: Path, word: str) -> Forked:

@@ -24,8 +24,9 @@ MODULES: Final = (
     "vllm.v1.engine.core",
     "vllm.v1.worker.cpu_worker",
     "vllm.model_executor.models.llama",
+    "tests.support.resting_queues",
 )
-"""What the three processes of a server import. A server imports for itself what is missing here.
+"""What the three processes of a server import, and what lets them rest. A server imports for itself what is missing.
 
 LMCache must not be here, nor what imports it: it loads numba, and a worker of vLLM 0.32 that finds numba loaded fails.
 """
