@@ -11,7 +11,7 @@ _PINNED: Final = {
     "@modelcontextprotocol/inspector": "2.12.0",
     "@modelcontextprotocol/conformance": "0.2.0-alpha.12",
 }
-_RUN_S: Final = 60
+_RUN_S: Final = 120
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.timeout(INSTALL_S + 120)
 
+CONNECT_MS = "60000"
+"""The inspector gives a server 15 s otherwise, which is short on a busy machine."""
 INSPECTOR_ERAS = ["legacy", "modern"]
 OLDER, NEWER = "2025-11-25", "2026-07-28"
 SCENARIOS = [
@@ -66,7 +68,7 @@ def test_the_conformance_scenario_passes(filled: Path, tmp_path: Path, node: Nod
 def inspect(node: Node, home: Path, era: str, *request: str) -> tuple[int, dict[str, Any]]:
     """Exit code and result of one request over stdio."""
     server = ["-e", f"CWM_HOME={home}", "--cwd", str(ROOT), sys.executable, "-m", "cwm_mcp"]
-    ran = node.run("inspector", "--cli", "--protocol-era", era, *server, *request)
+    ran = node.run("inspector", "--cli", "--protocol-era", era, "--connect-timeout", CONNECT_MS, *server, *request)
     assert ran.out, ran.err
     result = json.loads(ran.out)
     assert isinstance(result, dict)
