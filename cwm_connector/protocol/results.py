@@ -41,7 +41,7 @@ class Frozen(Answer, frozen=True):
     total_size_bytes: int
     new_bytes: int
     storage_tier: str
-    tiers: Annotated[dict[str, int], Meta(description="How many of the stored blocks each tier holds.")]
+    tiers: Annotated[dict[str, int], Meta(description="How many of the stored chunks each tier holds.")]
     parent_window: str | None
     duration_ms: float
     head: str | None = None
@@ -195,7 +195,7 @@ class FreezeProgress(msgspec.Struct, frozen=True):
     """How far a freeze that is under way has come."""
 
     stage: str
-    done: Annotated[int, Meta(description="Blocks stored.")]
+    done: Annotated[int, Meta(description="Chunks stored.")]
     total: int | None
     started_at: str
 
@@ -212,7 +212,7 @@ class Status(Answer, frozen=True):
     timestamps: Timestamps
     lineage: Lineage
     blocks: list[Block] | None = None
-    has_more: Annotated[bool | None, Meta(description="There are blocks after these.")] = None
+    has_more: Annotated[bool | None, Meta(description="There are chunks after these.")] = None
     next: str | None = None
     proof: TakenProof | None = None
     progress: FreezeProgress | None = None

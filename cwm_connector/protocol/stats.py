@@ -44,7 +44,7 @@ class Transfer(msgspec.Struct, frozen=True):
 
     kind: str
     name: Annotated[str | None, Meta(description="The window.")]
-    done: Annotated[int, Meta(description="Blocks.")]
+    done: Annotated[int, Meta(description="Chunks.")]
     total: int | None
     started_at: str
 

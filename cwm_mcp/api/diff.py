@@ -29,7 +29,7 @@ class WindowDiff(msgspec.Struct, frozen=True):
     only_a_tokens: int
     only_b_tokens: int
     shared_blocks: int
-    """Stored blocks that both refer to."""
+    """Stored chunks that both refer to."""
     shared_bytes: int
     common_end: Passage
     """The last tokens that both have."""
@@ -45,7 +45,7 @@ async def diff_windows(operations: Operations, name_a: str, name_b: str, context
     Raises: CWM-2002 for a window that isn't there.
     """
     ids_a, ids_b = await operations.token_ids(name_a), await operations.token_ids(name_b)
-    blocks, size = await _shared(operations, name_a, name_b)
+    chunks, size = await _shared(operations, name_a, name_b)
     common = common_length(ids_a, ids_b)
     passages = [
         list(ids_a[max(0, common - context) : common]),
@@ -60,7 +60,7 @@ async def diff_windows(operations: Operations, name_a: str, name_b: str, context
         common_tokens=common,
         only_a_tokens=len(ids_a) - common,
         only_b_tokens=len(ids_b) - common,
-        shared_blocks=blocks,
+        shared_blocks=chunks,
         shared_bytes=size,
         common_end=end,
         next_a=next_a,
@@ -80,14 +80,14 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 async def _shared(operations: Operations, name_a: str, name_b: str) -> tuple[int, int]:
-    of_a, of_b = await _blocks(operations, name_a), await _blocks(operations, name_b)
+    of_a, of_b = await _chunks(operations, name_a), await _chunks(operations, name_b)
     both = of_a.keys() & of_b.keys()
     return len(both), sum(of_a[key].size_bytes for key in both)
 
 
-async def _blocks(operations: Operations, name: str) -> dict[str, Block]:
+async def _chunks(operations: Operations, name: str) -> dict[str, Block]:
     status = await operations.status(calls.StatusArgs(window_name=name, include_blocks=True))
-    return {block.hash: block for block in status.blocks or []}
+    return {chunk.hash: chunk for chunk in status.blocks or []}
 
 
 async def _texts(operations: Operations, passages: Sequence[list[int]]) -> tuple[list[str | None], str | None]:

@@ -80,7 +80,7 @@ async def window_thaw(args: a.ThawArguments, ctx: ToolContext) -> m.Thawed:
 
 @contract_tool(calls.CloneArgs, m.Cloned, _ADDS)
 async def window_clone(args: calls.CloneArgs, ctx: ToolContext) -> m.Cloned:
-    """Branch a window: make a second, independent one over the same stored blocks. Description and tags are inherited
+    """Branch a window: make a second, independent one over the same stored chunks. Description and tags are inherited
     unless given."""
     cloned = await _operations(ctx).clone(args)
     await _notify_changed(ctx)
@@ -134,7 +134,7 @@ async def window_delete(
     ctx: ToolContext,
     answer: Annotated[ElicitationResult[Confirm], Resolve(ask_before_deleting)],
 ) -> m.Deleted:
-    """Delete a window for good; blocks that other windows share stay. force skips the confirmation."""
+    """Delete a window for good; chunks that other windows share stay. force skips the confirmation."""
     if not (isinstance(answer, AcceptedElicitation) and answer.data.confirm):
         raise CWMError(
             Code.STATE,
@@ -160,7 +160,7 @@ async def session_list(args: calls.SessionsArgs, ctx: ToolContext) -> m.SessionL
 
 @contract_tool(calls.NoArgs, stats.CacheStats, _READS)
 async def cache_stats(args: calls.NoArgs, ctx: ToolContext) -> stats.CacheStats:
-    """Show stored blocks and bytes by tier, hit rates here and in vLLM. null: unknown."""
+    """Show stored chunks and bytes by tier, hit rates here and in vLLM. null: unknown."""
     return await _operations(ctx).stats(args)
 
 

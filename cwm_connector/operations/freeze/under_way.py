@@ -28,7 +28,7 @@ class Stage(enum.StrEnum):
     WAITING = "waiting for its turn"
     COMPUTING = "computing evicted blocks again"
     COPYING = "copying blocks"
-    STORING = "storing blocks"
+    STORING = "storing chunks"
     COMMITTING = "committing"
     PROVING = "taking the proof"
 

@@ -154,7 +154,7 @@ def compared(
     outcome: Outcome
     if loaded == 0 or loaded < expected:
         outcome = "none"
-        because = f"only {loaded} of {expected} tokens could be loaded; `cwm verify` finds damaged blocks"
+        because = f"only {loaded} of {expected} tokens could be loaded; `cwm verify` finds damaged chunks"
     elif same:
         outcome, because = "equal", f"the same token and logprob came after {loaded} loaded tokens"
     else:

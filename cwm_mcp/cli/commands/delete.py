@@ -48,8 +48,8 @@ def rm(
 ) -> None:
     """Delete windows, after asking, so that cwm undo can bring them back.
 
-    Nothing lists or loads a deleted window, and its name is free at once. Its blocks stay for CWM_TRASH_HOURS, 24 by
-    default, and go earlier if the disk tier needs their room. With --now, the blocks that no other window uses are
+    Nothing lists or loads a deleted window, and its name is free at once. Its chunks stay for CWM_TRASH_HOURS, 24 by
+    default, and go earlier if the disk tier needs their room. With --now, the chunks that no other window uses are
     removed from every tier at once. Clones and later freezes of the same conversation stay complete. A window must have
     one of the names and match all filters. Where nobody can be asked, as in a pipe, --force is needed.
     """

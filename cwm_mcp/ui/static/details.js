@@ -63,7 +63,7 @@ export class Details {
 
 function facts(status, listed) {
   const { kv_cache: cache, timestamps, lineage } = status;
-  const tiers = Object.entries(cache.tiers ?? {}).map(([tier, blocks]) => `${count(blocks)} in ${tier}`);
+  const tiers = Object.entries(cache.tiers ?? {}).map(([tier, chunks]) => `${count(chunks)} in ${tier}`);
   const own = listed?.unique_bytes ?? null;
   const shared = own === null || listed.size_bytes === null ? null : listed.size_bytes - own;
   const rows = [
@@ -74,7 +74,7 @@ function facts(status, listed) {
     fact("size", bytes(cache.total_size_bytes)),
     fact("its own", bytes(own)),
     fact("shared", bytes(shared)),
-    fact("blocks", count(cache.block_count)),
+    fact("chunks", count(cache.block_count)),
     fact("copies", tiers.join(", ") || DASH),
     fact("read from", cache.storage_tier ?? DASH),
     fact("tags", ...(listed?.tags.length ? listed.tags.map((tag) => element("span", { class: "tag" }, tag)) : [DASH])),

@@ -43,7 +43,7 @@ export class WindowDiff {
 
 function differences(diff) {
   const { window_a: one, window_b: other, common_tokens: common, only_a_tokens: mine, only_b_tokens: theirs } = diff;
-  const shared = `${plural(diff.shared_blocks, "block", "blocks")} (${bytes(diff.shared_bytes)}) are stored once for both`;
+  const shared = `${plural(diff.shared_blocks, "chunk", "chunks")} (${bytes(diff.shared_bytes)}) are stored once for both`;
   const same = mine === 0 && theirs === 0 ? "They are the same" : `The first ${count(common)} tokens are the same`;
   const why = diff.text_missing === null ? [] : [element("p", { class: "quiet" }, `Token ids, because ${diff.text_missing}.`)];
   return [

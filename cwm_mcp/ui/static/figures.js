@@ -31,7 +31,7 @@ function tiles({ windows, sessions, saved, engine_up: up }, store, vllm) {
   return [
     tile("Windows", count(windows?.length), `${count(tokens)} tokens`),
     tile("Sessions", count(sessions?.length), `${count(active)} active`),
-    tile("Stored", bytes(store?.total_bytes), ratio ? `each byte used ${ratio.toFixed(1)} times` : `${count(store?.total_blocks)} blocks`),
+    tile("Stored", bytes(store?.total_bytes), ratio ? `each byte used ${ratio.toFixed(1)} times` : `${count(store?.total_blocks)} chunks`),
     tile("Prefix-cache hits", percent(vllm?.prefix_cache_hit_rate), `${count(vllm?.cached_tokens)} tokens`),
     tile("Restored", count(saved.tokens), "tokens, from windows"),
     tile("Time saved", saved.seconds === null ? DASH : `≈ ${seconds(saved.seconds)}`, "net of loading time"),
@@ -43,7 +43,7 @@ function underWay(transfers, now) {
   if (transfers.length === 0) return [element("li", { class: "quiet" }, "Nothing is being frozen, thawed, exported, imported or checked.")];
   return transfers.map(({ kind, name, done, total, started_at: begun }) => {
     const what = name === null ? kind : `${kind} ${name}`;
-    const text = total === null ? "waiting" : `${count(done)} of ${plural(total, "block", "blocks")}`;
+    const text = total === null ? "waiting" : `${count(done)} of ${plural(total, "chunk", "chunks")}`;
     const age = ago(begun, now);
     return element(
       "li",
@@ -67,7 +67,7 @@ function tier(name, stored, up) {
   const share = limit && used !== null ? used / limit : null;
   const text = limit === null ? bytes(used) : `${bytes(used)} of ${bytes(limit)}`;
   line.append(element("span", {}, text));
-  const below = [`${count(blocks)} blocks`, limit === null ? "limit unknown" : percent(share)];
+  const below = [`${count(blocks)} chunks`, limit === null ? "limit unknown" : percent(share)];
   return element(
     "li",
     { "data-tier": name, class: share > NEARLY_FULL ? "nearly-full" : null },
@@ -80,7 +80,7 @@ function tier(name, stored, up) {
 function rates(store, vllm) {
   const requested = store !== null && store.hits !== null ? store.hits + store.misses : null;
   const loaded = requested ? store.hits / requested : null;
-  const counted = requested ? `${count(store.hits)} of ${plural(requested, "block", "blocks")}` : requested === 0 ? NOTHING_LOADED : "";
+  const counted = requested ? `${count(store.hits)} of ${plural(requested, "chunk", "chunks")}` : requested === 0 ? NOTHING_LOADED : "";
   return [
     rate("vLLM's prefix cache", vllm?.prefix_cache_hit_rate ?? null, "of the prompts' tokens"),
     rate("from windows", vllm?.external_hit_rate ?? null, "of the tokens not in it"),

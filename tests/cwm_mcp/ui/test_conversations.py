@@ -110,7 +110,7 @@ def test_two_windows_are_compared_where_they_part(page: Page) -> None:
     assert page.value("document.querySelector('#diff-other').value") == "other-way"
     page.click("#diff-form button")
     page.until("document.querySelector('#diff-result figure')")
-    assert page.text("#diff-result p").startswith("The first 600 tokens are the same, and 2 blocks (8.0 KiB)")
+    assert page.text("#diff-result p").startswith("The first 600 tokens are the same, and 2 chunks (8.0 KiB)")
     both, one, other = page.texts("#diff-result pre")
     assert both == words(range(540, 600))
     assert one == words(range(600, 660))

@@ -51,8 +51,8 @@ def test_the_page_shows_the_sessions(shown: Shown) -> None:
 def test_the_page_shows_how_full_the_tiers_are(shown: Shown) -> None:
     page = shown.page
     text = {name: page.text(f"[data-tier={name}]").split("\n") for name in ("cpu", "disk", "redis")}
-    assert text["cpu"] == ["cpu", "1.0 GiB of 4.0 GiB", "2 blocks", "25.0 %"]
-    assert text["disk"] == ["disk", "45.0 GiB of 50.0 GiB", "5 blocks", "90.0 %"]
+    assert text["cpu"] == ["cpu", "1.0 GiB of 4.0 GiB", "2 chunks", "25.0 %"]
+    assert text["disk"] == ["disk", "45.0 GiB of 50.0 GiB", "5 chunks", "90.0 %"]
     assert text["redis"] == ["redis", "not configured"]
     filled = "[...document.querySelectorAll('#tiers .fill')].map((each) => each.style.width)"
     assert page.value(filled) == ["25%", "90%", "0%"]
@@ -79,7 +79,7 @@ def test_the_page_shows_rates_what_was_saved_and_health(shown: Shown) -> None:
 
 def test_what_is_under_way_is_shown_with_how_far_it_has_come(shown: Shown) -> None:
     freeze, verify = shown.page.texts("#transfers li")
-    assert freeze.split("\n")[:2] == ["freeze evening", "3 of 12 blocks"]
+    assert freeze.split("\n")[:2] == ["freeze evening", "3 of 12 chunks"]
     assert verify.split("\n")[:2] == ["verify", "waiting"]
     filled = "document.querySelector('#transfers .fill').style.width"
     assert shown.page.value(filled) == "25%"

@@ -83,7 +83,7 @@ async def test_nothing_is_proved_by_what_was_computed(tmp_path: Path, damaged: i
     assert check["repeated_token_id"] == check["token_id"] and check["difference"] == 0
     assert not check["equal"] and check["loaded_tokens"] == loaded
     assert check["computed_tokens"] == len(TEXT) - loaded
-    assert check["because"] == f"only {loaded} of 96 tokens could be loaded; `cwm verify` finds damaged blocks"
+    assert check["because"] == f"only {loaded} of 96 tokens could be loaded; `cwm verify` finds damaged chunks"
     assert (await later.call(Op.THAW, window_name="w", prove=True))["proof"] == "none"
     later.close()
 
