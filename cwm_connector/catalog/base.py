@@ -36,6 +36,7 @@ from typing import Final, Protocol
 from cwm_connector.catalog.chunk_rows import DISK_ALONE as DISK_ALONE
 from cwm_connector.catalog.chunk_rows import ChunkRow as ChunkRow
 from cwm_connector.catalog.chunk_rows import DeletedWindow as DeletedWindow
+from cwm_connector.catalog.chunk_rows import Origin as Origin
 from cwm_connector.catalog.session_pages import SessionPage, SessionQuery, SessionRow
 from cwm_connector.catalog.trash.base import Trash
 from cwm_connector.core.errors import Code, CWMError
@@ -79,6 +80,8 @@ class NewWindow:
     """True if the head had a cache salt. Only the salt of a thaw opens such a window."""
     proof: Proof | None = None
     """The proof in an imported file. A freeze adds its own later."""
+    origin: Origin | None = None
+    """None unless it is imported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,8 @@ class WindowRow:
     """True if a clone created it, and not a freeze."""
     private: bool = False
     """True if it was frozen under a cache salt. Only the salt of a thaw opens such a window."""
+    origin: Origin | None = None
+    """None unless its content was imported."""
     damaged: bool = False
     """True if the row failed its checksum. Such a row appears only in a listing, and all fields but the name are empty
     or 0."""

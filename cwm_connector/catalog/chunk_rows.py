@@ -1,4 +1,6 @@
-"""The chunks that a catalog records, and what a deletion returns of them. `base.py` exports both.
+"""Small values of a catalog: the chunks that it records, what a deletion returns, and where a window came from.
+
+`base.py` exports them.
 
 Values, for any thread.
 """
@@ -6,7 +8,9 @@ Values, for any thread.
 from dataclasses import dataclass
 from typing import Final
 
-from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, TierName
+import msgspec
+
+from cwm_connector.core.types import NO_CLAIM, ChunkKey, Claim, Micros, TierName
 
 DISK_ALONE: Final = frozenset({TierName.DISK})
 
@@ -33,3 +37,15 @@ class DeletedWindow:
     """Chunks whose last reference and row are gone. Their bytes may now be removed."""
     shared: int
     """Chunks of the window that other windows still refer to."""
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where an imported window came from. Its clones came from there too."""
+
+    exported_as: str
+    """The window's name where it was exported."""
+    frozen_from: str
+    """The session that it was frozen from there."""
+    frozen_at: Micros
+    ranks: int | None = None
+    """The ranks that computed the KV, if the import has divided it over others."""

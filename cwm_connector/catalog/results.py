@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from cwm_connector.catalog.base import ChunkRow, Proof, SortBy, WindowPage, WindowQuery, WindowRow
 from cwm_connector.catalog.session_pages import SessionEvent, SessionPage, SessionQuery, SessionRow
@@ -193,7 +193,10 @@ def window_status(
     hit_rate: float | None = None,
     proof: Proof | None = None,
 ) -> results.Status:
-    """Return window_status's result for a window. A clone has no other freeze time than its own creation."""
+    """Return window_status's result for a window.
+
+    Imported content was frozen before its import. A clone has no other freeze time than its own creation.
+    """
     tiers = locations.tiers_of([chunk.key for chunk in chunks])
     return results.Status(
         type="window",
@@ -211,7 +214,7 @@ def window_status(
         timestamps=results.Timestamps(
             created_at=iso(row.created_at),
             updated_at=iso(row.updated_at),
-            frozen_at=iso(row.created_at),
+            frozen_at=iso(row.created_at if row.origin is None else row.origin.frozen_at),
             thawed_at=None if row.thawed_at is None else iso(row.thawed_at),
         ),
         lineage=results.Lineage(parent=row.parent, children=list(children)),
@@ -224,6 +227,25 @@ def window_status(
         restorable_tokens=row.restorable_tokens,
         unique_bytes=row.unique_bytes,
         private=row.private,
+        made_by=_made_by(row),
+        origin=_origin(row),
+    )
+
+
+def _made_by(row: WindowRow) -> Literal["freeze", "clone", "import"]:
+    """Return which operation made the window."""
+    if row.cloned:
+        return "clone"
+    return "freeze" if row.origin is None else "import"
+
+
+def _origin(row: WindowRow) -> results.ImportOrigin | None:
+    """Return where the content was imported from as results show it, or None."""
+    origin = row.origin
+    if origin is None:
+        return None
+    return results.ImportOrigin(
+        exported_as=origin.exported_as, frozen_from=origin.frozen_from, resharded_from=origin.ranks
     )
 
 

@@ -5,7 +5,7 @@ The caller holds `chunk_lock`, except for `require_free` and the two functions t
 
 from collections.abc import Callable, Mapping, Sequence
 
-from cwm_connector.catalog.base import ChunkRow, NewWindow, OutcomeUnknown, Proof, WindowRow
+from cwm_connector.catalog.base import ChunkRow, NewWindow, Origin, OutcomeUnknown, Proof, WindowRow
 from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.identity import ChunkSpec
@@ -70,6 +70,7 @@ class WindowCommit:
         chunks: Sequence[ChunkSpec],
         private: bool,
         proof: Proof | None = None,
+        origin: Origin | None = None,
         stored: Sequence[ChunkRow] = (),
     ) -> NewWindow:
         """Return this engine's window over `chunks`, created now. `stored`: rows of those that were written for it.
@@ -92,6 +93,7 @@ class WindowCommit:
             created_at=now_micros(),
             private=private,
             proof=proof,
+            origin=origin,
         )
 
     def new_rows(self, order: SaveOrder, size_bytes: Callable[[ChunkSpec], int]) -> list[ChunkRow]:

@@ -182,6 +182,14 @@ class Lineage(msgspec.Struct, frozen=True):
     children: list[str]
 
 
+class ImportOrigin(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where an imported window came from."""
+
+    exported_as: Annotated[str, Meta(description="The window's name where it was exported.")]
+    frozen_from: Annotated[str, Meta(description="The session it was frozen from there.")]
+    resharded_from: Annotated[int | None, Meta(description="Ranks that its KV was computed on.")] = None
+
+
 class Block(msgspec.Struct, frozen=True):
     """One stored chunk."""
 
@@ -223,6 +231,8 @@ class Status(Answer, frozen=True):
     restorable_tokens: int | None = None
     unique_bytes: Annotated[int | None, Meta(description="What deleting the window would free.")] = None
     private: bool | None = None
+    made_by: Literal["freeze", "clone", "import"] | None = None
+    origin: Annotated[ImportOrigin | None, Meta(description="If it, or what it was cloned from, was imported.")] = None
 
 
 class WindowTokens(Answer, frozen=True):

@@ -168,6 +168,8 @@ class Operations:
             created_at=item.created_at,
             thawed_at=status.timestamps.thawed_at,
             parent_window=item.parent_window,
+            made_by=status.made_by,
+            origin=status.origin,
             children=status.lineage.children[:_CHILDREN_SHOWN],
             child_count=len(status.lineage.children),
             tokens_uri=tokens_uri(name),

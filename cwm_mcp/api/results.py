@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, TypeVar
 from msgspec import Meta
 
 from cwm_connector.core.errors import CWMError
-from cwm_connector.protocol.results import Answer
+from cwm_connector.protocol.results import Answer, ImportOrigin
 
 META_KEY: Final = "cwm/error"
 """The key of an error's fields, in MCP results and on the command line."""
@@ -46,6 +46,8 @@ class WindowMetadata(Answer, frozen=True):
     created_at: str | None
     thawed_at: str | None
     parent_window: str | None
+    made_by: str | None
+    origin: Annotated[ImportOrigin | None, Meta(description="If it, or what it was cloned from, was imported.")]
     children: Annotated[list[str], Meta(description="The first ones.")]
     child_count: int
     tokens_uri: str

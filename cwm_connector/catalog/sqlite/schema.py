@@ -22,7 +22,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Final
 
-from cwm_connector.catalog.sqlite.sealing import seal_everything, seal_private
+from cwm_connector.catalog.sqlite.sealing import seal_everything, seal_origins, seal_private
 from cwm_connector.catalog.sqlite.tokens import split_by_chunk
 from cwm_connector.catalog.words import indexed_text
 
@@ -337,6 +337,12 @@ _TRASH: Final = (
 )
 
 
-MIGRATIONS: Final = (_run(*_FIRST), _second, _third, _fourth, _run(*_PROOFS), _sixth, _run(*_TRASH))
+def _eighth(db: sqlite3.Connection) -> None:
+    # Where imported content came from, as JSON. Older versions did not record it.
+    db.execute("ALTER TABLE snapshots ADD COLUMN origin TEXT NOT NULL DEFAULT ''")
+    seal_origins(db)
+
+
+MIGRATIONS: Final = (_run(*_FIRST), _second, _third, _fourth, _run(*_PROOFS), _sixth, _run(*_TRASH), _eighth)
 """The steps, each a function that runs inside the caller's transaction."""
 SCHEMA_VERSION: Final = len(MIGRATIONS)

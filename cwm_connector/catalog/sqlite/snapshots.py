@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, replace
 from typing import Final
 
-from cwm_connector.catalog.base import ChunkRow, DeletedWindow, NewWindow
+import msgspec
+
+from cwm_connector.catalog.base import ChunkRow, DeletedWindow, NewWindow, Origin
 from cwm_connector.catalog.sqlite.chunks import (
     ChunkEntry,
     chunk_entries,
@@ -26,7 +28,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey
 
 _FIELDS: Final = (
-    "id, restorable_tokens, block_count, own_bytes, windows, passport, tokens_digest, chunks_digest, digest"
+    "id, restorable_tokens, block_count, own_bytes, windows, passport, tokens_digest, chunks_digest, origin, digest"
 )
 
 
@@ -42,6 +44,12 @@ class Snapshot:
     passport: str
     tokens_digest: int
     chunks_digest: int
+    origin: str
+    """JSON, empty if the content was not imported."""
+
+    def imported_from(self) -> Origin | None:
+        """Return where the content was imported from, or None."""
+        return msgspec.json.decode(self.origin, type=Origin) if self.origin else None
 
     def unique_bytes(self) -> int:
         """Return the bytes that belong to one window alone."""
@@ -100,10 +108,11 @@ def add_snapshot(db: sqlite3.Connection, new: NewWindow) -> tuple[Snapshot, int]
         passport=json.dumps(dict(new.passport), sort_keys=True),
         tokens_digest=seal_bytes(new.token_ids),
         chunks_digest=_digest_of(new.chunks),
+        origin="" if new.origin is None else msgspec.json.encode(new.origin).decode(),
     )
     fields = astuple(snapshot)
     db.execute(
-        f"INSERT INTO snapshots ({_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*fields, seal("snapshot", *fields))
+        f"INSERT INTO snapshots ({_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*fields, seal("snapshot", *fields))
     )
     db.executemany(
         "INSERT INTO snapshot_chunks (snapshot_id, position, chunk_id) VALUES (?, ?, ?)",

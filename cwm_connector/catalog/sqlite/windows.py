@@ -117,6 +117,7 @@ def contract_row(db: sqlite3.Connection, found: Tagged) -> WindowRow:
         thawed_at=window.thawed_at,
         cloned=bool(window.cloned),
         private=bool(window.private),
+        origin=snapshot.imported_from(),
     )
 
 

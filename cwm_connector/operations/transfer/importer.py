@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cwm_connector.catalog.base import NewWindow, Proof, WindowRow
+from cwm_connector.catalog.base import NewWindow, Origin, Proof, WindowRow
 from cwm_connector.catalog.results import iso
 from cwm_connector.control.async_helpers import finish_even_if_cancelled
 from cwm_connector.control.calls import ProgressSink
@@ -59,6 +59,7 @@ class _Wanted:
     passport: dict[str, str]
     proof: Proof | None
     """None if the KV is divided over other ranks, which round the proof's logprob in another way."""
+    origin: Origin
     file: "_File"
 
 
@@ -114,9 +115,9 @@ class Importer:
             restorable_tokens=row.restorable_tokens,
             new_bytes=new_bytes,
             shared_chunks=row.block_count - len(order.chunks),
-            exported_as=source.header.name,
-            frozen_at=iso(Micros(source.header.created_at)),
-            frozen_from=source.header.session_id,
+            exported_as=wanted.origin.exported_as,
+            frozen_at=iso(wanted.origin.frozen_at),
+            frozen_from=wanted.origin.frozen_from,
             duration_ms=round((time.perf_counter() - started) * 1000, 3),
         )
 
@@ -144,6 +145,7 @@ class Importer:
             chunks=listed if shape is None else self._specs(header, passport),
             passport=passport,
             proof=None if shape is not None else _proof(header),
+            origin=_origin(header, resharded=shape is not None),
             file=_File(listed, header.ranks, header.passport.get("layout", "").rpartition(":")[2], shape),
         )
 
@@ -301,6 +303,7 @@ class Importer:
             chunks=wanted.chunks,
             private=header.private,
             proof=wanted.proof,
+            origin=wanted.origin,
             stored=self._window_commit.new_rows(order, lambda chunk: self._engine.stored_bytes(chunk)),
         )
 
@@ -308,6 +311,15 @@ class Importer:
 def _proof(header: ArchiveHeader) -> Proof | None:
     proof = header.proof
     return None if proof is None else Proof(proof.token_id, proof.logprob, Micros(proof.taken_at))
+
+
+def _origin(header: ArchiveHeader, *, resharded: bool) -> Origin:
+    return Origin(
+        exported_as=header.name,
+        frozen_from=header.session_id,
+        frozen_at=Micros(header.created_at),
+        ranks=header.ranks if resharded else None,
+    )
 
 
 def _damaged(fault: str) -> CWMError:

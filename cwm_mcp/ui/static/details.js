@@ -3,7 +3,7 @@
 import { command } from "./commands.js";
 import { WindowDiff } from "./diff.js";
 import { byId, element, fact, setText } from "./dom.js";
-import { DASH, ago, bytes, count, moment } from "./format.js";
+import { DASH, ago, bytes, count, moment, plural } from "./format.js";
 import { WindowText } from "./text.js";
 
 export class Details {
@@ -70,6 +70,8 @@ function facts(status, listed) {
     fact("state", element("span", { class: `state ${status.state}` }, status.state)),
     fact("model", status.model ?? DASH),
     fact("session", listed?.session_id ?? DASH),
+    fact("made by", status.made_by ?? DASH),
+    ...(status.origin ? [fact("imported from", origin(status.origin))] : []),
     fact("tokens", count(status.token_count)),
     fact("size", bytes(cache.total_size_bytes)),
     fact("its own", bytes(own)),
@@ -96,6 +98,11 @@ function facts(status, listed) {
     command("cat", name),
     command("export", name),
   ];
+}
+
+function origin({ exported_as: name, frozen_from: session, resharded_from: ranks }) {
+  const divided = ranks === undefined ? "" : `, computed on ${plural(ranks, "rank", "ranks")}`;
+  return `${name}, frozen from session ${session}${divided}`;
 }
 
 function parent(name, listed) {

@@ -234,6 +234,7 @@ def test_a_status_tells_where_the_chunks_are() -> None:
         "restorable_tokens": 768,
         "unique_bytes": 1002,
         "private": False,
+        "made_by": "freeze",
     }
     assert blocks == [
         {

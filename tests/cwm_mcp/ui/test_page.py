@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
+from msgspec import structs
 
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.core.types import Micros
+from cwm_connector.protocol.calls import Op
+from cwm_connector.protocol.results import ImportOrigin
 from cwm_connector.settings import Settings
 from cwm_mcp.ui.open_browser import redirect_page
 from tests.cwm_mcp import homes
@@ -132,7 +135,10 @@ def test_a_click_shows_a_windows_details(shown: Shown) -> None:
     assert facts["its own"] == "0 B"
     assert facts["shared"] == "12.0 KiB"
     assert facts["copies"] == "3 in disk"
+    assert facts["chunks"] == "3"
     assert facts["thawed"] == "–"
+    assert facts["made by"] == "freeze"
+    assert "imported from" not in facts
     created = "document.querySelector('#details time').getAttribute('datetime')"
     assert page.value(created) == "2026-01-01T00:00:00.000Z"
     assert page.texts("#details .link") == ["branch", "stem-for-alice"]
@@ -142,6 +148,17 @@ def test_a_click_shows_a_windows_details(shown: Shown) -> None:
     assert page.text("#details-title") == "branch"
     page.click("#close-details")
     page.until("!document.querySelector('#details').open")
+
+
+def test_the_details_say_where_an_imported_window_came_from(shown: Shown) -> None:
+    origin = ImportOrigin(exported_as="plan", frozen_from=MARKUP, resharded_from=2)
+    status: Any = shown.engine.answers[Op.STATUS]
+    shown.engine.answers[Op.STATUS] = structs.replace(status, made_by="import", origin=origin)
+    shown.page.click("tr[data-name='stem'] .label")
+    shown.page.until("document.querySelector('#details dl')")
+    facts = dict(zip(shown.page.texts("#details dt"), shown.page.texts("#details dd"), strict=True))
+    assert facts["made by"] == "import"
+    assert facts["imported from"] == f"plan, frozen from session {MARKUP}, computed on 2 ranks"
 
 
 def test_the_tree_and_the_details_are_reached_by_keys(shown: Shown) -> None:

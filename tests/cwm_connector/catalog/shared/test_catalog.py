@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.catalog.base import Binding, Proof, WindowQuery
+from cwm_connector.catalog.base import Binding, Origin, Proof, WindowQuery
 from cwm_connector.catalog.shared.changes import Commit, record_after
 from cwm_connector.catalog.shared.follow import FollowLimits
 from cwm_connector.catalog.shared.log import RedisLog
@@ -21,6 +21,7 @@ from tests.cwm_connector.catalog.samples import at, chain, names, new_window
 from tests.support.redis_server import RedisServer, redis_server
 
 PROOF = Proof(token_id=7, logprob=-0.3, taken_at=at(3))
+ORIGIN = Origin(exported_as="w", frozen_from="alice", frozen_at=at(-9), ranks=2)
 BOTH = frozenset({TierName.DISK, TierName.REDIS})
 
 
@@ -42,7 +43,7 @@ def test_what_one_engine_commits_the_other_lists_at_once(shared: Engines) -> Non
 
 def test_every_kind_of_change_arrives(shared: Engines) -> None:
     a, b = shared.open("a"), shared.open("b")
-    a.commit_window(new_window("stem", stored_in(BOTH, "x", 3)))
+    a.commit_window(new_window("stem", stored_in(BOTH, "x", 3), origin=ORIGIN))
     b.clone_window("stem", "branch", "cloned", None, at(1))
     a.tag_window("branch", ["hot"], [], "tagged", at(2))
     b.bind(Binding("branch", "bob", b"1" * 32, at(3)))
@@ -65,6 +66,7 @@ def test_every_kind_of_change_arrives(shared: Engines) -> None:
     assert a.bindings() == (Binding("branch", "bob", b"1" * 32, at(3)),)
     assert a.proof_of("branch") == PROOF
     assert (b.window("branch").tags, b.window("branch").description) == (("hot",), "tagged")
+    assert a.window("branch").origin == b.window("branch").origin == ORIGIN
     assert len(a.all_chunks()) == len(b.all_chunks()) == 3
 
 

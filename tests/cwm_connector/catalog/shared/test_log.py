@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import closing
 
+import msgspec
 import pytest
 
 from cwm_connector.catalog.base import Binding
@@ -20,6 +21,7 @@ from cwm_connector.catalog.shared.changes import (
     open_record,
     position,
     record_after,
+    seal_of,
 )
 from cwm_connector.catalog.shared.log import RedisLog
 from cwm_connector.core.errors import Code, CWMError
@@ -46,6 +48,14 @@ def test_a_record_holds_the_whole_change(change: Change) -> None:
     record = record_after(base, change, "engine")
     assert open_record(base, record.at.seal, record.body) == record
     assert record.change == change
+
+
+def test_a_record_of_before_origins_were_recorded_is_read() -> None:
+    base, new = beginning(), new_window("first", chain("x", 2), tags=["t"])
+    number, token, engine, (kind, fields) = msgspec.msgpack.decode(record_after(base, Commit(new), "engine").body)
+    del fields["origin"]
+    old = msgspec.msgpack.encode([number, token, engine, [kind, fields]])
+    assert open_record(base, seal_of(base.seal, old), old).change == Commit(new)
 
 
 def test_a_record_continues_one_history_only() -> None:

@@ -319,6 +319,7 @@ def test_a_window_that_does_not_pass_is_named_and_listed_by_its_name_alone(
             [lambda c: c.bindings(), lambda c: c.last_thaw_into("thawed-1")],
         ),
         ("UPDATE sessions SET token_count = 1", [lambda c: c.sessions(SessionQuery()), lambda c: c.session("bob")]),
+        ("UPDATE snapshots SET origin = '{}'", [lambda c: c.window("first"), lambda c: c.chunks_of("first")]),
         ("UPDATE proofs SET logprob = -0.4", [lambda c: c.proof_of("first")]),
         ("UPDATE notes SET note = 'elsewhere'", [lambda c: c.noted("cursor")]),
         (

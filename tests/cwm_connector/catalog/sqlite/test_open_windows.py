@@ -90,6 +90,9 @@ def test_windows_of_the_second_schema_are_not_private_and_a_damaged_one_stays_da
         raw.execute("ALTER TABLE windows DROP COLUMN private")
         (fields,) = raw.execute("SELECT * FROM windows").fetchall()
         raw.execute("UPDATE windows SET digest = ?", (seal("window", *fields[:-1], "t", "u"),))
+        raw.execute("ALTER TABLE snapshots DROP COLUMN origin")
+        (fields,) = raw.execute("SELECT * FROM snapshots").fetchall()
+        raw.execute("UPDATE snapshots SET digest = ?", (seal("snapshot", *fields[:-1]),))
         raw.execute("UPDATE about SET definitions = ?", (definitions(raw),))
         raw.execute("PRAGMA user_version = 2")
         if damaged:

@@ -155,6 +155,7 @@ def test_everything_that_was_there_is_there(old: Path) -> None:
         assert catalog.token_ids_of("copy") == token_ids("first", LONGER[:3])
         assert catalog.bindings() == (THAW,)
         assert catalog.proof_of("first") is None
+        assert (first.origin, copy.origin, copy.cloned) == (None, None, True)
         carol = catalog.session("carol")
         assert carol is not None
         assert (carol.event, carol.created_at, carol.token_count) == (SessionEvent.THAWED, at(4), 773)
@@ -244,6 +245,21 @@ def test_damaged_token_ids_stay_damaged_and_harm_no_other_window(old: Path, monk
         assert catalog.token_ids_of("second") == SECOND.token_ids
         with pytest.raises(CWMError, match="'first' is damaged"):
             catalog.token_ids_of("first")
+
+
+def test_a_snapshot_that_was_damaged_stays_damaged_and_harms_no_other(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cwm_connector.catalog.sqlite.file.MIGRATIONS", MIGRATIONS[:7])
+    monkeypatch.setattr("cwm_connector.catalog.sqlite.file.SCHEMA_VERSION", 7)
+    SqliteCatalog.open(old).close()
+    monkeypatch.undo()
+    with closing(sqlite3.connect(old)) as raw, raw:
+        raw.execute("UPDATE snapshots SET passport = '{}' WHERE id = 1")
+    with closing(SqliteCatalog.open(old)) as catalog:
+        assert catalog.window("second").passport == SECOND.passport
+        with pytest.raises(CWMError, match="'first' is damaged"):
+            catalog.window("first")
 
 
 def test_a_reader_waits_for_the_engine_to_bring_it_up_to_date(old: Path) -> None:

@@ -130,6 +130,8 @@ async def test_a_window_of_two_ranks_is_loaded_by_an_engine_with_one(tmp_path: P
     assert await engine.resume(TEXT, session_id="bob") == RESTORABLE
     again = await engine.call(Op.IMPORT, path=str(file), window_name="again", reshard=True)
     assert again["new_bytes"] == 0
+    origin = (await engine.call(Op.STATUS, window_name="again"))["origin"]
+    assert origin == {"exported_as": "w", "frozen_from": "w", "resharded_from": 2}
     engine.close()
 
 

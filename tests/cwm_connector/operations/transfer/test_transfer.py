@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import to_builtins
 
 from cwm_connector.catalog.base import ChunkRow, NewWindow
 from cwm_connector.core.errors import Code, CWMError
@@ -14,9 +15,10 @@ from cwm_connector.core.types import ChunkKey, TierName, now_micros
 from cwm_connector.operations.transfer import steps
 from cwm_connector.operations.transfer.exporter import Exporter
 from cwm_connector.operations.transfer.importer import Importer
-from cwm_connector.protocol.calls import ExportArgs, ImportArgs, Op
+from cwm_connector.protocol.calls import ExportArgs, ImportArgs, Op, StatusArgs
 from cwm_connector.tiers.base import ChunkId
 from cwm_connector.tiers.chunk import read_header, seal
+from cwm_mcp.api.offline import OfflineCatalog
 from tests.cwm_connector.tiers.mounts import mounted
 from tests.support.archives import split
 from tests.support.miniature import Miniature, chunk_files
@@ -67,6 +69,32 @@ async def test_a_proof_travels_with_its_window(here: Miniature, there: Miniature
     await there.call(Op.IMPORT, path=str(tmp_path / "proven.cwm"))
     assert (await there.call(Op.STATUS, window_name="proven"))["proof"] == frozen["proof"]
     assert (await there.call(Op.PROVE, window_name="proven"))["proof"] == "equal"
+
+
+async def test_where_an_imported_window_came_from_stays_known(
+    here: Miniature, there: Miniature, file: Path, tmp_path: Path
+) -> None:
+    """Also after a rename, for a clone, in the trash, for the next home, and to a client without an engine."""
+    frozen_at = (await here.call(Op.STATUS, window_name="w"))["timestamps"]["frozen_at"]
+    assert (await there.call(Op.IMPORT, path=str(file), window_name="from-anna"))["frozen_at"] == frozen_at
+    await there.call(Op.TAG, window_name="from-anna", new_name="hers")
+    await there.call(Op.CLONE, source_window="hers", target_window="mine")
+    await there.call(Op.TRASH, window_name="hers", command="rm")
+    await there.call(Op.RESTORE)
+    origin = {"exported_as": "w", "frozen_from": "alice"}
+    for name, made_by in (("hers", "import"), ("mine", "clone")):
+        status = await there.call(Op.STATUS, window_name=name)
+        assert (status["made_by"], status["origin"]) == (made_by, origin)
+        assert status["timestamps"]["frozen_at"] == frozen_at < status["timestamps"]["created_at"]
+        offline = to_builtins(OfflineCatalog(there.settings.catalog_path).status(StatusArgs(window_name=name)))
+        assert (offline["made_by"], offline["origin"]) == (made_by, origin)
+    assert (await there.call(Op.STATUS, window_name="hers"))["session_id"] == "imported:from-anna"
+    await there.call(Op.EXPORT, window_name="hers", path=str(tmp_path / "again.cwm"))
+    again = await here.call(Op.IMPORT, path=str(tmp_path / "again.cwm"))
+    assert (again["exported_as"], again["frozen_from"], again["frozen_at"]) == ("hers", "alice", frozen_at)
+    own = await here.call(Op.STATUS, window_name="w")
+    assert own["made_by"] == "freeze" and "origin" not in own
+    await there.catalog.run(lambda catalog: catalog.check_integrity())
 
 
 async def test_an_imported_window_outlives_a_restart_and_its_source(
