@@ -19,6 +19,7 @@ from cwm_connector.catalog.base import ChunkRow
 from cwm_connector.catalog.trash.base import TrashedWindow
 from cwm_connector.control.async_helpers import run_periodically
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.folders import free_bytes
 from cwm_connector.core.types import ChunkKey, TierName, now_micros
 from cwm_connector.operations.chunk_uses import ChunkUses
 from cwm_connector.operations.context import EngineContext, claimed
@@ -32,6 +33,8 @@ BATCH: Final = 8
 """Chunks that are moved before other operations may take `chunk_lock`."""
 HIGH_WATER: Final = 0.9
 LOW_WATER: Final = 0.8
+_MARGIN_BYTES: Final = 1 << 16
+"""For the catalog and the file system, which grow with the chunks."""
 """Shares of the disk's limit. Above the first, chunks are moved until the second is reached."""
 
 
@@ -71,13 +74,14 @@ class Tiering:
     async def make_room(self, needed: int, protected: Collection[ChunkKey]) -> None:
         """Make room for `needed` more bytes on the disk and move none of `protected`. The caller holds `chunk_lock`.
 
-        What is in the trash goes first, the oldest first. Raises: `Code.QUOTA` if there can be no room. Nothing goes if
-        the sizes alone show that.
+        What is in the trash goes first, the oldest first, also if the limit leaves room and the file system does not.
+        Raises: `Code.QUOTA` if the limit can't be kept. Nothing goes if the sizes alone show that.
         """
         limit = self._engine.settings.disk_cache_bytes
         over = await self._disk_bytes() + needed - limit
-        if over > 0 and needed <= limit:
-            over -= await self._empty_trash(over, protected)
+        wanted = max(over, await self._lacking(needed))
+        if wanted > 0 and needed <= limit:
+            over -= await self._empty_trash(wanted, protected)
         if over <= 0:
             return
         victims = await self._coldest(over, protected) if needed <= limit and self._below_disk else []
@@ -105,19 +109,24 @@ class Tiering:
         windows = await self._engine.catalog.run(lambda catalog: catalog.trash.listed())
         if not self._below_disk and sum(window.size_bytes for window in windows) < n_bytes:
             return 0
-        before = now = await self._disk_bytes()
+        freed = 0
         for window in windows:
-            if before - now >= n_bytes:
+            if freed >= n_bytes:
                 break
-            await self.purge(window, protected)
+            try:
+                freed += await self.purge(window, protected)
+            except CWMError as problem:
+                if problem.code is not Code.CORRUPT:
+                    raise
+                logger.warning("window %s stays in the trash: %s", window.name, problem)
+                continue
             logger.info("window %s has left the trash for good, because a freeze needs its room", window.name)
-            now = await self._disk_bytes()
-        return before - now
+        return freed
 
     async def purge(self, window: TrashedWindow, protected: Collection[ChunkKey] = ()) -> int:
-        """Delete a window in the trash for good and return the bytes that became free. The caller holds `chunk_lock`.
+        """Delete a window in the trash for good and return the bytes that the disk has less.
 
-        The rows of `protected` stay. Nothing happens if the window is no longer in the trash.
+        The caller holds `chunk_lock`. The rows of `protected` stay. A window that has left the trash frees nothing.
         """
         try:
             deleted = await self._engine.catalog.run(
@@ -127,7 +136,8 @@ class Tiering:
             if problem.code is Code.WINDOW_NOT_FOUND:
                 return 0
             raise
-        return await self.remove(deleted.orphans)
+        await self.remove(deleted.orphans)
+        return sum(row.size_bytes for row in deleted.orphans if TierName.DISK in row.tiers)
 
     async def remove(self, orphans: Sequence[ChunkRow]) -> int:
         """Remove chunks that have no row any more from every tier and return the bytes that became free."""
@@ -254,6 +264,13 @@ class Tiering:
         """Return those of `keys` that are stored (in `tier`), in the order given."""
         stored = await self._engine.catalog.run(lambda catalog: catalog.stored(keys))
         return [row for key in keys if (row := stored.get(key)) and (tier is None or tier in row.tiers)]
+
+    async def _lacking(self, needed: int) -> int:
+        """Return the bytes that the disk tier's file system lacks, or 0 if it can't be asked."""
+        try:
+            return needed + _MARGIN_BYTES - await asyncio.to_thread(free_bytes, self._engine.settings.chunks_path)
+        except OSError:
+            return 0
 
     async def _disk_bytes(self) -> int:
         totals = await self._engine.catalog.run(lambda catalog: catalog.totals())

@@ -23,6 +23,8 @@ class TrashedWindow:
     trashed_at: Micros
     command: str
     """The id of the command that deleted it. Windows with the same id are brought back together."""
+    damaged: bool = False
+    """True if the row failed its checksum. All fields but the name and the time are empty or 0."""
 
 
 class Trash(Protocol):
@@ -43,7 +45,10 @@ class Trash(Protocol):
         """
 
     def purge(self, name: str, trashed_at: Micros, keep: Iterable[ChunkKey] = ()) -> DeletedWindow:
-        """Delete a window in the trash for good, as `Catalog.delete_window` does. Raises `Code.WINDOW_NOT_FOUND`."""
+        """Delete a window in the trash for good, as `Catalog.delete_window` does, also a damaged one.
+
+        Raises `Code.WINDOW_NOT_FOUND`, or `Code.CORRUPT` if its chunks are not known.
+        """
 
     def listed(self) -> tuple[TrashedWindow, ...]:
-        """Return the windows in the trash, the oldest first. Damaged ones are left out."""
+        """Return the windows in the trash, the oldest first. One whose name and time are damaged too is left out."""

@@ -28,6 +28,16 @@ from cwm_connector.core.types import ChunkKey, Micros
 
 _FIELDS: Final = ", ".join([*(field.name for field in fields(Window)), "tags", "trashed_at", "command"])
 _VALUES: Final = ", ".join("?" for _ in _FIELDS.split(", "))
+_PLACE: Final = """
+    SELECT t.id, i.snapshot_id FROM trash t JOIN trash i INDEXED BY trash_by_snapshot
+        ON i.snapshot_id = t.snapshot_id AND i.id = t.id
+    WHERE t.name = ? AND t.trashed_at = ?
+"""
+_KNOWN: Final = """
+    SELECT 1 FROM trash t JOIN trash i INDEXED BY trash_by_name
+        ON i.name = t.name AND i.trashed_at = t.trashed_at AND i.id = t.id
+    WHERE t.id = ?
+"""
 _LAST: Final = "ORDER BY trashed_at DESC, id DESC LIMIT 1"
 
 
@@ -100,16 +110,16 @@ class SqliteTrash:
 
     def purge(self, name: str, trashed_at: Micros, keep: Iterable[ChunkKey] = ()) -> DeletedWindow:
         with self._writing() as db:
-            entry = next(iter(_entries(db, "WHERE name = ? AND trashed_at = ?", (name, trashed_at))), None)
-            if entry is None:
-                raise _not_there(name)
-            db.execute("DELETE FROM trash WHERE id = ?", (entry.window.id,))
-            return release_snapshot(db, entry.window.snapshot_id, name, keep)
+            number, snapshot_id = _place_of(db, name, trashed_at)
+            db.execute("DELETE FROM trash WHERE id = ?", (number,))
+            return release_snapshot(db, snapshot_id, name, keep)
 
     def listed(self) -> tuple[TrashedWindow, ...]:
         with self._reading("trash") as db:
             rows = db.execute(f"SELECT {_FIELDS}, digest FROM trash ORDER BY trashed_at, id").fetchall()
-            return tuple(_entry(row).shown() for row in rows if _is_sound(row))
+            return tuple(
+                _entry(row).shown() if _is_sound(row) else _unreadable(row) for row in rows if _is_known(db, row)
+            )
 
 
 def check_trash(db: sqlite3.Connection) -> None:
@@ -153,6 +163,31 @@ def _entry(row: Sequence[Any]) -> _Entry:
 
 def _is_sound(row: Sequence[Any]) -> bool:
     return bool(seal("trash", *row[:-1]) == row[-1])
+
+
+def _is_known(db: sqlite3.Connection, row: Sequence[Any]) -> bool:
+    """Return whether the name and the time are certain, because the checksum or the index of names confirms them."""
+    if _is_sound(row):
+        return True
+    has_types = isinstance(row[1], str) and isinstance(row[-3], int)
+    return has_types and db.execute(_KNOWN, row[:1]).fetchone() is not None
+
+
+def _unreadable(row: Sequence[Any]) -> TrashedWindow:
+    return TrashedWindow(row[1], token_count=0, size_bytes=0, trashed_at=row[-3], command="", damaged=True)
+
+
+def _place_of(db: sqlite3.Connection, name: str, trashed_at: Micros) -> tuple[int, int]:
+    """Return the ids of a row and of its snapshot, which may be damaged otherwise.
+
+    Raises `Code.WINDOW_NOT_FOUND`, `Code.CORRUPT` if the row and the index disagree about the snapshot.
+    """
+    found = db.execute(_PLACE, (name, trashed_at)).fetchone()
+    if found is not None:
+        return int(found[0]), int(found[1])
+    if db.execute("SELECT 1 FROM trash WHERE name = ? AND trashed_at = ?", (name, trashed_at)).fetchone():
+        raise damaged_window(name)
+    raise _not_there(name)
 
 
 def _not_there(name: str) -> CWMError:

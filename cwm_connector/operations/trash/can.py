@@ -67,7 +67,7 @@ class TrashCan:
         return Restored(window_names=list(restored))
 
     async def _names_of_last_command(self) -> list[str]:
-        windows = await self._windows()
+        windows = await self._sound_windows()
         return [window.name for window in windows if window.command == windows[-1].command]
 
     async def listed(self) -> TrashList:
@@ -81,7 +81,7 @@ class TrashCan:
                     deleted_at=iso(window.trashed_at),
                     kept_until=self._until(window),
                 )
-                for window in reversed(await self._windows())
+                for window in reversed(await self._sound_windows())
             ]
         )
 
@@ -90,16 +90,24 @@ class TrashCan:
         await run_periodically(self.expire, EXPIRE_EVERY_S, "expiry of the trash")
 
     async def expire(self) -> None:
-        """Delete for good what has been in the trash for `CWM_TRASH_HOURS`."""
+        """Delete for good what has been in the trash for `CWM_TRASH_HOURS`, but for windows that can't be deleted."""
         for window in await self._windows():
             if window.trashed_at + self._kept > now_micros():
                 continue
-            async with self._engine.chunk_lock:
-                await finish_even_if_cancelled(self._tiering.purge(window))
+            try:
+                async with self._engine.chunk_lock:
+                    await finish_even_if_cancelled(self._tiering.purge(window))
+            except CWMError as problem:
+                logger.warning("window %s stays in the trash for now: %s", window.name, problem)
+                continue
             logger.info("window %s has left the trash for good", window.name)
 
     async def _windows(self) -> tuple[TrashedWindow, ...]:
         return await self._engine.catalog.run(lambda catalog: catalog.trash.listed())
+
+    async def _sound_windows(self) -> list[TrashedWindow]:
+        """Return the windows that can be brought back, the oldest first."""
+        return [window for window in await self._windows() if not window.damaged]
 
     def _until(self, window: TrashedWindow) -> str:
         return iso(Micros(window.trashed_at + self._kept))

@@ -1,15 +1,19 @@
 """can.py: what `cwm rm` deletes stays whole for a while, out of everybody's sight, and comes back whole."""
 
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from cwm_connector.core.errors import Code, CWMError
+from cwm_connector.core.folders import free_bytes
 from cwm_connector.core.types import Micros, now_micros
 from cwm_connector.core.units import GIB
 from cwm_connector.protocol.calls import Op
+from tests.cwm_connector.tiers.mounts import mounted
 from tests.support.miniature import Miniature
 from tests.support.redis_server import RedisServer
 from tests.support.stores import CHUNK_BYTES, frozen, on_disk, text, tiers_of
@@ -101,6 +105,56 @@ async def test_without_a_time_to_keep_it_a_window_is_deleted_at_once(tmp_path: P
     assert (answer["kept_until"], answer["space_freed_bytes"]) == (None, 3 * CHUNK_BYTES)
     assert on_disk(engine) == 0
     engine.close()
+
+
+def behind_the_index(path: Path, change: str) -> None:
+    """Change a row of the trash as a flipped bit would: the index of the snapshots does not learn of it."""
+    rewrite = "UPDATE sqlite_master SET sql = ? WHERE name = 'trash_by_snapshot'"
+    for sql, then in (
+        ("CREATE INDEX trash_by_snapshot ON trash (snapshot_id) WHERE 0", ""),
+        ("CREATE INDEX trash_by_snapshot ON trash (snapshot_id)", f"UPDATE trash SET {change} WHERE name = 'hurt'"),
+    ):
+        with closing(sqlite3.connect(path)) as raw, raw:
+            raw.execute(then)
+            raw.execute("PRAGMA writable_schema = ON")
+            raw.execute(rewrite, (sql,))
+            (version,) = raw.execute("PRAGMA schema_version").fetchone()
+            raw.execute(f"PRAGMA schema_version = {version + 1}")
+
+
+@pytest.mark.parametrize("snapshot_is_known", [True, False])
+async def test_a_damaged_window_leaves_the_trash_in_time_and_holds_up_no_other(
+    engine: Miniature, monkeypatch: pytest.MonkeyPatch, snapshot_is_known: bool
+) -> None:
+    for number, name in enumerate(("hurt", "sound")):
+        await frozen(engine, name, text(number))
+    await trash(engine, "hurt", "sound")
+    behind_the_index(engine.settings.catalog_path, "snapshot_id = 99" if not snapshot_is_known else "token_count = 1")
+    assert await trashed(engine) == ["sound"]
+    kept = 24 * 3600 * 1_000_000
+    monkeypatch.setattr("cwm_connector.operations.trash.can.now_micros", lambda: Micros(now_micros() + kept))
+    await engine.operations.trash.expire()
+    assert await trashed(engine) == []
+    left = {window.name for window in await engine.catalog.run(lambda catalog: catalog.trash.listed())}
+    assert left == (set() if snapshot_is_known else {"hurt"})
+    assert on_disk(engine) == (0 if snapshot_is_known else 3 * CHUNK_BYTES)
+
+
+async def test_a_full_file_system_takes_the_oldest_of_the_trash(tmp_path: Path) -> None:
+    with mounted("tmpfs", tmp_path / "small", size_mib=1) as folder:
+        engine = await Miniature.started(tmp_path / "home", disk_path=str(folder))
+        for number in range(3):
+            await frozen(engine, f"w{number}", text(number, chunks=10))
+        await trash(engine, "w0", "w1")
+        (folder / "filler").write_bytes(bytes(free_bytes(folder) - 2 * CHUNK_BYTES))
+        await frozen(engine, "new", text(9, chunks=4))
+        assert await trashed(engine) == ["w1"]
+        with pytest.raises(CWMError, match="CWM-4003"):
+            await frozen(engine, "huge", text(8, chunks=22))
+        assert await trashed(engine) == ["w1"], "which would not have been enough"
+        for name in ("w2", "new"):
+            assert not (await engine.call(Op.THAW, window_name=name))["partial"]
+        engine.close()
 
 
 @pytest.fixture
