@@ -1,4 +1,4 @@
-"""The newest names and tags for the shell's completion, which has no time for the rest of the catalog.
+"""Names and tags for the shell's completion, which has no time for the rest of the catalog.
 
 They are read without a check of the rows. A damaged name would be a wrong proposal, and the command that gets it
 checks it.
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 _NAMES: Final = "SELECT name FROM windows ORDER BY created_at DESC, id DESC LIMIT ?"
+_DELETED: Final = "SELECT name FROM trash GROUP BY name ORDER BY max(trashed_at) DESC LIMIT ?"
 _TAGS: Final = """
     SELECT DISTINCT tag FROM window_tags WHERE window_id IN
         (SELECT id FROM windows ORDER BY created_at DESC, id DESC LIMIT ?) ORDER BY tag
@@ -19,6 +20,11 @@ _TAGS: Final = """
 def newest_names(path: Path, limit: int) -> list[str]:
     """Return the names of the newest windows. Raises: sqlite3.Error for a file that can't be read."""
     return _read(path, _NAMES, limit)
+
+
+def deleted_names(path: Path, limit: int) -> list[str]:
+    """Return the names of the windows in the trash, the last one deleted first. Raises: as `newest_names`."""
+    return _read(path, _DELETED, limit)
 
 
 def tags_of_newest(path: Path, limit: int) -> list[str]:

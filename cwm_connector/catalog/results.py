@@ -16,6 +16,7 @@ from typing import Final, Literal, Protocol
 
 from cwm_connector.catalog.base import ChunkRow, Proof, SortBy, WindowPage, WindowQuery, WindowRow
 from cwm_connector.catalog.session_pages import SessionEvent, SessionPage, SessionQuery, SessionRow
+from cwm_connector.catalog.trash.base import TrashTotals
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_tags
 from cwm_connector.core.speaker import check_session_id
@@ -23,6 +24,7 @@ from cwm_connector.core.types import ChunkKey, Micros, TierName
 from cwm_connector.protocol import results
 from cwm_connector.protocol.calls import MAX_LIMIT, MAX_OFFSET, ListArgs, SessionsArgs
 from cwm_connector.protocol.proofs import TakenProof
+from cwm_connector.protocol.stats import TrashStats
 
 MAX_SEARCH: Final = 200
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -247,6 +249,11 @@ def _origin(row: WindowRow) -> results.ImportOrigin | None:
     return results.ImportOrigin(
         exported_as=origin.exported_as, frozen_from=origin.frozen_from, resharded_from=origin.ranks
     )
+
+
+def trash_stats(totals: TrashTotals) -> TrashStats:
+    """Return the trash's part of the statistics."""
+    return TrashStats(windows=totals.windows, bytes=totals.freeable_bytes)
 
 
 def taken_proof(proof: Proof) -> TakenProof:

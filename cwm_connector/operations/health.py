@@ -57,10 +57,14 @@ class HealthReader:
     async def _catalog_health(self) -> Component:
         begun = time.perf_counter()
         try:
-            totals, state = await self._engine.catalog.run(lambda catalog: (catalog.totals(), catalog.state()))
+            totals, trash, state = await self._engine.catalog.run(
+                lambda catalog: (catalog.totals(), catalog.trash.totals(), catalog.state())
+            )
         except CWMError as problem:
             return _component("catalog", "unhealthy", problem.message, None)
         known = f"{totals.windows} windows, {totals.chunks} chunks"
+        if trash.windows:
+            known += f", {trash.windows} more in the trash"
         if state is not None:
             return _component("catalog", "degraded", f"{known} as last known; {state}", begun)
         if self._home_check.fault is not None:

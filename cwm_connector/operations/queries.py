@@ -24,7 +24,7 @@ from cwm_connector.operations.context import EngineContext
 from cwm_connector.operations.observation.transfers import Transfers
 from cwm_connector.protocol.calls import ListArgs, ResumableArgs, SessionsArgs, StatusArgs, TokensArgs
 from cwm_connector.protocol.results import Resumable, SessionItem, SessionList, Status, WindowList, WindowTokens
-from cwm_connector.protocol.stats import KvStore, StoreStats, TierStats
+from cwm_connector.protocol.stats import KvStore, StoreStats, TierStats, TrashStats
 from cwm_connector.sessions.views import SessionView
 from cwm_connector.settings import AutoThaw
 
@@ -116,10 +116,11 @@ class Queries:
     async def stats(self) -> StoreStats:
         """Return how full the tiers are and how often they were of use."""
 
-        def read(catalog: Catalog) -> tuple[CatalogTotals, Sequence[ChunkRow]]:
-            return catalog.totals(), tuple(catalog.stored(self._engine.locations.in_memory()).values())
+        def read(catalog: Catalog) -> tuple[CatalogTotals, TrashStats, Sequence[ChunkRow]]:
+            resident = catalog.stored(self._engine.locations.in_memory())
+            return catalog.totals(), results.trash_stats(catalog.trash.totals()), tuple(resident.values())
 
-        totals, resident = await self._engine.catalog.run(read)
+        totals, trash, resident = await self._engine.catalog.run(read)
         hits, misses = self._engine.metrics.hits_and_misses()
         settings = self._engine.settings
         in_memory = TierTotals(len(resident), sum(row.size_bytes for row in resident))
@@ -137,6 +138,7 @@ class Queries:
                 misses=misses,
                 dedup_ratio=totals.referenced_bytes / totals.stored_bytes if totals.stored_bytes else None,
                 tiers=tiers,
+                trash=trash,
             ),
             transfers=[*self._engine.freezes.listed(), *self._transfers.listed()],
         )

@@ -18,6 +18,13 @@ class TierStats(msgspec.Struct, frozen=True):
     limit_bytes: int | None
 
 
+class TrashStats(msgspec.Struct, frozen=True):
+    """The windows that `cwm rm` has deleted and `cwm undo` can bring back."""
+
+    windows: int
+    bytes: Annotated[int, Meta(description="What becomes free when they go. Part of total_bytes.")]
+
+
 class KvStore(msgspec.Struct, frozen=True):
     """Stored chunks of all windows, and how often they were found when they were needed."""
 
@@ -28,6 +35,7 @@ class KvStore(msgspec.Struct, frozen=True):
     misses: int | None
     dedup_ratio: float | None
     tiers: dict[str, TierStats | None]
+    trash: TrashStats | None = None
 
 
 class VllmCache(msgspec.Struct, frozen=True):

@@ -67,7 +67,7 @@ class OfflineCatalog:
         return self._read(lambda catalog: results.session_page([], args, catalog.sessions))
 
     def stats(self) -> StoreStats:
-        totals = self.totals()
+        totals, trash = self._read(lambda catalog: (catalog.totals(), results.trash_stats(catalog.trash.totals())))
         ratio = totals.referenced_bytes / totals.stored_bytes if totals.stored_bytes else None
         in_durable_tiers = {
             tier.value: TierStats(blocks=stored.chunks, bytes=stored.stored_bytes, limit_bytes=None)
@@ -82,6 +82,7 @@ class OfflineCatalog:
                 misses=None,
                 dedup_ratio=ratio,
                 tiers={TierName.CPU.value: None, **in_durable_tiers},
+                trash=trash,
             )
         )
 

@@ -27,6 +27,15 @@ class TrashedWindow:
     """True if the row failed its checksum. All fields but the name and the time are empty or 0."""
 
 
+@dataclass(frozen=True, slots=True)
+class TrashTotals:
+    """The number of windows in the trash, and what purging all of them would free."""
+
+    windows: int
+    freeable_bytes: int
+    """Bytes of the chunks that only windows in the trash refer to."""
+
+
 class Trash(Protocol):
     """The methods of `Catalog.trash`. The catalog's thread calls them."""
 
@@ -52,3 +61,6 @@ class Trash(Protocol):
 
     def listed(self) -> tuple[TrashedWindow, ...]:
         """Return the windows in the trash, the oldest first. One whose name and time are damaged too is left out."""
+
+    def totals(self) -> TrashTotals:
+        """Return how much the trash holds."""

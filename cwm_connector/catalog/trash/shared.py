@@ -5,7 +5,7 @@ from typing import Any
 
 from cwm_connector.catalog.base import DeletedWindow
 from cwm_connector.catalog.shared.changes import Change, Discard, Purge, Restore
-from cwm_connector.catalog.trash.base import Trash, TrashedWindow
+from cwm_connector.catalog.trash.base import Trash, TrashedWindow, TrashTotals
 from cwm_connector.core.types import ChunkKey, Micros
 
 
@@ -31,3 +31,6 @@ class RedisTrash:
 
     def listed(self) -> tuple[TrashedWindow, ...]:
         return self._replica().listed()
+
+    def totals(self) -> TrashTotals:
+        return self._replica().totals()

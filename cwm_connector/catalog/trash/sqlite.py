@@ -22,12 +22,19 @@ from cwm_connector.catalog.sqlite.thaws import (
     sessions_of,
 )
 from cwm_connector.catalog.sqlite.windows import Tagged, Window, add_window, delete_window, find_window
-from cwm_connector.catalog.trash.base import TrashedWindow
+from cwm_connector.catalog.trash.base import TrashedWindow, TrashTotals
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Micros
 
 _FIELDS: Final = ", ".join([*(field.name for field in fields(Window)), "tags", "trashed_at", "command"])
 _VALUES: Final = ", ".join("?" for _ in _FIELDS.split(", "))
+_TOTALS: Final = """
+    SELECT (SELECT count(*) FROM trash), ifnull(sum(c.size_bytes), 0) FROM chunks c
+    WHERE c.id IN (SELECT h.chunk_id FROM trash t JOIN snapshot_chunks h ON h.snapshot_id = t.snapshot_id)
+        AND NOT EXISTS (
+            SELECT 1 FROM snapshot_chunks h JOIN windows w ON w.snapshot_id = h.snapshot_id WHERE h.chunk_id = c.id
+        )
+"""
 _PLACE: Final = """
     SELECT t.id, i.snapshot_id FROM trash t JOIN trash i INDEXED BY trash_by_snapshot
         ON i.snapshot_id = t.snapshot_id AND i.id = t.id
@@ -68,7 +75,7 @@ class SqliteTrash:
     def __init__(
         self,
         writing: Callable[[], AbstractContextManager[sqlite3.Connection]],
-        reading: Callable[[str], AbstractContextManager[sqlite3.Connection]],
+        reading: Callable[..., AbstractContextManager[sqlite3.Connection]],
         found: Callable[[sqlite3.Connection, str], Tagged],
         follow_beginning: Callable[[ChunkKey, int], None],
     ) -> None:
@@ -120,6 +127,11 @@ class SqliteTrash:
             return tuple(
                 _entry(row).shown() if _is_sound(row) else _unreadable(row) for row in rows if _is_known(db, row)
             )
+
+    def totals(self) -> TrashTotals:
+        with self._reading("trash", "snapshot_chunks", "chunks", "windows") as db:
+            windows, freeable_bytes = db.execute(_TOTALS).fetchone()
+            return TrashTotals(windows, freeable_bytes)
 
 
 def check_trash(db: sqlite3.Connection) -> None:

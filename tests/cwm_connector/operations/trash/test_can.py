@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 
 from cwm_connector.core.errors import Code, CWMError
@@ -13,6 +14,7 @@ from cwm_connector.core.folders import free_bytes
 from cwm_connector.core.types import Micros, now_micros
 from cwm_connector.core.units import GIB
 from cwm_connector.protocol.calls import Op
+from cwm_mcp.api.offline import OfflineCatalog
 from tests.cwm_connector.tiers.mounts import mounted
 from tests.support.miniature import Miniature
 from tests.support.redis_server import RedisServer
@@ -138,6 +140,26 @@ async def test_a_damaged_window_leaves_the_trash_in_time_and_holds_up_no_other(
     left = {window.name for window in await engine.catalog.run(lambda catalog: catalog.trash.listed())}
     assert left == (set() if snapshot_is_known else {"hurt"})
     assert on_disk(engine) == (0 if snapshot_is_known else 3 * CHUNK_BYTES)
+
+
+async def test_statistics_and_health_say_what_the_trash_holds(engine: Miniature) -> None:
+    async def said() -> tuple[Any, str]:
+        (catalog,) = (await engine.call(Op.HEALTH, component="catalog"))["components"]
+        offline = OfflineCatalog(engine.settings.catalog_path).stats().kv_store.trash
+        stats = (await engine.call(Op.STATS))["kv_store"]["trash"]
+        assert stats == msgspec.to_builtins(offline)
+        return stats, catalog["message"]
+
+    await frozen(engine, "long", text(1, chunks=5))
+    await frozen(engine, "short", text(1, chunks=3))
+    assert await said() == ({"windows": 0, "bytes": 0}, "2 windows, 5 chunks")
+    await trash(engine, "long")
+    assert await said() == (
+        {"windows": 1, "bytes": 2 * CHUNK_BYTES},
+        "1 windows, 5 chunks, 1 more in the trash",
+    )
+    await trash(engine, "short")
+    assert (await said())[0] == {"windows": 2, "bytes": 5 * CHUNK_BYTES} and on_disk(engine) == 5 * CHUNK_BYTES
 
 
 async def test_a_full_file_system_takes_the_oldest_of_the_trash(tmp_path: Path) -> None:
