@@ -86,7 +86,10 @@ def _(result: m.Cloned) -> Said:
 
 
 @said.register
-def _(result: m.Deleted) -> Said:
+def _(result: m.Deleted | Trashed) -> Said:
+    if isinstance(result, Trashed) and result.kept_until is not None:
+        until = minute(result.kept_until)
+        return Said(f"Deleted {result.window_name}. It can be brought back until {until}.", "cwm undo")
     return Said(f"Deleted {result.window_name} for good and freed {size(result.space_freed_bytes)}.")
 
 
@@ -105,14 +108,6 @@ def _(result: Removed) -> Said:
         f"Deleted {counted(count, 'window')}{part}. {others} can be brought back until {minute(min(until))}.",
         "cwm undo",
     )
-
-
-@said.register
-def _(result: Trashed) -> Said:
-    if result.kept_until is None:
-        return Said(f"Deleted {result.window_name} for good and freed {size(result.space_freed_bytes)}.")
-    sentence = f"Deleted {result.window_name}. It can be brought back until {minute(result.kept_until)}."
-    return Said(sentence, "cwm undo")
 
 
 @said.register

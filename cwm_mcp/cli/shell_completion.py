@@ -1,4 +1,4 @@
-"""List what the shell offers on Tab: window names, tags and session ids.
+"""List what the shell offers on Tab: names of windows, deleted ones too, tags and session ids.
 
 The user waits for the list, so names and tags come straight from the catalog. Only the engine knows sessions that were
 never frozen, so it is asked for session ids, with a short timeout. If anything fails, the list is empty.
@@ -20,6 +20,11 @@ def windows(incomplete: str) -> list[str]:
     return _matching(incomplete, lambda: _newest("names"))
 
 
+def deleted_windows(incomplete: str) -> list[str]:
+    """Return the names of windows in the trash that start with `incomplete`."""
+    return _matching(incomplete, lambda: _newest("deleted"))
+
+
 def tags(incomplete: str) -> list[str]:
     """Return the tags that start with `incomplete`."""
     return _matching(incomplete, lambda: _newest("tags"))
@@ -38,12 +43,12 @@ def _matching(incomplete: str, read_names: Callable[[], Iterable[str]]) -> list[
 
 
 def _newest(wanted: str) -> list[str]:
-    """Return the names or tags of the newest windows, straight from the catalog."""
+    """Return the names or tags of the newest windows, or the deleted names, straight from the catalog."""
     from cwm_connector.catalog import proposals
     from cwm_mcp.settings import client_settings
 
-    read = proposals.newest_names if wanted == "names" else proposals.tags_of_newest
-    return read(client_settings().catalog_path, _MAX_WINDOWS)
+    reads = {"names": proposals.newest_names, "tags": proposals.tags_of_newest, "deleted": proposals.deleted_names}
+    return reads[wanted](client_settings().catalog_path, _MAX_WINDOWS)
 
 
 def _session_ids() -> list[str]:

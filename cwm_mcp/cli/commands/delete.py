@@ -83,7 +83,11 @@ def rm(
 def undo(
     window_name: Annotated[
         str | None,
-        typer.Argument(help="A deleted window. By default all that the last cwm rm deleted.", show_default=False),
+        typer.Argument(
+            help="A deleted window. By default all that the last cwm rm deleted.",
+            autocompletion=shell_completion.deleted_windows,
+            show_default=False,
+        ),
     ] = None,
     new_name: Annotated[
         str | None, typer.Option("--as", help="Another name for it, if its own is taken again.")

@@ -10,6 +10,7 @@ from cwm_mcp.cli import shell_completion
 _WINDOW: Final = shell_completion.windows
 NAMES: Final[Mapping[str, Sequence[shell_completion.Complete]]] = {
     "freeze": (shell_completion.sessions,),
+    "undo": (shell_completion.deleted_windows,),
     "diff": (_WINDOW, _WINDOW),
     **dict.fromkeys(("thaw", "prove", "mv", "clone", "tag", "export", "show", "tree", "cat", "chat"), (_WINDOW,)),
 }

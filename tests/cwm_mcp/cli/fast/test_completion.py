@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
+from cwm_connector.core.types import Micros
 from cwm_connector.settings import Settings
 from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.app import app
@@ -86,6 +89,20 @@ def test_every_shell_gets_what_typer_prints(
             found = completed_at_once(monkeypatch, capsys, variables)
             assert found == completed_by_typer(variables), line
     assert "proj" in found[1] and "/b" in found[1]
+
+
+def test_undo_is_offered_what_was_deleted(
+    filled: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(SqliteCatalog.open(settings.catalog_path)) as catalog:
+        for number, name in enumerate(("stem-for-alice", "branch")):
+            catalog.trash.put(name, "rm", Micros(number))
+    assert completed_at_once(monkeypatch, capsys, typed("complete_bash", "cwm undo ")) == (
+        0,
+        "branch\nstem-for-alice\n",
+    )
+    assert completed_at_once(monkeypatch, capsys, typed("complete_bash", "cwm undo st")) == (0, "stem-for-alice\n")
+    assert completed_at_once(monkeypatch, capsys, typed("complete_bash", "cwm thaw ")) == (0, "stem\n")
 
 
 def test_fish_learns_whether_there_are_names(
