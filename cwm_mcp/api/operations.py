@@ -17,7 +17,6 @@ from cwm_connector.protocol import calls
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol.calls import Op
 from cwm_connector.protocol.stats import CacheStats, Component, Health, Metrics, StoreStats
-from cwm_connector.protocol.trash import Restored, Trashed, TrashList
 from cwm_connector.settings import Settings
 from cwm_connector.version import __version__
 from cwm_mcp.api import arguments as a
@@ -95,20 +94,8 @@ class Operations:
     async def delete(self, args: a.DeleteArguments) -> m.Deleted:
         return await self._ask(m.Deleted, Op.DELETE, args)
 
-    async def trash(self, args: calls.TrashArgs) -> Trashed:
-        return await self._ask(Trashed, Op.TRASH, args)
-
-    async def restore(self, args: calls.RestoreArgs) -> Restored:
-        return await self._ask(Restored, Op.RESTORE, args)
-
-    async def trash_list(self, args: calls.NoArgs) -> TrashList:
-        return await self._ask(TrashList, Op.TRASH_LIST, args)
-
     async def tag(self, args: calls.TagArgs) -> m.Tagged:
         return await self._ask(m.Tagged, Op.TAG, args)
-
-    async def collect(self, args: calls.NoArgs) -> m.Collected:
-        return await self._ask(m.Collected, Op.COLLECT, args)
 
     async def verify(self, args: calls.VerifyArgs, on_progress: OnProgress | None = None) -> m.Verified:
         return await self._ask(m.Verified, Op.VERIFY, args, on_progress=on_progress)

@@ -1,14 +1,16 @@
 """The lineage of windows as a tree: which one was made from which."""
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol import calls
 from cwm_connector.protocol.results import WindowItem
-from cwm_mcp.api.operations import Operations
+
+if TYPE_CHECKING:
+    from cwm_mcp.api.operations import Operations
 
 MAX_NESTING: Final = 12
 """Deeper descendants stand beside their ancestor of this depth: neither a terminal nor a JSON reader goes on forever,
@@ -42,7 +44,7 @@ class WindowTree(msgspec.Struct, frozen=True, omit_defaults=True):
     """The window whose tree was asked for."""
 
 
-async def all_windows(operations: Operations) -> list[WindowItem]:
+async def all_windows(operations: "Operations") -> list[WindowItem]:
     """Return every window once, oldest first. A list that changes while it is read is read again."""
     found: dict[str, WindowItem] = {}
     for _ in range(_ATTEMPTS):

@@ -11,12 +11,10 @@ from rich.text import Text
 
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol import stats
-from cwm_connector.protocol.trash import Restored, Trashed, TrashList
 from cwm_mcp.api.offline import WindowPassport
-from cwm_mcp.cli.fast.parts import Fields, Line, Part, fields_of, parts
-from cwm_mcp.cli.sentences import Removed, said
-from cwm_mcp.cli.table import Column, FittingTable
-from cwm_mcp.cli.units import in_words, minute, size
+from cwm_mcp.cli.fast import answers
+from cwm_mcp.cli.fast.parts import Fields, Line, Part, fields_of
+from cwm_mcp.cli.units import in_words, size
 
 _HASH_SHOWN: Final = 16
 """Characters of a chunk's hash."""
@@ -26,30 +24,16 @@ _COLOURS: Final = {"healthy": "green", "degraded": "yellow", "unhealthy": "red"}
 @singledispatch
 def renderable(result: msgspec.Struct) -> RenderableType:
     """Return what Rich prints for a result: by default a table with one row per field."""
-    laid_out = parts(result)
+    laid_out = answers.details(result)
     return _fields(msgspec.to_builtins(result)) if laid_out is None else Group(*map(_drawn, laid_out))
 
 
 def answer(result: msgspec.Struct) -> RenderableType:
     """Return the result with the sentence that says it, and what to type next, before its details."""
-    spoken = said(result)
-    if spoken is None:
-        return renderable(result)
-    head: list[RenderableType] = [_cell(spoken.sentence)]
-    if spoken.next is not None:
-        head.append(Text.assemble(("Next: ", "bold"), _cell(spoken.next)))
-    details = renderable(result)
-    return Group(*head) if details == Text() else Group(*head, Text(), details)
-
-
-@renderable.register
-def _(result: m.Frozen) -> RenderableType:
-    values = _without(result, "other_heads")
-    more = values.pop("more_heads", 0)
-    others = [f"{each.head} ({each.token_count} tokens)" for each in result.other_heads or ()]
-    if others:
-        values["other_heads"] = ", ".join(others) + (f" and {more} more" if more else "")
-    return _fields(values)
+    laid_out = answers.answer(result)
+    if laid_out is not None:
+        return Group(*map(_drawn, laid_out))
+    return Group(*map(_drawn, answers.spoken(result)), renderable(result))
 
 
 @renderable.register
@@ -81,52 +65,11 @@ def _(result: m.Verified) -> RenderableType:
 
 
 @renderable.register
-def _(result: Removed) -> RenderableType:
-    kept = [each for each in result.windows if isinstance(each, Trashed)]
-    until = (Column("kept until", numeric=True),) if any(each.kept_until for each in kept) else ()
-    table = FittingTable((Column("window"), Column("freed", numeric=True), *until))
-    for each in result.windows:
-        time = minute(each.kept_until) if isinstance(each, Trashed) else None
-        table.add(each.window_name, size(each.space_freed_bytes), *([time] if until else ()))
-    return table if result.windows else Text()
-
-
-@renderable.register(Trashed)
-@renderable.register(Restored)
-def _(result: msgspec.Struct) -> RenderableType:
-    return Text()  # the sentence says all of it
-
-
-@renderable.register
-def _(result: TrashList) -> RenderableType:
-    table = FittingTable(
-        (
-            *(Column("window"), Column("tokens", numeric=True, rank=1), Column("size", numeric=True, rank=2)),
-            *(Column("deleted", numeric=True, rank=4), Column("kept until", numeric=True, rank=3)),
-        ),
-    )
-    for each in result.windows:
-        times = (minute(each.deleted_at), minute(each.kept_until))
-        table.add(each.window_name, each.token_count, size(each.size_bytes), *times)
-    return table if result.windows else Text()
-
-
-@renderable.register
 def _(result: m.Thawed) -> RenderableType:
     fields = _fields(_without(result, "reply"))
     if result.reply is None:
         return fields
     return Group(fields, Text(), *(_cell(line) if line else Text() for line in result.reply.splitlines()))
-
-
-@renderable.register
-def _(result: stats.CacheStats) -> RenderableType:
-    values: dict[str, Any] = msgspec.to_builtins(result)
-    values["transfers"] = [
-        " ".join(filter(None, (each.kind, each.name, None if each.total is None else f"{each.done} of {each.total}")))
-        for each in result.transfers or ()
-    ]
-    return _fields(values)
 
 
 @renderable.register
@@ -166,7 +109,8 @@ def _fields(values: Mapping[str, Any]) -> Table:
 def _drawn(part: Part) -> RenderableType:
     match part:
         case Line():
-            return Text(part.text, "dim" if part.faint else "")
+            style = "dim" if part.faint else ""
+            return Text.assemble((part.title, "bold"), part.text) if part.title else Text(part.text, style)
         case Fields():
             return _drawn_fields(part)
     return part

@@ -7,6 +7,7 @@ Every command waits for this module, so it imports what some of them need where 
 operations, and Rich for what is printed.
 """
 
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -14,7 +15,9 @@ import msgspec
 import typer
 
 from cwm_connector.core.errors import CWMError
-from cwm_connector.protocol import wire
+from cwm_connector.protocol import calls, wire
+from cwm_connector.protocol.calls import Op
+from cwm_connector.protocol.results import Answer
 from cwm_connector.settings import Settings
 from cwm_mcp.api import arguments as a
 from cwm_mcp.api.direct.reads import Reads
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from cwm_mcp.api.operations import Operations
 
 __all__ = ["print_result"]
+A = TypeVar("A", bound=Answer)
 R = TypeVar("R", bound=msgspec.Struct)
 T = TypeVar("T")
 
@@ -108,6 +112,11 @@ def read(question: Callable[[Reads], R]) -> R:
     return result
 
 
+def ask(result: type[A], op: Op, args: calls.Args) -> A:
+    """Have the engine carry out one operation, without an event loop and without progress, and return its result."""
+    return read(lambda engine: engine.ask(result, op, args))
+
+
 def run(work: Callable[["Operations"], Awaitable[T]]) -> T:
     """Call an operation on a new event loop and return its result."""
     return _with_operations(work)
@@ -142,12 +151,13 @@ def _with_operations(work: Callable[["Operations"], Awaitable[T]]) -> T:
 
 async def with_bar(label: str, hidden: bool, run: Callable[["OnProgress | None"], Awaitable[R]]) -> R:
     """Run an operation with a progress bar on stderr, if stderr is a terminal. Only the result goes to stdout."""
+    if hidden or not sys.stderr.isatty():
+        return await run(None)
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=None)
 
         def on_progress(update: wire.Progress) -> None:

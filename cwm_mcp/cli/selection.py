@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.names import check_window_name
 from cwm_connector.protocol.results import WindowItem
-from cwm_mcp.api.operations import Operations
 from cwm_mcp.api.tree import all_windows
+
+if TYPE_CHECKING:
+    from cwm_mcp.api.operations import Operations
 
 _PATTERN: Final = frozenset("*?[")
 """Characters that no name of a window has."""
@@ -41,7 +43,7 @@ class Selection(msgspec.Struct, frozen=True):
         return self.names[0] if alone else None
 
 
-async def chosen(operations: Operations, selection: Selection) -> list[WindowItem]:
+async def chosen(operations: "Operations", selection: Selection) -> list[WindowItem]:
     """Return the chosen windows, oldest first. Raises `Code.WINDOW_NOT_FOUND` for a name or pattern without any."""
     windows = await all_windows(operations)
     for name in selection.names:

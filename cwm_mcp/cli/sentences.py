@@ -1,6 +1,5 @@
 """Say in a sentence what a command has done, what to type next, and what `--quiet` prints."""
 
-from dataclasses import dataclass
 from functools import singledispatch
 
 import msgspec
@@ -10,8 +9,7 @@ from cwm_connector.protocol.trash import Restored, Trashed, TrashList
 from cwm_mcp.cli.units import counted, minute, size
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(msgspec.Struct, frozen=True):
     """An answer for a person."""
 
     sentence: str

@@ -1,6 +1,6 @@
-"""The questions that the engine answers, or the catalog where no engine runs.
+"""One call to the engine, for a process that makes it and ends. The catalog answers questions where no engine runs.
 
-They are those of `Operations`, for a process that asks one of them and ends.
+The calls are those of `Operations`.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol import calls
 from cwm_connector.protocol import results as m
 from cwm_connector.protocol.calls import ARGUMENTS, Op
+from cwm_connector.protocol.wire import MAX_CALL_S
 from cwm_connector.settings import Settings
 from cwm_mcp.api.direct.socket_call import call
 
@@ -38,14 +39,16 @@ class Reads:
     def sessions(self, args: calls.SessionsArgs) -> m.SessionList:
         return self._read(m.SessionList, Op.SESSIONS, args, "sessions")
 
+    def ask(self, result: type[R], op: Op, args: calls.Args, timeout_s: float = MAX_CALL_S) -> R:
+        """Return the engine's answer. Raises: `Code.ENGINE_UNREACHABLE` without one, and what the engine raises."""
+        return checked(result, call(self._settings.socket_path, self._name, op, wire_arguments(op, args), timeout_s))
+
     def _read(self, result: type[R], op: Op, args: calls.Args, offline: str) -> R:
         try:
-            answer = call(self._settings.socket_path, self._name, op, wire_arguments(op, args), self._timeout_s)
+            return self.ask(result, op, args, self._timeout_s)
         except CWMError as problem:
             if problem.code is not Code.ENGINE_UNREACHABLE:
                 raise
-        else:
-            return checked(result, answer)
         from cwm_mcp.api.offline import OfflineCatalog
 
         asked: Callable[[Any], R] = getattr(OfflineCatalog(self._settings.catalog_path), offline)

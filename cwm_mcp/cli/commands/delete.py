@@ -2,22 +2,25 @@
 
 import secrets
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.protocol import calls
 from cwm_connector.protocol import results as m
-from cwm_connector.protocol.trash import Trashed
-from cwm_mcp.api import arguments as a
-from cwm_mcp.api.operations import Operations
+from cwm_connector.protocol.calls import Op
+from cwm_connector.protocol.trash import Restored, Trashed, TrashList
+from cwm_mcp.api.direct.reads import Reads
 from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.registration import WINDOWS, command
-from cwm_mcp.cli.runner import Json, Quiet, WithTags, failed, parsed, print_result, run
+from cwm_mcp.cli.runner import Json, Quiet, WithTags, ask, failed, parsed, print_result, read, run
 from cwm_mcp.cli.selection import Selection, chosen
 from cwm_mcp.cli.sentences import Removed
 from cwm_mcp.cli.units import size
+
+if TYPE_CHECKING:
+    from cwm_mcp.api.operations import Operations
 
 app = typer.Typer()
 
@@ -65,14 +68,14 @@ def rm(
     if selection.only_name is not None:
         _confirm(f"Delete window '{selection.only_name}'?", force)
         name = selection.only_name
-        print_result(run(lambda cwm: _delete(cwm, name, command)), as_json, quiet)
+        print_result(read(lambda engine: _delete(engine, name, command)), as_json, quiet)
         return
     windows = run(lambda cwm: _listed(cwm, selection))
     if windows.windows:
         own = size(sum(window.unique_bytes or 0 for window in windows.windows))
         listed = ", ".join(window.name for window in windows.windows)
         _confirm(f"Delete {windows.total} windows with {own} of their own ({listed})?", force)
-    print_result(run(lambda cwm: _delete_all(cwm, windows, command)), as_json, quiet)
+    print_result(read(lambda engine: _delete_all(engine, windows, command)), as_json, quiet)
 
 
 @command(
@@ -102,30 +105,30 @@ def undo(
     one does. Sessions into which it was thawed need a new thaw.
     """
     if listed:
-        print_result(run(lambda cwm: cwm.trash_list(calls.NoArgs())), as_json, quiet)
+        print_result(ask(TrashList, Op.TRASH_LIST, calls.NoArgs()), as_json, quiet)
         return
     args = parsed(calls.RestoreArgs, window_name=window_name, new_name=new_name)
-    print_result(run(lambda cwm: cwm.restore(args)), as_json, quiet)
+    print_result(ask(Restored, Op.RESTORE, args), as_json, quiet)
 
 
-async def _listed(cwm: Operations, selection: Selection) -> m.WindowList:
+async def _listed(cwm: "Operations", selection: Selection) -> m.WindowList:
     windows = await chosen(cwm, selection)
     return m.WindowList(windows=windows, total=len(windows), has_more=False)
 
 
-async def _delete(cwm: Operations, name: str, command: str | None) -> m.Deleted | Trashed:
+def _delete(engine: Reads, name: str, command: str | None) -> m.Deleted | Trashed:
     """Put a window into the trash as part of a command. Without a command, delete it for good."""
     if command is None:
-        return await cwm.delete(a.DeleteArguments(window_name=name, force=True))
-    return await cwm.trash(calls.TrashArgs(window_name=name, command=command))
+        return engine.ask(m.Deleted, Op.DELETE, calls.DeleteArgs(window_name=name))
+    return engine.ask(Trashed, Op.TRASH, calls.TrashArgs(window_name=name, command=command))
 
 
-async def _delete_all(cwm: Operations, windows: m.WindowList, command: str | None) -> Removed:
+def _delete_all(engine: Reads, windows: m.WindowList, command: str | None) -> Removed:
     """Delete the windows one by one. An error says how many are gone already."""
     deleted: list[m.Deleted | Trashed] = []
     for window in windows.windows:
         try:
-            deleted.append(await _delete(cwm, window.name, command))
+            deleted.append(_delete(engine, window.name, command))
         except CWMError as problem:
             gone = f"{len(deleted)} of {windows.total} windows are deleted, but not '{window.name}'"
             raise CWMError(problem.code, f"{gone}: {problem.message}", **problem.context) from None

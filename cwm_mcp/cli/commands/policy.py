@@ -5,9 +5,11 @@ from typing import Annotated
 import typer
 
 from cwm_connector.protocol import calls
+from cwm_connector.protocol.calls import Op
+from cwm_connector.protocol.results import AutoFreezePolicy
 from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.registration import ENGINE, command
-from cwm_mcp.cli.runner import Json, parsed, print_result, run
+from cwm_mcp.cli.runner import Json, ask, parsed, print_result
 
 app = typer.Typer()
 
@@ -53,4 +55,4 @@ def policy(
         tags=tag,
         reset=reset,
     )
-    print_result(run(lambda cwm: cwm.policy(args)), as_json)
+    print_result(ask(AutoFreezePolicy, Op.POLICY, args), as_json)

@@ -5,9 +5,10 @@ from typing import Annotated, Final
 import typer
 
 from cwm_connector.protocol import calls
+from cwm_connector.protocol import results as m
+from cwm_connector.protocol.calls import Op
 from cwm_mcp.cli.commands.registration import STORAGE, command
-from cwm_mcp.cli.runner import Json, parsed, print_result, run, run_until_done, with_bar
-from cwm_mcp.cli.watch import watch as watch_repeatedly
+from cwm_mcp.cli.runner import Json, ask, parsed, print_result, run, run_until_done, with_bar
 
 app = typer.Typer()
 _WATCH_S: Final = 2.0
@@ -35,6 +36,8 @@ def stats(
     line of JSON per update.
     """
     if watch:
+        from cwm_mcp.cli.watch import watch as watch_repeatedly
+
         run_until_done(lambda cwm: watch_repeatedly(lambda: cwm.stats(calls.NoArgs()), seconds or _WATCH_S, as_json))
     elif seconds is not None:
         raise typer.BadParameter("seconds is the interval of --watch; add --watch or leave seconds out")
@@ -75,4 +78,4 @@ def collect(as_json: Json = False) -> None:
     Deletes chunks left behind by an interrupted freeze or delete and reclaims unused space in the catalog. Windows are
     never touched. Needs the engine.
     """
-    print_result(run(lambda cwm: cwm.collect(calls.NoArgs())), as_json)
+    print_result(ask(m.Collected, Op.COLLECT, calls.NoArgs()), as_json)

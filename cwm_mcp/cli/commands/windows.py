@@ -7,12 +7,12 @@ from typing import Annotated, Final
 import typer
 
 from cwm_connector.protocol import calls
+from cwm_connector.protocol import results as m
+from cwm_connector.protocol.calls import Op
 from cwm_mcp.api import arguments as a
-from cwm_mcp.api.operations import Operations
 from cwm_mcp.cli import shell_completion
 from cwm_mcp.cli.commands.registration import WINDOWS, command
-from cwm_mcp.cli.commands.replacing import freeze_again
-from cwm_mcp.cli.runner import Description, Json, Quiet, Tags, Window, parsed, print_result, run, with_bar
+from cwm_mcp.cli.runner import Description, Json, Quiet, Tags, Window, ask, parsed, print_result, run, with_bar
 from cwm_mcp.cli.sentences import Renamed
 
 app = typer.Typer()
@@ -72,6 +72,9 @@ def freeze(
         head=head,
         prove=prove,
     )
+    from cwm_mcp.api.operations import Operations
+    from cwm_mcp.cli.commands.replacing import freeze_again
+
     label = f"freezing {window_name}"
     save = freeze_again if replace else Operations.freeze
     print_result(run(lambda cwm: with_bar(label, as_json or quiet, lambda on: save(cwm, args, on))), as_json, quiet)
@@ -162,7 +165,7 @@ def mv(
     window has is refused.
     """
     args = parsed(calls.TagArgs, window_name=window_name, new_name=new_name)
-    renamed = run(lambda cwm: cwm.tag(args))
+    renamed = ask(m.Tagged, Op.TAG, args)
     print_result(Renamed(window_name, renamed.window_name) if not as_json else renamed, as_json, quiet)
 
 
@@ -186,7 +189,7 @@ def clone(
     args = parsed(
         calls.CloneArgs, source_window=source_window, target_window=target_window, description=description, tags=tag
     )
-    print_result(run(lambda cwm: cwm.clone(args)), as_json, quiet)
+    print_result(ask(m.Cloned, Op.CLONE, args), as_json, quiet)
 
 
 @command(
@@ -215,4 +218,4 @@ def tag(
     Changes only what you specify. The window's content never changes. Prints the resulting tags and description.
     """
     args = parsed(calls.TagArgs, window_name=window_name, add=add, remove=remove, description=description)
-    print_result(run(lambda cwm: cwm.tag(args)), as_json, quiet)
+    print_result(ask(m.Tagged, Op.TAG, args), as_json, quiet)

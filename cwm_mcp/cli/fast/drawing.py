@@ -27,6 +27,10 @@ _BOLD, _FAINT = "1", "2"
 def drawn(result: msgspec.Struct) -> str | None:
     """Return the result as text for stdout, or None where Rich has to draw it."""
     laid_out = parts(result)
+    if laid_out is None:
+        from cwm_mcp.cli.fast.answers import answer
+
+        laid_out = answer(result)
     if laid_out is None or any(os.environ.get(name) for name in _WISHES):
         return None
     if not sys.stdout.isatty():
@@ -60,9 +64,10 @@ def draw(laid_out: Sequence[Part], width: int, styled: bool) -> str | None:
 
 def _part(part: Part, width: int, styled: bool) -> list[str] | None:
     match part:
-        case Line(text=text, faint=faint):
-            simple = len(text) <= width and _is_simple((text,))
-            return [_style(text, _FAINT if styled and faint else "")] if simple else None
+        case Line(text=text, faint=faint, title=title):
+            simple = len(title) + len(text) <= width and _is_simple((text,))
+            shown = _style(title, _BOLD if styled and title else "") + _style(text, _FAINT if styled and faint else "")
+            return [shown] if simple else None
         case Fields(rows=rows):
             return _fields(rows, width, _BOLD if styled else "")
         case FittingTable():

@@ -23,6 +23,8 @@ class Line(msgspec.Struct, frozen=True):
 
     text: str = ""
     faint: bool = False
+    title: str = ""
+    """In bold, before the text."""
 
 
 class Fields(msgspec.Struct, frozen=True):

@@ -3,9 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cwm_connector.settings import Settings
+from tests.cwm_mcp.canned import FROZEN, canned_engine_on_a_thread
+from tests.cwm_mcp.ui.serving import POLICY
 from tests.support.paths import ROOT
 
 _SLOW = (
@@ -42,6 +46,29 @@ def test_the_version_is_told_without_importing_anything_slow() -> None:
 @pytest.mark.parametrize("words", [["ls"], ["show", "stem"], ["sessions"]])
 def test_a_list_is_read_without_typer_rich_and_an_event_loop(filled: Path, words: list[str]) -> None:
     assert loaded_by(*words) == set()
+
+
+@pytest.mark.parametrize(
+    "words", ["clone a b", "mv a b", "tag a", "rm a --force", "undo", "undo --list", "gc", "policy"]
+)
+def test_a_single_operation_needs_no_rich_and_no_event_loop(home: Path, settings: Settings, words: str) -> None:
+    answers: dict[str, Any] = {
+        "CLONE": {"source_window": "a", "target_window": "b", "shared_blocks": 3, "new_bytes": 0},
+        "TAG": {"window_name": "b", "tags": [], "description": ""},
+        "TRASH": {"window_name": "a", "kept_until": "2026-01-02T00:00:00.000Z", "space_freed_bytes": 0},
+        "RESTORE": {"window_names": ["a"]},
+        "TRASH_LIST": {"windows": []},
+        "COLLECT": {"chunks_deleted": 0, "space_freed_bytes": 0, "catalog_bytes_freed": 0, "warning": None},
+        "POLICY": POLICY,
+    }
+    with canned_engine_on_a_thread(settings, **answers) as engine:
+        assert not loaded_by(*words.split()) & {"rich", "asyncio", "httpx", "mcp"}
+    assert len(engine.asked) == 1
+
+
+def test_the_answer_of_a_freeze_is_printed_without_rich(home: Path, settings: Settings) -> None:
+    with canned_engine_on_a_thread(settings, FREEZE=FROZEN):
+        assert not loaded_by("freeze", "s", "w") & {"rich", "httpx", "mcp"}
 
 
 def test_a_name_is_completed_without_any_of_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What is drawn without Rich is what Rich draws, to the byte."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,12 +9,16 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from cwm_connector.protocol import results as m
+from cwm_connector.protocol.trash import Restored, Trashed, TrashItem, TrashList
+from cwm_mcp.cli.fast import answers
 from cwm_mcp.cli.fast.drawing import draw
 from cwm_mcp.cli.fast.parts import Line, parts
-from cwm_mcp.cli.render import renderable
+from cwm_mcp.cli.render import answer, renderable
+from cwm_mcp.cli.sentences import Removed, Renamed
+from tests.cwm_mcp.canned import FROZEN
 from tests.cwm_mcp.cli.test_render import a_session
 from tests.cwm_mcp.cli.test_terminal import in_a_terminal
 
@@ -35,11 +40,13 @@ _LETTERS = st.characters(max_codepoint=0x17F) | st.sampled_from(" …🎉漢\u03
 TEXTS = st.text(_LETTERS, max_size=30)
 
 
-def by_rich(result: msgspec.Struct, width: int, styled: bool) -> str:
+def by_rich(
+    result: msgspec.Struct, width: int, styled: bool, laid_out: Callable[[Any], RenderableType] = renderable
+) -> str:
     colours: Literal["standard"] | None = "standard" if styled else None
     console = Console(file=io.StringIO(), width=width, force_terminal=styled, color_system=colours)
     with console.capture() as capture:
-        console.print(renderable(result))
+        console.print(laid_out(result))
     return capture.get()
 
 
@@ -59,6 +66,32 @@ def test_simple_lists_are_drawn_without_rich_and_look_the_same(width: int, style
     ):
         text = draw(parts(result) or [], width, styled)
         assert text == by_rich(result, width, styled) if width > 60 else text in (None, by_rich(result, width, styled))
+
+
+ANSWERS: list[msgspec.Struct] = [
+    msgspec.convert(FROZEN, m.Frozen),
+    msgspec.structs.replace(
+        msgspec.convert(FROZEN, m.Frozen), other_heads=[m.OtherHead("b", 9, "", None)], more_heads=2
+    ),
+    m.Cloned("a", "b", 3, 0),
+    m.Deleted("a", 3, 0, 12_288),
+    Trashed("a", "2026-01-02T00:00:00.000Z", 0),
+    Removed([Trashed("a", "2026-01-02T00:00:00.000Z", 0), m.Deleted("b", 3, 0, 12_288)], 12_288),
+    Removed([], 0),
+    Restored(["a", "b"]),
+    TrashList([]),
+    TrashList([TrashItem("a", 778, 12_288, "2026-01-01T00:00:00.000Z", "2026-01-02T00:00:00.000Z")]),
+    Renamed("a", "b"),
+]
+
+
+@pytest.mark.parametrize("styled", [True, False])
+@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("result", ANSWERS, ids=lambda result: type(result).__name__)
+def test_an_answer_is_drawn_without_rich_and_looks_the_same(result: msgspec.Struct, width: int, styled: bool) -> None:
+    text = draw(answers.answer(result) or [], width, styled)
+    expected = by_rich(result, width, styled, answer)
+    assert text == expected if width > 80 else text in (None, expected)
 
 
 @given(names=st.lists(TEXTS, min_size=1, max_size=3), title=TEXTS, width=st.integers(20, 200), styled=st.booleans())
