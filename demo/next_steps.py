@@ -4,6 +4,7 @@ import json
 
 from rich.console import Console
 
+from demo.story import RESUMED, STEM
 from tests.support.engine import Engine
 
 MODEL = "Qwen/Qwen3-8B"
@@ -17,6 +18,15 @@ COMMANDS = (
 )
 """Start vLLM, talk, freeze. The answer is long enough for a block, and `cwm freeze` says what to type after it."""
 
+TRIES = (
+    "tree",
+    f"freeze {RESUMED} next-morning",
+    f"diff {STEM} next-morning",
+    f"chat {STEM}",
+    "ui",
+)
+"""To the engine that was left running. Its last conversation has a turn that no window holds yet."""
+
 
 def print_next(console: Console) -> None:
     """Print the three commands for a model of one's own. Each stands on one line, to be copied."""
@@ -29,7 +39,7 @@ def print_kept(console: Console, engine: Engine) -> None:
     """Print where the engine that was left running answers, what to try, and how to stop it."""
     console.rule("[bold]vLLM is still running")
     _print_line(console, f"export CWM_HOME={engine.home} CWM_VLLM_URL={engine.url}")
-    for command in ("tree", "diff ask-about-the-gauge write-to-the-boats", "sessions", "ui"):
+    for command in TRIES:
         _print_line(console, f"{CWM} {command}")
     console.print("  To stop it, and then to delete its windows and its log:")
     _print_line(console, f"kill {engine.pid}")

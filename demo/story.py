@@ -16,6 +16,8 @@ from tests.support.texts import project_log
 
 SESSION = "lock-repair"
 STEM = "lock-repair-evening"
+RESUMED = f"{SESSION}-resumed"
+"""The session that goes on at the end without a thaw."""
 LOG_ENTRIES = 90
 QUESTIONS = ("What did Ines Okafor find?", "What did Piet van Dijk find?", "And what did Clara Novak find?")
 SMALL_TALK = "Thank you. Did you read all of it?"
@@ -164,7 +166,7 @@ class _Story:
         self._engine.kill_hard()
         await _start(self._console, self._engine, "Starting vLLM a third time")
         self._console.rule("[bold]The conversation simply goes on: no thaw, no salt, and not even its old id")
-        return await self._ask(f"{SESSION}-resumed", NEXT, stem, f"{SESSION}-resumed")
+        return await self._ask(RESUMED, NEXT, stem, RESUMED)
 
     async def _thaw_and_ask(
         self, window: str, question: str, stem: tuple[int, ...], session_id: str

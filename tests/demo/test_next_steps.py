@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from demo.next_steps import COMMANDS, print_kept, print_next
+from demo.story import RESUMED, STEM
 from tests.support.engine import ROOT, Engine, Process
 
 
@@ -75,7 +76,11 @@ def test_the_kept_engine_ends_by_the_printed_id_and_its_folder_goes(request: pyt
     print_kept(console, engine)
     export, *tries, kill, remove = printed(console)
     assert export == f"export CWM_HOME={engine.home} CWM_VLLM_URL={engine.url}"
+    windows = {words[-1] for words in map(as_printed, tries) if words[3] == "freeze"} | {STEM}
     for line in tries:
+        _, _, _, command, *words = as_printed(line)
+        assert set(words) <= windows | {RESUMED}, line
+        assert len(set(words)) == len(words) == {"freeze": 2, "diff": 2, "chat": 1}.get(command, 0)
         assert subprocess.run([*as_printed(line), "--help"], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
     subprocess.run(kill, shell=True, check=True)
     wait_until_gone(engine)
