@@ -28,6 +28,7 @@ COMMANDS = {
     "cwm ls": ["ls"],
     "cwm ls --json": ["ls", "--json"],
     "cwm show": ["show", "stem"],
+    "cwm stats": ["stats"],
     "Tab after thaw": [],
 }
 COMPLETION = {"_CWM_COMPLETE": "complete_bash", "COMP_WORDS": "cwm thaw ", "COMP_CWORD": "2"}
