@@ -134,7 +134,7 @@ class WindowQuery:
     """Tags that the window must have, all of them."""
     model: str | None = None
     search: str | None = None
-    """Words, each of which must begin a word of the name, the description or the tags."""
+    """Words, each of which must stand in the name, the description or the tags, also inside a word."""
     session_id: str | None = None
     created_after: Micros | None = None
     created_before: Micros | None = None
@@ -142,6 +142,12 @@ class WindowQuery:
     descending: bool = True
     limit: int = 20
     offset: int = 0
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Return whether there is a condition."""
+        given = (self.model, self.search, self.session_id, self.created_after, self.created_before)
+        return bool(self.tags) or any(condition is not None for condition in given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,7 @@
 """The texts that a search looks at: a window's name, description and tags, folded alike with what is typed.
 
 A typed word is found wherever it stands, also inside a word and in languages that write without spaces. Case, accents
-and the kind of separator do not matter: `debug_session` finds "Debug session". SQLite's trigram tokenizer indexes three
-characters at a time. So one and two characters are indexed once more, between characters that no folded text has.
+and the kind of separator do not matter: `debug_session` finds "Debug session".
 
 Pure functions. Nothing here blocks.
 """
@@ -18,11 +17,6 @@ _ACCENTS: Final = re.compile(
 """Accents of alphabets, and the points and lines of Hebrew and Arabic that most texts leave out."""
 _LETTERS: Final = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe"})
 """Letters that Unicode does not take apart."""
-_PAIR, _SINGLE = "\ue000", "\ue001"
-_SHORT: Final = 3
-"""Characters that the tokenizer needs."""
-NOTHING: Final = f'"{_PAIR * _SHORT}"'
-"""A query that no window matches."""
 
 
 def fold(text: str) -> str:
@@ -37,36 +31,16 @@ def searched_text(name: str, description: str, tags: Sequence[str]) -> str:
     return "\n".join(fold(text) for text in (name, description, *tags))
 
 
-def indexed_text(name: str, description: str, tags: Sequence[str]) -> str:
-    """Return what the index has of a window: the folded texts, and their single characters and pairs."""
-    text = searched_text(name, description, tags)
-    pairs = dict.fromkeys(text[start : start + 2] for start in range(len(text) - 1))
-    short = [f"{_PAIR}{pair}" for pair in pairs if "\n" not in pair]
-    short += [f"{_SINGLE}{single}{_SINGLE}" for single in dict.fromkeys(text) if single != "\n"]
-    return f"{text}\n{''.join(short)}"
-
-
 def typed_words(search: str) -> tuple[str, ...] | None:
-    """Return the folded words, without those of separators only. None if nothing was typed."""
-    words = [word for word in re.split(r"[\s\0]+", search) if word]
-    return tuple(dict.fromkeys(folded for word in words if (folded := fold(word)))) if words else None
+    """Return the folded words, the longest first, without those of separators only. None if nothing was typed.
 
-
-def match_expression(search: str) -> str | None:
-    """Return the full-text query in which each typed word must stand somewhere in the window, or None without words.
-
-    Each word is quoted, and a folded word has no quotes, so nothing in it is an operator.
+    A word that another one contains is left out, because it is found with that one.
     """
-    words = typed_words(search)
-    if words is None:
+    typed = [word for word in re.split(r"[\s\0]+", search) if word]
+    if not typed:
         return None
-    return " ".join(f'"{_term(word)}"' for word in words) or NOTHING
-
-
-def _term(word: str) -> str:
-    if len(word) >= _SHORT:
-        return word
-    return f"{_SINGLE}{word}{_SINGLE}" if len(word) == 1 else f"{_PAIR}{word}"
+    words = sorted({folded for word in typed if (folded := fold(word))}, key=lambda word: (-len(word), word))
+    return tuple(word for at, word in enumerate(words) if not any(word in longer for longer in words[:at]))
 
 
 def _is_kept(character: str) -> bool:

@@ -44,7 +44,7 @@ from cwm_connector.catalog.sqlite.chunks import (
 from cwm_connector.catalog.sqlite.chunks import windows_with as names_with
 from cwm_connector.catalog.sqlite.file import BUSY_TIMEOUT_S, SqliteFile
 from cwm_connector.catalog.sqlite.notes import read_note, write_note
-from cwm_connector.catalog.sqlite.query import count_of, page_of
+from cwm_connector.catalog.sqlite.query import page_ids
 from cwm_connector.catalog.sqlite.snapshots import (
     add_snapshot,
     count_windows,
@@ -76,7 +76,6 @@ from cwm_connector.catalog.sqlite.windows import (
     contract_row,
     delete_window,
     find_window,
-    gather_words,
     list_window,
     read_window,
     read_window_named,
@@ -85,7 +84,6 @@ from cwm_connector.catalog.sqlite.windows import (
     snapshot_of,
 )
 from cwm_connector.catalog.trash.sqlite import SqliteTrash, rename_parent
-from cwm_connector.catalog.words import typed_words
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey, Micros, TierName
 
@@ -203,16 +201,9 @@ class SqliteCatalog:
             return children_of(db, name)
 
     def list_windows(self, query: WindowQuery) -> WindowPage:
-        if self._read_only and typed_words(query.search or "") is not None:
-            with self._file.reading_with_temporary_tables() as db:
-                self._compare(db, ("windows", "window_tags"))
-                query = replace(query, search=gather_words(db, query.search or ""))
-        count = count_of(query)
-        with self._reading("windows", "window_tags") as db:
-            (total,) = db.execute(count.sql, count.values).fetchone()
-            page = page_of(query, total)
-            ids = db.execute(page.sql, page.values).fetchall()
-            return WindowPage(tuple(list_window(db, window) for (window,) in ids), total)
+        with self._reading("windows", "window_tags", "window_texts") as db:
+            ids, total = page_ids(db, query)
+            return WindowPage(tuple(list_window(db, window) for window in ids), total)
 
     # --- the content of windows ---
 

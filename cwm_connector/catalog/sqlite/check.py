@@ -14,11 +14,11 @@ from typing import Final
 from cwm_connector.catalog.session_pages import SessionQuery
 from cwm_connector.catalog.sqlite.chunks import chunks_where
 from cwm_connector.catalog.sqlite.notes import read_note
-from cwm_connector.catalog.sqlite.rows import seal
+from cwm_connector.catalog.sqlite.rows import damaged_window, seal
 from cwm_connector.catalog.sqlite.snapshots import read_chunks, read_snapshot, read_token_ids
 from cwm_connector.catalog.sqlite.thaws import all_bindings, read_proof, session_page
 from cwm_connector.catalog.sqlite.totals import read_totals
-from cwm_connector.catalog.sqlite.windows import read_window
+from cwm_connector.catalog.sqlite.windows import read_text, read_window
 from cwm_connector.catalog.trash.sqlite import check_trash
 from cwm_connector.core.errors import CWMError
 
@@ -76,16 +76,6 @@ _COUNTED: dict[str, str] = {
         SELECT count(*) FROM snapshot_chunks h LEFT JOIN chunk_tokens t ON t.chunk_id = h.chunk_id
         WHERE t.chunk_id IS NULL
     """,
-    "a window can't be found by its words": """
-        SELECT count(*) FROM windows w LEFT JOIN window_words f ON f.rowid = w.id
-        WHERE f.name IS NOT w.name OR f.description IS NOT w.description OR f.tags IS NOT ifnull((
-            SELECT group_concat(tag, ' ')
-            FROM (SELECT tag FROM window_tags t WHERE t.window_id = w.id ORDER BY t.position)
-        ), '')
-    """,
-    "the words of a deleted window are kept": """
-        SELECT count(*) FROM window_words WHERE rowid NOT IN (SELECT id FROM windows)
-    """,
 }
 
 
@@ -96,14 +86,6 @@ def definitions(db: sqlite3.Connection) -> int:
         "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_stat%' ORDER BY name"
     )
     return seal("definitions", *rows)
-
-
-def words_damage(db: sqlite3.Connection) -> str | None:
-    """Return None if the index of words fits the words. Raises sqlite3.Error for damage. Needs the writer's lock."""
-    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'window_words'").fetchone():
-        # Changes nothing. `integrity_check` does not check the index of words.
-        db.execute("INSERT INTO window_words (window_words) VALUES ('integrity-check')")
-    return None
 
 
 class Unfinished(Exception):
@@ -132,7 +114,7 @@ def structural_damage(db: sqlite3.Connection, limit_s: float | None = None) -> s
 
 def _damage(db: sqlite3.Connection) -> str | None:
     (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
-    return words_damage(db) if verdict == "ok" else str(verdict)
+    return None if verdict == "ok" else str(verdict)
 
 
 def table_damage(db: sqlite3.Connection, table: str) -> str | None:
@@ -161,7 +143,7 @@ def first_inconsistency(db: sqlite3.Connection) -> str | None:
 
 
 def _read_everything(db: sqlite3.Connection) -> None:
-    """Raise `Code.CORRUPT` for a row that fails its checksum."""
+    """Raise `Code.CORRUPT` for a row that fails its checksum, or a window that a search does not find."""
     read_totals(db)
     all_bindings(db)
     session_page(db, SessionQuery(limit=-1))
@@ -170,7 +152,10 @@ def _read_everything(db: sqlite3.Connection) -> None:
     for (name,) in db.execute("SELECT name FROM notes").fetchall():
         read_note(db, name)
     for (number,) in db.execute("SELECT id FROM windows").fetchall():
-        window = read_window(db, number).window
+        found = read_window(db, number)
+        window = found.window
+        if read_text(db, number) != found.text():
+            raise damaged_window(window.name)
         snapshot = read_snapshot(db, window.snapshot_id, window.name)
         read_chunks(db, snapshot, window.name)
         read_token_ids(db, snapshot, window.name)
@@ -188,21 +173,20 @@ class StructureCheck:
     def run(self) -> str | None:
         """Return what is wrong, or None. Blocks for seconds per GiB. Raises sqlite3.Error, also after `stop`.
 
-        Each table is checked in a transaction of its own, so that SQLite's log does not grow meanwhile. The index of
-        words needs the writer's lock for a second or two. A commit waits for that.
+        Each table is checked in a transaction of its own, so that SQLite's log does not grow meanwhile.
         """
         with closing(
             sqlite3.connect(self._path, timeout=_WAITS_FOR_LOCK_S, isolation_level=None, check_same_thread=False)
         ) as db:
             self._connection = db
-            tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'window_words%'"
-            for (table,) in db.execute(f"{tables} AND name NOT LIKE 'sqlite_%' ORDER BY name").fetchall():
+            tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name"
+            for (table,) in db.execute(tables).fetchall():
                 if self._stopped.is_set():
                     raise sqlite3.OperationalError("stopped")
                 fault = table_damage(db, table)
                 if fault is not None:
                     return fault
-            return words_damage(db)
+            return None
 
     def stop(self) -> None:
         """Let `run` end soon."""

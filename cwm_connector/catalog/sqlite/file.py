@@ -193,16 +193,6 @@ class SqliteFile:
             yield connection
 
     @contextmanager
-    def reading_with_temporary_tables(self) -> Iterator[sqlite3.Connection]:
-        """Run a read transaction of a read-only connection that may create temporary tables."""
-        self._connection.execute("PRAGMA query_only = OFF")
-        try:
-            with self.reading() as connection:
-                yield connection
-        finally:
-            self._connection.execute("PRAGMA query_only = ON")
-
-    @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """Run a write transaction. It is durable when the block ends, and an exception in the block undoes it.
 

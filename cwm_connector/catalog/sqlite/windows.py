@@ -1,4 +1,4 @@
-"""The window rows of the embedded catalog with their tags and words: read and check, seal and write them.
+"""The window rows of the embedded catalog with their tags and texts: read and check, seal and write them.
 
 Every function runs inside the caller's transaction.
 """
@@ -12,7 +12,7 @@ from typing import Final
 from cwm_connector.catalog.base import WindowRow
 from cwm_connector.catalog.sqlite.rows import damaged_window, seal
 from cwm_connector.catalog.sqlite.snapshots import read_snapshot
-from cwm_connector.catalog.words import indexed_text, searched_text, typed_words
+from cwm_connector.catalog.words import searched_text
 from cwm_connector.core.errors import CWMError
 from cwm_connector.core.names import check_tags, name_taken
 from cwm_connector.core.types import Micros
@@ -22,9 +22,6 @@ _FIELDS: Final = (
     "created_at, updated_at, thawed_at, private"
 )
 _INSERT: Final = f"INSERT INTO windows ({_FIELDS}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_WORDS: Final = "window_words (rowid, name, description, tags, folded) VALUES (?, ?, ?, ?, ?)"
-_MATCHING: Final = "matching"
-_FOUND: Final = "CREATE VIRTUAL TABLE temp.window_words USING fts5 (matching)"
 _UNKNOWN: Final = Micros(0)
 
 
@@ -59,6 +56,10 @@ class Tagged:
     def digest(self) -> int:
         """Return the checksum."""
         return seal("window", *astuple(self.window), *self.tags)
+
+    def text(self) -> str:
+        """Return what a search looks at."""
+        return searched_text(self.window.name, self.window.description, self.tags)
 
 
 def find_window(db: sqlite3.Connection, name: str) -> int | None:
@@ -181,11 +182,11 @@ def snapshot_of(db: sqlite3.Connection, window: int, name: str) -> int:
 
 
 def add_window(db: sqlite3.Connection, window: Window, tags: Sequence[str]) -> None:
-    """Add the row, its tags and its words. Raises `Code.ARGUMENT` for an invalid tag or too many tags."""
+    """Add the row, its tags and its text. Raises `Code.ARGUMENT` for an invalid tag or too many tags."""
     tagged = Tagged(window, tuple(check_tags(list(tags))))
     db.execute(_INSERT, (*astuple(window), tagged.digest()))
     _write_tags(db, tagged)
-    write_words(db, tagged)
+    db.execute("INSERT INTO window_texts (window_id, text) VALUES (?, ?)", (window.id, tagged.text()))
 
 
 def change_window(db: sqlite3.Connection, before: Tagged, after: Tagged) -> None:
@@ -200,8 +201,7 @@ def change_window(db: sqlite3.Connection, before: Tagged, after: Tagged) -> None
         db.execute("DELETE FROM window_tags WHERE window_id = ?", (window.id,))
         _write_tags(db, after)
     if (after.tags, window.description) != (before.tags, before.window.description):
-        db.execute("DELETE FROM window_words WHERE rowid = ?", (window.id,))
-        write_words(db, after)
+        _change_text(db, after)
 
 
 def rename_window(db: sqlite3.Connection, before: Tagged, name: str, now: Micros) -> Tagged:
@@ -218,8 +218,7 @@ def rename_window(db: sqlite3.Connection, before: Tagged, name: str, now: Micros
     after = replace(after, window=replace(after.window, name=name, parent=parent, updated_at=now))
     db.execute("UPDATE windows SET name = ?, updated_at = ? WHERE id = ?", (name, now, after.window.id))
     _set_parent(db, after)
-    db.execute("DELETE FROM window_words WHERE rowid = ?", (after.window.id,))
-    write_words(db, after)
+    _change_text(db, after)
     return after
 
 
@@ -229,42 +228,18 @@ def _set_parent(db: sqlite3.Connection, after: Tagged) -> None:
 
 
 def delete_window(db: sqlite3.Connection, window: int) -> None:
-    """Delete the row with its words, tags and bindings."""
-    db.execute("DELETE FROM window_words WHERE rowid = ?", (window,))
+    """Delete the row with its text, tags and bindings."""
     db.execute("DELETE FROM windows WHERE id = ?", (window,))
 
 
-def write_words(db: sqlite3.Connection, tagged: Tagged) -> None:
-    """Add the window's words to the full-text index."""
-    window = tagged.window
-    folded = indexed_text(window.name, window.description, tagged.tags)
-    db.execute(f"INSERT INTO {_WORDS}", (window.id, window.name, window.description, " ".join(tagged.tags), folded))
+def read_text(db: sqlite3.Connection, window: int) -> str | None:
+    """Return the text that a search finds the window by, or None if it is missing."""
+    row = db.execute("SELECT text FROM window_texts WHERE window_id = ?", (window,)).fetchone()
+    return None if row is None else str(row[0])
 
 
-def gather_words(db: sqlite3.Connection, search: str) -> str:
-    """Write the windows that the search finds into a temporary table, and return the search that finds them there.
-
-    Only a writer may run the statement that checks an index of words. A reader therefore looks at each row, which it
-    checks.
-    """
-    db.execute("DROP TABLE IF EXISTS temp.window_words")
-    db.execute(_FOUND)
-    words = typed_words(search) or ()
-    for (window,) in db.execute("SELECT id FROM windows").fetchall():
-        text = _searched(db, window)
-        if words and all(word in text for word in words):
-            db.execute("INSERT INTO temp.window_words (rowid, matching) VALUES (?, ?)", (window, _MATCHING))
-    return _MATCHING
-
-
-def _searched(db: sqlite3.Connection, window: int) -> str:
-    try:
-        found = read_window(db, window)
-        return searched_text(found.window.name, found.window.description, found.tags)
-    except CWMError:
-        # The window's record is damaged. The stored copy of its words decides whether its name is listed.
-        kept = db.execute("SELECT name, description, tags FROM main.window_words WHERE rowid = ?", (window,)).fetchone()
-        return "" if kept is None else searched_text(kept[0] or "", kept[1] or "", (kept[2] or "").split(" "))
+def _change_text(db: sqlite3.Connection, after: Tagged) -> None:
+    db.execute("UPDATE window_texts SET text = ? WHERE window_id = ?", (after.text(), after.window.id))
 
 
 def children_of(db: sqlite3.Connection, name: str) -> tuple[str, ...]:

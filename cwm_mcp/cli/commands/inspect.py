@@ -37,7 +37,7 @@ def list_windows(
     tag: WithTags = None,
     model: Model = None,
     search: Annotated[
-        str | None, typer.Option(help="Only windows with words that begin so in name, text or tags.")
+        str | None, typer.Option(help="Only windows with these words, or parts of words, in name, text or tags.")
     ] = None,
     session: Annotated[
         str | None,

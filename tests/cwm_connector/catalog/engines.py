@@ -85,7 +85,7 @@ def shared_content(path: Path) -> dict[str, Any]:
         tables = [
             name.decode()
             for (name,) in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
-            if not name.startswith(b"window_words_") and name.decode() not in _LOCAL
+            if name.decode() not in _LOCAL
         ]
         content = {name: sorted(raw.execute(f"SELECT * FROM {name}"), key=repr) for name in tables}
         content["chunks"] = raw.execute(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cwm_connector.catalog.base import OpenWindows
+from cwm_connector.catalog.base import OpenWindows, WindowQuery
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
 from cwm_connector.catalog.sqlite.check import definitions
 from cwm_connector.catalog.sqlite.rows import seal
@@ -87,6 +87,8 @@ def test_windows_of_the_second_schema_are_not_private_and_a_damaged_one_stays_da
         raw.execute("UPDATE snapshot_tokens SET token_ids = ?", (token_ids("old", chain("a", 2)),))
         raw.execute("DROP TABLE proofs")
         raw.execute("DROP TABLE trash")
+        raw.execute("DROP TABLE window_texts")
+        raw.execute("CREATE VIRTUAL TABLE window_words USING fts5 (name, description, tags)")
         raw.execute("ALTER TABLE windows DROP COLUMN private")
         (fields,) = raw.execute("SELECT * FROM windows").fetchall()
         raw.execute("UPDATE windows SET digest = ?", (seal("window", *fields[:-1], "t", "u"),))
@@ -104,6 +106,7 @@ def test_windows_of_the_second_schema_are_not_private_and_a_damaged_one_stays_da
             assert refused.value.code is Code.CORRUPT
         else:
             assert catalog.window("old") == replace(window, private=False)
+            assert catalog.list_windows(WindowQuery(search="old")).total == 1
             catalog.check_integrity()
 
 
