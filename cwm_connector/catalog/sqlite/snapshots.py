@@ -7,8 +7,9 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, replace
-from typing import Final
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
+from typing import Any, Final
 
 import msgspec
 
@@ -51,17 +52,24 @@ class Snapshot:
         """Return where the content was imported from, or None."""
         return msgspec.json.decode(self.origin, type=Origin) if self.origin else None
 
+    def values(self) -> tuple[Any, ...]:
+        """Return the fields in their order."""
+        return _VALUES_OF(self)
+
     def unique_bytes(self) -> int:
         """Return the bytes that belong to one window alone."""
         return self.own_bytes if self.windows == 1 else 0
 
 
+_VALUES_OF: Final = attrgetter(*(field.name for field in fields(Snapshot)))
+
+
 def read_snapshot(db: sqlite3.Connection, snapshot: int, name: str) -> Snapshot:
     """Return the snapshot. Raises `Code.CORRUPT` if it is damaged, with the `name` of the window in question."""
-    fields = db.execute(f"SELECT {_FIELDS} FROM snapshots WHERE id = ?", (snapshot,)).fetchone()
-    if fields is None or seal("snapshot", *fields[:-1]) != fields[-1]:
+    row = db.execute(f"SELECT {_FIELDS} FROM snapshots WHERE id = ?", (snapshot,)).fetchone()
+    if row is None or seal("snapshot", *row[:-1]) != row[-1]:
         raise damaged_window(name)
-    return Snapshot(*fields[:-1])
+    return Snapshot(*row[:-1])
 
 
 def read_token_ids(db: sqlite3.Connection, snapshot: Snapshot, name: str) -> bytes:
@@ -110,9 +118,9 @@ def add_snapshot(db: sqlite3.Connection, new: NewWindow) -> tuple[Snapshot, int]
         chunks_digest=_digest_of(new.chunks),
         origin="" if new.origin is None else msgspec.json.encode(new.origin).decode(),
     )
-    fields = astuple(snapshot)
+    values = snapshot.values()
     db.execute(
-        f"INSERT INTO snapshots ({_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*fields, seal("snapshot", *fields))
+        f"INSERT INTO snapshots ({_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, seal("snapshot", *values))
     )
     db.executemany(
         "INSERT INTO snapshot_chunks (snapshot_id, position, chunk_id) VALUES (?, ?, ?)",
@@ -195,7 +203,7 @@ def _change_counters(db: sqlite3.Connection, snapshot: int, *, own_bytes: int = 
     counted = replace(found, own_bytes=found.own_bytes + own_bytes, windows=found.windows + windows)
     db.execute(
         "UPDATE snapshots SET own_bytes = ?, windows = ?, digest = ? WHERE id = ?",
-        (counted.own_bytes, counted.windows, seal("snapshot", *astuple(counted)), snapshot),
+        (counted.own_bytes, counted.windows, seal("snapshot", *counted.values()), snapshot),
     )
 
 

@@ -6,8 +6,9 @@ Every function runs inside the caller's transaction.
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
-from typing import Final
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
+from typing import Any, Final
 
 from cwm_connector.catalog.base import WindowRow
 from cwm_connector.catalog.sqlite.rows import damaged_window, seal
@@ -45,6 +46,13 @@ class Window:
     thawed_at: Micros | None
     private: int
 
+    def values(self) -> tuple[Any, ...]:
+        """Return the fields in their order. `dataclasses.astuple` copies each of them and takes ten times as long."""
+        return _VALUES_OF(self)
+
+
+_VALUES_OF: Final = attrgetter(*(field.name for field in fields(Window)))
+
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
@@ -55,7 +63,7 @@ class Tagged:
 
     def digest(self) -> int:
         """Return the checksum."""
-        return seal("window", *astuple(self.window), *self.tags)
+        return seal("window", *self.window.values(), *self.tags)
 
     def text(self) -> str:
         """Return what a search looks at."""
@@ -87,10 +95,10 @@ def read_window_named(db: sqlite3.Connection, window: int, name: str) -> Tagged:
 
 def read_window(db: sqlite3.Connection, window: int) -> Tagged:
     """Return the window with its tags. Raises `Code.CORRUPT` if it is damaged or missing."""
-    fields = db.execute(f"SELECT {_FIELDS}, digest FROM windows WHERE id = ?", (window,)).fetchone()
-    if fields is not None:
-        found = Tagged(Window(*fields[:-1]), _tags(db, window))
-        if found.digest() == fields[-1]:
+    row = db.execute(f"SELECT {_FIELDS}, digest FROM windows WHERE id = ?", (window,)).fetchone()
+    if row is not None:
+        found = Tagged(Window(*row[:-1]), _tags(db, window))
+        if found.digest() == row[-1]:
             return found
     raise damaged_window(certain_name(db, window) or f"number {window}")
 
@@ -184,7 +192,7 @@ def snapshot_of(db: sqlite3.Connection, window: int, name: str) -> int:
 def add_window(db: sqlite3.Connection, window: Window, tags: Sequence[str]) -> None:
     """Add the row, its tags and its text. Raises `Code.ARGUMENT` for an invalid tag or too many tags."""
     tagged = Tagged(window, tuple(check_tags(list(tags))))
-    db.execute(_INSERT, (*astuple(window), tagged.digest()))
+    db.execute(_INSERT, (*window.values(), tagged.digest()))
     _write_tags(db, tagged)
     db.execute("INSERT INTO window_texts (window_id, text) VALUES (?, ?)", (window.id, tagged.text()))
 

@@ -7,7 +7,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from cwm_connector.catalog.base import DeletedWindow
@@ -60,7 +60,7 @@ class _Entry:
 
     def values(self) -> tuple[Any, ...]:
         """Return all fields, the checksum last."""
-        stored = (*astuple(self.window), json.dumps(self.tags), self.trashed_at, self.command)
+        stored = (*self.window.values(), json.dumps(self.tags), self.trashed_at, self.command)
         return (*stored, seal("trash", *stored))
 
     def shown(self) -> TrashedWindow:
