@@ -7,18 +7,18 @@ answer and an edited later message therefore all belong to the conversation. Ano
 prompt does not.
 
 vLLM hashes full blocks only. A beginning is therefore stored as the hash of its last full block, which covers all
-tokens before it, and the tokens after that block. A look-up costs one probe of a hash table for each block of the
-request, and a comparison of a few tokens for each conversation with the same hash.
+tokens before it, and the tokens after that block. A look-up costs one probe of a hash table for each number of full
+blocks that a beginning has, and a comparison of a few tokens for each conversation with the same hash.
 """
 
 import secrets
 import sys
 from array import array
-from collections import OrderedDict
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from cwm_connector.core.types import Micros, salt_hash
@@ -77,6 +77,10 @@ class Beginnings:
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
         self._alike: dict[bytes, OrderedDict[str, _Beginning]] = {}
+        self._with_blocks: Counter[int] = Counter()
+        """How many of the tables in `_alike` are for beginnings with so many full blocks."""
+        self._lengths: list[int] = []
+        """The numbers of blocks in `_with_blocks`, in order."""
         self._block_of: dict[str, bytes] = {}
 
     def add(self, name: str, request: "Request") -> None:
@@ -86,7 +90,12 @@ class Beginnings:
         blocks = compared // self._block_tokens
         block = request.block_hashes[blocks - 1] if blocks else _NO_BLOCK
         start = blocks * self._block_tokens
-        alike = self._alike.setdefault(block, OrderedDict())
+        alike = self._alike.get(block)
+        if alike is None:
+            alike = self._alike[block] = OrderedDict()
+            if not self._with_blocks[blocks]:
+                insort(self._lengths, blocks)
+            self._with_blocks[blocks] += 1
         alike[name] = _Beginning(start, _packed(tokens[start:compared]))
         self._block_of[name] = block
         if len(alike) > MAX_ALIKE:
@@ -97,9 +106,14 @@ class Beginnings:
         block = self._block_of.pop(name, None)
         if block is None:
             return
-        del self._alike[block][name]
+        gone = self._alike[block].pop(name)
         if not self._alike[block]:
             del self._alike[block]
+            blocks = gone.start // self._block_tokens
+            self._with_blocks[blocks] -= 1
+            if not self._with_blocks[blocks]:
+                del self._with_blocks[blocks]
+                del self._lengths[bisect_left(self._lengths, blocks)]
 
     def size_bytes(self, name: str) -> int:
         """Return the bytes that the beginning of `name` takes in memory. 0 if there is none."""
@@ -119,8 +133,11 @@ class Beginnings:
         return None
 
     def _known_ends(self, hashes: "Sequence[BlockHash]") -> Iterator[bytes]:
-        """Return those of the hashes at which a beginning ends, the last one first."""
-        return filter(self._alike.__contains__, chain(reversed(hashes), (_NO_BLOCK,)))
+        """Yield those of the hashes at which a beginning ends, the last one first."""
+        for blocks in reversed(self._lengths[: bisect_right(self._lengths, len(hashes))]):
+            block = hashes[blocks - 1] if blocks else _NO_BLOCK
+            if block in self._alike:
+                yield block
 
 
 def _packed(token_ids: Sequence[int]) -> bytes:

@@ -3,7 +3,9 @@
 import hashlib
 import re
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -103,6 +105,34 @@ def test_of_too_many_alike_the_first_is_not_recognised_any_more(monkeypatch: pyt
     assert [beginnings.find(talk) for talk in talks] == [None, "r1", "r2"]
 
 
+class Counted(list[bytes]):
+    """Hashes that count how many of them were read."""
+
+    reads = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        self.reads += 1
+        return super().__getitem__(at)
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.reads += len(self)
+        return super().__iter__()
+
+
+def test_a_long_prompt_is_looked_up_where_a_beginning_ends_and_nowhere_else() -> None:
+    beginnings = Beginnings(BLOCK)
+    short, long = [*SYSTEM, 1, 2, 3, 4, 9, 9, 9, 9], [*SYSTEM, *range(200, 400)]
+    for number, talk in enumerate((short, [*SYSTEM, 5, 6, 7, 8, 9, 9, 9, 9], long)):
+        beginnings.add(f"r{number}", nobody("r", talk))
+    hashes = Counted(nobody("on", [*long, *range(500, 900)]).block_hashes)
+    for talk, name in ((long, "r2"), (short, "r0"), ([0, 0, 0, 0], None)):
+        request = SimpleNamespace(all_token_ids=[*talk, *range(500, 900)], block_hashes=hashes)
+        hashes[:] = nobody("on", request.all_token_ids).block_hashes
+        hashes.reads = 0
+        assert beginnings.find(request) == name
+        assert hashes.reads <= 2
+
+
 def test_of_conversations_that_are_dropped_nothing_is_kept() -> None:
     beginnings = Beginnings(BLOCK)
     for number in range(3):
@@ -110,6 +140,7 @@ def test_of_conversations_that_are_dropped_nothing_is_kept() -> None:
         beginnings.remove(f"r{number}")
         beginnings.remove("never there")
     assert not beginnings._alike and not beginnings._block_of
+    assert not beginnings._with_blocks and not beginnings._lengths
 
 
 def test_who_says_anything_is_never_taken_for_anonymous_nor_the_other_way_round() -> None:
