@@ -113,16 +113,16 @@ class BlockTree:
         """Find the part of the chain of the first `blocks` hashes that the tree has already."""
         node, at = self.root, 0
         path = [node]
-        while at < blocks and (child := node.children.get(hashes[at])) is not None:
+        child = node.children.get(hashes[0]) if blocks else None
+        while child is not None:
             node = child
             path.append(node)
             end = node.end
-            if end < blocks and hashes[end] in node.children:
+            child = node.children.get(hashes[end]) if end < blocks else None
+            if child is not None:
                 at = end  # a block that follows says that all before it agree
-                continue
-            at += common_blocks(node.hashes, hashes, blocks - at, at)
-            if at < end:
-                break
+            else:
+                at += common_blocks(node.hashes, hashes, blocks - at, at)
         return Match(frozenset(path), node, at)
 
     def attach(self, match: Match, hashes: HashRun, tokens: TokenRun) -> Node:

@@ -42,7 +42,7 @@ _KINDS: Final = (HeadKind.SIDE, HeadKind.SUBAGENT, HeadKind.CONVERSATION)
 
 def exceeds(heads: Heads, limit_bytes: int) -> bool:
     """Return whether a session has more heads, or takes more memory, than one session may."""
-    return heads.size_bytes > limit_bytes or len(heads) > MAX_HEADS or len(_sides(heads)) > MAX_SIDE_HEADS
+    return heads.size_bytes > limit_bytes or len(heads) > MAX_HEADS or heads.sides > MAX_SIDE_HEADS
 
 
 def trim_heads(

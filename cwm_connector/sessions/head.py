@@ -156,6 +156,11 @@ class Head:
         return self.node.hashes[-1]
 
     @property
+    def is_side(self) -> bool:
+        """Return whether it is not a turn of any conversation."""
+        return self.kind is HeadKind.SIDE
+
+    @property
     def unfrozen_tokens(self) -> int:
         """Return how many of its tokens no window holds."""
         return self.token_count - self.covered_tokens

@@ -17,6 +17,7 @@ from cwm_connector.sessions.block_tree import BlockTree, Match, Node
 from cwm_connector.sessions.choice import Decision, Effect, becomes_main, decide, default_head, is_of_main_line
 from cwm_connector.sessions.hash_run import ChainHashes, HashRun
 from cwm_connector.sessions.head import Chain, Head, Progress, SharedTokens
+from cwm_connector.sessions.titles import TITLED_TOKENS
 from cwm_connector.sessions.token_run import TokenRun
 from cwm_connector.sessions.views import HeadKind, HeadReason
 
@@ -65,6 +66,8 @@ class Heads:
         self._block_tokens = block_tokens
         self._tree = BlockTree(block_tokens)
         self._heads_bytes = 0
+        self.sides = 0
+        """How many of them are side heads."""
         self.table = HeadTable()
 
     def __len__(self) -> int:
@@ -90,6 +93,7 @@ class Heads:
             self._store(head, progress.chain, match)
         for node in left.elements():
             self._tree.detach(_stored(node))
+        self.sides += sum(each.is_side for each in new) - sum(each.is_side for each in gone)
         self._heads_bytes += sum(each.size_bytes for each in new) - sum(each.size_bytes for each in gone)
         return head
 
@@ -105,6 +109,7 @@ class Heads:
         """Remove a head, and the blocks that no other head uses."""
         head = self.table.by_name.pop(name)
         self._heads_bytes -= head.size_bytes
+        self.sides -= head.is_side
         self._tree.detach(_stored(head.node))
 
     def ask_for_title(self, request_title: RequestTitle, head: Head) -> None:
@@ -114,13 +119,18 @@ class Heads:
             if (titled := self.table.by_name.get(head.name)) is not None:
                 titled.title = title
 
-        request_title(self.tokens(head), set_title)
+        request_title(self.tokens(head, TITLED_TOKENS), set_title)
 
     # --- reading ---
 
-    def tokens(self, head: Head) -> TokenRun:
-        """Return the head's tokens for another thread. Those that lie in a request's list are packed there."""
+    def tokens(self, head: Head, limit: int | None = None) -> TokenRun:
+        """Return the head's tokens for another thread. Those that lie in a request's list are packed there.
+
+        With a `limit` only the first tokens of a stored head are returned.
+        """
         if head.running is None:
+            if limit is not None and limit < head.token_count - len(head.tail):
+                return TokenRun.of_runs(self._tree.runs(_stored(head.node), limit))
             stored = self._tree.runs(_stored(head.node), head.token_count)
             return TokenRun.of_runs([*stored, TokenRun(head.tail[:])])
         chain = head.running.chain

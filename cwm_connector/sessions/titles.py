@@ -29,6 +29,8 @@ _MESSAGE_TOKENS: Final = 2048
 """Tokens of a user's message that are decoded. Some clients put long notes in front of the user's words."""
 _SEARCHED_TOKENS: Final = 65_536
 """Tokens that are searched for the start of the user's message. System prompts with tools are long."""
+TITLED_TOKENS: Final = _SEARCHED_TOKENS + _MESSAGE_TOKENS
+"""Tokens at the start of a head from which its title is made."""
 _NOTES: Final = re.compile(r"<(system-reminder|environment_context)>.*?(</\1>|\Z)", re.DOTALL)
 """Text that Claude Code and Codex put into the user's message."""
 

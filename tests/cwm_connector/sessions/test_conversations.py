@@ -182,6 +182,8 @@ def test_few_side_heads_are_kept(talk: Talk) -> None:
     for number in range(100):
         talk.say(words(50 + number, 300), words(30, 10), "alice;kind=side")
     assert len(talk.index.views()[0].heads) == 1 + MAX_SIDE_HEADS
+    (session,) = talk.index.recent()
+    assert not session.needs_trimming(1 << 30) and session.heads.sides == MAX_SIDE_HEADS
     assert talk.takes() == said
 
 

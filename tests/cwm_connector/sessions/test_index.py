@@ -223,6 +223,15 @@ def test_each_head_is_titled_once_and_the_title_shown_is_that_of_the_head_meant(
     assert len(wanted) == 2
 
 
+def test_a_title_is_made_of_the_beginning_of_a_long_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cwm_connector.sessions.heads.TITLED_TOKENS", 20)
+    wanted: list[list[int]] = []
+    sessions = index(request_title=lambda tokens, tell: wanted.append(list(tokens.packed())))
+    for session, size in (("long", 90), ("just", 22), ("short", 10)):
+        finish(sessions, Request(session, list(range(size)), session_id=session))
+    assert wanted == [list(range(20)), list(range(21)), list(range(9))]
+
+
 def test_a_session_expires_once_it_is_old_and_the_prefix_cache_has_lost_it() -> None:
     clock = Clock()
     sessions = index(clock=clock)

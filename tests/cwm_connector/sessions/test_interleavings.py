@@ -12,6 +12,7 @@ from cwm_connector.core.types import salt_hash
 from cwm_connector.metrics import Metrics
 from cwm_connector.sessions.index import SessionIndex
 from cwm_connector.sessions.thaw_bindings import BoundWindow, ThawBindings
+from cwm_connector.sessions.views import HeadKind
 from cwm_connector.step.chunk_locations import ChunkLocations
 from cwm_connector.step.job_board import JobBoard
 from cwm_connector.step.scheduler import SchedulerSide
@@ -234,6 +235,9 @@ class Conversation(RuleBasedStateMachine):
             assert len(one.block_hashes) == len(taken) // BLOCK_TOKENS
             assert list(one.block_hashes) == said_again.block_hashes
         assert self.index.size_bytes <= MAX_BYTES
+        for session in self.index.recent():
+            heads = session.heads
+            assert heads.sides == sum(head.kind is HeadKind.SIDE for head in heads.table.by_name.values())
         ((view, cached),) = [pair for pair in everything(self.side.session_views()) if pair[0].session_id == "alice"]
         assert view.head == snapshot.head and cached <= view.token_count == len(self.chain)
         for due in everything(self.side.freezable(0.25)):
