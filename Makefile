@@ -61,8 +61,8 @@ certify: setup model ## Compare 104 thawed windows of a real vLLM with prefix hi
 torture: setup model ## Kill -9 and power cuts, 1,000 loops over stores, 20 over a real vLLM (an hour), a soak (an hour)
 	@$(PY) -m tests.torture --loops 1080 --engine-loops 20 --minutes 60 --soak-minutes 60
 
-bench: setup model ## Measure: time to first token, llama.cpp beside it, copies, tiers, Redis, catalog, lists (30 minutes)
-	@for part in ttft llama_cpp paging tiers redis catalog facade; do $(PY) -m benchmarks.$$part || exit 1; done
+bench: setup model ## Measure: time to first token, llama.cpp beside it, copies, tiers, Redis, catalog, hooks, lists (30 minutes)
+	@for part in ttft llama_cpp paging tiers redis catalog hooks facade; do $(PY) -m benchmarks.$$part || exit 1; done
 
 # setuptools packs what an earlier build left in build/lib, also modules that are gone since.
 wheel: setup ## Build dist/context_window_manager-….whl, to install elsewhere

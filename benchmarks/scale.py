@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import os
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from rich.console import Console
 
 from benchmarks.catalog import TAGS, WORDS, measured
 from benchmarks.scale_rows import Builder, Shape, keys_of
-from benchmarks.timing import show_times
+from benchmarks.timing import over, show_times
 from cwm_connector.catalog.base import OpenWindows, SortBy, WindowQuery
 from cwm_connector.catalog.session_pages import SessionQuery
 from cwm_connector.catalog.sqlite.catalog import SqliteCatalog
@@ -103,12 +102,6 @@ def check_s(path: Path) -> float:
     if fault is not None:
         raise RuntimeError(fault)
     return time.perf_counter() - began
-
-
-def over(times: dict[str, list[float]], limit_ms: float) -> list[str]:
-    """Return a sentence for each series whose 99th percentile is above the limit."""
-    p99 = {what: statistics.quantiles(values, n=100, method="inclusive")[98] for what, values in times.items()}
-    return [f"{what}: p99 {value:.1f} ms > {limit_ms:g} ms" for what, value in p99.items() if value > limit_ms]
 
 
 def main() -> None:

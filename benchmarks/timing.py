@@ -1,4 +1,4 @@
-"""Print times of calls as a table: count, median, spread and maximum."""
+"""Print times of calls as a table, and compare them with a limit."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -24,3 +24,9 @@ def show_times(
         median, most = f"{statistics.median(values):.{digits}f}", f"{max(values):.{digits}f}"
         table.add_row(what, str(len(values)), median, f"{low}–{high}", p99, most)
     console.print(table)
+
+
+def over(times: Mapping[str, Sequence[float]], limit_ms: float) -> list[str]:
+    """Return a sentence for each series whose 99th percentile is above the limit."""
+    p99 = {what: statistics.quantiles(values, n=100, method="inclusive")[98] for what, values in times.items()}
+    return [f"{what}: p99 {value:.1f} ms > {limit_ms:g} ms" for what, value in p99.items() if value > limit_ms]
