@@ -30,7 +30,7 @@ _ORDER: dict[SortBy, tuple[str, str]] = {
     SortBy.SIZE: ("size_bytes", "windows_by_size"),
 }
 """The column and its index."""
-_MANY: Final = 500
+_MANY: Final = 1000
 """More windows than that are not read at once."""
 _TEXT_HAS: Final = "x.text GLOB '*' || ? || '*'"
 """GLOB is the fastest of SQLite's ways to look into a text. A folded word has none of its special characters."""

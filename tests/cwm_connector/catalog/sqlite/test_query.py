@@ -61,7 +61,7 @@ def expected(rows: list[WindowRow], query: WindowQuery) -> list[WindowRow]:
     return ordered[::-1] if query.descending else ordered
 
 
-@pytest.mark.parametrize("many", [0, 20, 500], ids=["walked", "some walked", "sorted"])
+@pytest.mark.parametrize("many", [0, 20, 1000], ids=["walked", "some walked", "sorted"])
 @pytest.mark.parametrize("seed", range(80))
 def test_a_page_is_what_a_plain_filter_gives(
     filled: tuple[SqliteCatalog, list[WindowRow]], seed: int, many: int, monkeypatch: pytest.MonkeyPatch
