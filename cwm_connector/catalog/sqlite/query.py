@@ -4,7 +4,7 @@ The text of the SQL is fixed. What a user typed is only bound as a value. `page_
 transaction. The other functions are pure.
 
 If few windows meet the conditions, one statement returns all of them, and they are sorted here. If they are many, one
-statement counts them, and another one follows the index of the order until the page is full.
+statement counts those that it left, and another one follows the index of the order until the page is full.
 
 The order of the tables in a statement is the order in which SQLite reads them, because each join is a CROSS JOIN. The
 first table leaves fewest windows. The others are asked by the window's id:
@@ -37,6 +37,15 @@ _TEXT_HAS: Final = "x.text GLOB '*' || ? || '*'"
 
 
 @dataclass(frozen=True, slots=True)
+class _Found:
+    """The tables and the conditions of a statement, and the column with the window's id in the first table."""
+
+    id: str
+    sql: str
+    values: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Statement:
     """A statement and the values to bind."""
 
@@ -57,27 +66,30 @@ def page_ids(db: sqlite3.Connection, query: WindowQuery) -> tuple[list[int], int
         if len(rows) <= _MANY:
             rows.sort(reverse=query.descending)
             return [window for _, window in rows][query.offset :][: query.limit], len(rows)
-    count = count_of(query)
-    (total,) = db.execute(count.sql, count.values).fetchone()
+        count = count_of(query, after=rows[-1][1])
+        (total,) = db.execute(count.sql, count.values).fetchone()
+        total += len(rows)
+    else:
+        (total,) = db.execute("SELECT count(*) FROM windows").fetchone()
     page = page_of(query, total)
     ids = [window for (window,) in db.execute(page.sql, page.values).fetchall()]
     return ids[::-1] if page.backwards else ids, total
 
 
 def some_of(query: WindowQuery) -> Statement:
-    """Return the statement for the ids of windows that meet the conditions, with what they are ordered by.
+    """Return the statement for the first windows that meet the conditions, with what they are ordered by.
 
-    There is no order, and if there are many, only some of them are found.
+    They come in the order of their ids.
     """
     column, _ = _ORDER[query.sort_by]
     found = _found(query, column=column)
-    return Statement(f"SELECT w.id, w.{column} {found.sql} LIMIT {_MANY + 1}", found.values)
+    return Statement(f"SELECT w.id, w.{column} {found.sql} ORDER BY {found.id} LIMIT {_MANY + 1}", found.values)
 
 
-def count_of(query: WindowQuery) -> Statement:
-    """Return the statement that counts the windows on all pages."""
+def count_of(query: WindowQuery, after: int) -> Statement:
+    """Return the statement that counts the windows that meet the conditions and came after the window `after`."""
     found = _found(query)
-    return Statement(f"SELECT count(*) {found.sql}", found.values)
+    return Statement(f"SELECT count(*) {found.sql} AND {found.id} > ?", (*found.values, after))
 
 
 def page_of(query: WindowQuery, total: int) -> Statement:
@@ -96,7 +108,7 @@ def page_of(query: WindowQuery, total: int) -> Statement:
     return Statement(f"SELECT w.id {found.sql} {order} LIMIT ? OFFSET ?", (*found.values, size, start), backwards)
 
 
-def _found(query: WindowQuery, index: str | None = None, column: str | None = None) -> Statement:
+def _found(query: WindowQuery, index: str | None = None, column: str | None = None) -> _Found:
     """Return the tables and the conditions, of which `column` needs the windows. With `index` it gives the order."""
     words = typed_words(query.search or "")
     in_windows = [
@@ -129,7 +141,8 @@ def _found(query: WindowQuery, index: str | None = None, column: str | None = No
     if words is not None:
         conditions += [(_TEXT_HAS, word) for word in words] or [("?", 0)]
     where = " AND ".join(condition for condition, _ in conditions)
-    return Statement(
-        f"FROM {' CROSS JOIN '.join(tables)} {'WHERE ' if where else ''}{where}",
-        tuple(value for _, value in conditions),
+    return _Found(
+        id=first,
+        sql=f"FROM {' CROSS JOIN '.join(tables)} {'WHERE ' if where else ''}{where}",
+        values=tuple(value for _, value in conditions),
     )

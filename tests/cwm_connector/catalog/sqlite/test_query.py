@@ -119,18 +119,21 @@ def test_a_search_reads_each_table_once_and_sorts_none(
 ) -> None:
     query = WindowQuery(search="token cache login", sort_by=sort_by, **conditions)
     with closing(sqlite3.connect(path)) as raw:
-        for asked in (some_of(query), count_of(query), page_of(query, 9000)):
+        for asked in (some_of(query), count_of(query, 7), page_of(query, 9000)):
             steps = [row[3] for row in raw.execute(f"EXPLAIN QUERY PLAN {asked.sql}", asked.values)]
-            assert not [step for step in steps if "TEMP B-TREE" in step or "LIST" in step]
+            # The windows of a session are few, and come in the order of their times.
+            sorts = "session_id" in conditions and asked == some_of(query)
+            assert any("TEMP B-TREE" in step for step in steps) is sorts
+            assert not [step for step in steps if "LIST" in step]
             assert len([step for step in steps if step.startswith("SCAN")]) <= 1
-            if asked == count_of(query):
+            if asked == count_of(query, 7):
                 assert steps[0].split(" ", 1)[1].startswith(begins)
 
 
 def test_what_a_user_types_is_never_part_of_the_sql() -> None:
     evil = "'; DROP TABLE windows; --"
     query = WindowQuery(tags=[evil], model=evil, search=evil, session_id=evil)
-    assert "DROP" not in page_of(query, 9).sql + count_of(query).sql
+    assert "DROP" not in page_of(query, 9).sql + count_of(query, 7).sql + some_of(query).sql
 
 
 # --- search ---
