@@ -21,6 +21,8 @@ LOCK := requirements/$(PLATFORM).txt
 # Keyed by content and place: another lock or a moved checkout is another environment (scripts in it name their folder).
 PACKAGES := .venv/.packages-$(shell { pwd; cat $(LOCK); } | sha256sum | cut -c1-16)
 PROJECT := .venv/.project-$(shell sha256sum pyproject.toml | cut -c1-16)
+# Test workers. More than four would need more memory than a laptop has: each may run vLLM servers.
+WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 3 ? cores + 1 : 4)))
 
 .PHONY: help setup model demo test check certify torture bench wheel docs lock clean
 
@@ -50,10 +52,9 @@ check: setup ## Style, types and layers: ruff, mypy, the test of the imports
 	@$(PY) -m mypy
 	@$(PY) -m pytest --quiet tests/test_layers.py tests/test_shape.py
 
-# The tests with a real vLLM come last and by themselves, because some of the others have limits of time.
+# Tests often wait, for a disk above all, so there is one worker more than there are cores.
 test: setup model check ## Style, types and every test that can run here
-	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/engine --durations=25
-	@$(PY) -m pytest tests/engine --durations=25
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --durations=25
 
 certify: setup model ## Compare 104 thawed windows of a real vLLM with prefix hits, bit for bit (20 minutes at most)
 	@$(PY) -m tests.certify
