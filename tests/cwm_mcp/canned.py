@@ -64,6 +64,7 @@ STORE = {
     "misses": 1,
     "dedup_ratio": 1.0,
     "tiers": {"cpu": {"blocks": 2, "bytes": 8192, "limit_bytes": 1 << 30}, "disk": None, "redis": None},
+    "trash": {"windows": 1, "bytes": 4096},
 }
 HEALTH = {
     "status": "healthy",

