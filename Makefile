@@ -21,8 +21,9 @@ LOCK := requirements/$(PLATFORM).txt
 # Keyed by content and place: another lock or a moved checkout is another environment (scripts in it name their folder).
 PACKAGES := .venv/.packages-$(shell { pwd; cat $(LOCK); } | sha256sum | cut -c1-16)
 PROJECT := .venv/.project-$(shell sha256sum pyproject.toml | cut -c1-16)
-# Test workers. More than four would need more memory than a laptop has: each may run vLLM servers.
-WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 3 ? cores + 1 : 4)))
+# Test workers, each of which may run vLLM servers of the small model. Tests often wait, for a disk or for each other, so
+# that four of them keep two cores busy. More would need more memory than a laptop has.
+WORKERS ?= 4
 
 .PHONY: help setup model demo test check certify torture bench wheel docs lock clean
 
@@ -52,7 +53,6 @@ check: setup ## Style, types and layers: ruff, mypy, the test of the imports
 	@$(PY) -m mypy
 	@$(PY) -m pytest --quiet tests/test_layers.py tests/test_shape.py
 
-# Tests often wait, for a disk above all, so there is one worker more than there are cores.
 test: setup model check ## Style, types and every test that can run here
 	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --durations=25
 
