@@ -33,9 +33,9 @@ BATCH: Final = 8
 """Chunks that are moved before other operations may take `chunk_lock`."""
 HIGH_WATER: Final = 0.9
 LOW_WATER: Final = 0.8
+"""Shares of the disk's limit. Above the first, chunks are moved until the second is reached."""
 _MARGIN_BYTES: Final = 1 << 16
 """For the catalog and the file system, which grow with the chunks."""
-"""Shares of the disk's limit. Above the first, chunks are moved until the second is reached."""
 
 
 class Tiering:
