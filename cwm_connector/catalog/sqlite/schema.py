@@ -1,6 +1,7 @@
 """The tables of the embedded catalog, as the migration steps that lead from an empty file to today's schema.
 
-The `user_version` of a file is the number of steps that were applied to it. A released step is never edited.
+The `user_version` of a file is the number of steps that were applied to it. A released step is never edited, unless a
+later one removes all that it made.
 
 The tables have these invariants beyond their foreign keys. `check.py` verifies all of them.
 

@@ -247,13 +247,34 @@ def test_damaged_token_ids_stay_damaged_and_harm_no_other_window(old: Path, monk
             catalog.token_ids_of("first")
 
 
-def test_a_snapshot_that_was_damaged_stays_damaged_and_harms_no_other(
-    old: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def seventh(old: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of the seventh schema. Its index of words is that of the sixth step, which is empty by now."""
     monkeypatch.setattr("cwm_connector.catalog.sqlite.file.MIGRATIONS", MIGRATIONS[:7])
     monkeypatch.setattr("cwm_connector.catalog.sqlite.file.SCHEMA_VERSION", 7)
     SqliteCatalog.open(old).close()
     monkeypatch.undo()
+    with closing(sqlite3.connect(old)) as raw, raw:
+        raw.execute("DROP TABLE window_words")
+        raw.execute(
+            "CREATE VIRTUAL TABLE window_words USING fts5 "
+            "(name UNINDEXED, description UNINDEXED, tags UNINDEXED, folded, tokenize = 'trigram')"
+        )
+        raw.execute("INSERT INTO window_words (rowid, name, folded) SELECT id, name, name FROM windows")
+    return old
+
+
+def test_a_search_finds_the_windows_of_a_file_with_an_index_of_words(seventh: Path) -> None:
+    with closing(SqliteCatalog.open(seventh)) as catalog:
+        catalog.check_integrity()
+        found = catalog.list_windows(WindowQuery(search="econ"))
+        assert [row.name for row in found.windows] == ["second"]
+        catalog.delete_window("second")
+        assert catalog.list_windows(WindowQuery(search="econ")).total == 0
+
+
+def test_a_snapshot_that_was_damaged_stays_damaged_and_harms_no_other(seventh: Path) -> None:
+    old = seventh
     with closing(sqlite3.connect(old)) as raw, raw:
         raw.execute("UPDATE snapshots SET passport = '{}' WHERE id = 1")
     with closing(SqliteCatalog.open(old)) as catalog:
