@@ -26,8 +26,11 @@ from cwm_connector.sessions.thaw_bindings import BoundWindow, ThawBindings
 if TYPE_CHECKING:
     from vllm.v1.request import Request
 
-ANSWER_LIMIT_S: Final = 0.25
-"""From vLLM's first question about a request. Later answers serve only later requests."""
+ANSWER_LIMIT_S: Final = 1.0
+"""From vLLM's first question about a request. Later answers serve only later requests.
+
+An answer takes milliseconds, unless the catalog is busy or the machine is. To compute a conversation takes seconds.
+"""
 COMPARED_AT_ONCE: Final = 8192
 """Tokens of a request that the engine thread compares with windows in one step. It takes half a millisecond."""
 MAX_WAITING: Final = 64
