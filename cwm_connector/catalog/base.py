@@ -116,6 +116,11 @@ class WindowRow:
     """True if the row failed its checksum. Such a row appears only in a listing, and all fields but the name are empty
     or 0."""
 
+    @property
+    def frozen_at(self) -> Micros:
+        """Return when its content was frozen, which is before an import."""
+        return self.created_at if self.origin is None else self.origin.frozen_at
+
 
 class SortBy(enum.StrEnum):
     """The orders of a listing."""

@@ -216,7 +216,7 @@ def window_status(
         timestamps=results.Timestamps(
             created_at=iso(row.created_at),
             updated_at=iso(row.updated_at),
-            frozen_at=iso(row.created_at if row.origin is None else row.origin.frozen_at),
+            frozen_at=iso(row.frozen_at),
             thawed_at=None if row.thawed_at is None else iso(row.thawed_at),
         ),
         lineage=results.Lineage(parent=row.parent, children=list(children)),

@@ -112,7 +112,7 @@ class Exporter:
                 ArchiveChunk(row.key, row.tokens, self._sizes(row, spec))
                 for row, spec in zip(window.chunks, window.specs, strict=True)
             ),
-            created_at=row.created_at if row.origin is None else row.origin.frozen_at,
+            created_at=row.frozen_at,
             exported_at=now_micros(),
             session_id=row.session_id if row.origin is None else row.origin.frozen_from,
             head=row.head,
