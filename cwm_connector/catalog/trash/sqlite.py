@@ -124,9 +124,7 @@ class SqliteTrash:
     def listed(self) -> tuple[TrashedWindow, ...]:
         with self._reading("trash") as db:
             rows = db.execute(f"SELECT {_FIELDS}, digest FROM trash ORDER BY trashed_at, id").fetchall()
-            return tuple(
-                _entry(row).shown() if _is_sound(row) else _unreadable(row) for row in rows if _is_known(db, row)
-            )
+            return tuple(shown for row in rows if (shown := _shown(db, row)) is not None)
 
     def totals(self) -> TrashTotals:
         with self._reading("trash", "snapshot_chunks", "chunks", "windows") as db:
@@ -177,12 +175,15 @@ def _is_sound(row: Sequence[Any]) -> bool:
     return bool(seal("trash", *row[:-1]) == row[-1])
 
 
-def _is_known(db: sqlite3.Connection, row: Sequence[Any]) -> bool:
-    """Return whether the name and the time are certain, because the checksum or the index of names confirms them."""
+def _shown(db: sqlite3.Connection, row: Sequence[Any]) -> TrashedWindow | None:
+    """Return the window of a row, or None if not even its name and its time are certain.
+
+    The checksum confirms them, or else the index of names.
+    """
     if _is_sound(row):
-        return True
+        return _entry(row).shown()
     has_types = isinstance(row[1], str) and isinstance(row[-3], int)
-    return has_types and db.execute(_KNOWN, row[:1]).fetchone() is not None
+    return _unreadable(row) if has_types and db.execute(_KNOWN, row[:1]).fetchone() is not None else None
 
 
 def _unreadable(row: Sequence[Any]) -> TrashedWindow:
