@@ -22,7 +22,7 @@ from tests.support import other_weights
 from tests.support.api import Completion, Measured
 from tests.support.checkpoints import checkpoint
 from tests.support.chunks import chunk_files, flip_a_byte
-from tests.support.engine import Engine, EngineOptions, Launch
+from tests.support.engine import Engine, EngineOptions, Launch, compute_threads
 from tests.support.machine import from_proc
 from tests.support.mcp_client import ToolError, Tools, mcp_client
 
@@ -118,17 +118,16 @@ def chosen(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(scope="module")
 def engine(chosen: Case, launch: Launch) -> Iterator[Engine]:
-    case = chosen
-    ranks = ("--tensor-parallel-size", str(case.ranks)) if case.ranks > 1 else ()
+    ranks = ("--tensor-parallel-size", str(chosen.ranks)) if chosen.ranks > 1 else ()
     # Otherwise vLLM gives each rank a NUMA node of its own, and each waits for the other on all cores.
-    of_ranks = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"} if ranks else {}
+    of_ranks = compute_threads(1) if ranks else {}
     options = EngineOptions(
-        model=checkpoint(case.model or case.name),
+        model=checkpoint(chosen.model or chosen.name),
         dtype="bfloat16",
         max_model_len=4096,
         kv_tokens=100_000,
-        arguments=(*case.arguments, *ranks, "--worker-extension-cls", other_weights.CLASS),
-        settings={"CWM_AUTO_THAW": "off", "VLLM_SERVER_DEV_MODE": "1", **of_ranks, **case.settings},
+        arguments=(*chosen.arguments, *ranks, "--worker-extension-cls", other_weights.CLASS),
+        settings={"CWM_AUTO_THAW": "off", "VLLM_SERVER_DEV_MODE": "1", **of_ranks, **chosen.settings},
     )
     with Engine(options, launch) as running:
         yield running

@@ -117,18 +117,17 @@ def quiet_environment() -> dict[str, str]:
     A server of one of several test workers computes in a worker's share of the cores.
     """
     theirs = {name: value for name, value in os.environ.items() if not name.startswith("CWM_")}
-    return theirs | _QUIET | _share_of_cores(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    share = len(os.sched_getaffinity(0)) // workers
+    return theirs | _QUIET | (compute_threads(max(1, share)) if workers > 1 else {})
 
 
-def _share_of_cores(workers: int) -> dict[str, str]:
-    """Return the variables for vLLM's threads.
+def compute_threads(count: int) -> dict[str, str]:
+    """Return the variables that give each of a server's workers so many threads, on any core.
 
     Threads that share a core with others of another server wait for each other at every layer, and burn time.
     """
-    if workers == 1:
-        return {}
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
+    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(count)}
 
 
 def _free_port() -> int:

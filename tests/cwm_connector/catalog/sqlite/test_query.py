@@ -66,7 +66,7 @@ def expected(rows: list[WindowRow], query: WindowQuery) -> list[WindowRow]:
 def test_a_page_is_what_a_plain_filter_gives(
     filled: tuple[SqliteCatalog, list[WindowRow]], seed: int, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is walked through in order, from either end, and what is sorted give the same pages."""
+    """Compare the pages of an index that is followed from either end with those that are sorted."""
     monkeypatch.setattr("cwm_connector.catalog.sqlite.query._MANY", many)
     catalog, rows = filled
     choose = random.Random(seed)

@@ -234,11 +234,16 @@ def test_token_ids_move_to_their_chunks(old: Path) -> None:
     assert len(after["chunk_tokens"]) == 5
 
 
+def bring_to(path: Path, version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bring a file up to an older schema than today's."""
+    with monkeypatch.context() as patch:
+        patch.setattr("cwm_connector.catalog.sqlite.file.MIGRATIONS", MIGRATIONS[:version])
+        patch.setattr("cwm_connector.catalog.sqlite.file.SCHEMA_VERSION", version)
+        SqliteCatalog.open(path).close()
+
+
 def test_damaged_token_ids_stay_damaged_and_harm_no_other_window(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cwm_connector.catalog.sqlite.file.MIGRATIONS", MIGRATIONS[:3])
-    monkeypatch.setattr("cwm_connector.catalog.sqlite.file.SCHEMA_VERSION", 3)
-    SqliteCatalog.open(old).close()
-    monkeypatch.undo()
+    bring_to(old, 3, monkeypatch)
     with closing(sqlite3.connect(old)) as raw, raw:
         raw.execute("UPDATE snapshot_tokens SET token_ids = zeroblob(length(token_ids)) WHERE snapshot_id = 1")
     with closing(SqliteCatalog.open(old)) as catalog:
@@ -250,10 +255,7 @@ def test_damaged_token_ids_stay_damaged_and_harm_no_other_window(old: Path, monk
 @pytest.fixture
 def seventh(old: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of the seventh schema. Its index of words is that of the sixth step, which is empty by now."""
-    monkeypatch.setattr("cwm_connector.catalog.sqlite.file.MIGRATIONS", MIGRATIONS[:7])
-    monkeypatch.setattr("cwm_connector.catalog.sqlite.file.SCHEMA_VERSION", 7)
-    SqliteCatalog.open(old).close()
-    monkeypatch.undo()
+    bring_to(old, 7, monkeypatch)
     with closing(sqlite3.connect(old)) as raw, raw:
         raw.execute("DROP TABLE window_words")
         raw.execute(
@@ -274,10 +276,9 @@ def test_a_search_finds_the_windows_of_a_file_with_an_index_of_words(seventh: Pa
 
 
 def test_a_snapshot_that_was_damaged_stays_damaged_and_harms_no_other(seventh: Path) -> None:
-    old = seventh
-    with closing(sqlite3.connect(old)) as raw, raw:
+    with closing(sqlite3.connect(seventh)) as raw, raw:
         raw.execute("UPDATE snapshots SET passport = '{}' WHERE id = 1")
-    with closing(SqliteCatalog.open(old)) as catalog:
+    with closing(SqliteCatalog.open(seventh)) as catalog:
         assert catalog.window("second").passport == SECOND.passport
         with pytest.raises(CWMError, match="'first' is damaged"):
             catalog.window("first")
