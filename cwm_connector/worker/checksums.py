@@ -4,11 +4,13 @@ Transfer threads only. Without threads of its own, work is done by whoever asks 
 two threads inside the same memory are no faster there, and the model needs the cores.
 """
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Lazy(Generic[T]):
@@ -57,6 +59,27 @@ class Checksums:
             earlier.add_done_callback(lambda _: pool.submit(run))
         return checked
 
+    def together(self, pieces: Sequence[Callable[[], T]], conclude: Callable[[list[T]], R]) -> "Future[R]":
+        """Do the pieces at the same time, and conclude from their results. Needs threads.
+
+        The future is done when no piece is being worked on any more.
+        """
+        results: list[T | BaseException] = [CancelledError()] * len(pieces)
+        left, concluded = itertools.count(len(pieces) - 1, -1), Future[R]()
+
+        def run(at: int) -> None:
+            try:
+                results[at] = pieces[at]()
+            except BaseException as problem:
+                results[at] = problem
+            if next(left) == 0:  # one thread alone sees it: `next` is atomic
+                _conclude(concluded, results, conclude)
+
+        assert self._pool is not None
+        for at in range(len(pieces)):
+            self._pool.submit(run, at)
+        return concluded
+
     def run(self, work: Callable[[], T]) -> "Future[T]":
         """Do the work on a thread, or at once if there is none."""
         if self._pool is not None:
@@ -72,3 +95,15 @@ class Checksums:
         """End the threads after the work that was given to them."""
         if self._pool is not None:
             self._pool.shutdown(wait=True)
+
+
+def _conclude(concluded: "Future[R]", results: Sequence[T | BaseException], conclude: Callable[[list[T]], R]) -> None:
+    try:
+        good: list[T] = []
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            good.append(result)
+        concluded.set_result(conclude(good))
+    except BaseException as problem:
+        concluded.set_exception(problem)

@@ -20,15 +20,17 @@ from cwm_connector.core.types import TierName
 from cwm_connector.core.units import MIB
 from cwm_connector.step.jobs import ChunkOutcome
 from cwm_connector.tiers.base import ChunkId
-from cwm_connector.tiers.chunk import HEADER_BYTES, ChunkHeader, check, sealed_bytes
+from cwm_connector.tiers.chunk import HEADER_BYTES, CheckInPieces, ChunkHeader, check, sealed_bytes
 from cwm_connector.tiers.cpu import CpuTier, HostBuffer
 from cwm_connector.tiers.stack import TierStack
 from cwm_connector.worker.checksums import Checksums, Lazy
 
 READ_AHEAD: Final = 4
 """Chunks that are read from a durable tier ahead of their turn, at least."""
-BATCH_BYTES: Final = 128 * MIB
-"""A batch is as long as this or one chunk. A PCIe 5 bus is busy with it for 2.5 ms, and the model's own copies wait."""
+BATCH_BYTES: Final = 64 * MIB
+"""A batch is as long as this or one chunk. A PCIe 5 bus is busy with it for 1.3 ms, and the model's own copies wait."""
+CHECKED_TOGETHER: Final = 2
+"""Chunks that all threads check together, in pieces, as long as the bus has nothing to do."""
 RESERVE_WAIT_S: Final = 10.0
 """The longest that a load waits for memory while other transfers give some back. Then its tokens are computed."""
 
@@ -120,6 +122,7 @@ class ChunkReader:
         self._ahead = max(READ_AHEAD, 2 * checksums.threads)
         self._first_ahead = max(READ_AHEAD, checksums.threads // 2)
         """Fewer at first, so that the bus waits for one check and not for the preparation of many."""
+        self._pieces = max(1, checksums.threads // CHECKED_TOGETHER)
 
     def pin_all(self, chunks: Iterable[ChunkSpec]) -> bool:
         """Pin the chunks and return True if nothing has to be read from a durable tier. Otherwise pin none."""
@@ -143,11 +146,11 @@ class ChunkReader:
         is no memory to read it into.
         """
         waiting, pending = deque(chunks), deque[_PendingRead]()
-        ahead = self._first_ahead
+        ahead, pieces = self._first_ahead, self._pieces
         try:
             while waiting or pending:
-                self._read_ahead(waiting, pending, purpose, make_room, ahead)
-                ahead = min(2 * ahead, self._ahead)
+                self._read_ahead(waiting, pending, purpose, make_room, ahead, pieces)
+                ahead, pieces = min(2 * ahead, self._ahead), max(1, pieces // 2)
                 batch = [self._finish(pending.popleft())]
                 size = batch[0].buffer.nbytes
                 while pending and pending[0].is_good and size + pending[0].buffer.nbytes <= BATCH_BYTES:
@@ -170,12 +173,13 @@ class ChunkReader:
         purpose: Purpose,
         make_room: Callable[[], bool],
         ahead: int,
+        pieces: int,
     ) -> None:
         while waiting and len(pending) < ahead:
             if sum(not each.is_resident for each in pending) >= self._reads_ahead:
                 return
             try:
-                pending.append(self._start(waiting[0], purpose))
+                pending.append(self._start(waiting[0], purpose, pieces))
             except CWMError:
                 if pending:
                     return  # tried again at this chunk's turn, when those before it have freed memory
@@ -183,15 +187,15 @@ class ChunkReader:
                     continue
                 if purpose is Purpose.PROMOTE:
                     raise
-                pending.append(self._start(waiting[0], purpose, RESERVE_WAIT_S))
+                pending.append(self._start(waiting[0], purpose, pieces, RESERVE_WAIT_S))
             waiting.popleft()
 
-    def _start(self, chunk: ChunkSpec, purpose: Purpose, wait_s: float = 0.0) -> _PendingRead:
+    def _start(self, chunk: ChunkSpec, purpose: Purpose, pieces: int, wait_s: float = 0.0) -> _PendingRead:
         resident = self._cpu.pin(self._shape.id(chunk))
         if resident is not None:
             there = Future[TierName]()
             there.set_result(TierName.CPU)
-            verified = there if purpose is Purpose.PROMOTE else self._verified(chunk, resident, there)
+            verified = there if purpose is Purpose.PROMOTE else self._check_resident(chunk, resident, there, pieces)
             return _PendingRead(chunk, resident, there, verified, is_resident=True)
         return self._start_from_tiers(chunk, wait_s)
 
@@ -199,6 +203,19 @@ class ChunkReader:
         buffer = self._cpu.reserve(self._shape.sealed_bytes(chunk), wait_s)
         read = self._stack.read(self._shape.id(chunk), buffer.view)
         return _PendingRead(chunk, buffer, read, self._verified(chunk, buffer, read), is_resident=False)
+
+    def _check_resident(
+        self, chunk: ChunkSpec, buffer: HostBuffer, there: "Future[TierName]", pieces: int
+    ) -> "Future[TierName] | Lazy[TierName]":
+        if pieces == 1:
+            return self._verified(chunk, buffer, there)
+        checked = CheckInPieces(buffer.view, self._shape.header(chunk), pieces)
+
+        def conclude(checksums: list[int]) -> TierName:
+            checked.conclude(checksums)
+            return TierName.CPU
+
+        return self._checksums.together(checked.work(), conclude)
 
     def _verified(
         self, chunk: ChunkSpec, buffer: HostBuffer, read: "Future[TierName]"

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from cwm_connector.core.errors import Code, CWMError
 from cwm_connector.core.types import ChunkKey
-from cwm_connector.tiers.chunk import ALIGNMENT, HEADER_BYTES, ChunkHeader, check, read_header, seal, sealed_bytes
+from cwm_connector.tiers.chunk import (
+    ALIGNMENT,
+    HEADER_BYTES,
+    CheckInPieces,
+    ChunkHeader,
+    check,
+    read_header,
+    seal,
+    sealed_bytes,
+)
 from tests.cwm_connector.tiers.chunks import LAYOUT, aligned_buffer, sealed_chunk
 
 PAYLOAD = 3000
@@ -50,6 +59,32 @@ def test_every_flipped_bit_is_caught() -> None:
             buffer[position] ^= 1 << bit
     assert passed == []
     check(buffer, chunk.header)
+
+
+def checked_in_pieces(buffer: memoryview, expected: ChunkHeader, pieces: int) -> None:
+    whole = CheckInPieces(buffer, expected, pieces)
+    whole.conclude([work() for work in whole.work()])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 40_000), st.integers(1, 9), st.integers(0, 7), st.data())
+def test_a_check_in_pieces_refuses_what_a_check_refuses(
+    payload: int, pieces: int, bit: int, data: st.DataObject
+) -> None:
+    chunk = sealed_chunk(payload, payload)
+    checked_in_pieces(chunk.buffer, chunk.header, pieces)
+    at = data.draw(st.integers(0, chunk.buffer.nbytes - 1))
+    chunk.buffer[at] ^= 1 << bit
+    fault = fault_of(chunk.buffer, chunk.header)
+    with pytest.raises(CWMError) as raised:
+        checked_in_pieces(chunk.buffer, chunk.header, pieces)
+    assert (raised.value.code, raised.value.context["fault"]) == (Code.CORRUPT, fault)
+
+
+def test_a_check_in_pieces_gives_each_thread_as_many_bytes_as_the_others() -> None:
+    chunk = sealed_chunk(3, 16 * ALIGNMENT - HEADER_BYTES)
+    sizes = [piece.nbytes for piece in CheckInPieces(chunk.buffer, chunk.header, 4)._cut()]
+    assert sizes == [4 * ALIGNMENT] * 4
 
 
 def test_a_buffer_that_was_used_before_is_wiped_around_the_payload() -> None:
