@@ -64,6 +64,8 @@ class RequestLoads:
         self._sources: dict[str, dict[TierName, int]] = {}
         self._loaded_tokens: dict[str, int] = {}
         """By request that has posted a load."""
+        self._posted_tokens: dict[str, int] = {}
+        """By request whose load has not been reported as finished."""
 
     def asked(self, request_id: str) -> None:
         """Forget the last match of a request. vLLM asks again what it can load, so it has no blocks."""
@@ -104,6 +106,8 @@ class RequestLoads:
         chosen = self._choices.pop(request.request_id, None)
         if external_tokens == 0:
             self._under_way.ended(request.request_id)
+            if (tokens := self._posted_tokens.pop(request.request_id, None)) is not None:
+                self._loaded_tokens[request.request_id] = tokens  # all is verified, the last copies are under way
         else:
             self._start(request, blocks)
         if chosen is not None:
@@ -119,6 +123,7 @@ class RequestLoads:
         self._sources.pop(request_id, None)
         self._choices.pop(request_id, None)
         self._no_more.discard(request_id)
+        self._posted_tokens.pop(request_id, None)
         self._under_way.finished(request_id)
         return self._loaded_tokens.pop(request_id, 0)
 
@@ -144,6 +149,7 @@ class RequestLoads:
         chunks = BoundaryRun(self._geometry, match, ids) if self._geometry.groups else self._chunks(match, ids[0])
         self._sources[request_id] = self._tokens_by_tier(chunks)
         self._loaded_tokens[request_id] = 0
+        self._posted_tokens[request_id] = (match.to_block - match.from_block) * self._geometry.block_tokens
         ticket = self._board.post(LoadJob(self._board.next_id(), request_id, chunks))
         ticket.finished.add_done_callback(lambda result: self._loaded(request_id, match.window, chunks, result))
         self._under_way.started(request, match.from_block, match.to_block)
@@ -166,6 +172,7 @@ class RequestLoads:
         self, request_id: str, window: BoundWindow, chunks: ChunkRun | BoundaryRun, result: "Future[JobResult]"
     ) -> None:
         """Count a finished load, and do not offer again what could not be read."""
+        self._posted_tokens.pop(request_id, None)
         if result.exception() is not None:
             self._exclude(request_id)
             return

@@ -1,6 +1,6 @@
 """One direction of the bus to a CUDA device: batches of copies on a stream beside the model's.
 
-`mark` on the model's thread, `copy` on a transfer thread. Neither waits for the device, unless a call fails.
+`mark` and `hold` on the model's thread, `copy` on a transfer thread. Neither waits for the device, unless a call fails.
 """
 
 import torch
@@ -24,6 +24,11 @@ class CudaQueue:
         here.record(torch.cuda.current_stream(self._device))
         fence: Fence = here
         return fence
+
+    def hold(self, until: Fence) -> None:
+        """Let the model's stream wait for a fence. The thread does not wait."""
+        if isinstance(until, torch.cuda.Event):
+            torch.cuda.current_stream(self._device).wait_event(until)
 
     def copy(self, sources: torch.Tensor, targets: torch.Tensor, sizes: torch.Tensor, after: Fence) -> Fence:
         """Queue copies between addresses, once `after` has passed. Return the fence behind them.

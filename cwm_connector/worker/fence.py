@@ -9,12 +9,19 @@ class Fence(Protocol):
     def synchronize(self) -> None:
         """Wait until all that was queued before the fence is done."""
 
+    def query(self) -> bool:
+        """Return whether all that was queued before the fence is done."""
+
 
 class Passed:
     """A fence that nobody has to wait for."""
 
     def synchronize(self) -> None:
         """Return at once."""
+
+    def query(self) -> bool:
+        """Return True."""
+        return True
 
 
 PASSED: Final[Fence] = Passed()

@@ -35,6 +35,10 @@ class GroupedCopier:
         """Return a fence where this step's work on the cache is complete on the model's stream."""
         return self._first.fence()
 
+    def hold_model(self, until: Fence) -> None:
+        """Let the model's stream wait for the fence."""
+        self._first.hold_model(until)
+
     def gather(self, parts: Sequence[PagePart], after: Fence) -> Fence:
         """Copy blocks into payloads."""
         fence = PASSED

@@ -2,12 +2,17 @@
 
 A load's own transfer thread. It hands whole batches to the bus and keeps a few under way, while the checks of the next
 ones run ahead. Chunks stay pinned in CPU memory until the copies that read them are over.
+
+vLLM takes two or three steps to run a request whose load is over. So it is told as soon as every chunk has passed its
+check and the bus has the last batch. The model's work waits for that batch on the device.
 """
 
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import Final
 
 from cwm_connector.core.errors import Code, CWMError
@@ -44,7 +49,7 @@ class Loader:
         filling = _Filling(self._copier, self._reader, self._shape, job, after)
         failure: tuple[Code, str] | None = None
         try:
-            filling.run()
+            filling.run(partial(self._outbox.all_queued, job.request_id))
         except CWMError as problem:
             failure = (problem.code, problem.message)
         except Exception as problem:
@@ -53,19 +58,31 @@ class Loader:
         from_below = [each.chunk for each in filling.filled if each.tier is not TierName.CPU]
         self._outbox.entered_memory(self._shape.id(chunk) for chunk in from_below)
         outcomes = [self._shape.outcome(each.chunk, each.tier) for each in filling.filled]
-        self._end(job, outcomes, failure, time.perf_counter() - started)
+        self._end(job, outcomes, failure, time.perf_counter() - started, is_known=filling.is_announced)
 
     def fail(self, job: LoadJob, failure: tuple[Code, str]) -> None:
         """End a load that could not begin. vLLM computes all of its blocks."""
         self._end(job, [], failure, 0.0)
 
-    def _end(self, job: LoadJob, good: list[ChunkOutcome], failure: tuple[Code, str] | None, seconds: float) -> None:
+    def _end(
+        self,
+        job: LoadJob,
+        good: list[ChunkOutcome],
+        failure: tuple[Code, str] | None,
+        seconds: float,
+        *,
+        is_known: bool = False,
+    ) -> None:
+        """Report the end. `is_known`: vLLM may run the request already."""
         outcomes = list(good)
         if failure is not None and len(good) < len(job.chunks):
             outcomes.append(failed(job.chunks[len(good)].chunk, failure))
+        report = Report(job.id, self._rank, Phase.FINISHED, done=len(good), outcomes=tuple(outcomes), seconds=seconds)
+        if is_known:
+            self._outbox.report(report)
+            return
         # vLLM trusts every block before the first bad one and none after it.
         bad = {block for part in job.chunks[len(good) :] for block in part.block_ids}
-        report = Report(job.id, self._rank, Phase.FINISHED, done=len(good), outcomes=tuple(outcomes), seconds=seconds)
         self._outbox.loaded(job.request_id, bad, report, failed=len(good) < len(job.chunks))
 
 
@@ -75,6 +92,8 @@ class _Filling:
     def __init__(self, copier: PagedCopier, reader: ChunkReader, shape: ChunkShape, job: LoadJob, after: Fence) -> None:
         self.filled: list[VerifiedChunk] = []
         """In order. Their copies are over; the chunks may be evicted."""
+        self.is_announced = False
+        """The last copies were announced while they were under way."""
         self._copier = copier
         self._reader = reader
         self._shape = shape
@@ -82,8 +101,11 @@ class _Filling:
         self._parts = deque(job.chunks)
         self._under_way: deque[tuple[list[VerifiedChunk], Fence]] = deque()
 
-    def run(self) -> None:
-        """Fill the blocks of one chunk after the other. Return, or raise, when no copy is under way any more."""
+    def run(self, announce: Callable[[Fence], None]) -> None:
+        """Fill the blocks of one chunk after the other. Return, or raise, when no copy is under way any more.
+
+        `announce` is told of the last copies, if they are still under way when nothing else is left to do.
+        """
         chunks = [part.chunk for part in self._parts]
         try:
             with closing(self._reader.read(chunks, Purpose.LOAD, self._settle_one)) as batches:
@@ -91,9 +113,18 @@ class _Filling:
                     self._start(batch)
                     while len(self._under_way) > BATCHES_UNDER_WAY:
                         self._settle_one()
+            while len(self._under_way) > 1:
+                self._settle_one()
+            self._announce(announce)
         finally:
             while self._settle_one():
                 pass
+
+    def _announce(self, announce: Callable[[Fence], None]) -> None:
+        for _, last_copies in self._under_way:
+            if not last_copies.query():
+                announce(last_copies)
+                self.is_announced = True
 
     def _start(self, batch: list[VerifiedChunk]) -> None:
         try:

@@ -5,15 +5,28 @@ Any thread. One lock, held for moments, so that vLLM's hooks never wait.
 
 import threading
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cwm_connector.core.types import ChunkKey, TierName
 from cwm_connector.step.jobs import JobId, Phase, Report, StepReports
 from cwm_connector.tiers.base import ChunkId
+from cwm_connector.worker.fence import Fence
 
 ENDED_KEPT: Final = 4096
 """The newest jobs that have ended. Older ones are not asked about any more."""
+
+
+@dataclass(slots=True)
+class LoadsOver:
+    """The requests that vLLM may run again."""
+
+    loaded: set[str] = field(default_factory=set)
+    """Those whose load has ended, in success or failure, or needs nothing more than the last copies."""
+    failed: set[str] = field(default_factory=set)
+    """Those that could not be given all that they wait for."""
+    last_copies: list[Fence] = field(default_factory=list)
+    """The model has to wait for these before it runs any of the requests."""
 
 
 class Outbox:
@@ -23,8 +36,7 @@ class Outbox:
         self._lock = threading.Lock()
         self._news = StepReports()
         self._bad_copies: set[tuple[ChunkKey, TierName]] = set()
-        self._loaded_requests: set[str] = set()
-        self._failed_requests: set[str] = set()
+        self._loads = LoadsOver()
         self._bad_blocks: set[int] = set()
         self._under_way: set[JobId] = set()
         self._ended: dict[JobId, None] = {}
@@ -64,25 +76,26 @@ class Outbox:
         with self._lock:
             self._bad_copies.add((key, tier))
 
+    def all_queued(self, request_id: str, last_copies: Fence) -> None:
+        """Add a request whose chunks have all passed their checks. Their last copies are queued."""
+        with self._lock:
+            self._loads.loaded.add(request_id)
+            self._loads.last_copies.append(last_copies)
+
     def loaded(self, request_id: str, bad_blocks: Iterable[int], report: Report, *, failed: bool) -> None:
         """Add the end of a request's load, with the blocks that could not be filled. `failed`: not all of it was."""
         with self._lock:
             self._add(report)
             if failed:
-                self._failed_requests.add(request_id)
+                self._loads.failed.add(request_id)
             self._bad_blocks.update(bad_blocks)
-            self._loaded_requests.add(request_id)
+            self._loads.loaded.add(request_id)
 
-    def take_loaded(self) -> set[str]:
-        """Return the requests whose load has ended since the last call, in success or failure."""
-        return self.take_loads()[0]
-
-    def take_loads(self) -> tuple[set[str], set[str]]:
-        """Return the same, and which of them have failed."""
+    def take_loads(self) -> LoadsOver:
+        """Return the requests that vLLM may run again since the last call."""
         with self._lock:
-            loaded, self._loaded_requests = self._loaded_requests, set()
-            failed, self._failed_requests = self._failed_requests, set()
-        return loaded, failed
+            loads, self._loads = self._loads, LoadsOver()
+        return loads
 
     def take_bad_blocks(self) -> set[int]:
         """Return the blocks whose load has failed since the last call."""

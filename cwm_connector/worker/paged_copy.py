@@ -57,6 +57,9 @@ class PagedCopier(Protocol):
     def fence(self) -> Fence:
         """Return a fence where this step's work on the cache is complete on the model's stream."""
 
+    def hold_model(self, until: Fence) -> None:
+        """Let the work that the model queues from now on wait for a fence of this copier. The model's thread."""
+
     def gather(self, parts: Sequence[PagePart], after: Fence) -> Fence:
         """Copy blocks into payloads, once `after` has passed. Return the fence behind the copies."""
 
@@ -156,6 +159,9 @@ class CpuCopier:
         """Return a passed fence: the forward has returned, so its writes are visible."""
         return PASSED
 
+    def hold_model(self, until: Fence) -> None:
+        """Do nothing: each copy was over when it returned."""
+
     def gather(self, parts: Sequence[PagePart], after: Fence) -> Fence:
         """Copy blocks into payloads."""
         for part in parts:
@@ -184,6 +190,9 @@ class CopyQueue(Protocol):
 
     def mark(self) -> Fence:
         """Return a fence at this point of the model's stream. The model's thread."""
+
+    def hold(self, until: Fence) -> None:
+        """Let the model's stream wait for a fence of this queue. The model's thread."""
 
     def copy(self, sources: torch.Tensor, targets: torch.Tensor, sizes: torch.Tensor, after: Fence) -> Fence:
         """Queue copies between addresses (int64, in bytes), once `after` has passed. Return the fence behind them.
@@ -221,6 +230,10 @@ class DirectCopier:
     def fence(self) -> Fence:
         """Return a fence on the model's stream."""
         return self._outward.mark()
+
+    def hold_model(self, until: Fence) -> None:
+        """Let the model's stream wait for the fence."""
+        self._inward.hold(until)
 
     def gather(self, parts: Sequence[PagePart], after: Fence) -> Fence:
         """Queue the copies of blocks into payloads."""

@@ -114,12 +114,18 @@ class WorkerSide:
                 self._fail(job, (Code.INTERNAL, unexpected(problem)))
 
     def take_loaded(self) -> set[str]:
-        """Return the requests whose load has ended since the last call, in success or failure."""
-        return self._outbox.take_loaded()
+        """Return the requests that vLLM may run again since the last call, after a load or a failed one.
+
+        The last copies of a load may be under way. What the model queues from now on waits for them on the device.
+        """
+        return self.take_loads()[0]
 
     def take_loads(self) -> tuple[set[str], set[str]]:
         """Return the same, and which of these requests could not be given all that they wait for."""
-        return self._outbox.take_loads()
+        loads = self._outbox.take_loads()
+        for last_copies in loads.last_copies:
+            self._copier.hold_model(last_copies)
+        return loads.loaded, loads.failed
 
     def take_bad_blocks(self) -> set[int]:
         """Return the blocks whose load has failed since the last call."""

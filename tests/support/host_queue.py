@@ -32,6 +32,9 @@ class Point:
     def synchronize(self) -> None:
         self.queue.wait(self.batches)
 
+    def query(self) -> bool:
+        return self.queue.made >= self.batches
+
 
 @dataclass(eq=False)
 class HostQueue:
@@ -44,10 +47,18 @@ class HostQueue:
     """Hold it to make the device take its time."""
     awaited: threading.Event = field(default_factory=threading.Event)
     """Set as soon as somebody waits for copies."""
+    gone: bool = False
+    """The device has failed. Whoever waits for it learns so."""
+    held: list[Fence] = field(default_factory=list)
+    """The fences that the model's stream waits for, in order."""
 
     def mark(self) -> Fence:
         """Return a fence behind all batches until now."""
         return Point(self, len(self.batches))
+
+    def hold(self, until: Fence) -> None:
+        """Note that the model's work waits for a fence."""
+        self.held.append(until)
 
     def copy(self, sources: torch.Tensor, targets: torch.Tensor, sizes: torch.Tensor, after: Fence) -> Fence:
         """Queue a batch."""
@@ -61,6 +72,8 @@ class HostQueue:
     def wait(self, batches: int) -> None:
         """Make the first copies that are not made yet, up to so many batches in all."""
         self.awaited.set()
+        if self.gone:
+            raise RuntimeError("the device is gone")
         with self.lock:
             while self.made < batches:
                 one = self.batches[self.made]

@@ -72,6 +72,17 @@ async def test_eight_requests_on_one_thaw_load_it_once(engine: Miniature) -> Non
     assert free - engine.pool.get_num_free_blocks() == BLOCKS
 
 
+async def test_a_request_that_runs_before_its_load_is_reported_has_loaded_all_of_it(
+    engine: Miniature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fan = FanOut(engine)
+    one = fan.add(IDS, await thawed_salt(engine))
+    monkeypatch.setattr(engine.worker, "take_reports", lambda: None)
+    fan.finish()
+    assert loaded_chunks(engine) == 0
+    assert engine.scheduler._loads.finished(one.id) == len(IDS)
+
+
 async def test_a_request_that_goes_on_further_waits_for_what_it_shares(engine: Miniature) -> None:
     salt = await thawed_salt(engine)
     fan, held = FanOut(engine), HeldLoads(engine)

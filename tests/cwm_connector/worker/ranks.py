@@ -1,5 +1,6 @@
 """The worker side of one rank, with the real copies, the real memory pool and real files."""
 
+import math
 import threading
 import time
 from array import array
@@ -53,13 +54,18 @@ class Rank:
         """Posts the job and plays vLLM's steps until it is done."""
         ticket = self.board.post(job)
         self.side.submit(self.board.take())
-        pause = threading.Event()
-        while not ticket.finished.done():
+        self.finish(ticket)
+        return ticket
+
+    def finish(self, ticket: Ticket, seconds: float = math.inf) -> bool:
+        """Plays vLLM's steps until the job is done, for so long. Returns whether it is."""
+        pause, end = threading.Event(), time.monotonic() + seconds
+        while not ticket.finished.done() and time.monotonic() < end:
             if (reports := self.side.take_reports()) is not None:
                 self.board.deliver(reports.reports)
                 self.bad += reports.bad_copies
             pause.wait(0.001)
-        return ticket
+        return ticket.finished.done()
 
     def save(self, specs: tuple[ChunkSpec, ...], first_block: int = 0) -> Ticket:
         return self.run(SaveJob(self.board.next_id(), parts(specs, first_block), (TierName.DISK,), NO_CLAIM))

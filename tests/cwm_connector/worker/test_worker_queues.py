@@ -1,7 +1,6 @@
 """worker.py: copies through the queues of a device, and how much memory a save takes."""
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,9 @@ def test_no_byte_of_a_chunk_that_fails_its_check_reaches_the_device(tmp_path: Pa
     rank.side.close()
 
 
-def test_a_chunk_stays_where_it_is_until_the_device_has_read_it(tmp_path: Path) -> None:
+def test_a_request_runs_when_the_bus_has_its_last_copies_which_the_model_and_the_memory_wait_for(
+    tmp_path: Path,
+) -> None:
     back = HostQueue()
     rank = Rank(tmp_path, queues=(HostQueue(), back))
     chunks = specs(2)
@@ -78,14 +79,28 @@ def test_a_chunk_stays_where_it_is_until_the_device_has_read_it(tmp_path: Path) 
     whole = rank.cpu.usage().limit_bytes
     try:
         assert back.awaited.wait(60) and back.batches
+        assert rank.side.take_loaded() == {"r"} and rank.side.take_bad_blocks() == set()
+        (last_copies,) = back.held  # the model's later work is queued behind it
+        assert not last_copies.query()
         with pytest.raises(CWMError, match="CWM-7001"):
             rank.cpu.reserve(whole)
-        assert not ticket.finished.done()
+        assert not rank.finish(ticket, 0.05)
     finally:
         back.lock.release()
-    while not rank.side.take_loaded():
-        time.sleep(0.001)
+    assert rank.finish(ticket, 60) and last_copies.query()
     rank.cpu.release(rank.cpu.reserve(whole))
+    assert rank.side.take_loaded() == set() and len(back.held) == 1
+
+
+def test_a_request_whose_last_copies_fail_is_not_told_to_run_twice(tmp_path: Path) -> None:
+    back = HostQueue()
+    rank = Rank(tmp_path, queues=(HostQueue(), back))
+    chunks = specs(2)
+    rank.save(chunks).finished.result()
+    back.gone = True
+    outcomes = rank.load(chunks, 10).finished.result().outcomes
+    assert outcomes[chunks[0].key].failure is not None
+    assert rank.side.take_loaded() == {"r"} and rank.side.take_bad_blocks() == set()
     rank.side.close()
 
 
