@@ -1,8 +1,9 @@
 """Saves: blocks -> chunks in CPU memory -> the durable tiers.
 
-One transfer thread. A save runs as a pipeline: while the bus copies one batch out, checksums of earlier ones are
-computed and still earlier ones are written. It holds at most a share of CPU memory, so a freeze of any size leaves the
-rest to others. Blocks are copied from the end of the sequence to its beginning, because vLLM reuses the end first.
+One transfer thread. Copies come first, because vLLM waits for its blocks. When all are made, or the save holds its
+share of CPU memory, chunks are sealed and written, several at a time. The share is bounded, so a freeze of any size
+leaves the rest to others. Blocks are copied from the end of the sequence to its beginning, because vLLM reuses the end
+first.
 
 A save that nobody asked for leaves hot chunks where they are. It takes free memory and cold chunks. If there are none,
 it takes one small batch from the others, goes through that over and over, and waits.
@@ -56,13 +57,6 @@ class _Written:
     one: _Captured
     writes: "Future[list[Future[None]]]"
     """The seal, and then the writes."""
-
-    @property
-    def is_over(self) -> bool:
-        """Return True if nobody has to wait for it any more."""
-        if not self.writes.done() or self.writes.exception() is not None:
-            return self.writes.done()
-        return all(write.done() for write in self.writes.result())
 
     def problems(self) -> list[BaseException]:
         """Wait for the seal and all writes, and return what went wrong."""
@@ -160,10 +154,6 @@ class Save:
         self._held += need
         self._under_way.append((taken, copied))
         self._settle_captures(BATCHES_UNDER_WAY)
-        if self._parts.checksums.threads:  # else they are computed here, and captures go first
-            while self._written and self._written[0].is_over:
-                self._finish_oldest()
-            self._write_captured()
 
     def _part(self, part: ChunkBlocks, one: _Captured) -> PagePart:
         payload = self._parts.shape.payload_of(part.chunk, one.buffer)
