@@ -36,7 +36,7 @@ from cwm_connector.step.save_plan import (
     SavePlan,
     plan_save,
 )
-from cwm_connector.step.step_queue import StepQueue
+from cwm_connector.step.step_queue import IDLE_STEP_SHARE_S, STEP_SHARE_S, StepQueue
 from cwm_connector.step.surveys import FreezableHead
 from cwm_connector.step.window_matches import Match, WindowMatches, is_anonymous
 
@@ -157,7 +157,7 @@ class SchedulerSide:
         self.prefill_speed.step_planned(tokens, position)
         self._sessions.pack()
         self._pinned.free_some()
-        self._step_queue.drain()
+        self._step_queue.drain(STEP_SHARE_S if tokens else IDLE_STEP_SHARE_S)
         return StepJobs(self._board.take())
 
     def deliver(self, reports: StepReports) -> None:

@@ -10,6 +10,8 @@ T = TypeVar("T")
 
 STEP_SHARE_S: Final = 0.0004
 """CPU time of each step. When it is used up, what still waits is left to the next step."""
+IDLE_STEP_SHARE_S: Final = 0.0007
+"""That of a step that computes nothing. vLLM sleeps for a millisecond after it, so a freeze waits for every step."""
 
 
 class StepQueue:
@@ -54,10 +56,10 @@ class StepQueue:
         """Return whether a step was requested or anything waits for one."""
         return self._nudged or not self._calls.empty() or not self._collections.empty()
 
-    def drain(self) -> None:
+    def drain(self, share_s: float = STEP_SHARE_S) -> None:
         """Run the functions that wait, then collect, until the share of the step is used up. Do at least one thing."""
         self._nudged = False
-        until = self._clock() + STEP_SHARE_S
+        until = self._clock() + share_s
 
         def is_over() -> bool:
             return self._clock() >= until

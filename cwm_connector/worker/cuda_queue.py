@@ -17,6 +17,8 @@ class CudaQueue:
         self._device = device
         self._from_host = from_host
         self._stream = torch.cuda.Stream(device)
+        self._behind: Fence | None = None
+        """The fence that the stream has been made to wait for last. All that is queued now is behind it."""
 
     def mark(self) -> Fence:
         """Return a fence at this point of the model's stream."""
@@ -37,8 +39,9 @@ class CudaQueue:
         """
         try:
             with torch.cuda.stream(self._stream):
-                if isinstance(after, torch.cuda.Event):
+                if isinstance(after, torch.cuda.Event) and after is not self._behind:
                     self._stream.wait_event(after)
+                    self._behind = after
                 compat.queue_copies(sources, targets, sizes, from_host=self._from_host)
                 done = torch.cuda.Event(blocking=True)  # a thread that waits for it uses no core
                 done.record(self._stream)
