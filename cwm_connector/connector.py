@@ -28,7 +28,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from cwm_connector import compat, logs
 from cwm_connector.core.errors import CWMError
-from cwm_connector.interpreter_lock import shorten_turns
+from cwm_connector.interpreter_lock import take_turns
 from cwm_connector.service import EngineSide
 from cwm_connector.settings import load_settings
 from cwm_connector.step.jobs import StepJobs, StepReports, WorkerFacts
@@ -86,7 +86,6 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         self._settings = load_settings(self._kv_transfer_config.kv_connector_extra_config)
         logs.configure(self._settings.log_level)
-        shorten_turns()
         self._service: EngineSide | None = None
         self._worker: WorkerSide | None = None
         self._facts: WorkerFacts | None = None
@@ -164,7 +163,10 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
     def wait_for_save(self) -> None:
         """Hand the step's jobs to the transfer threads. Returns at once."""
         metadata = self._get_connector_metadata()
-        if self._worker is not None and isinstance(metadata, StepJobs):
+        if not isinstance(metadata, StepJobs):
+            return
+        take_turns(short=not metadata.computes)
+        if self._worker is not None:
             self._worker.submit(metadata.jobs)
 
     @hook(lambda: (None, None))

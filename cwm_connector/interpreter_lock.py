@@ -1,17 +1,22 @@
 """How the threads of one process take turns at the interpreter's lock.
 
-vLLM's engine thread runs Python in the same process as CWM's threads. A thread that comes back from a copy, a checksum
-or a read needs the lock for some microseconds. By Python's default it waits for up to 5 ms, in which a PCIe 5 bus moves
-256 MiB. Nor may one of CWM's threads keep the lock from the engine for that long.
+On a GPU, vLLM's engine thread runs Python in the same process as the transfer threads. A thread that comes back from a
+copy, a checksum or a read needs the lock for some microseconds, and the engine thread keeps it for up to 5 ms, in which
+a PCIe 5 bus moves 256 MiB. If the step computes nothing, because all requests wait for their loads, the engine thread
+has no hurry, and short turns make loads and captures a third faster. If it computes, every turn that it loses makes
+somebody's tokens slower, so it keeps Python's turns.
+
+The model's thread, once a step. It takes less than a microsecond.
 """
 
 import sys
 from typing import Final
 
-SWITCH_INTERVAL_S: Final = 0.0002
+SHORT_S: Final = 0.0002
 """A thread that waits for the lock is given it after so long."""
+_PYTHONS_S: Final = sys.getswitchinterval()
 
 
-def shorten_turns() -> None:
-    """Let no thread of this process keep the lock for longer than `SWITCH_INTERVAL_S` while others wait for it."""
-    sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
+def take_turns(*, short: bool) -> None:
+    """Let a thread that waits for the lock have it after `SHORT_S`, or after Python's own interval."""
+    sys.setswitchinterval(SHORT_S if short else _PYTHONS_S)

@@ -243,6 +243,8 @@ class StepJobs(KVConnectorMetadata):
     """The jobs that the scheduler side sends to the workers, once a step."""
 
     jobs: list[Job] = field(default_factory=list)
+    computes: bool = False
+    """The step computes tokens."""
 
 
 @dataclass

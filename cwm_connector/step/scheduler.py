@@ -158,7 +158,7 @@ class SchedulerSide:
         self._sessions.pack()
         self._pinned.free_some()
         self._step_queue.drain(STEP_SHARE_S if tokens else IDLE_STEP_SHARE_S)
-        return StepJobs(self._board.take())
+        return StepJobs(self._board.take(), computes=tokens > 0)
 
     def deliver(self, reports: StepReports) -> None:
         """Take in the workers' reports of a step."""

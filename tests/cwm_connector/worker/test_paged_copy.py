@@ -138,6 +138,23 @@ def test_copies_wait_for_what_the_model_has_queued_before() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_what_the_model_queues_later_waits_for_the_copies_that_hold_it() -> None:
+    layers = [torch.zeros((64, 2, 16, 512), dtype=torch.bfloat16, device="cuda") for _ in range(32)]
+    copier = copier_for(layers)
+    payload = torch.full((payload_bytes(copier, 64) // 2,), 3.0, dtype=torch.bfloat16, pin_memory=True)
+    whole = [PagePart(payload.view(torch.uint8), 64, 0, list(range(64)))]
+    slow = torch.randn((4096, 4096), device="cuda")
+    for _ in range(50):
+        slow = slow @ slow / 4096
+    copied = copier.scatter(whole, copier.fence())
+    assert not copied.query()
+    copier.hold_model(copied)
+    read = torch.stack([layer.float().min() for layer in layers])
+    assert (read == 3.0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 def test_a_call_that_fails_has_waited_for_the_copies_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = list(torch.ones((32, 512, 2, 16, 1024), dtype=torch.bfloat16, device="cuda"))
     copier = copier_for(layers)

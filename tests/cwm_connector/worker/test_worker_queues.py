@@ -104,6 +104,26 @@ def test_a_request_whose_last_copies_fail_is_not_told_to_run_twice(tmp_path: Pat
     rank.side.close()
 
 
+def test_all_blocks_of_a_save_are_copied_before_a_chunk_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = HostQueue()
+    rank = Rank(tmp_path, queues=(out, HostQueue()))
+    monkeypatch.setattr("cwm_connector.worker.saves.BATCH_BYTES", CHUNK_BYTES)
+    made: list[int] = []
+    disk = rank.side._stack.durable_tiers[TierName.DISK]
+    write = disk.write
+
+    def watched(*args: Any) -> Any:
+        made.append(out.made)
+        return write(*args)
+
+    monkeypatch.setattr(disk, "write", watched)
+    rank.save(specs(24)).finished.result()
+    assert len(out.batches) == 12 and made == [12] * 12
+    rank.side.close()
+
+
 @pytest.mark.parametrize("broken_at", [0, 1])
 def test_a_device_that_fails_ends_the_save_and_gives_the_memory_back(tmp_path: Path, broken_at: int) -> None:
     rank = Rank(tmp_path, cpu_chunks=12, queues=(HostQueue(broken_at=broken_at), HostQueue()))
