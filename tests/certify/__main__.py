@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from cwm_connector.settings import AutoThaw
 from tests.certify.cases import cases
 from tests.certify.certifier import Certifier
 from tests.support.engine import Engine, EngineOptions
@@ -22,13 +23,17 @@ def main(
     minutes: Annotated[float, typer.Option(help="No window is begun later, and those left out are a fault.")] = 18,
     seed: Annotated[int, typer.Option(help="Decides which windows, and what is said in them.")] = 1,
     noise: Annotated[int, typer.Option(help="Prompts of which the noise floor is measured.")] = 3,
+    auto_thaw: Annotated[
+        AutoThaw,
+        typer.Option(help="Otherwise sessions compute evicted tokens that windows hold, and their bits may differ."),
+    ] = AutoThaw.PREFIX,
     report: Annotated[Path | None, typer.Option(help="Writes the figures here, as JSON.")] = None,
 ) -> None:
     deadline = time.monotonic() + minutes * 60
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="cwm-certify-"))
         # Memory and disk are small, so that windows move down to the disk and to Redis.
-        settings = {"CWM_AUTO_THAW": "off"}
+        settings = {"CWM_AUTO_THAW": auto_thaw.value}
         if shutil.which(os.environ.get("CWM_TEST_REDIS_SERVER", "redis-server")) is None:
             print("no redis-server here: nothing is thawed from Redis", flush=True)
         else:
