@@ -6,7 +6,9 @@ a PCIe 5 bus moves 256 MiB. If the step computes nothing, because all requests w
 has no hurry, and short turns make loads and captures a third faster. If it computes, every turn that it loses makes
 somebody's tokens slower, so it keeps Python's turns.
 
-The model's thread, once a step. It takes less than a microsecond.
+The same holds for the catalog's thread, which takes the lock again for each row, while requests wait for its answer.
+
+The engine thread and the model's thread, once a step. It takes less than a microsecond.
 """
 
 import sys
