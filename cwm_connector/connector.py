@@ -261,9 +261,10 @@ class CWMConnector(KVConnectorBase_V1, SupportsHMA):
         """Run the calls queued by other threads, then return this step's jobs for the workers."""
         assert self._service is not None
         tokens = scheduler_output.total_num_scheduled_tokens
-        take_turns(short=tokens == 0)  # maybe in a process of its own, where the catalog's thread has to be quick
         position = compat.middle_of_step(scheduler_output) if tokens >= PREFILL_TOKENS else 0
-        return self._service.scheduler.step_jobs(tokens, position)
+        jobs = self._service.scheduler.step_jobs(tokens, position)
+        take_turns(short=not jobs.computes)  # the workers may have processes of their own, and do the same there
+        return jobs
 
     @hook(_nothing)
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:

@@ -3,8 +3,9 @@
 On a GPU, vLLM's engine thread runs Python in the same process as the transfer threads. A thread that comes back from a
 copy, a checksum or a read needs the lock for some microseconds, and the engine thread keeps it for up to 5 ms, in which
 a PCIe 5 bus moves 256 MiB. If the step computes nothing, because all requests wait for their loads, the engine thread
-has no hurry, and short turns make loads and captures a third faster. If it computes, every turn that it loses makes
-somebody's tokens slower, so it keeps Python's turns.
+has no hurry, and short turns make loads and captures faster. With stand-ins for the bus and the checks, a load of 128
+chunks took 95 ms in place of 118. If the step computes, every turn that the engine thread loses makes somebody's tokens
+slower, so it keeps Python's turns.
 
 The same holds for the catalog's thread, which takes the lock again for each row, while requests wait for its answer.
 
